@@ -1,0 +1,238 @@
+//! f16, bf16, f32, f64: the type that is stored, and the type that sums are made in.
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+
+/// A storage type, as a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE double precision.
+    F64,
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision: largest value 65504.
+    F16,
+    /// The upper half of an f32.
+    Bf16,
+}
+
+/// `f64`, `f32`, `f16`, `bf16`.
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            DType::F64 => "f64",
+            DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::Bf16 => "bf16",
+        })
+    }
+}
+
+mod sealed {
+    /// Keeps the set of types closed, so that every engine can serve all of them.
+    pub trait Sealed {}
+}
+
+/// What a buffer may hold: an [`Element`], or the bytes of a reserve space.
+pub trait Plain:
+    sealed::Sealed + Copy + Default + PartialEq + std::fmt::Debug + Send + Sync + 'static
+{
+}
+
+/// A type that activations are stored in.
+#[diagnostic::on_unimplemented(
+    message = "batch normalization of `{Self}`: use f16, bf16, f32 or f64"
+)]
+pub trait Element: Plain {
+    /// The type of sums, parameters and statistics: f64 for f64, f32 for the others.
+    type Acc: Real;
+    /// This type, as a value.
+    const DTYPE: DType;
+    /// The largest value of the accumulating type that this type rounds to zero.
+    ///
+    /// A ReLU whose input is at most this gives 0, and passes no gradient.
+    const ROUNDS_TO_ZERO: Self::Acc;
+    /// To the accumulating type, exactly.
+    fn widen(self) -> Self::Acc;
+    /// From the accumulating type, to nearest, ties to even.
+    fn narrow(acc: Self::Acc) -> Self;
+
+    /// `src` in the accumulating type: itself where that is its type, else a copy in `scratch`,
+    /// which must be as long.
+    #[doc(hidden)]
+    fn widened<'a>(src: &'a [Self], scratch: &'a mut [Self::Acc]) -> &'a [Self::Acc] {
+        let scratch = &mut scratch[..src.len()];
+        for (wide, x) in scratch.iter_mut().zip(src) {
+            *wide = x.widen();
+        }
+        scratch
+    }
+    /// Lets `fill` write `dst` in the accumulating type: in place where that is its type, else in
+    /// `scratch`, which must be as long, and rounds. `fill` finds arbitrary values.
+    #[doc(hidden)]
+    fn narrowed<R>(
+        dst: &mut [Self],
+        scratch: &mut [Self::Acc],
+        fill: impl FnOnce(&mut [Self::Acc]) -> R,
+    ) -> R {
+        let scratch = &mut scratch[..dst.len()];
+        let result = fill(scratch);
+        for (y, wide) in dst.iter_mut().zip(scratch) {
+            *y = Self::narrow(*wide);
+        }
+        result
+    }
+}
+
+/// A type that arithmetic is done in: f32 or f64, nothing else.
+pub trait Real:
+    Element<Acc = Self>
+    + PartialOrd
+    + std::iter::Sum
+    + std::ops::Add<Output = Self>
+    + std::ops::Sub<Output = Self>
+    + std::ops::Mul<Output = Self>
+    + std::ops::Div<Output = Self>
+    + std::ops::AddAssign
+{
+    /// Rounded to this type.
+    fn from_f64(v: f64) -> Self;
+    /// Exactly.
+    fn to_f64(self) -> f64;
+}
+
+macro_rules! real {
+    ($t:ty, $dtype:ident) => {
+        impl sealed::Sealed for $t {}
+        impl Plain for $t {}
+        impl Element for $t {
+            type Acc = $t;
+            const DTYPE: DType = DType::$dtype;
+            const ROUNDS_TO_ZERO: $t = 0.0;
+            #[inline(always)]
+            fn widen(self) -> $t {
+                self
+            }
+            #[inline(always)]
+            fn narrow(acc: $t) -> $t {
+                acc
+            }
+            #[inline(always)]
+            fn widened<'a>(src: &'a [$t], _: &'a mut [$t]) -> &'a [$t] {
+                src
+            }
+            #[inline(always)]
+            fn narrowed<R>(dst: &mut [$t], _: &mut [$t], fill: impl FnOnce(&mut [$t]) -> R) -> R {
+                fill(dst)
+            }
+        }
+        impl Real for $t {
+            #[inline(always)]
+            fn from_f64(v: f64) -> Self {
+                v as $t
+            }
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                self.into()
+            }
+        }
+    };
+}
+real!(f64, F64);
+real!(f32, F32);
+
+impl sealed::Sealed for f16 {}
+impl Plain for f16 {}
+impl Element for f16 {
+    type Acc = f32;
+    const DTYPE: DType = DType::F16;
+    const ROUNDS_TO_ZERO: f32 = f32::from_bits((127 - 25) << 23); // half of the least, 2^-24
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    #[inline(always)]
+    fn narrow(acc: f32) -> f16 {
+        f16::from_f32(acc)
+    }
+    // half converts slices by the machine's instruction, where it has one.
+    #[inline(always)]
+    fn widened<'a>(src: &'a [f16], scratch: &'a mut [f32]) -> &'a [f32] {
+        let scratch = &mut scratch[..src.len()];
+        src.convert_to_f32_slice(scratch);
+        scratch
+    }
+    #[inline(always)]
+    fn narrowed<R>(dst: &mut [f16], scratch: &mut [f32], fill: impl FnOnce(&mut [f32]) -> R) -> R {
+        let scratch = &mut scratch[..dst.len()];
+        let result = fill(scratch);
+        dst.convert_from_f32_slice(scratch);
+        result
+    }
+}
+
+impl sealed::Sealed for bf16 {}
+impl Plain for bf16 {}
+impl Element for bf16 {
+    type Acc = f32;
+    const DTYPE: DType = DType::Bf16;
+    const ROUNDS_TO_ZERO: f32 = f32::from_bits(1 << 15); // half of the least, 2^-133
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    /// Without a branch, so that a loop over it becomes vector code.
+    #[inline(always)]
+    fn narrow(acc: f32) -> bf16 {
+        let bits = acc.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        let quiet = bits >> 16 | 0x40;
+        bf16::from_bits(if acc.is_nan() { quiet } else { rounded } as u16)
+    }
+}
+
+impl sealed::Sealed for u8 {}
+impl Plain for u8 {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_rounds_as_half_does() {
+        // Every upper half with lower halves around the tie, NaN and infinities among them.
+        for high in 0..=u16::MAX {
+            for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let wide = f32::from_bits(u32::from(high) << 16 | low);
+                let (ours, theirs) = (bf16::narrow(wide), bf16::from_f32(wide));
+                assert_eq!(ours.to_bits(), theirs.to_bits(), "{wide:e}");
+            }
+            let narrow = bf16::from_bits(high);
+            let same = narrow.widen().to_bits() == narrow.to_f32().to_bits();
+            assert!(same || narrow.is_nan(), "{high:#x}");
+        }
+    }
+
+    #[test]
+    fn rounds_to_zero_is_the_edge() {
+        fn edge<E: Element<Acc = f32>>() {
+            assert_eq!(E::narrow(E::ROUNDS_TO_ZERO).widen(), 0.0);
+            let above = f32::from_bits(E::ROUNDS_TO_ZERO.to_bits() + 1);
+            assert!(E::narrow(above).widen() > 0.0);
+        }
+        edge::<f16>();
+        edge::<bf16>();
+        edge::<f32>();
+    }
+
+    #[test]
+    fn slices_convert_like_elements() {
+        let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+        let mut scratch = vec![0.0; all.len()];
+        for (wide, x) in f16::widened(&all, &mut scratch).iter().zip(&all) {
+            assert!(*wide == x.widen() || wide.is_nan() && x.is_nan(), "{x}");
+        }
+        let wide: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.37).sin() * 70000.0).collect();
+        let mut narrow = vec![f16::default(); wide.len()];
+        f16::narrowed(&mut narrow, &mut scratch, |s| s.copy_from_slice(&wide));
+        assert!(narrow.iter().zip(&wide).all(|(n, w)| *n == f16::narrow(*w)));
+    }
+}

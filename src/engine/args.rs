@@ -1,0 +1,382 @@
+//! Arguments by name, and the one check that every engine makes before it writes.
+use super::saved::{Buffers, Forward};
+use super::{Engine, Op, Request, Saved};
+use crate::{Element, Error, Memory, Plain, Real, Result, Shape};
+
+/// What follows `weight * xhat + bias (+ residual)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Activation {
+    /// Nothing.
+    #[default]
+    Identity,
+    /// `max(v, 0)`; NaN stays NaN and passes its gradient, as in PyTorch.
+    Relu,
+}
+
+/// An input that the output may overwrite.
+#[derive(Debug, Clone, Copy)]
+pub enum Input<V> {
+    /// The input lies here, apart from the output.
+    View(V),
+    /// The output holds the input now, and the result afterwards.
+    InPlace,
+}
+
+impl<V> Input<V> {
+    /// As [`Option::as_ref`].
+    pub fn as_ref(&self) -> Input<&V> {
+        match self {
+            Input::View(v) => Input::View(v),
+            Input::InPlace => Input::InPlace,
+        }
+    }
+    /// As [`Option::map`].
+    pub fn map<U>(self, f: impl FnOnce(V) -> U) -> Input<U> {
+        match self {
+            Input::View(v) => Input::View(f(v)),
+            Input::InPlace => Input::InPlace,
+        }
+    }
+}
+
+/// Running statistics to update: `r <- (1 - factor) * r + factor * batch`.
+pub struct Running<'a, M: Memory, P: Real> {
+    /// Length C.
+    pub mean: M::ViewMut<'a, P>,
+    /// Length C; receives the unbiased variance.
+    pub var: M::ViewMut<'a, P>,
+    /// Weight of the new value, 0 to 1.
+    pub factor: f64,
+}
+
+/// Arguments of [`Engine::forward_train`]:
+/// `y = activation(weight * (x - mean) * invstd + bias + residual)`, mean and variance over the
+/// batch. N is the number of elements of the shape, C its channels.
+///
+/// Written inside the call, as here, its types follow from the engine, and `&vec` does for a
+/// slice. Written apart, name them: `ForwardTrain::<Host, f32> { .. }`.
+///
+/// ```
+/// # use batchnorm::{Activation, Cpu, Engine, ForwardTrain, Saved, Shape};
+/// # fn main() -> batchnorm::Result<()> {
+/// let shape = Shape::new(&[4, 2], 1)?;
+/// let (x, weight, bias) = ([1f32, -1., 2., 0., 3., 1., 4., 0.], [1., 1.], [0., 0.]);
+/// let (mut y, mut saved) = ([0.; 8], Saved::new());
+/// Cpu::default().forward_train(&shape, ForwardTrain {
+///     x: &x, residual: None, weight: Some(&weight), bias: Some(&bias),
+///     activation: Activation::Relu, eps: 1e-5, running: None,
+///     y: &mut y, saved: Some(&mut saved),
+/// })?;
+/// assert_eq!(saved.mean().unwrap(), [2.5, 0.0]);
+/// # Ok(())
+/// # }
+/// ```
+pub struct ForwardTrain<'a, M: Memory, E: Element> {
+    /// Length N.
+    pub x: M::View<'a, E>,
+    /// Length N, added before the activation.
+    pub residual: Option<M::View<'a, E>>,
+    /// Length C; ones if absent.
+    pub weight: Option<M::View<'a, E::Acc>>,
+    /// Length C; zeros if absent.
+    pub bias: Option<M::View<'a, E::Acc>>,
+    /// What comes last.
+    pub activation: Activation,
+    /// Added to the variance; more than 0.
+    pub eps: f64,
+    /// Left alone if absent.
+    pub running: Option<Running<'a, M, E::Acc>>,
+    /// Length N. Never x itself: backward needs that.
+    pub y: M::ViewMut<'a, E>,
+    /// For a backward; absent if there will be none.
+    pub saved: Option<&'a mut Saved<M, E::Acc>>,
+}
+
+/// Arguments of [`Engine::forward_eval`]: as [`ForwardTrain`], by statistics that are given.
+pub struct ForwardEval<'a, M: Memory, E: Element> {
+    /// Length N. In place only where there is nothing to save: backward needs x.
+    pub x: Input<M::View<'a, E>>,
+    /// Length N, added before the activation.
+    pub residual: Option<M::View<'a, E>>,
+    /// Length C; ones if absent.
+    pub weight: Option<M::View<'a, E::Acc>>,
+    /// Length C; zeros if absent.
+    pub bias: Option<M::View<'a, E::Acc>>,
+    /// What comes last.
+    pub activation: Activation,
+    /// Length C.
+    pub mean: M::View<'a, E::Acc>,
+    /// Length C.
+    pub var: M::View<'a, E::Acc>,
+    /// Added to the variance; more than 0.
+    pub eps: f64,
+    /// Length N.
+    pub y: M::ViewMut<'a, E>,
+    /// For a backward through frozen statistics (fine-tuning); absent in inference.
+    pub saved: Option<&'a mut Saved<M, E::Acc>>,
+}
+
+/// Arguments of [`Engine::backward`]. Only the gradients asked for are computed.
+///
+/// With `g = grad_y` where the forward's ReLU passed and 0 elsewhere, and m values per channel:
+///
+/// | | |
+/// |---|---|
+/// | `grad_residual` | `g` |
+/// | `grad_bias`, `grad_weight` | `sum(g)`, `sum(g * xhat)` |
+/// | `grad_x`, batch statistics | `weight * invstd * (g - sum(g)/m - xhat * sum(g * xhat)/m)` |
+/// | `grad_x`, frozen statistics | `weight * invstd * g` |
+pub struct Backward<'a, M: Memory, E: Element> {
+    /// What the forward saved.
+    pub saved: &'a Saved<M, E::Acc>,
+    /// Length N, as in the forward.
+    pub x: M::View<'a, E>,
+    /// Length N: gradient of y. In place: `grad_x` holds it before.
+    pub grad_y: Input<M::View<'a, E>>,
+    /// As in the forward, unchanged since.
+    pub weight: Option<M::View<'a, E::Acc>>,
+    /// As in the forward, unchanged since: a ReLU may be recomputed from x.
+    pub bias: Option<M::View<'a, E::Acc>>,
+    /// Length N.
+    pub grad_x: Option<M::ViewMut<'a, E>>,
+    /// Length N.
+    pub grad_residual: Option<M::ViewMut<'a, E>>,
+    /// Length C.
+    pub grad_weight: Option<M::ViewMut<'a, E::Acc>>,
+    /// Length C.
+    pub grad_bias: Option<M::ViewMut<'a, E::Acc>>,
+    /// Add to `grad_weight` and `grad_bias` instead of replacing them.
+    pub accumulate: bool,
+    /// Length 2C + 1, for synchronized statistics: `sum(g)` of every channel, `sum(g * xhat)` of
+    /// every channel, m. One record to all-reduce by addition.
+    pub sums: Option<M::ViewMut<'a, E::Acc>>,
+    /// Length 2C + 1: `sums` added up over all parts of the batch. With it, `grad_x` flows through
+    /// statistics that the parts have in common.
+    pub total_sums: Option<M::View<'a, E::Acc>>,
+}
+
+/// Arguments of [`Engine::stats`].
+pub struct Stats<'a, M: Memory, E: Element> {
+    /// Length N.
+    pub x: M::View<'a, E>,
+    /// Length 2C + 1: every channel's mean, every channel's biased variance, m. One record to
+    /// all-gather.
+    pub record: M::ViewMut<'a, E::Acc>,
+}
+
+/// Arguments of [`Engine::merge_stats`].
+pub struct MergeStats<'a, M: Memory, P: Real> {
+    /// The records of all parts, one after the other. A part may be empty.
+    pub records: M::View<'a, P>,
+    /// Left alone if absent, or if all parts are empty.
+    pub running: Option<Running<'a, M, P>>,
+    /// Length C, for [`ForwardEval::mean`].
+    pub mean: M::ViewMut<'a, P>,
+    /// Length C, biased, for [`ForwardEval::var`].
+    pub var: M::ViewMut<'a, P>,
+}
+
+impl<M: Memory, P: Real> Running<'_, M, P> {
+    fn check(&self, channels: usize) -> Result<()> {
+        expect("running_mean", channels, len_mut::<M, _>(&self.mean))?;
+        expect("running_var", channels, len_mut::<M, _>(&self.var))?;
+        if (0.0..=1.0).contains(&self.factor) {
+            return Ok(());
+        }
+        Err(Error::invalid("momentum", format!("expected 0 to 1, got {}", self.factor)))
+    }
+}
+
+impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
+    /// The check every engine makes first.
+    pub(crate) fn check(&self, shape: &Shape) -> Result<()> {
+        let (n, c) = (shape.len(), shape.channels());
+        expect("x", n, M::len(&self.x))?;
+        expect("y", n, len_mut::<M, _>(&self.y))?;
+        expect_some::<M, _>("residual", n, &self.residual)?;
+        expect_some::<M, _>("weight", c, &self.weight)?;
+        expect_some::<M, _>("bias", c, &self.bias)?;
+        check_eps(self.eps)?;
+        self.running.as_ref().map_or(Ok(()), |r| r.check(c))?;
+        check_values_per_channel(shape.per_channel())
+    }
+    /// Takes and opens what is to be saved; an engine calls it when nothing else can fail.
+    pub(crate) fn open<G: Engine<Memory = M>>(
+        &mut self,
+        engine: &G,
+        shape: &Shape,
+    ) -> Result<Option<&'a mut Buffers<M, E::Acc>>> {
+        let request = Request {
+            op: Op::ForwardTrain,
+            dtype: E::DTYPE,
+            activation: self.activation,
+            residual: self.residual.is_some(),
+            in_place: false,
+        };
+        let parameters = (self.weight.is_some(), self.bias.is_some());
+        open(engine, shape, request, parameters, self.saved.take())
+    }
+}
+
+impl<'a, M: Memory, E: Element> ForwardEval<'a, M, E> {
+    /// The check every engine makes first.
+    pub(crate) fn check(&self, shape: &Shape) -> Result<()> {
+        let (n, c) = (shape.len(), shape.channels());
+        match &self.x {
+            Input::View(x) => expect("x", n, M::len(x))?,
+            Input::InPlace if self.saved.is_some() => {
+                let reason = "in place leaves no x for a backward: expected no saved, got one";
+                return Err(Error::invalid("x", reason));
+            }
+            Input::InPlace => {}
+        }
+        expect("y", n, len_mut::<M, _>(&self.y))?;
+        expect_some::<M, _>("residual", n, &self.residual)?;
+        expect_some::<M, _>("weight", c, &self.weight)?;
+        expect_some::<M, _>("bias", c, &self.bias)?;
+        expect("mean", c, M::len(&self.mean))?;
+        expect("var", c, M::len(&self.var))?;
+        check_eps(self.eps)
+    }
+    /// As [`ForwardTrain::open`].
+    pub(crate) fn open<G: Engine<Memory = M>>(
+        &mut self,
+        engine: &G,
+        shape: &Shape,
+    ) -> Result<Option<&'a mut Buffers<M, E::Acc>>> {
+        let request = Request {
+            op: Op::ForwardEval,
+            dtype: E::DTYPE,
+            activation: self.activation,
+            residual: self.residual.is_some(),
+            in_place: matches!(self.x, Input::InPlace),
+        };
+        let parameters = (self.weight.is_some(), self.bias.is_some());
+        open(engine, shape, request, parameters, self.saved.take())
+    }
+}
+
+impl<M: Memory, E: Element> Backward<'_, M, E> {
+    /// The check every engine makes first. What comes back is what the forward left.
+    pub(crate) fn check<G: Engine<Memory = M>>(
+        &self,
+        engine: &G,
+        shape: &Shape,
+    ) -> Result<(&Forward, &Buffers<M, E::Acc>)> {
+        let (n, c) = (shape.len(), shape.channels());
+        let (forward, buffers) = self.saved.made()?;
+        let request = Request {
+            op: if forward.batch_statistics { Op::Backward } else { Op::BackwardEval },
+            dtype: E::DTYPE,
+            activation: forward.activation,
+            residual: self.grad_residual.is_some(),
+            in_place: matches!(self.grad_y, Input::InPlace),
+        };
+        let parameters = (self.weight.is_some(), self.bias.is_some());
+        forward.check(shape, &request, parameters, engine.name())?;
+        expect("x", n, M::len(&self.x))?;
+        match &self.grad_y {
+            Input::View(grad_y) => expect("grad_y", n, M::len(grad_y))?,
+            Input::InPlace if self.grad_x.is_none() => {
+                let reason = "in place: expected a grad_x that holds it, got none";
+                return Err(Error::invalid("grad_y", reason));
+            }
+            Input::InPlace => {}
+        }
+        expect_some::<M, _>("weight", c, &self.weight)?;
+        expect_some::<M, _>("bias", c, &self.bias)?;
+        expect_some_mut::<M, _>("grad_x", n, &self.grad_x)?;
+        expect_some_mut::<M, _>("grad_residual", n, &self.grad_residual)?;
+        expect_some_mut::<M, _>("grad_weight", c, &self.grad_weight)?;
+        expect_some_mut::<M, _>("grad_bias", c, &self.grad_bias)?;
+        expect_some_mut::<M, _>("sums", 2 * c + 1, &self.sums)?;
+        expect_some::<M, _>("total_sums", 2 * c + 1, &self.total_sums)?;
+        Ok((forward, buffers))
+    }
+}
+
+impl<M: Memory, E: Element> Stats<'_, M, E> {
+    /// The check every engine makes first.
+    pub(crate) fn check(&self, shape: &Shape) -> Result<()> {
+        expect("x", shape.len(), M::len(&self.x))?;
+        expect("record", 2 * shape.channels() + 1, len_mut::<M, _>(&self.record))
+    }
+}
+
+impl<M: Memory, P: Real> MergeStats<'_, M, P> {
+    /// The check every engine makes first. What comes back is the number of channels.
+    pub(crate) fn check(&self) -> Result<usize> {
+        let (c, got) = (len_mut::<M, _>(&self.mean), M::len(&self.records));
+        if c == 0 {
+            return Err(Error::invalid("mean", "expected at least 1 channel, got 0"));
+        }
+        expect("var", c, len_mut::<M, _>(&self.var))?;
+        let record = 2 * c + 1;
+        if got == 0 || got % record != 0 {
+            let reason = format!("expected a multiple of 2C + 1 = {record} elements, got {got}");
+            return Err(Error::invalid("records", reason));
+        }
+        self.running.as_ref().map_or(Ok(()), |r| r.check(c))?;
+        Ok(c)
+    }
+}
+
+fn open<'s, M: Memory, P: Real, G: Engine<Memory = M>>(
+    engine: &G,
+    shape: &Shape,
+    request: Request,
+    (weight, bias): (bool, bool),
+    saved: Option<&'s mut Saved<M, P>>,
+) -> Result<Option<&'s mut Buffers<M, P>>> {
+    let Some(saved) = saved else { return Ok(None) };
+    let forward = Forward {
+        shape: *shape,
+        dtype: request.dtype,
+        activation: request.activation,
+        residual: request.residual,
+        weight,
+        bias,
+        batch_statistics: request.op == Op::ForwardTrain,
+        engine: engine.name(),
+    };
+    saved.open(engine.memory(), forward, engine.reserve_len(shape, request)).map(Some)
+}
+
+/// Training with one value per channel has no variance. None at all is an empty batch, no error.
+pub(crate) fn check_values_per_channel(m: usize) -> Result<()> {
+    if m == 1 {
+        return Err(Error::invalid("x", "training needs more than 1 value per channel, got 1"));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_eps(eps: f64) -> Result<()> {
+    if eps > 0.0 && eps.is_finite() {
+        return Ok(());
+    }
+    Err(Error::invalid("eps", format!("expected a finite number above 0, got {eps}")))
+}
+
+fn len_mut<M: Memory, T: Plain>(view: &M::ViewMut<'_, T>) -> usize {
+    M::len(&M::as_view(view))
+}
+
+fn expect(what: &'static str, expected: usize, got: usize) -> Result<()> {
+    if expected == got { Ok(()) } else { Err(Error::Length { what, expected, got }) }
+}
+
+fn expect_some<M: Memory, T: Plain>(
+    what: &'static str,
+    expected: usize,
+    view: &Option<M::View<'_, T>>,
+) -> Result<()> {
+    view.as_ref().map_or(Ok(()), |v| expect(what, expected, M::len(v)))
+}
+
+fn expect_some_mut<M: Memory, T: Plain>(
+    what: &'static str,
+    expected: usize,
+    view: &Option<M::ViewMut<'_, T>>,
+) -> Result<()> {
+    view.as_ref().map_or(Ok(()), |v| expect(what, expected, len_mut::<M, _>(v)))
+}

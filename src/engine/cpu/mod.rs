@@ -1,0 +1,4 @@
+//! tmp
+#[derive(Debug, Clone, Default)]
+/// x
+pub struct Cpu;

@@ -1,0 +1,118 @@
+//! Who computes: one trait, and the arguments of its operations.
+use crate::{DType, Element, Memory, Real, Result, Shape};
+
+mod args;
+mod cpu;
+mod reference;
+mod saved;
+
+pub use args::{
+    Activation, Backward, ForwardEval, ForwardTrain, Input, MergeStats, Running, Stats,
+};
+pub use cpu::Cpu;
+pub use reference::Reference;
+pub use saved::Saved;
+
+/// An algorithm for batch normalization on one kind of memory. A cheap handle: clones share one
+/// workspace.
+///
+/// Every operation checks every argument before it writes anything. None of them allocates
+/// anything of a tensor's size once its [`Saved`] has been used with that shape.
+pub trait Engine: Clone + Send + Sync + 'static {
+    /// Where its arguments lie.
+    type Memory: Memory;
+
+    /// For messages, and what a [`Saved`] remembers: `cpu`, `reference`, ...
+    fn name(&self) -> &'static str;
+    /// Makes and copies buffers for this engine.
+    fn memory(&self) -> &Self::Memory;
+    /// Whether it can serve such a request. Engines that serve everything keep this default.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`](crate::Error::Unsupported) says what the limit is.
+    fn supports(&self, shape: &Shape, request: Request) -> Result<()> {
+        let _ = (shape, request);
+        Ok(())
+    }
+    /// Makes the workspace for a request now instead of in its first step.
+    ///
+    /// # Errors
+    /// As [`Engine::supports`], or the memory's refusal.
+    fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
+        self.supports(shape, request)
+    }
+    /// Bytes that a forward puts aside in its [`Saved`] for the backward, beyond the statistics.
+    fn reserve_len(&self, shape: &Shape, request: Request) -> usize;
+
+    /// Normalizes by the batch's own statistics, and updates the running ones.
+    ///
+    /// # Errors
+    /// A wrong length, eps or momentum factor, or one value per channel. An empty batch is none:
+    /// y is empty and the statistics stay.
+    fn forward_train<E: Element>(
+        &self,
+        shape: &Shape,
+        args: ForwardTrain<'_, Self::Memory, E>,
+    ) -> Result<()>;
+    /// Normalizes by given statistics, such as running ones.
+    ///
+    /// # Errors
+    /// A wrong length or eps.
+    fn forward_eval<E: Element>(
+        &self,
+        shape: &Shape,
+        args: ForwardEval<'_, Self::Memory, E>,
+    ) -> Result<()>;
+    /// The gradients asked for, through the statistics that the forward used.
+    ///
+    /// # Errors
+    /// A wrong length, or a [`Saved`] of another shape, dtype, engine or epilogue.
+    fn backward<E: Element>(
+        &self,
+        shape: &Shape,
+        args: Backward<'_, Self::Memory, E>,
+    ) -> Result<()>;
+    /// Mean and variance of this part of a batch: one device's share of synchronized statistics.
+    ///
+    /// # Errors
+    /// A wrong length.
+    fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Self::Memory, E>) -> Result<()>;
+    /// Merges the records of all parts, for [`Engine::forward_eval`]; updates running statistics.
+    ///
+    /// # Errors
+    /// A wrong length or momentum factor, or one value per channel over all the parts.
+    fn merge_stats<P: Real>(&self, args: MergeStats<'_, Self::Memory, P>) -> Result<()>;
+}
+
+/// What is asked of an engine, without the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Request {
+    /// Which operation.
+    pub op: Op,
+    /// The type of x and y.
+    pub dtype: DType,
+    /// What follows the normalization.
+    pub activation: Activation,
+    /// Whether a residual is added before the activation.
+    pub residual: bool,
+    /// Whether the output overwrites the input.
+    pub in_place: bool,
+}
+
+/// The operations by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Op {
+    /// [`Engine::forward_train`].
+    ForwardTrain,
+    /// [`Engine::forward_eval`].
+    ForwardEval,
+    /// [`Engine::backward`] through batch statistics.
+    Backward,
+    /// [`Engine::backward`] through frozen statistics.
+    BackwardEval,
+    /// [`Engine::stats`].
+    Stats,
+    /// [`Engine::merge_stats`].
+    MergeStats,
+}

@@ -1,0 +1,204 @@
+//! The definition of batch normalization, in f64, one channel at a time. Never made faster.
+use super::args::check_values_per_channel;
+use super::saved::Buffers;
+use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain, Input};
+use super::{MergeStats, Request, Running, Stats};
+use crate::{Element, Host, Real, Result, Shape};
+
+/// What is right: f64 throughout, rounded once at the end. Slow.
+///
+/// Its reserve space is one byte per element, in the elements' order: 1 where the ReLU passed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reference;
+
+impl Engine for Reference {
+    type Memory = Host;
+
+    fn name(&self) -> &'static str {
+        "reference"
+    }
+    fn memory(&self) -> &Host {
+        &Host
+    }
+    fn reserve_len(&self, shape: &Shape, request: Request) -> usize {
+        if request.activation == Activation::Relu { shape.len() } else { 0 }
+    }
+
+    fn forward_train<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: ForwardTrain<'_, Host, E>,
+    ) -> Result<()> {
+        args.check(shape)?;
+        let saved = args.open(self, shape)?;
+        let ForwardTrain { x, residual, weight, bias, activation, eps, mut running, y, .. } = args;
+        let x_view = Input::View(x);
+        let mut output = Output { x: x_view, residual, weight, bias, activation, eps, y, saved };
+        for c in 0..shape.channels() {
+            let (mean, var) = moments(shape, c, x);
+            output.channel(shape, c, mean, var);
+            update(&mut running, c, mean, var, shape.per_channel() as f64);
+        }
+        Ok(())
+    }
+
+    fn forward_eval<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: ForwardEval<'_, Host, E>,
+    ) -> Result<()> {
+        args.check(shape)?;
+        let saved = args.open(self, shape)?;
+        let ForwardEval { x, residual, weight, bias, activation, mean, var, eps, y, .. } = args;
+        let mut output = Output { x, residual, weight, bias, activation, eps, y, saved };
+        for c in 0..shape.channels() {
+            output.channel(shape, c, mean[c].to_f64(), var[c].to_f64());
+        }
+        Ok(())
+    }
+
+    fn backward<E: Element>(&self, shape: &Shape, mut args: Backward<'_, Host, E>) -> Result<()> {
+        args.check(self, shape)?;
+        let (forward, saved) = args.saved.made()?;
+        let (channels, m) = (shape.channels(), shape.per_channel() as f64);
+        let relu = forward.activation == Activation::Relu;
+        for c in 0..channels {
+            let (mean, invstd) = (saved.mean[c].to_f64(), saved.invstd[c].to_f64());
+            let xhat = |i: usize| (wide(args.x[i]) - mean) * invstd;
+            let g = |i: usize| match (&saved.reserve, args.grad_y, &args.grad_x) {
+                (Some(passed), ..) if relu && passed[i] == 0 => 0.0,
+                (_, Input::View(grad_y), _) => wide(grad_y[i]),
+                (_, Input::InPlace, grad_x) => grad_x.as_ref().map_or(0.0, |g| wide(g[i])),
+            };
+            let g: Vec<(usize, f64)> = shape.channel(c).map(|i| (i, g(i))).collect();
+            let sum_g: f64 = g.iter().map(|(_, g)| g).sum();
+            let sum_g_xhat: f64 = g.iter().map(|&(i, g)| g * xhat(i)).sum();
+            let (mean_g, mean_g_xhat) = match args.total_sums {
+                Some(sums) => {
+                    let m = sums[2 * channels].to_f64();
+                    (sums[c].to_f64() / m, sums[channels + c].to_f64() / m)
+                }
+                None if forward.batch_statistics => (sum_g / m, sum_g_xhat / m),
+                None => (0.0, 0.0),
+            };
+            for (i, g) in g {
+                if let Some(grad_x) = &mut args.grad_x {
+                    let centered = g - mean_g - xhat(i) * mean_g_xhat;
+                    grad_x[i] = narrow(at(args.weight, c, 1.0) * invstd * centered);
+                }
+                if let Some(grad_residual) = &mut args.grad_residual {
+                    grad_residual[i] = narrow(g);
+                }
+            }
+            let gradients = [(&mut args.grad_weight, sum_g_xhat), (&mut args.grad_bias, sum_g)];
+            for (gradient, sum) in gradients {
+                if let Some(gradient) = gradient {
+                    let before = if args.accumulate { gradient[c].to_f64() } else { 0.0 };
+                    gradient[c] = Real::from_f64(before + sum);
+                }
+            }
+            if let Some(sums) = &mut args.sums {
+                (sums[c], sums[channels + c]) = (Real::from_f64(sum_g), Real::from_f64(sum_g_xhat));
+                sums[2 * channels] = Real::from_f64(m);
+            }
+        }
+        Ok(())
+    }
+
+    fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Host, E>) -> Result<()> {
+        args.check(shape)?;
+        let channels = shape.channels();
+        for c in 0..channels {
+            let (mean, var) = moments(shape, c, args.x);
+            args.record[c] = Real::from_f64(mean);
+            args.record[channels + c] = Real::from_f64(var);
+        }
+        args.record[2 * channels] = Real::from_f64(shape.per_channel() as f64);
+        Ok(())
+    }
+
+    fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Host, P>) -> Result<()> {
+        let channels = args.check()?;
+        let parts = || args.records.chunks_exact(2 * channels + 1);
+        let total: f64 = parts().map(|part| part[2 * channels].to_f64()).sum();
+        check_values_per_channel(total as usize)?;
+        for c in 0..channels {
+            let part = |p: &[P]| [p[c], p[channels + c], p[2 * channels]].map(Real::to_f64);
+            let parts = || parts().map(part);
+            // Chan's formula: the variance within the parts plus that between them.
+            let mean = parts().map(|[mean, _, m]| m * mean).sum::<f64>() / total.max(1.0);
+            let squares = parts().map(|[mu, var, m]| m * (var + (mu - mean).powi(2)));
+            let var = squares.sum::<f64>() / total.max(1.0);
+            (args.mean[c], args.var[c]) = (Real::from_f64(mean), Real::from_f64(var));
+            update(&mut args.running, c, mean, var, total);
+        }
+        Ok(())
+    }
+}
+
+/// Mean and biased variance; zeros for an empty batch.
+fn moments<E: Element>(shape: &Shape, c: usize, x: &[E]) -> (f64, f64) {
+    let m = shape.per_channel().max(1) as f64;
+    let xs = shape.channel(c).map(|i| wide(x[i]));
+    // Counted from the first value, so that a constant channel has exactly its mean.
+    let first = xs.clone().next().filter(|x| x.is_finite()).unwrap_or(0.0);
+    let mean = first + xs.clone().map(|x| x - first).sum::<f64>() / m;
+    (mean, xs.map(|x| (x - mean).powi(2)).sum::<f64>() / m)
+}
+
+/// The running variance is the unbiased one, over m - 1.
+fn update<P: Real>(run: &mut Option<Running<Host, P>>, c: usize, mean: f64, var: f64, m: f64) {
+    if let Some(Running { mean: running_mean, var: running_var, factor }) = run
+        && m > 0.0
+    {
+        let blend = |old: P, new: f64| P::from_f64((1.0 - *factor) * old.to_f64() + *factor * new);
+        running_mean[c] = blend(running_mean[c], mean);
+        running_var[c] = blend(running_var[c], var * m / (m - 1.0));
+    }
+}
+
+/// What both forwards do once they have mean and variance.
+struct Output<'a, E: Element> {
+    x: Input<&'a [E]>,
+    residual: Option<&'a [E]>,
+    weight: Option<&'a [E::Acc]>,
+    bias: Option<&'a [E::Acc]>,
+    activation: Activation,
+    eps: f64,
+    y: &'a mut [E],
+    saved: Option<&'a mut Buffers<Host, E::Acc>>,
+}
+
+impl<E: Element> Output<'_, E> {
+    fn channel(&mut self, shape: &Shape, c: usize, mean: f64, var: f64) {
+        let invstd = 1.0 / (var + self.eps).sqrt();
+        let (weight, bias) = (at(self.weight, c, 1.0), at(self.bias, c, 0.0));
+        for i in shape.channel(c) {
+            let x = match self.x {
+                Input::View(x) => wide(x[i]),
+                Input::InPlace => wide(self.y[i]),
+            };
+            let residual = self.residual.map_or(0.0, |r| wide(r[i]));
+            let y: E = narrow(weight * ((x - mean) * invstd) + bias + residual);
+            // The output decides, in its dtype; NaN passes.
+            let stopped = self.activation == Activation::Relu && wide(y) <= 0.0;
+            self.y[i] = if stopped { E::default() } else { y };
+            if let Some(passed) = self.saved.as_mut().and_then(|s| s.reserve.as_mut()) {
+                passed[i] = (!stopped).into();
+            }
+        }
+        if let Some(saved) = &mut self.saved {
+            (saved.mean[c], saved.invstd[c]) = (Real::from_f64(mean), Real::from_f64(invstd));
+        }
+    }
+}
+
+fn wide<E: Element>(x: E) -> f64 {
+    x.widen().to_f64()
+}
+fn narrow<E: Element>(v: f64) -> E {
+    E::narrow(E::Acc::from_f64(v))
+}
+fn at<P: Real>(parameter: Option<&[P]>, c: usize, absent: f64) -> f64 {
+    parameter.map_or(absent, |p| p[c].to_f64())
+}

@@ -1,0 +1,136 @@
+//! What travels from a forward to its backward.
+use super::{Activation, Request};
+use crate::{DType, Error, Memory, Real, Result, Shape};
+
+/// What a forward leaves for its backward: the statistics it used, what its ReLU let through, and
+/// for which shape, dtype, epilogue and engine.
+///
+/// It belongs to the caller and is reusable: the first forward of a shape makes its buffers, later
+/// ones write into them. Two forwards before a backward take one each. What changes between
+/// forward and backward (running statistics, say) does not reach into it.
+pub struct Saved<M: Memory, P: Real> {
+    forward: Option<Forward>,
+    buffers: Option<Buffers<M, P>>,
+}
+
+/// The forward that filled a [`Saved`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Forward {
+    pub shape: Shape,
+    pub dtype: DType,
+    pub activation: Activation,
+    pub residual: bool,
+    pub weight: bool,
+    pub bias: bool,
+    /// Whether the statistics were the batch's own, so that gradients flow through them.
+    pub batch_statistics: bool,
+    pub engine: &'static str,
+}
+
+pub(crate) struct Buffers<M: Memory, P: Real> {
+    /// Length C.
+    pub mean: M::Buf<P>,
+    /// Length C: `1 / sqrt(var + eps)`.
+    pub invstd: M::Buf<P>,
+    /// At least `Engine::reserve_len` bytes, in the engine's own format; none if that is 0.
+    pub reserve: Option<M::Buf<u8>>,
+    channels: usize,
+    reserve_len: usize,
+}
+
+impl<M: Memory, P: Real> Saved<M, P> {
+    /// Nothing saved, nothing allocated.
+    pub fn new() -> Self {
+        Self { forward: None, buffers: None }
+    }
+    /// The shape of the forward; none before the first.
+    pub fn shape(&self) -> Option<Shape> {
+        self.forward.map(|f| f.shape)
+    }
+    /// The mean that the forward subtracted, length C.
+    pub fn mean(&self) -> Option<M::View<'_, P>> {
+        self.forward.and(self.buffers.as_ref()).map(|b| M::view(&b.mean))
+    }
+    /// What the forward multiplied by, `1 / sqrt(var + eps)`, length C.
+    pub fn invstd(&self) -> Option<M::View<'_, P>> {
+        self.forward.and(self.buffers.as_ref()).map(|b| M::view(&b.invstd))
+    }
+    /// Whether the statistics were frozen: a forward by running statistics.
+    pub fn is_frozen(&self) -> Option<bool> {
+        self.forward.map(|f| !f.batch_statistics)
+    }
+
+    /// Buffers for a forward that is about to run and cannot fail any more on the host's side.
+    pub(crate) fn open(
+        &mut self,
+        memory: &M,
+        forward: Forward,
+        reserve_len: usize,
+    ) -> Result<&mut Buffers<M, P>> {
+        let channels = forward.shape.channels();
+        let fits = |b: &Buffers<M, P>| b.channels == channels && b.reserve_len >= reserve_len;
+        let buffers = match self.buffers.take() {
+            Some(buffers) if fits(&buffers) => buffers,
+            _ => {
+                self.forward = None;
+                let reserve = (reserve_len > 0).then(|| memory.zeros(reserve_len)).transpose()?;
+                let (mean, invstd) = (memory.zeros(channels)?, memory.zeros(channels)?);
+                Buffers { mean, invstd, reserve, channels, reserve_len }
+            }
+        };
+        self.forward = Some(forward);
+        Ok(self.buffers.insert(buffers))
+    }
+
+    /// What a forward left, if there was one.
+    pub(crate) fn made(&self) -> Result<(&Forward, &Buffers<M, P>)> {
+        match (&self.forward, &self.buffers) {
+            (Some(forward), Some(buffers)) => Ok((forward, buffers)),
+            _ => Err(Error::invalid("saved", "expected what a forward saved, got an empty one")),
+        }
+    }
+}
+
+impl<M: Memory, P: Real> Default for Saved<M, P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<M: Memory, P: Real> std::fmt::Debug for Saved<M, P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Saved").field("forward", &self.forward).finish_non_exhaustive()
+    }
+}
+
+impl Forward {
+    /// Refuses a backward that asks for another shape, dtype, epilogue or engine.
+    pub(crate) fn check(
+        &self,
+        shape: &Shape,
+        request: &Request,
+        parameters: (bool, bool),
+        engine: &'static str,
+    ) -> Result<()> {
+        if self.shape != *shape {
+            return Err(Error::saved("shape", self.shape, shape));
+        }
+        if self.dtype != request.dtype {
+            return Err(Error::saved("dtype", self.dtype, request.dtype));
+        }
+        if self.engine != engine {
+            return Err(Error::saved("engine", self.engine, engine));
+        }
+        let given = |there: bool| if there { "given" } else { "none" };
+        let weight = ("weight", self.weight, parameters.0);
+        for (what, then, now) in [weight, ("bias", self.bias, parameters.1)] {
+            if then != now {
+                return Err(Error::saved(what, given(then), given(now)));
+            }
+        }
+        if request.residual && !self.residual {
+            return Err(Error::saved("residual", given(false), "a grad_residual to write"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,66 @@
+//! One enum; each variant says what was expected and what came.
+
+/// Short for a result with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why an operation did not run.
+///
+/// Arguments are checked before anything is computed: after any of these errors outputs,
+/// parameters and running statistics are as they were.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An argument has the wrong number of elements.
+    #[error("{what}: expected {expected} elements, got {got}")]
+    Length {
+        /// The argument's name.
+        what: &'static str,
+        /// What the shape asks for.
+        expected: usize,
+        /// What came.
+        got: usize,
+    },
+    /// A value or a combination of arguments that has no meaning.
+    #[error("{what}: {reason}")]
+    Invalid {
+        /// The argument's name.
+        what: &'static str,
+        /// What would be right, and what came.
+        reason: String,
+    },
+    /// A [`Saved`](crate::Saved) that does not belong to this backward.
+    #[error("saved: the forward had {what} {forward}, this backward has {backward}")]
+    Saved {
+        /// In what they differ.
+        what: &'static str,
+        /// What the forward recorded.
+        forward: String,
+        /// What the backward was called with.
+        backward: String,
+    },
+    /// This engine cannot serve the request; another one may.
+    #[error("{engine}: {reason}")]
+    Unsupported {
+        /// The engine's name.
+        engine: &'static str,
+        /// The limit that was hit.
+        reason: String,
+    },
+    /// A state dict that cannot be read, or an entry of it that does not fit.
+    #[error("state dict: {0}")]
+    State(String),
+}
+
+impl Error {
+    pub(crate) fn invalid(what: &'static str, reason: impl Into<String>) -> Self {
+        Error::Invalid { what, reason: reason.into() }
+    }
+
+    pub(crate) fn saved(
+        what: &'static str,
+        forward: impl std::fmt::Display,
+        backward: impl std::fmt::Display,
+    ) -> Self {
+        Error::Saved { what, forward: forward.to_string(), backward: backward.to_string() }
+    }
+}

@@ -1,0 +1,47 @@
+//! Where numbers live, and how an operation borrows them.
+use crate::{Plain, Result};
+
+mod host;
+
+pub use host::Host;
+
+/// A place where numbers live. Engines on the same memory take the same arguments.
+///
+/// | | [`Host`] |
+/// |---|---|
+/// | [`Buf<T>`](Self::Buf), owned | `Vec<T>` |
+/// | [`View<'a, T>`](Self::View), borrowed | `&'a [T]` |
+/// | [`ViewMut<'a, T>`](Self::ViewMut), mutably borrowed | `&'a mut [T]` |
+///
+/// With a concrete memory the functions without `self` are never called: write `&x`, `&mut y`,
+/// `&x[a..b]`. They serve code that is generic over the memory.
+pub trait Memory: Clone + Send + Sync + 'static {
+    /// Owned memory.
+    type Buf<T: Plain>: Send + Sync + 'static;
+    /// Borrowed memory, any offset.
+    type View<'a, T: Plain>;
+    /// Mutably borrowed memory, any offset.
+    type ViewMut<'a, T: Plain>;
+
+    /// New memory, all zero.
+    fn zeros<T: Plain>(&self, len: usize) -> Result<Self::Buf<T>>;
+    /// New memory with a copy of `host`.
+    fn upload<T: Plain>(&self, host: &[T]) -> Result<Self::Buf<T>>;
+    /// Copies `host` into memory that exists. The lengths must be equal.
+    fn write<T: Plain>(&self, host: &[T], to: Self::ViewMut<'_, T>) -> Result<()>;
+    /// A copy on the host; waits for the work that writes it.
+    fn download<T: Plain>(&self, view: Self::View<'_, T>) -> Result<Vec<T>>;
+
+    /// Borrows a whole buffer.
+    fn view<T: Plain>(buf: &Self::Buf<T>) -> Self::View<'_, T>;
+    /// Mutably borrows a whole buffer.
+    fn view_mut<T: Plain>(buf: &mut Self::Buf<T>) -> Self::ViewMut<'_, T>;
+    /// The same view again, for a shorter time.
+    fn reborrow<'b, T: Plain>(view: &'b Self::View<'_, T>) -> Self::View<'b, T>;
+    /// The same mutable view again, for a shorter time.
+    fn reborrow_mut<'b, T: Plain>(view: &'b mut Self::ViewMut<'_, T>) -> Self::ViewMut<'b, T>;
+    /// A mutable view, to read for a while.
+    fn as_view<'b, T: Plain>(view: &'b Self::ViewMut<'_, T>) -> Self::View<'b, T>;
+    /// Number of elements.
+    fn len<T: Plain>(view: &Self::View<'_, T>) -> usize;
+}

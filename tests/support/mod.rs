@@ -1,0 +1,4 @@
+//! What tests and the `conformance` example share.
+#![allow(dead_code)] // each of them uses a part
+
+pub mod tolerance;
