@@ -73,17 +73,17 @@ impl Engine for Reference {
             let g: Vec<(usize, f64)> = shape.channel(c).map(|i| (i, g(i))).collect();
             let sum_g: f64 = g.iter().map(|(_, g)| g).sum();
             let sum_g_xhat: f64 = g.iter().map(|&(i, g)| g * xhat(i)).sum();
-            let (mean_g, mean_g_xhat) = match args.total_sums {
+            // What flows through the statistics; nothing where they are constants.
+            let means = match args.total_sums {
                 Some(sums) => {
                     let m = sums[2 * channels].to_f64();
-                    (sums[c].to_f64() / m, sums[channels + c].to_f64() / m)
+                    Some((sums[c].to_f64() / m, sums[channels + c].to_f64() / m))
                 }
-                None if forward.batch_statistics => (sum_g / m, sum_g_xhat / m),
-                None => (0.0, 0.0),
+                None => forward.batch_statistics.then_some((sum_g / m, sum_g_xhat / m)),
             };
             for (i, g) in g {
                 if let Some(grad_x) = &mut args.grad_x {
-                    let centered = g - mean_g - xhat(i) * mean_g_xhat;
+                    let centered = means.map_or(g, |(g1, g2)| g - g1 - xhat(i) * g2);
                     grad_x[i] = narrow(at(args.weight, c, 1.0) * invstd * centered);
                 }
                 if let Some(grad_residual) = &mut args.grad_residual {

@@ -1,4 +1,230 @@
-//! tmp
+//! The fast engine for ordinary memory: all threads, vector instructions, tasks that keep a
+//! channel in cache.
+//!
+//! `plan` cuts the tensor into tiles, `tiles` runs a task for each, and the tasks take the steps:
+//! `stats` and `normalize` (in `train`), `grad` (in `backward`). Where a tile holds its channels
+//! whole, one task takes all steps on it; otherwise every step is a round over all tiles.
+use super::args::check_values_per_channel;
+use super::saved::Buffers;
+use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain, Input};
+use super::{MergeStats, Request, Running, Stats};
+use crate::{Element, Host, Real, Result, Shape};
+use lanes::{Coef, Scratch};
+use normalize::{Normalize, walk};
+use plan::{Plan, Tile};
+use simd::vectorized;
+use stats::Moments;
+use std::sync::{Arc, Mutex, PoisonError};
+use tiles::{Elements, TileMut, for_each_tile};
+
+mod backward;
+mod grad;
+mod lanes;
+mod normalize;
+mod plan;
+#[allow(unsafe_code)]
+mod simd;
+mod stats;
+#[allow(unsafe_code)]
+mod tiles;
+mod train;
+
+/// Batch normalization on the host, on the threads of the rayon pool it is called from.
+///
+/// Results do not depend on the number of threads, nor on the machine's vector instructions: bit
+/// for bit. Clones share their workspaces; any number of threads may use one engine at a time.
 #[derive(Debug, Clone, Default)]
-/// x
-pub struct Cpu;
+pub struct Cpu {
+    /// Those not in use. They grow to the largest step and are kept.
+    workspaces: Arc<Mutex<Vec<Vec<f64>>>>,
+}
+
+impl Cpu {
+    /// Runs `f` with `len` values to work in, of arbitrary content.
+    fn with_workspace<R>(&self, len: usize, f: impl FnOnce(&mut [f64]) -> R) -> R {
+        let pool = || self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut workspace = pool().pop().unwrap_or_default();
+        if workspace.len() < len {
+            workspace.resize(len, 0.0);
+        }
+        let result = f(&mut workspace[..len]);
+        pool().push(workspace);
+        result
+    }
+}
+
+impl Engine for Cpu {
+    type Memory = Host;
+
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+    fn memory(&self) -> &Host {
+        &Host
+    }
+    /// One bit per element where a residual hides the ReLU's input; otherwise backward computes
+    /// the ReLU again from x.
+    fn reserve_len(&self, shape: &Shape, request: Request) -> usize {
+        match request.activation {
+            Activation::Relu if request.residual => Plan::new(shape, 1, 1).mask_len(),
+            _ => 0,
+        }
+    }
+
+    fn forward_train<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: ForwardTrain<'_, Host, E>,
+    ) -> Result<()> {
+        args.check(shape)?;
+        let saved = args.open(self, shape)?;
+        let parameters = Parameters { weight: args.weight, bias: args.bias };
+        let output = Output {
+            x: Some(args.x),
+            residual: args.residual,
+            relu: args.activation == Activation::Relu,
+        };
+        self.train(shape, args.x, output, parameters, args.eps, args.y, saved, |c, moments| {
+            update(&mut args.running, c, &moments);
+        });
+        Ok(())
+    }
+
+    fn forward_eval<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: ForwardEval<'_, Host, E>,
+    ) -> Result<()> {
+        args.check(shape)?;
+        let mut saved = args.open(self, shape)?;
+        let plan = Plan::new(shape, size_of::<E>(), 1);
+        let parameters = Parameters { weight: args.weight, bias: args.bias };
+        let output = Output {
+            x: match args.x {
+                Input::View(x) => Some(x),
+                Input::InPlace => None,
+            },
+            residual: args.residual,
+            relu: args.activation == Activation::Relu,
+        };
+        self.with_workspace(shape.channels(), |invstds| {
+            for (invstd, var) in invstds.iter_mut().zip(args.var) {
+                *invstd = 1.0 / (var.to_f64() + args.eps).sqrt();
+            }
+            if let Some(saved) = &mut saved {
+                saved.mean.copy_from_slice(args.mean);
+                let invstds = invstds.iter().map(|v| E::Acc::from_f64(*v));
+                saved.invstd.iter_mut().zip(invstds).for_each(|(saved, v)| *saved = v);
+            }
+            let invstds = &*invstds;
+            let coef = |c: usize| parameters.coef(c, args.mean[c], E::Acc::from_f64(invstds[c]));
+            let outputs = (Elements::new(args.y), mask(&plan, output.masks(), saved));
+            for_each_tile(&plan, false, outputs, |tile, (y, mask)| {
+                output.write(&plan, &tile, coef, y, mask);
+            });
+        });
+        Ok(())
+    }
+
+    fn backward<E: Element>(&self, shape: &Shape, args: Backward<'_, Host, E>) -> Result<()> {
+        args.check(self, shape)?;
+        let (forward, saved) = args.saved.made()?;
+        self.gradients(shape, forward, saved, args);
+        Ok(())
+    }
+
+    fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Host, E>) -> Result<()> {
+        args.check(shape)?;
+        let (mean, rest) = args.record.split_at_mut(shape.channels());
+        self.moments(shape, args.x, |c, m| {
+            (mean[c], rest[c]) = (Real::from_f64(m.mean), Real::from_f64(m.var()));
+        });
+        rest[shape.channels()] = Real::from_f64(shape.per_channel() as f64);
+        Ok(())
+    }
+
+    fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Host, P>) -> Result<()> {
+        let channels = args.check()?;
+        let parts = || args.records.chunks_exact(2 * channels + 1);
+        let total: f64 = parts().map(|part| part[2 * channels].to_f64()).sum();
+        check_values_per_channel(total as usize)?;
+        for c in 0..channels {
+            let mut all = Moments::default();
+            for part in parts() {
+                let [mean, var, count] =
+                    [part[c], part[channels + c], part[2 * channels]].map(Real::to_f64);
+                all.merge(Moments { count, mean, squares: var * count });
+            }
+            (args.mean[c], args.var[c]) = (Real::from_f64(all.mean), Real::from_f64(all.var()));
+            update(&mut args.running, c, &all);
+        }
+        Ok(())
+    }
+}
+
+/// Weight and bias, ones and zeros where absent.
+#[derive(Clone, Copy)]
+struct Parameters<'a, A> {
+    weight: Option<&'a [A]>,
+    bias: Option<&'a [A]>,
+}
+
+impl<A: Real> Parameters<'_, A> {
+    #[inline(always)]
+    fn coef(&self, c: usize, mean: A, invstd: A) -> Coef<A> {
+        let scale = self.weight.map_or(invstd, |weight| weight[c] * invstd);
+        let bias = self.bias.map_or(A::default(), |bias| bias[c]);
+        Coef { mean, scale, bias, ..Coef::default() }
+    }
+}
+
+/// What both forwards read beside the statistics.
+#[derive(Clone, Copy)]
+struct Output<'a, E> {
+    /// Absent where y holds it.
+    x: Option<&'a [E]>,
+    residual: Option<&'a [E]>,
+    relu: bool,
+}
+
+impl<E: Element> Output<'_, E> {
+    /// Whether backward cannot compute the ReLU again from x.
+    fn masks(&self) -> bool {
+        self.relu && self.residual.is_some()
+    }
+    fn write(
+        &self,
+        plan: &Plan,
+        tile: &Tile,
+        coef: impl Fn(usize) -> Coef<E::Acc>,
+        y: TileMut<'_, E>,
+        mask: Option<TileMut<'_, u8>>,
+    ) {
+        let Output { x, residual, relu } = *self;
+        let mut step = Normalize { plan, x, residual, relu, y, mask, scratch: Scratch::new() };
+        vectorized(
+            #[inline(always)]
+            || walk(plan, tile, coef, &mut step),
+        );
+    }
+}
+
+/// The reserve space as a mask to write, if there is to be one.
+fn mask<'s, A: Real>(
+    plan: &Plan,
+    wanted: bool,
+    saved: Option<&'s mut Buffers<Host, A>>,
+) -> Option<Elements<'s, u8>> {
+    let reserve = saved.filter(|_| wanted)?.reserve.as_mut()?;
+    Some(Elements::mask(&mut reserve[..plan.mask_len()]))
+}
+
+/// The running variance is the unbiased one. An empty batch changes nothing.
+fn update<P: Real>(running: &mut Option<Running<'_, Host, P>>, c: usize, batch: &Moments) {
+    let Some(Running { mean, var, factor }) = running else { return };
+    if batch.count > 0.0 {
+        let blend = |old: P, new: f64| P::from_f64((1.0 - *factor) * old.to_f64() + *factor * new);
+        mean[c] = blend(mean[c], batch.mean);
+        var[c] = blend(var[c], batch.squares / (batch.count - 1.0));
+    }
+}

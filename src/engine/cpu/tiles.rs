@@ -1,0 +1,191 @@
+//! Tasks that write disjoint tiles of the same memory, on all threads. The other file with
+//! `unsafe`; what it offers is safe.
+use super::plan::{Plan, Tile};
+use rayon::prelude::*;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Runs `task` for every tile of the plan, each with its own part of `outputs`; on the pool's
+/// threads unless there is too little to do. `newest_first` starts with the last tile, which is
+/// what an earlier run over the same plan left in cache.
+pub(super) fn for_each_tile<O: Outputs>(
+    plan: &Plan,
+    newest_first: bool,
+    outputs: O,
+    task: impl Fn(Tile, O::Part) + Sync,
+) {
+    outputs.check(plan);
+    let tiles = plan.tiles();
+    let run = |i: usize| {
+        let tile = plan.tile(if newest_first { tiles - 1 - i } else { i });
+        // SAFETY: every index comes once, and `outputs.check` has found that the plan's tiles do
+        // not share an element of it.
+        let part = unsafe { outputs.part(plan, &tile) };
+        task(tile, part);
+    };
+    if plan.is_small() || tiles < 2 {
+        (0..tiles).for_each(run);
+    } else {
+        (0..tiles).into_par_iter().with_max_len(1).for_each(run);
+    }
+}
+
+/// Memory that is handed out tile by tile.
+///
+/// # Safety
+/// After `check` has returned, parts of different tiles of the plan must not overlap.
+pub(super) unsafe trait Outputs: Sync {
+    /// One tile's part.
+    type Part;
+    /// Panics unless the memory has the plan's size: a fault of this engine, not of its user.
+    fn check(&self, plan: &Plan);
+    /// The part of `tile`.
+    ///
+    /// # Safety
+    /// `check` has passed for this plan, and no other part of the same tile has been asked for.
+    unsafe fn part(&self, plan: &Plan, tile: &Tile) -> Self::Part;
+}
+
+/// A tensor of the plan's shape, or a mask of it.
+pub(super) struct Elements<'a, T> {
+    memory: Memory<'a, T>,
+    mask: bool,
+}
+
+/// `len` values for every tile or, where tiles hold whole channels, for every block.
+pub(super) struct Slots<'a> {
+    memory: Memory<'a, f64>,
+    len: usize,
+}
+
+struct Memory<'a, T> {
+    start: *mut T,
+    len: usize,
+    borrow: PhantomData<&'a mut [T]>,
+}
+// SAFETY: it stands for a `&'a mut [T]` of which each thread gets parts that do not overlap.
+unsafe impl<T: Send> Sync for Memory<'_, T> {}
+
+impl<'a, T> Memory<'a, T> {
+    fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
+    }
+}
+
+impl<'a, T: Send> Elements<'a, T> {
+    pub fn new(tensor: &'a mut [T]) -> Self {
+        Self { memory: Memory::new(tensor), mask: false }
+    }
+}
+impl<'a> Elements<'a, u8> {
+    pub fn mask(mask: &'a mut [u8]) -> Self {
+        Self { memory: Memory::new(mask), mask: true }
+    }
+}
+impl<'a> Slots<'a> {
+    pub fn new(slots: &'a mut [f64], len: usize) -> Self {
+        Self { memory: Memory::new(slots), len }
+    }
+}
+
+// SAFETY: `check` compares the size with the plan's; a tile's part is confined to its rows and
+// columns by `TileMut`, and the plan's tiles are disjoint (tested in plan.rs), in the mask too:
+// tiles meet at whole bytes only.
+unsafe impl<'a, T: Send> Outputs for Elements<'a, T> {
+    type Part = TileMut<'a, T>;
+    fn check(&self, plan: &Plan) {
+        let expected = if self.mask { plan.mask_len() } else { plan.len() };
+        assert_eq!(self.memory.len, expected, "elements of the plan");
+    }
+    unsafe fn part(&self, plan: &Plan, tile: &Tile) -> TileMut<'a, T> {
+        let (width, cols) = match self.mask {
+            true => (plan.mask_width(), plan.mask_cols(&tile.cols)),
+            false => (plan.width, tile.cols.clone()),
+        };
+        let Memory { start, len, borrow } = self.memory;
+        TileMut { start, len, width, rows: tile.rows.clone(), cols, borrow }
+    }
+}
+
+// SAFETY: `check` finds room for every tile; tile i has `len` values from `i * len` on.
+unsafe impl<'a> Outputs for Slots<'a> {
+    type Part = &'a mut [f64];
+    fn check(&self, plan: &Plan) {
+        assert!(self.memory.len >= plan.tiles() * self.len, "a slot for every tile");
+    }
+    unsafe fn part(&self, _: &Plan, tile: &Tile) -> &'a mut [f64] {
+        // SAFETY: inside the memory (checked), and no other tile's.
+        unsafe {
+            let start = self.memory.start.add(tile.index * self.len);
+            std::slice::from_raw_parts_mut(start, self.len)
+        }
+    }
+}
+
+// SAFETY: as its content; nothing has no parts.
+unsafe impl<O: Outputs> Outputs for Option<O> {
+    type Part = Option<O::Part>;
+    fn check(&self, plan: &Plan) {
+        self.iter().for_each(|o| o.check(plan));
+    }
+    unsafe fn part(&self, plan: &Plan, tile: &Tile) -> Self::Part {
+        // SAFETY: what the caller promised.
+        self.as_ref().map(|o| unsafe { o.part(plan, tile) })
+    }
+}
+
+macro_rules! tuple {
+    ($($name:ident $i:tt),+) => {
+        // SAFETY: as its members, which are different memory: each was a `&mut`.
+        unsafe impl<$($name: Outputs),+> Outputs for ($($name,)+) {
+            type Part = ($($name::Part,)+);
+            fn check(&self, plan: &Plan) {
+                $(self.$i.check(plan);)+
+            }
+            unsafe fn part(&self, plan: &Plan, tile: &Tile) -> Self::Part {
+                // SAFETY: what the caller promised.
+                unsafe { ($(self.$i.part(plan, tile),)+) }
+            }
+        }
+    };
+}
+tuple!(A 0, B 1);
+tuple!(A 0, B 1, C 2);
+
+/// Some columns of all rows of a tensor, to read and write.
+pub(super) struct TileMut<'p, T> {
+    start: *mut T,
+    len: usize,
+    width: usize,
+    rows: Range<usize>,
+    cols: Range<usize>,
+    borrow: PhantomData<&'p mut [T]>,
+}
+
+impl<T> TileMut<'_, T> {
+    fn range(&self, row: usize, cols: Range<usize>) -> Range<usize> {
+        assert!(self.rows.contains(&row), "a row of the tile");
+        assert!(self.cols.start <= cols.start && cols.end <= self.cols.end, "columns of the tile");
+        clipped(row, cols, self.width, self.len)
+    }
+    /// Columns `cols` of `row`, less what a shorter last row lacks.
+    pub fn row(&self, row: usize, cols: Range<usize>) -> &[T] {
+        let range = self.range(row, cols);
+        // SAFETY: inside the memory (clipped) and inside this tile's rows and columns (asserted), which
+        // nobody else has; `self` is borrowed.
+        unsafe { std::slice::from_raw_parts(self.start.add(range.start), range.len()) }
+    }
+    /// As `row`, to write.
+    pub fn row_mut(&mut self, row: usize, cols: Range<usize>) -> &mut [T] {
+        let range = self.range(row, cols);
+        // SAFETY: as in `row`; `self` is mutably borrowed.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}
+
+/// Where columns `cols` of `row` lie in memory of rows of `width` and `len` elements in all.
+#[inline(always)]
+pub(super) fn clipped(row: usize, cols: Range<usize>, width: usize, len: usize) -> Range<usize> {
+    let start = row * width;
+    (start + cols.start).min(len)..(start + cols.end).min(len)
+}
