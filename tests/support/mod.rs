@@ -1,4 +1,5 @@
 //! What tests and the `conformance` example share.
 #![allow(dead_code)] // each of them uses a part
 
+pub mod golden;
 pub mod tolerance;

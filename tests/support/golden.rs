@@ -1,0 +1,116 @@
+//! Golden cases: computed by PyTorch in float64, read from the files in `tests/golden`, run on any
+//! engine, judged by `super::tolerance`. `tests/golden/README.md` describes the format.
+use batchnorm::{DType, Reference};
+use std::collections::BTreeMap;
+
+mod case;
+mod judge;
+mod run;
+
+pub use case::{Case, files};
+pub use judge::{Verdict, judge};
+pub use run::{compute, serialize};
+
+/// Tensors by name. All values are held in f64, which holds those of every dtype exactly.
+pub type Tensors = BTreeMap<&'static str, Vec<f64>>;
+
+/// Runs an engine over a case.
+pub type Compute = fn(&Case) -> anyhow::Result<Tensors>;
+
+/// Every engine on this machine: one line each.
+pub const ENGINES: &[(&str, Compute)] = &[("reference", |case| compute(&Reference, case))];
+
+/// What a tensor holds, which decides its shape, its type and its tolerance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// The case's shape; the case's dtype.
+    Elements,
+    /// Length C; the dtype that goes with the case's: f64 for f64, f32 for the others.
+    Parameters,
+    /// Length C, sums over a channel; the type of the parameters.
+    Sums,
+    /// Length C; the type of the parameters.
+    Statistics,
+}
+
+/// One tensor of the format.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    pub name: &'static str,
+    pub content: Content,
+    /// The optional input with which it comes and goes.
+    pub with: Option<&'static str>,
+}
+
+const fn entry(name: &'static str, content: Content, with: Option<&'static str>) -> Entry {
+    Entry { name, content, with }
+}
+
+/// What a step starts from. Elements and parameters lie in their own types, statistics in f64.
+pub const INPUTS: &[Entry] = &[
+    entry("x", Content::Elements, None),
+    entry("grad_y", Content::Elements, None),
+    entry("residual", Content::Elements, Some("residual")),
+    entry("weight", Content::Parameters, Some("weight")),
+    entry("bias", Content::Parameters, Some("bias")),
+    entry("running_mean", Content::Statistics, None),
+    entry("running_var", Content::Statistics, None),
+];
+
+/// What an engine computes. The golden values lie in f64.
+pub const COMPUTED: &[Entry] = &[
+    entry("batch_mean", Content::Statistics, None),
+    entry("batch_var", Content::Statistics, None),
+    entry("y", Content::Elements, None),
+    entry("grad_x", Content::Elements, None),
+    entry("grad_residual", Content::Elements, Some("residual")),
+    entry("grad_weight", Content::Sums, Some("weight")),
+    entry("grad_bias", Content::Sums, Some("bias")),
+    entry("new_running_mean", Content::Statistics, None),
+    entry("new_running_var", Content::Statistics, None),
+    entry("y_eval", Content::Elements, None),
+    entry("grad_x_eval", Content::Elements, None),
+    entry("grad_residual_eval", Content::Elements, Some("residual")),
+    entry("grad_weight_eval", Content::Sums, Some("weight")),
+    entry("grad_bias_eval", Content::Sums, Some("bias")),
+];
+
+/// The type of parameters and statistics that goes with a dtype.
+pub fn parameters_of(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+/// Evaluates an expression with a type alias for the element type of a dtype.
+macro_rules! with_element {
+    ($dtype:expr, $E:ident => $body:expr) => {
+        match $dtype {
+            ::batchnorm::DType::F64 => {
+                type $E = f64;
+                $body
+            }
+            ::batchnorm::DType::F32 => {
+                type $E = f32;
+                $body
+            }
+            ::batchnorm::DType::F16 => {
+                type $E = ::half::f16;
+                $body
+            }
+            ::batchnorm::DType::Bf16 => {
+                type $E = ::half::bf16;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_element;
+
+/// From f64 to an element: exact for what a file held in that type, else to nearest.
+pub(crate) fn narrow<E: batchnorm::Element>(v: f64) -> E {
+    E::narrow(batchnorm::Real::from_f64(v))
+}
+
+/// The value in f64, exactly.
+pub(crate) fn widen<E: batchnorm::Element>(v: E) -> f64 {
+    batchnorm::Real::to_f64(v.widen())
+}

@@ -1,0 +1,177 @@
+//! Decides whether what an engine computed is right.
+use super::super::tolerance::{Kind, agrees, tolerance};
+use super::{COMPUTED, Case, Content, Entry, Tensors, compute, narrow, widen, with_element};
+use anyhow::{Result, ensure};
+use batchnorm::{Activation, Reference};
+
+/// What is to be said of one tensor: of the element that is nearest to its tolerance, or furthest
+/// beyond it.
+#[derive(Debug, Clone)]
+pub struct Verdict {
+    pub tensor: &'static str,
+    pub index: usize,
+    pub channel: usize,
+    pub expected: f64,
+    pub got: f64,
+    /// `|got - expected|`; 0 where infinities or NaN agree, infinite where they do not.
+    pub error: f64,
+    pub tolerance: f64,
+    pub pass: bool,
+    /// What differs if not the value.
+    pub note: Option<String>,
+}
+
+/// One verdict for each of [`COMPUTED`] that the case has, in that order.
+///
+/// A ReLU's gradient is that of the engine's own gate, which its y shows. Where that gate is not
+/// PyTorch's in float64, the value before the ReLU must lie within y's tolerance of 0, otherwise
+/// y is wrong; and the gradients expected are those of the reference in f64 under the engine's own
+/// gate.
+pub fn judge(case: &Case, computed: &Tensors) -> Result<Vec<Verdict>> {
+    let mut training = Pass::new(case, computed, false)?;
+    let mut frozen = Pass::new(case, computed, true)?;
+    let entries = COMPUTED.iter().filter(|entry| case.has(entry));
+    entries
+        .map(|entry| {
+            let pass = if entry.name.ends_with("_eval") { &mut frozen } else { &mut training };
+            pass.verdict(entry)
+        })
+        .collect()
+}
+
+/// Training, or the same with the running statistics given.
+struct Pass<'a> {
+    case: &'a Case,
+    computed: &'a Tensors,
+    /// Per channel: what one rounding of the mean costs, in units of the last place.
+    drift: Vec<f64>,
+    /// The engine's own gate where it is not the golden one.
+    gate: Option<Gate>,
+}
+
+struct Gate {
+    /// By the reference in f64 on `gate ? grad_y : 0` and without a ReLU: y is the value before
+    /// the ReLU, the gradients are those that the gate asks for.
+    reference: Tensors,
+    /// Where it is not the golden one.
+    differs: Vec<usize>,
+}
+
+fn got<'a>(case: &Case, computed: &'a Tensors, entry: &Entry) -> Result<&'a [f64]> {
+    let values = computed.get(entry.name).map_or(&[][..], |v| v);
+    let expected: usize = case.dims_of(entry.content).iter().product();
+    let (name, tensor) = (&case.name, entry.name);
+    ensure!(
+        values.len() == expected,
+        "{name}: {tensor}: expected {expected} elements, got {}",
+        values.len()
+    );
+    Ok(values)
+}
+
+impl<'a> Pass<'a> {
+    fn new(case: &'a Case, computed: &'a Tensors, eval: bool) -> Result<Self> {
+        let [mean, var, y] = match eval {
+            true => ["running_mean", "running_var", "y_eval"],
+            false => ["batch_mean", "batch_var", "y"],
+        };
+        let weight = case.optional("weight");
+        let statistics = case.tensor(mean)?.iter().zip(case.tensor(var)?).enumerate();
+        let drift = statistics.map(|(c, (mean, var))| {
+            mean.abs() / (var + case.eps).sqrt() * weight.map_or(1.0, |w| w[c].abs())
+        });
+        let drift = drift.collect();
+        let mut pass = Self { case, computed, drift, gate: None };
+        if case.activation == Activation::Relu {
+            let entry = Entry { name: y, content: Content::Elements, with: None };
+            pass.gate = Gate::new(case, got(case, computed, &entry)?, case.tensor(y)?)?;
+        }
+        Ok(pass)
+    }
+
+    fn verdict(&mut self, entry: &Entry) -> Result<Verdict> {
+        let Self { case, computed, .. } = *self;
+        let (tensor, is_gradient) = (entry.name, entry.name.starts_with("grad_"));
+        let got = got(case, computed, entry)?;
+        let expected = match &self.gate {
+            Some(gate) if is_gradient => {
+                gate.reference.get(tensor).map_or(&[][..], |values| values)
+            }
+            _ => case.tensor(tensor)?,
+        };
+        let dtype = case.dtype_of(entry.content);
+        // What lies beyond the dtype says nothing about how the others are rounded.
+        let fits = |v: &&f64| with_element!(dtype, E => widen(narrow::<E>(**v)).is_finite());
+        let max_abs = expected.iter().filter(fits).fold(0.0, |max: f64, v| max.max(v.abs()));
+        let channel = |index| match entry.content {
+            Content::Elements => case.channel_of(index),
+            _ => index,
+        };
+        let tolerance = |index| {
+            let (kind, drift) = match entry.content {
+                Content::Elements => (Kind::Element, self.drift[channel(index)]),
+                Content::Sums => (Kind::Sum(case.shape.per_channel()), self.drift[index]),
+                Content::Statistics | Content::Parameters => (Kind::Statistic, 0.0),
+            };
+            tolerance(case.dtype, kind, max_abs, drift)
+        };
+
+        let mut worst: Option<(f64, Verdict)> = None;
+        for (index, (&got, &expected)) in got.iter().zip(expected).enumerate() {
+            let tolerance = tolerance(index);
+            let mut pass = agrees(got, expected, tolerance, dtype);
+            let mut error = (got - expected).abs();
+            if !error.is_finite() {
+                error = if pass { 0.0 } else { f64::INFINITY };
+            }
+            let mut note = None;
+            if let Some(gate) = self.gate.as_ref().filter(|_| tensor.starts_with('y'))
+                && gate.differs.binary_search(&index).is_ok()
+                && let Some(before) = gate.reference.get(tensor).map(|y| y[index])
+                && !(before.abs() <= tolerance)
+            {
+                let distance = if before.is_nan() { f64::INFINITY } else { before.abs() };
+                (pass, error) = (false, distance);
+                note = Some(format!("the ReLU's gate is wrong: {before:e} comes before it"));
+            }
+            let severity = error / tolerance;
+            if worst.as_ref().is_none_or(|(most, _)| severity > *most) {
+                let channel = channel(index);
+                let verdict =
+                    Verdict { tensor, index, channel, expected, got, error, tolerance, pass, note };
+                worst = Some((severity, verdict));
+            }
+        }
+        let empty = || Verdict {
+            tensor,
+            index: 0,
+            channel: 0,
+            expected: 0.0,
+            got: 0.0,
+            error: 0.0,
+            tolerance: 0.0,
+            pass: true,
+            note: None,
+        };
+        Ok(worst.map_or_else(empty, |(_, verdict)| verdict))
+    }
+}
+
+impl Gate {
+    /// None where the engine's gate is the golden one.
+    fn new(case: &Case, got: &[f64], golden: &[f64]) -> Result<Option<Self>> {
+        // NaN passes, as in PyTorch.
+        let passes = |y: f64| !(y <= 0.0);
+        let own: Vec<bool> = got.iter().map(|&y| passes(y)).collect();
+        let differs = (0..own.len()).filter(|&i| own[i] != passes(golden[i]));
+        let differs: Vec<usize> = differs.collect();
+        if differs.is_empty() {
+            return Ok(None);
+        }
+        let mut gated = case.widened();
+        gated.activation = Activation::Identity;
+        let g = case.tensor("grad_y")?.iter().zip(&own);
+        gated.set("grad_y", g.map(|(&g, &passes)| if passes { g } else { 0.0 }).collect());
+        Ok(Some(Self { reference: compute(&Reference, &gated)?, differs }))
+    }
+}

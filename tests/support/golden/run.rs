@@ -1,0 +1,212 @@
+//! Runs an engine over a case, and stores what it computed.
+use super::{COMPUTED, Case, Entry, Tensors, narrow, widen, with_element};
+use anyhow::{Context, Result, ensure};
+use batchnorm::{
+    Backward, DType, Element, Engine, ForwardEval, ForwardTrain, Input, Memory, Real, Running,
+    Saved, Stats,
+};
+use safetensors::{Dtype, tensor::TensorView};
+
+/// All of [`COMPUTED`] that the case has, by this engine in the case's own dtype.
+pub fn compute<G: Engine>(engine: &G, case: &Case) -> Result<Tensors> {
+    with_element!(case.dtype, E => Run::<G, E>::new(engine, case)?.all())
+        .with_context(|| format!("{}: {}", case.name, engine.name()))
+}
+
+/// What was computed as a safetensors file: elements in the case's dtype, everything else in the
+/// type of the parameters, metadata as in the case.
+pub fn serialize(case: &Case, computed: &Tensors) -> Result<Vec<u8>> {
+    let entries = COMPUTED.iter().filter(|entry| case.has(entry));
+    let bytes: Result<Vec<_>> = entries
+        .map(|entry| {
+            let values = computed.get(entry.name);
+            let values = values.with_context(|| format!("{}: was not computed", entry.name))?;
+            Ok((entry, encode(values, case.dtype_of(entry.content))))
+        })
+        .collect();
+    let bytes = bytes?;
+    let views: Result<Vec<_>, _> = bytes
+        .iter()
+        .map(|(Entry { name, content, .. }, (dtype, bytes))| {
+            let view = TensorView::new(*dtype, case.dims_of(*content), bytes);
+            view.map(|view| (*name, view)).with_context(|| *name)
+        })
+        .collect();
+    Ok(safetensors::serialize(views?, Some(case.metadata.clone()))?)
+}
+
+fn encode(values: &[f64], dtype: DType) -> (Dtype, Vec<u8>) {
+    fn each<E: Element, const N: usize>(values: &[f64], bytes: fn(E) -> [u8; N]) -> Vec<u8> {
+        values.iter().flat_map(|&v| bytes(narrow(v))).collect()
+    }
+    match dtype {
+        DType::F64 => (Dtype::F64, each(values, f64::to_le_bytes)),
+        DType::F32 => (Dtype::F32, each(values, f32::to_le_bytes)),
+        DType::F16 => (Dtype::F16, each(values, half::f16::to_le_bytes)),
+        DType::Bf16 => (Dtype::BF16, each(values, half::bf16::to_le_bytes)),
+    }
+}
+
+type Buf<G, T> = <<G as Engine>::Memory as Memory>::Buf<T>;
+
+/// A case in an engine's memory.
+struct Run<'a, G: Engine, E: Element> {
+    engine: &'a G,
+    case: &'a Case,
+    x: Buf<G, E>,
+    grad_y: Buf<G, E>,
+    residual: Option<Buf<G, E>>,
+    weight: Option<Buf<G, E::Acc>>,
+    bias: Option<Buf<G, E::Acc>>,
+    computed: Tensors,
+}
+
+/// A whole buffer, if there is one.
+fn view<M: Memory, T: batchnorm::Plain>(buf: &Option<M::Buf<T>>) -> Option<M::View<'_, T>> {
+    buf.as_ref().map(M::view)
+}
+
+fn upload<M: Memory, T: Element>(memory: &M, values: &[f64]) -> batchnorm::Result<M::Buf<T>> {
+    memory.upload(&values.iter().map(|&v| narrow(v)).collect::<Vec<T>>())
+}
+
+impl<'a, G: Engine, E: Element> Run<'a, G, E> {
+    fn new(engine: &'a G, case: &'a Case) -> Result<Self> {
+        let memory = engine.memory();
+        Ok(Self {
+            engine,
+            case,
+            x: upload(memory, case.tensor("x")?)?,
+            grad_y: upload(memory, case.tensor("grad_y")?)?,
+            residual: case.optional("residual").map(|v| upload(memory, v)).transpose()?,
+            weight: case.optional("weight").map(|v| upload(memory, v)).transpose()?,
+            bias: case.optional("bias").map(|v| upload(memory, v)).transpose()?,
+            computed: Tensors::new(),
+        })
+    }
+
+    fn all(mut self) -> Result<Tensors> {
+        self.stats()?;
+        self.train()?;
+        self.eval()?;
+        Ok(self.computed)
+    }
+
+    fn keep<T: Element>(&mut self, name: &'static str, buf: &Buf<G, T>) -> Result<()> {
+        let values = self.engine.memory().download(G::Memory::view(buf))?;
+        self.computed.insert(name, values.into_iter().map(widen).collect());
+        Ok(())
+    }
+
+    fn stats(&mut self) -> Result<()> {
+        let Self { engine, case, .. } = *self;
+        let (memory, channels) = (engine.memory(), case.shape.channels());
+        let mut record: Buf<G, E::Acc> = memory.zeros(2 * channels + 1)?;
+        let x = G::Memory::view(&self.x);
+        engine.stats(&case.shape, Stats::<_, E> { x, record: G::Memory::view_mut(&mut record) })?;
+        let record = memory.download(G::Memory::view(&record))?;
+        let record: Vec<f64> = record.into_iter().map(Real::to_f64).collect();
+        let (m, got) = (case.shape.per_channel(), record[2 * channels]);
+        ensure!(got == m as f64, "stats: expected {m} values per channel, got {got}");
+        self.computed.insert("batch_mean", record[..channels].to_vec());
+        self.computed.insert("batch_var", record[channels..2 * channels].to_vec());
+        Ok(())
+    }
+
+    fn train(&mut self) -> Result<()> {
+        let Self { engine, case, .. } = *self;
+        let memory = engine.memory();
+        let mut mean: Buf<G, E::Acc> = upload(memory, case.tensor("running_mean")?)?;
+        let mut var: Buf<G, E::Acc> = upload(memory, case.tensor("running_var")?)?;
+        let mut y: Buf<G, E> = memory.zeros(case.shape.len())?;
+        let mut saved = Saved::new();
+        let args = ForwardTrain::<_, E> {
+            x: G::Memory::view(&self.x),
+            residual: view::<G::Memory, _>(&self.residual),
+            weight: view::<G::Memory, _>(&self.weight),
+            bias: view::<G::Memory, _>(&self.bias),
+            activation: case.activation,
+            eps: case.eps,
+            running: Some(Running {
+                mean: G::Memory::view_mut(&mut mean),
+                var: G::Memory::view_mut(&mut var),
+                factor: case.momentum,
+            }),
+            y: G::Memory::view_mut(&mut y),
+            saved: Some(&mut saved),
+        };
+        engine.forward_train(&case.shape, args)?;
+        self.keep("y", &y)?;
+        self.keep("new_running_mean", &mean)?;
+        self.keep("new_running_var", &var)?;
+        self.backward(&saved, ["grad_x", "grad_residual", "grad_weight", "grad_bias"])
+    }
+
+    fn eval(&mut self) -> Result<()> {
+        let Self { engine, case, .. } = *self;
+        let memory = engine.memory();
+        let mean: Buf<G, E::Acc> = upload(memory, case.tensor("running_mean")?)?;
+        let var: Buf<G, E::Acc> = upload(memory, case.tensor("running_var")?)?;
+        let mut y: Buf<G, E> = memory.zeros(case.shape.len())?;
+        let mut saved = Saved::new();
+        let args = ForwardEval::<_, E> {
+            x: Input::View(G::Memory::view(&self.x)),
+            residual: view::<G::Memory, _>(&self.residual),
+            weight: view::<G::Memory, _>(&self.weight),
+            bias: view::<G::Memory, _>(&self.bias),
+            activation: case.activation,
+            mean: G::Memory::view(&mean),
+            var: G::Memory::view(&var),
+            eps: case.eps,
+            y: G::Memory::view_mut(&mut y),
+            saved: Some(&mut saved),
+        };
+        engine.forward_eval(&case.shape, args)?;
+        self.keep("y_eval", &y)?;
+        let names = ["grad_x_eval", "grad_residual_eval", "grad_weight_eval", "grad_bias_eval"];
+        self.backward(&saved, names)
+    }
+
+    /// Gradients of x, residual, weight and bias, of those that the case has.
+    fn backward(
+        &mut self,
+        saved: &Saved<G::Memory, E::Acc>,
+        [x, residual, weight, bias]: [&'static str; 4],
+    ) -> Result<()> {
+        let Self { engine, case, .. } = *self;
+        let (memory, shape) = (engine.memory(), &case.shape);
+        let mut grad_x: Buf<G, E> = memory.zeros(shape.len())?;
+        let mut grad_residual: Option<Buf<G, E>> =
+            self.residual.as_ref().map(|_| memory.zeros(shape.len())).transpose()?;
+        let channels = || memory.zeros(shape.channels());
+        let mut grad_weight: Option<Buf<G, E::Acc>> =
+            self.weight.as_ref().map(|_| channels()).transpose()?;
+        let mut grad_bias: Option<Buf<G, E::Acc>> =
+            self.bias.as_ref().map(|_| channels()).transpose()?;
+        let args = Backward::<_, E> {
+            saved,
+            x: G::Memory::view(&self.x),
+            grad_y: Input::View(G::Memory::view(&self.grad_y)),
+            weight: view::<G::Memory, _>(&self.weight),
+            bias: view::<G::Memory, _>(&self.bias),
+            grad_x: Some(G::Memory::view_mut(&mut grad_x)),
+            grad_residual: grad_residual.as_mut().map(G::Memory::view_mut),
+            grad_weight: grad_weight.as_mut().map(G::Memory::view_mut),
+            grad_bias: grad_bias.as_mut().map(G::Memory::view_mut),
+            accumulate: false,
+            sums: None,
+            total_sums: None,
+        };
+        engine.backward(shape, args)?;
+        self.keep(x, &grad_x)?;
+        if let Some(gradient) = &grad_residual {
+            self.keep(residual, gradient)?;
+        }
+        for (name, gradient) in [(weight, &grad_weight), (bias, &grad_bias)] {
+            if let Some(gradient) = gradient {
+                self.keep(name, gradient)?;
+            }
+        }
+        Ok(())
+    }
+}
