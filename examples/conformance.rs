@@ -1,0 +1,145 @@
+//! Runs engines over golden cases and compares them with what PyTorch computed in float64:
+//!
+//! ```text
+//! cargo run --release --example conformance -- --engine all tests/golden
+//! ```
+//!
+//! `tests/golden/README.md` describes the cases, `scripts/golden.py` makes more of them. A line
+//! shows the element that is nearest to its tolerance, or furthest beyond it.
+use anyhow::{Context, Result};
+use clap::{Parser, builder::PossibleValuesParser};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use support::golden::{self, Case, Compute, ENGINES, Verdict};
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+/// Runs engines over golden cases; fails if any result is further off than its tolerance.
+#[derive(Parser)]
+struct Arguments {
+    /// Which engine.
+    #[arg(long, default_value = "all", value_parser = engine_names())]
+    engine: String,
+    /// A folder of *.safetensors files.
+    dir: PathBuf,
+    /// Write what was computed to this folder, as ENGINE-CASE.safetensors.
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+fn engine_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(ENGINES.iter().map(|(name, _)| *name).chain(["all"]))
+}
+
+fn main() -> Result<ExitCode> {
+    let Arguments { engine, dir, out } = Arguments::parse();
+    let files = golden::files(&dir)?;
+    if let Some(out) = &out {
+        std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
+    }
+    let engines = ENGINES.iter().filter(|(name, _)| engine == "all" || engine == *name);
+    let engines: Vec<_> = engines.collect();
+
+    let mut report = Report::new(&files);
+    report.header()?;
+    for file in &files {
+        match Case::read(file) {
+            Ok(case) => {
+                for (name, compute) in &engines {
+                    let verdicts = run(&case, name, *compute, out.as_deref());
+                    report.case(name, &case.name, verdicts)?;
+                }
+            }
+            Err(error) => report.case("-", &stem(file), Err(error))?,
+        }
+    }
+    report.summary()
+}
+
+/// What is right and wrong with one engine on one case.
+fn run(case: &Case, engine: &str, compute: Compute, out: Option<&Path>) -> Result<Vec<Verdict>> {
+    let computed = compute(case)?;
+    if let Some(out) = out {
+        let path = out.join(format!("{engine}-{}.safetensors", case.name));
+        let bytes = golden::serialize(case, &computed)?;
+        std::fs::write(&path, bytes).with_context(|| path.display().to_string())?;
+    }
+    golden::judge(case, &computed)
+}
+
+fn stem(file: &Path) -> String {
+    file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The table, line by line, and its totals.
+struct Report {
+    /// Of the column of cases.
+    width: usize,
+    cases: usize,
+    failed_cases: usize,
+    tensors: usize,
+    failed_tensors: usize,
+}
+
+impl Report {
+    fn new(files: &[PathBuf]) -> Self {
+        let width = files.iter().map(|file| stem(file).len()).max().unwrap_or(0);
+        Self { width, cases: 0, failed_cases: 0, tensors: 0, failed_tensors: 0 }
+    }
+
+    fn header(&self) -> io::Result<()> {
+        let width = self.width;
+        let [case, engine, tensor, error, bar] =
+            ["case", "engine", "tensor", "max error", "tolerance"];
+        let mut to = io::stdout().lock();
+        writeln!(to, "{case:width$}  {engine:9}  {tensor:18}  {error:>9}  {bar:>9}")
+    }
+
+    fn case(&mut self, engine: &str, case: &str, verdicts: Result<Vec<Verdict>>) -> io::Result<()> {
+        let (width, mut to) = (self.width, io::stdout().lock());
+        self.cases += 1;
+        let verdicts = match verdicts {
+            Ok(verdicts) => verdicts,
+            Err(error) => {
+                self.failed_cases += 1;
+                return writeln!(to, "{case:width$}  {engine:9}  FAIL: {error:#}");
+            }
+        };
+        for v in &verdicts {
+            let Verdict { tensor, error, tolerance, .. } = v;
+            write!(to, "{case:width$}  {engine:9}  {tensor:18}  {error:9.2e}  {tolerance:9.2e}  ")?;
+            match (v.pass, &v.note) {
+                (true, _) => writeln!(to, "pass")?,
+                (false, Some(note)) => writeln!(to, "FAIL at {}: {note}", place(v))?,
+                (false, None) => writeln!(
+                    to,
+                    "FAIL at {}: expected {:e}, got {:e}",
+                    place(v),
+                    v.expected,
+                    v.got
+                )?,
+            }
+        }
+        let failed = verdicts.iter().filter(|v| !v.pass).count();
+        self.tensors += verdicts.len();
+        self.failed_tensors += failed;
+        self.failed_cases += usize::from(failed > 0);
+        Ok(())
+    }
+
+    fn summary(&self) -> Result<ExitCode> {
+        let Self { cases, failed_cases, tensors, failed_tensors, .. } = self;
+        let verdict = if *failed_cases == 0 { "pass" } else { "FAIL" };
+        writeln!(
+            io::stdout(),
+            "{verdict}: {failed_cases} of {cases} cases failed, {failed_tensors} of {tensors} tensors"
+        )?;
+        Ok(if *failed_cases == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+fn place(verdict: &Verdict) -> String {
+    format!("element {}, channel {}", verdict.index, verdict.channel)
+}
