@@ -77,8 +77,9 @@ fn stem(file: &Path) -> String {
 struct Report {
     /// Of the column of cases.
     width: usize,
-    cases: usize,
-    failed_cases: usize,
+    /// One per engine and case.
+    runs: usize,
+    failed_runs: usize,
     tensors: usize,
     failed_tensors: usize,
 }
@@ -86,7 +87,7 @@ struct Report {
 impl Report {
     fn new(files: &[PathBuf]) -> Self {
         let width = files.iter().map(|file| stem(file).len()).max().unwrap_or(0);
-        Self { width, cases: 0, failed_cases: 0, tensors: 0, failed_tensors: 0 }
+        Self { width, runs: 0, failed_runs: 0, tensors: 0, failed_tensors: 0 }
     }
 
     fn header(&self) -> io::Result<()> {
@@ -99,11 +100,11 @@ impl Report {
 
     fn case(&mut self, engine: &str, case: &str, verdicts: Result<Vec<Verdict>>) -> io::Result<()> {
         let (width, mut to) = (self.width, io::stdout().lock());
-        self.cases += 1;
+        self.runs += 1;
         let verdicts = match verdicts {
             Ok(verdicts) => verdicts,
             Err(error) => {
-                self.failed_cases += 1;
+                self.failed_runs += 1;
                 return writeln!(to, "{case:width$}  {engine:9}  FAIL: {error:#}");
             }
         };
@@ -125,18 +126,16 @@ impl Report {
         let failed = verdicts.iter().filter(|v| !v.pass).count();
         self.tensors += verdicts.len();
         self.failed_tensors += failed;
-        self.failed_cases += usize::from(failed > 0);
+        self.failed_runs += usize::from(failed > 0);
         Ok(())
     }
 
     fn summary(&self) -> Result<ExitCode> {
-        let Self { cases, failed_cases, tensors, failed_tensors, .. } = self;
-        let verdict = if *failed_cases == 0 { "pass" } else { "FAIL" };
-        writeln!(
-            io::stdout(),
-            "{verdict}: {failed_cases} of {cases} cases failed, {failed_tensors} of {tensors} tensors"
-        )?;
-        Ok(if *failed_cases == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        let Self { runs, failed_runs, tensors, failed_tensors, .. } = self;
+        let verdict = if *failed_runs == 0 { "pass" } else { "FAIL" };
+        let all = format!("{failed_runs} of {runs} runs failed");
+        writeln!(io::stdout(), "{verdict}: {all}, {failed_tensors} of {tensors} tensors")?;
+        Ok(if *failed_runs == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 

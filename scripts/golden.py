@@ -77,12 +77,16 @@ def step(case, given, training):
     # Copies: what is float64 already must not share its gradient with another step.
     leaf = lambda name: given[name].to(F64, copy=True).requires_grad_() if name in given else None
     x, residual, weight, bias = map(leaf, ["x", "residual", "weight", "bias"])
-    mean, var = given["running_mean"].clone(), given["running_var"].clone()
     # Channels second, densely: PyTorch's channels-last sums lose digits.
     moved = x.unsqueeze(0) if case.axis == 0 else x
     axis = max(case.axis, 1)
     moved = moved.movedim(axis, 1).contiguous()
-    y = F.batch_norm(moved, mean, var, weight, bias, training, case.momentum, case.eps)
+    # Less a constant per channel, which changes nothing but PyTorch's rounding at large means: in
+    # float64 at mean 1e8 it is off by ten times what one rounding of the mean costs.
+    first = moved.detach()[0].flatten(1)[:, 0] if moved.dim() > 2 else moved.detach()[0]
+    mean, var = given["running_mean"] - first, given["running_var"].clone()
+    centered = moved - first.reshape(-1, *[1] * (moved.dim() - 2))
+    y = F.batch_norm(centered, mean, var, weight, bias, training, case.momentum, case.eps)
     y = y.movedim(1, axis).reshape(case.shape)
     if residual is not None:
         y = y + residual
@@ -92,7 +96,7 @@ def step(case, given, training):
     leaves = {"x": x, "residual": residual, "weight": weight, "bias": bias}
     computed = {"y": y.detach()}
     computed |= {f"grad_{name}": t.grad for name, t in leaves.items() if t is not None}
-    return computed, mean, var
+    return computed, mean + first, var
 
 
 def compute(case):
@@ -144,6 +148,74 @@ def standard():
     ]
 
 
+def extra():
+    """Ranks, axes, tails, and the edges of every dtype."""
+    relu, both = {"activation": "relu"}, {"activation": "relu", "residual": True}
+    cases = []
+
+    def add(name, shape, axis=1, dtype="f32", **options):
+        cases.append(Case(name, shape, axis, dtype, seed=1000 + len(cases), **options))
+
+    # Ranks and axes. On axis 0 there is no batch: C x L.
+    for dtype in DTYPES:
+        add(f"unbatched_cl_{dtype}", (5, 40), 0, dtype, **relu)
+        add(f"nc_{dtype}_pairs", (2, 70), 1, dtype, residual=True)  # per activation: N x CHW
+        add(f"rank5_last_axis_{dtype}", (2, 3, 2, 5, 7), 4, dtype, **both)
+        add(f"rank5_middle_axis_{dtype}", (3, 2, 6, 3, 4), 2, dtype, **both)
+        add(f"rank4_axis0_{dtype}", (6, 3, 5, 4), 0, dtype)
+        add(f"rank6_{dtype}", (2, 3, 2, 3, 2, 3), 3, dtype, **relu)
+        add(f"no_weight_{dtype}", (4, 3, 9), 1, dtype, weight_scale=0, **relu)
+        add(f"no_bias_{dtype}", (4, 9, 3), 2, dtype, bias_scale=0)
+        add(f"no_parameters_{dtype}", (4, 3, 9), 1, dtype, weight_scale=0, bias_scale=0, **both)
+    # Channel counts that leave a tail behind every width.
+    for channels in (1, 3, 35, 67):
+        for dtype in DTYPES:
+            add(f"nchw_c{channels}_{dtype}", (5, channels, 5, 3), 1, dtype, **both)
+            add(f"nhwc_c{channels}_{dtype}", (5, 5, 3, channels), 3, dtype, **both)
+    # Many values per channel.
+    for dtype in DTYPES:
+        add(f"big_nchw_{dtype}", (33, 17, 29, 31), 1, dtype, **relu)
+    add("big_nhwc_f32", (33, 29, 31, 17), 3, residual=True)
+    add("big_nhwc_bf16", (33, 29, 31, 17), 3, "bf16", **both)
+    # The edges of f16: sums of squares far beyond it, outputs beyond it, outputs below it.
+    add("f16_x_near_overflow", (6, 6, 5, 5), 1, "f16", mean=3e4, std=8e3, **relu)
+    add("f16_y_overflows", (6, 6, 5, 5), 1, "f16", weight_scale=6e4, **both)
+    add("f16_grad_x_overflows", (6, 6, 5, 5), 1, "f16", weight_scale=1e3, grad_scale=1e2)
+    for dtype, tiny in (("f16", 1e-7), ("f16", 2e-8), ("bf16", 1e-40), ("f32", 1e-44)):
+        add(
+            f"{dtype}_y_underflows_{tiny:g}", (6, 6, 5, 5), 1, dtype,
+            weight_scale=tiny, bias_scale=tiny, **relu,
+        )
+    add("f16_x_subnormal", (6, 6, 5, 5), 1, "f16", std=1e-6, **relu)
+    add("bf16_huge", (6, 6, 5, 5), 1, "bf16", mean=1e18, std=1e17, **relu)
+    add("f32_huge", (6, 6, 5, 5), 1, "f32", mean=1e18, std=1e18, **relu)
+    # Large means: what a naive variance fails. With running statistics there, too.
+    large = [("f32", 1e4, 1.0), ("f32", 1e4, 1e-1), ("f32", 1e6, 1.0), ("f32", 1e6, 100.0)]
+    large += [("f32", 1e8, 100.0), ("f64", 1e4, 1.0), ("f64", 1e6, 1.0), ("f64", 1e8, 1.0)]
+    large += [("f64", 1e8, 1e-3), ("f16", 1e4, 100.0), ("bf16", 1e4, 1e3), ("bf16", 1e8, 1e7)]
+    for dtype, mean, std in large:
+        for layout, shape, axis in (("nchw", (8, 5, 9, 9), 1), ("nhwc", (8, 9, 9, 5), 3)):
+            add(
+                f"{layout}_{dtype}_mean{mean:g}_std{std:g}", shape, axis, dtype,
+                mean=mean, std=std, running_at_mean=True, **relu,
+            )
+    # A constant channel's variance is exactly 0, its y exactly the bias.
+    for dtype in DTYPES:
+        for mean in (0.0, 1e4):
+            options = {"mean": mean, "constant_channel": 2, "running_at_mean": True}
+            add(f"constant_nchw_{dtype}_mean{mean:g}", (4, 5, 6, 6), 1, dtype, **options)
+            add(f"constant_nhwc_{dtype}_mean{mean:g}", (4, 6, 6, 5), 3, dtype, **options)
+    # What the step is told.
+    for dtype in ("f64", "f32", "f16"):
+        for momentum in (0.0, 1.0):
+            add(f"momentum{momentum:g}_{dtype}", (4, 5, 6), 1, dtype, momentum=momentum)
+        for eps in (1e-3, 1e-12, 10.0):
+            add(f"eps{eps:g}_{dtype}", (4, 6, 5), 2, dtype, eps=eps, **relu)
+            add(f"eps{eps:g}_small_std_{dtype}", (4, 6, 5), 2, dtype, eps=eps, std=1e-4)
+    add("nchw_bf16_add", (4, 6, 5, 5), 1, "bf16", residual=True)
+    return cases
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
@@ -168,7 +240,7 @@ def main():
     folder, chosen = arguments.pop("out"), arguments.pop("set")
     folder.mkdir(parents=True, exist_ok=True)
     arguments["shape"] = tuple(arguments["shape"])
-    sets = {"standard": standard, None: lambda: [Case(**arguments)]}
+    sets = {"standard": standard, "extra": extra, None: lambda: [Case(**arguments)]}
     cases = sets[chosen]()
     for case in cases:
         save(case, folder)

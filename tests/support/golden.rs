@@ -3,6 +3,7 @@
 use batchnorm::{DType, Reference};
 use std::collections::BTreeMap;
 
+mod bars;
 mod case;
 mod judge;
 mod run;

@@ -1,5 +1,5 @@
 //! What tests and the `conformance` example share.
-#![allow(dead_code)] // each of them uses a part
+#![allow(dead_code, unused_imports)] // each of them uses a part
 
 pub mod golden;
 pub mod tolerance;

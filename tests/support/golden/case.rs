@@ -63,7 +63,9 @@ impl Case {
         let dtype = [DType::F64, DType::F32, DType::F16, DType::Bf16]
             .into_iter()
             .find(|d| d.to_string() == dtype)
-            .with_context(|| format!("metadata: dtype: expected f64 to bf16, got {dtype:?}"))?;
+            .with_context(|| {
+                format!("metadata: dtype: expected f64, f32, f16 or bf16, got {dtype:?}")
+            })?;
         let activation = match get("activation")? {
             "identity" => Activation::Identity,
             "relu" => Activation::Relu,

@@ -1,8 +1,9 @@
 //! Decides whether what an engine computed is right.
-use super::super::tolerance::{Kind, agrees, tolerance};
+use super::super::tolerance::agrees;
+use super::bars::Bars;
 use super::{COMPUTED, Case, Content, Entry, Tensors, compute, narrow, widen, with_element};
 use anyhow::{Result, ensure};
-use batchnorm::{Activation, Reference};
+use batchnorm::{Activation, DType, Reference};
 
 /// What is to be said of one tensor: of the element that is nearest to its tolerance, or furthest
 /// beyond it.
@@ -28,12 +29,12 @@ pub struct Verdict {
 /// y is wrong; and the gradients expected are those of the reference in f64 under the engine's own
 /// gate.
 pub fn judge(case: &Case, computed: &Tensors) -> Result<Vec<Verdict>> {
-    let mut training = Pass::new(case, computed, false)?;
-    let mut frozen = Pass::new(case, computed, true)?;
+    let training = Pass::new(case, computed, false)?;
+    let frozen = Pass::new(case, computed, true)?;
     let entries = COMPUTED.iter().filter(|entry| case.has(entry));
     entries
         .map(|entry| {
-            let pass = if entry.name.ends_with("_eval") { &mut frozen } else { &mut training };
+            let pass = if entry.name.ends_with("_eval") { &frozen } else { &training };
             pass.verdict(entry)
         })
         .collect()
@@ -43,8 +44,7 @@ pub fn judge(case: &Case, computed: &Tensors) -> Result<Vec<Verdict>> {
 struct Pass<'a> {
     case: &'a Case,
     computed: &'a Tensors,
-    /// Per channel: what one rounding of the mean costs, in units of the last place.
-    drift: Vec<f64>,
+    bars: Bars,
     /// The engine's own gate where it is not the golden one.
     gate: Option<Gate>,
 }
@@ -71,25 +71,16 @@ fn got<'a>(case: &Case, computed: &'a Tensors, entry: &Entry) -> Result<&'a [f64
 
 impl<'a> Pass<'a> {
     fn new(case: &'a Case, computed: &'a Tensors, eval: bool) -> Result<Self> {
-        let [mean, var, y] = match eval {
-            true => ["running_mean", "running_var", "y_eval"],
-            false => ["batch_mean", "batch_var", "y"],
-        };
-        let weight = case.optional("weight");
-        let statistics = case.tensor(mean)?.iter().zip(case.tensor(var)?).enumerate();
-        let drift = statistics.map(|(c, (mean, var))| {
-            mean.abs() / (var + case.eps).sqrt() * weight.map_or(1.0, |w| w[c].abs())
-        });
-        let drift = drift.collect();
-        let mut pass = Self { case, computed, drift, gate: None };
-        if case.activation == Activation::Relu {
-            let entry = Entry { name: y, content: Content::Elements, with: None };
-            pass.gate = Gate::new(case, got(case, computed, &entry)?, case.tensor(y)?)?;
-        }
-        Ok(pass)
+        let y = if eval { "y_eval" } else { "y" };
+        let entry = Entry { name: y, content: Content::Elements, with: None };
+        let (own, golden) = (gate(case, got(case, computed, &entry)?), gate(case, case.tensor(y)?));
+        let bars = Bars::new(case, eval, &own)?;
+        let differs: Vec<usize> = (0..own.len()).filter(|&i| own[i] != golden[i]).collect();
+        let gate = (!differs.is_empty()).then(|| Gate::new(case, &own, differs)).transpose()?;
+        Ok(Self { case, computed, bars, gate })
     }
 
-    fn verdict(&mut self, entry: &Entry) -> Result<Verdict> {
+    fn verdict(&self, entry: &Entry) -> Result<Verdict> {
         let Self { case, computed, .. } = *self;
         let (tensor, is_gradient) = (entry.name, entry.name.starts_with("grad_"));
         let got = got(case, computed, entry)?;
@@ -100,25 +91,14 @@ impl<'a> Pass<'a> {
             _ => case.tensor(tensor)?,
         };
         let dtype = case.dtype_of(entry.content);
-        // What lies beyond the dtype says nothing about how the others are rounded.
-        let fits = |v: &&f64| with_element!(dtype, E => widen(narrow::<E>(**v)).is_finite());
-        let max_abs = expected.iter().filter(fits).fold(0.0, |max: f64, v| max.max(v.abs()));
-        let channel = |index| match entry.content {
-            Content::Elements => case.channel_of(index),
-            _ => index,
-        };
-        let tolerance = |index| {
-            let (kind, drift) = match entry.content {
-                Content::Elements => (Kind::Element, self.drift[channel(index)]),
-                Content::Sums => (Kind::Sum(case.shape.per_channel()), self.drift[index]),
-                Content::Statistics | Content::Parameters => (Kind::Statistic, 0.0),
-            };
-            tolerance(case.dtype, kind, max_abs, drift)
-        };
-
+        let max_abs = max_abs(dtype, expected);
         let mut worst: Option<(f64, Verdict)> = None;
         for (index, (&got, &expected)) in got.iter().zip(expected).enumerate() {
-            let tolerance = tolerance(index);
+            let channel = match entry.content {
+                Content::Elements => case.channel_of(index),
+                _ => index,
+            };
+            let tolerance = self.bars.tolerance(entry, channel, max_abs);
             let mut pass = agrees(got, expected, tolerance, dtype);
             let mut error = (got - expected).abs();
             if !error.is_finite() {
@@ -136,7 +116,6 @@ impl<'a> Pass<'a> {
             }
             let severity = error / tolerance;
             if worst.as_ref().is_none_or(|(most, _)| severity > *most) {
-                let channel = channel(index);
                 let verdict =
                     Verdict { tensor, index, channel, expected, got, error, tolerance, pass, note };
                 worst = Some((severity, verdict));
@@ -157,21 +136,24 @@ impl<'a> Pass<'a> {
     }
 }
 
+/// The largest value, of those that the dtype can hold: what lies beyond it says nothing about how
+/// the others are rounded.
+fn max_abs(dtype: DType, values: &[f64]) -> f64 {
+    let fits = |v: f64| with_element!(dtype, E => widen(narrow::<E>(v)).is_finite());
+    values.iter().filter(|v| fits(**v)).fold(0.0, |max, v| v.abs().max(max))
+}
+
+/// Where gradients pass. NaN passes, as in PyTorch.
+fn gate(case: &Case, y: &[f64]) -> Vec<bool> {
+    y.iter().map(|&y| case.activation == Activation::Identity || !(y <= 0.0)).collect()
+}
+
 impl Gate {
-    /// None where the engine's gate is the golden one.
-    fn new(case: &Case, got: &[f64], golden: &[f64]) -> Result<Option<Self>> {
-        // NaN passes, as in PyTorch.
-        let passes = |y: f64| !(y <= 0.0);
-        let own: Vec<bool> = got.iter().map(|&y| passes(y)).collect();
-        let differs = (0..own.len()).filter(|&i| own[i] != passes(golden[i]));
-        let differs: Vec<usize> = differs.collect();
-        if differs.is_empty() {
-            return Ok(None);
-        }
+    fn new(case: &Case, own: &[bool], differs: Vec<usize>) -> Result<Self> {
         let mut gated = case.widened();
         gated.activation = Activation::Identity;
-        let g = case.tensor("grad_y")?.iter().zip(&own);
+        let g = case.tensor("grad_y")?.iter().zip(own);
         gated.set("grad_y", g.map(|(&g, &passes)| if passes { g } else { 0.0 }).collect());
-        Ok(Some(Self { reference: compute(&Reference, &gated)?, differs }))
+        Ok(Self { reference: compute(&Reference, &gated)?, differs })
     }
 }
