@@ -108,7 +108,7 @@ impl<'a> Pass<'a> {
             if let Some(gate) = self.gate.as_ref().filter(|_| tensor.starts_with('y'))
                 && gate.differs.binary_search(&index).is_ok()
                 && let Some(before) = gate.reference.get(tensor).map(|y| y[index])
-                && !(before.abs() <= tolerance)
+                && (before.abs() > tolerance || before.is_nan())
             {
                 let distance = if before.is_nan() { f64::INFINITY } else { before.abs() };
                 (pass, error) = (false, distance);
@@ -145,7 +145,7 @@ fn max_abs(dtype: DType, values: &[f64]) -> f64 {
 
 /// Where gradients pass. NaN passes, as in PyTorch.
 fn gate(case: &Case, y: &[f64]) -> Vec<bool> {
-    y.iter().map(|&y| case.activation == Activation::Identity || !(y <= 0.0)).collect()
+    y.iter().map(|&y| case.activation == Activation::Identity || y > 0.0 || y.is_nan()).collect()
 }
 
 impl Gate {
