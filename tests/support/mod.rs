@@ -1,5 +1,9 @@
 //! What tests and the `conformance` example share.
-#![allow(dead_code, unused_imports)] // each of them uses a part
+#![allow(dead_code, unused_imports, unused_macros)] // each of them uses a part
 
+pub mod engines;
 pub mod golden;
+pub mod oracle;
+pub mod run;
+pub mod shapes;
 pub mod tolerance;

@@ -1,0 +1,371 @@
+//! Runs an operation on any engine: inputs from the host, results back on the host.
+use batchnorm::{
+    Activation, Backward, Element, Engine, ForwardEval, ForwardTrain, Input, Memory, MergeStats,
+    Real, Result, Running, Saved, Shape, Stats,
+};
+use std::collections::BTreeMap;
+
+/// What an operation wrote, by name, widened exactly: equal bits here are equal bits there.
+pub type Outcome = BTreeMap<&'static str, Vec<f64>>;
+/// What a forward on `G` saves for tensors of `E`.
+pub type SavedOn<G, E> = Saved<<G as Engine>::Memory, <E as Element>::Acc>;
+
+/// What is added to `xhat`, and which parameters there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Epilogue {
+    pub activation: Activation,
+    pub residual: bool,
+    pub weight: bool,
+    pub bias: bool,
+}
+
+impl Epilogue {
+    pub const PLAIN: Self =
+        Self { activation: Activation::Identity, residual: false, weight: true, bias: true };
+    pub const FULL: Self = Self { activation: Activation::Relu, residual: true, ..Self::PLAIN };
+
+    /// Activation and residual in every combination, with both parameters.
+    pub fn affine() -> impl Iterator<Item = Self> {
+        Self::all().filter(|e| e.weight && e.bias)
+    }
+    /// All sixteen.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..16).map(|bits| Self {
+            activation: if bits & 1 > 0 { Activation::Relu } else { Activation::Identity },
+            residual: bits & 2 > 0,
+            weight: bits & 4 > 0,
+            bias: bits & 8 > 0,
+        })
+    }
+}
+
+/// Which forward.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Mode {
+    /// By the batch's statistics; updates running ones with this factor.
+    Train(Option<f64>),
+    /// By given statistics.
+    Eval,
+    /// By given statistics, y over x.
+    InPlace,
+}
+
+/// What the values of a tensor are like.
+#[derive(Debug, Clone, Copy)]
+pub struct Spread {
+    pub mean: f64,
+    pub std: f64,
+}
+
+/// Everything an operation reads, on the host.
+#[derive(Debug, Clone)]
+pub struct Inputs<E: Element> {
+    pub shape: Shape,
+    pub epilogue: Epilogue,
+    pub eps: f64,
+    pub x: Vec<E>,
+    pub residual: Vec<E>,
+    pub grad_y: Vec<E>,
+    pub weight: Vec<E::Acc>,
+    pub bias: Vec<E::Acc>,
+    /// Running statistics in training, given ones in evaluation.
+    pub mean: Vec<E::Acc>,
+    pub var: Vec<E::Acc>,
+}
+
+impl<E: Element> Inputs<E> {
+    /// Values of about unit size, from a seed.
+    pub fn new(shape: &Shape, epilogue: Epilogue, seed: u64) -> Self {
+        Self::spread(shape, epilogue, Spread { mean: 0.7, std: 1.3 }, seed)
+    }
+
+    /// x with this mean (somewhat different in each channel) and standard deviation.
+    pub fn spread(shape: &Shape, epilogue: Epilogue, spread: Spread, seed: u64) -> Self {
+        let (n, c) = (shape.len(), shape.channels());
+        let Spread { mean, std } = spread;
+        let channel_mean = |c: usize| mean * (1.0 - 0.1 * ((c * 5) % 7) as f64);
+        let mut random = Random(seed);
+        let mut normals = |n: usize| -> Vec<f64> { (0..n).map(|_| random.normal()).collect() };
+        let x = normals(n).into_iter().enumerate();
+        let x = x.map(|(i, v)| channel_mean(channel_of(shape, i)) + std * v);
+        let given_mean = normals(c).into_iter().enumerate();
+        let given_mean = given_mean.map(|(c, v)| channel_mean(c) + 0.3 * std * v);
+        Self {
+            shape: *shape,
+            epilogue,
+            eps: 1e-5,
+            x: x.map(narrow).collect(),
+            residual: normals(n).into_iter().map(narrow).collect(),
+            grad_y: normals(n).into_iter().map(narrow).collect(),
+            weight: normals(c).into_iter().map(narrow).collect(),
+            bias: normals(c).into_iter().map(|v| narrow(0.5 * v)).collect(),
+            mean: given_mean.map(narrow).collect(),
+            var: normals(c).into_iter().map(|v| narrow((0.2 + v.abs()) * std * std)).collect(),
+        }
+    }
+
+    /// The same values in f64.
+    pub fn wide(&self) -> Inputs<f64> {
+        Inputs {
+            shape: self.shape,
+            epilogue: self.epilogue,
+            eps: self.eps,
+            x: widen(&self.x),
+            residual: widen(&self.residual),
+            grad_y: widen(&self.grad_y),
+            weight: widen(&self.weight),
+            bias: widen(&self.bias),
+            mean: widen(&self.mean),
+            var: widen(&self.var),
+        }
+    }
+}
+
+/// Which gradients, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Want {
+    pub grad_x: bool,
+    pub grad_residual: bool,
+    pub grad_weight: bool,
+    pub grad_bias: bool,
+    pub sums: bool,
+    pub accumulate: bool,
+    /// `grad_x` holds `grad_y` before.
+    pub in_place: bool,
+}
+
+impl Want {
+    /// Everything that this epilogue has a gradient for.
+    pub fn all(epilogue: Epilogue) -> Self {
+        Self {
+            grad_x: true,
+            grad_residual: epilogue.residual,
+            grad_weight: true,
+            grad_bias: true,
+            sums: true,
+            accumulate: false,
+            in_place: false,
+        }
+    }
+}
+
+/// What `grad_weight` and `grad_bias` hold where they are accumulated: exact in every type.
+pub fn gradient_before(c: usize) -> f64 {
+    0.25 * (c % 7) as f64 - 0.5
+}
+
+/// A forward. Outputs start as NaN, so that nothing old in them can pass for a result.
+pub fn forward<E: Element, G: Engine>(
+    engine: &G,
+    inputs: &Inputs<E>,
+    mode: Mode,
+    mut saved: Option<&mut SavedOn<G, E>>,
+) -> Result<Outcome> {
+    let (shape, on, epilogue) = (&inputs.shape, engine.memory(), inputs.epilogue);
+    let x = on.upload(&inputs.x)?;
+    let residual = epilogue.residual.then(|| on.upload(&inputs.residual)).transpose()?;
+    let weight = epilogue.weight.then(|| on.upload(&inputs.weight)).transpose()?;
+    let bias = epilogue.bias.then(|| on.upload(&inputs.bias)).transpose()?;
+    let (mut mean, mut var) = (on.upload(&inputs.mean)?, on.upload(&inputs.var)?);
+    let nan = vec![narrow::<E>(f64::NAN); shape.len()];
+    let mut y = on.upload(if mode == Mode::InPlace { &inputs.x } else { &nan })?;
+    let residual_view = residual.as_ref().map(G::Memory::view);
+    let (weight, bias) = (weight.as_ref(), bias.as_ref());
+    let (weight, bias) = (weight.map(G::Memory::view), bias.map(G::Memory::view));
+    if let Mode::Train(factor) = mode {
+        let args = ForwardTrain::<G::Memory, E> {
+            x: G::Memory::view(&x),
+            residual: residual_view,
+            weight,
+            bias,
+            activation: epilogue.activation,
+            eps: inputs.eps,
+            running: factor.map(|factor| Running {
+                mean: G::Memory::view_mut(&mut mean),
+                var: G::Memory::view_mut(&mut var),
+                factor,
+            }),
+            y: G::Memory::view_mut(&mut y),
+            saved: saved.as_deref_mut(),
+        };
+        engine.forward_train(shape, args)?;
+    } else {
+        let args = ForwardEval::<G::Memory, E> {
+            x: match mode {
+                Mode::InPlace => Input::InPlace,
+                _ => Input::View(G::Memory::view(&x)),
+            },
+            residual: residual_view,
+            weight,
+            bias,
+            activation: epilogue.activation,
+            mean: G::Memory::view(&mean),
+            var: G::Memory::view(&var),
+            eps: inputs.eps,
+            y: G::Memory::view_mut(&mut y),
+            saved: saved.as_deref_mut(),
+        };
+        engine.forward_eval(shape, args)?;
+    }
+    let mut outcome = Outcome::from([("y", widen(&on.download(G::Memory::view(&y))?))]);
+    if matches!(mode, Mode::Train(Some(_))) {
+        outcome.insert("running_mean", widen(&on.download(G::Memory::view(&mean))?));
+        outcome.insert("running_var", widen(&on.download(G::Memory::view(&var))?));
+    }
+    if let Some(saved) = saved {
+        let [mean, invstd] = [saved.mean().unwrap(), saved.invstd().unwrap()];
+        outcome.insert("saved_mean", widen(&on.download(mean)?));
+        outcome.insert("saved_invstd", widen(&on.download(invstd)?));
+    }
+    Ok(outcome)
+}
+
+/// A backward by what a forward saved.
+pub fn backward<E: Element, G: Engine>(
+    engine: &G,
+    inputs: &Inputs<E>,
+    want: Want,
+    saved: &SavedOn<G, E>,
+    total_sums: Option<&[E::Acc]>,
+) -> Result<Outcome> {
+    let (shape, on, epilogue) = (&inputs.shape, engine.memory(), inputs.epilogue);
+    let c = shape.channels();
+    let x = on.upload(&inputs.x)?;
+    let grad_y = on.upload(&inputs.grad_y)?;
+    let weight = epilogue.weight.then(|| on.upload(&inputs.weight)).transpose()?;
+    let bias = epilogue.bias.then(|| on.upload(&inputs.bias)).transpose()?;
+    let total_sums = total_sums.map(|sums| on.upload(sums)).transpose()?;
+    let nan = vec![narrow::<E>(f64::NAN); shape.len()];
+    let before = |c| narrow(if want.accumulate { gradient_before(c) } else { f64::NAN });
+    let before: Vec<E::Acc> = (0..c).map(before).collect();
+    let mut grad_x = on.upload(if want.in_place { &inputs.grad_y } else { &nan })?;
+    let mut grad_residual = on.upload(&nan)?;
+    let (mut grad_weight, mut grad_bias) = (on.upload(&before)?, on.upload(&before)?);
+    let mut sums = on.upload(&vec![narrow::<E::Acc>(f64::NAN); 2 * c + 1])?;
+    let args = Backward::<G::Memory, E> {
+        saved,
+        x: G::Memory::view(&x),
+        grad_y: match want.in_place {
+            true => Input::InPlace,
+            false => Input::View(G::Memory::view(&grad_y)),
+        },
+        weight: weight.as_ref().map(G::Memory::view),
+        bias: bias.as_ref().map(G::Memory::view),
+        grad_x: want.grad_x.then(|| G::Memory::view_mut(&mut grad_x)),
+        grad_residual: want.grad_residual.then(|| G::Memory::view_mut(&mut grad_residual)),
+        grad_weight: want.grad_weight.then(|| G::Memory::view_mut(&mut grad_weight)),
+        grad_bias: want.grad_bias.then(|| G::Memory::view_mut(&mut grad_bias)),
+        accumulate: want.accumulate,
+        sums: want.sums.then(|| G::Memory::view_mut(&mut sums)),
+        total_sums: total_sums.as_ref().map(G::Memory::view),
+    };
+    engine.backward(shape, args)?;
+    let mut outcome = Outcome::new();
+    if want.grad_x {
+        outcome.insert("grad_x", widen(&on.download(G::Memory::view(&grad_x))?));
+    }
+    if want.grad_residual {
+        outcome.insert("grad_residual", widen(&on.download(G::Memory::view(&grad_residual))?));
+    }
+    if want.grad_weight {
+        outcome.insert("grad_weight", widen(&on.download(G::Memory::view(&grad_weight))?));
+    }
+    if want.grad_bias {
+        outcome.insert("grad_bias", widen(&on.download(G::Memory::view(&grad_bias))?));
+    }
+    if want.sums {
+        let sums = widen(&on.download(G::Memory::view(&sums))?);
+        outcome.insert("sum_g", sums[..c].to_vec());
+        outcome.insert("sum_g_xhat", sums[c..2 * c].to_vec());
+        outcome.insert("count", vec![sums[2 * c]]);
+    }
+    Ok(outcome)
+}
+
+/// One part's record: means, variances, m.
+pub fn stats<E: Element, G: Engine>(engine: &G, inputs: &Inputs<E>) -> Result<Vec<E::Acc>> {
+    let on = engine.memory();
+    let x = on.upload(&inputs.x)?;
+    let nan = vec![narrow::<E::Acc>(f64::NAN); 2 * inputs.shape.channels() + 1];
+    let mut record = on.upload(&nan)?;
+    let (x, out) = (G::Memory::view(&x), G::Memory::view_mut(&mut record));
+    engine.stats(&inputs.shape, Stats::<G::Memory, E> { x, record: out })?;
+    on.download(G::Memory::view(&record))
+}
+
+/// Merges records, with running statistics (mean, variance, factor) where there are any.
+pub fn merge_stats<P: Real, G: Engine>(
+    engine: &G,
+    records: &[P],
+    channels: usize,
+    running: Option<(&[P], &[P], f64)>,
+) -> Result<Outcome> {
+    let on = engine.memory();
+    let records = on.upload(records)?;
+    let nan = vec![narrow::<P>(f64::NAN); channels];
+    let (mut mean, mut var) = (on.upload(&nan)?, on.upload(&nan)?);
+    let (running_mean, running_var, factor) = running.unwrap_or((&nan, &nan, 0.0));
+    let mut running_mean = on.upload(running_mean)?;
+    let mut running_var = on.upload(running_var)?;
+    let args = MergeStats::<G::Memory, P> {
+        records: G::Memory::view(&records),
+        running: running.is_some().then(|| Running {
+            mean: G::Memory::view_mut(&mut running_mean),
+            var: G::Memory::view_mut(&mut running_var),
+            factor,
+        }),
+        mean: G::Memory::view_mut(&mut mean),
+        var: G::Memory::view_mut(&mut var),
+    };
+    engine.merge_stats(args)?;
+    let mut outcome = Outcome::new();
+    outcome.insert("mean", widen(&on.download(G::Memory::view(&mean))?));
+    outcome.insert("var", widen(&on.download(G::Memory::view(&var))?));
+    if running.is_some() {
+        let mean = on.download(G::Memory::view(&running_mean))?;
+        let var = on.download(G::Memory::view(&running_var))?;
+        outcome.insert("running_mean", widen(&mean));
+        outcome.insert("running_var", widen(&var));
+    }
+    Ok(outcome)
+}
+
+/// The channel of the element at `i`.
+pub fn channel_of(shape: &Shape, i: usize) -> usize {
+    i / shape.inner() % shape.channels()
+}
+
+/// Exactly.
+pub fn widen<E: Element>(values: &[E]) -> Vec<f64> {
+    values.iter().map(|v| v.widen().to_f64()).collect()
+}
+
+/// Rounded as a store rounds.
+pub fn narrow<E: Element>(v: f64) -> E {
+    E::narrow(E::Acc::from_f64(v))
+}
+
+/// Equal in every bit, NaN too.
+pub fn same_bits(a: &Outcome, b: &Outcome) -> bool {
+    let bits = |o: &Outcome| -> Vec<(&str, Vec<u64>)> {
+        o.iter().map(|(name, v)| (*name, v.iter().map(|v| v.to_bits()).collect())).collect()
+    };
+    bits(a) == bits(b)
+}
+
+/// Splitmix64: small, and the same values everywhere.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn uniform(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+    /// Mean 0, variance 1, never beyond 3.5: a sum of four uniform values.
+    pub fn normal(&mut self) -> f64 {
+        3f64.sqrt() * ((0..4).map(|_| self.uniform()).sum::<f64>() - 2.0)
+    }
+}
