@@ -46,9 +46,12 @@ pub enum Error {
         /// The limit that was hit.
         reason: String,
     },
-    /// A state dict that cannot be read, or an entry of it that does not fit.
+    /// A state dict that cannot be read or written.
     #[error("state dict: {0}")]
     State(String),
+    /// Entries of a state dict that are missing, unexpected or do not fit: all of them.
+    #[error("state dict: {0}")]
+    Load(crate::LoadReport),
 }
 
 impl Error {

@@ -1,6 +1,7 @@
 mod element;
 mod engine;
 mod error;
+mod layer;
 mod memory;
 mod shape;
 
@@ -10,5 +11,8 @@ pub use engine::{
     Request, Running, Saved, Stats,
 };
 pub use error::{Error, Result};
+pub use layer::{
+    BatchNorm, Config, LoadReport, Mismatch, Momentum, Param, RunningStats, StateDict, Strict,
+};
 pub use memory::{Host, Memory};
 pub use shape::Shape;

@@ -1,0 +1,116 @@
+//! The layer's calls to its engine: all of a layer but its mode and its running statistics.
+use super::{Config, Param, RunningStats};
+use crate::{
+    Backward, Element, Engine, Error, ForwardEval, ForwardTrain, Input, Memory, Real, Result,
+    Saved, Shape,
+};
+
+/// What normalizes by statistics that are handed in. Code generic over the memory reborrows every
+/// view; that noise stays here.
+pub(super) struct Affine<P: Real, G: Engine> {
+    pub engine: G,
+    pub config: Config,
+    pub channels: usize,
+    pub weight: Option<Param<G::Memory, P>>,
+    pub bias: Option<Param<G::Memory, P>>,
+}
+
+impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
+    /// Normalizes by the batch, and updates `running`.
+    pub fn by_batch<E: Element<Acc = P>>(
+        &self,
+        shape: &Shape,
+        x: M::View<'_, E>,
+        residual: Option<M::View<'_, E>>,
+        mut y: M::ViewMut<'_, E>,
+        running: Option<&mut RunningStats<M, P>>,
+        saved: Option<&mut Saved<M, P>>,
+    ) -> Result<()> {
+        self.check(shape)?;
+        self.engine.forward_train(
+            shape,
+            ForwardTrain {
+                x: M::reborrow(&x),
+                residual: residual.as_ref().map(M::reborrow),
+                weight: self.weight.as_ref().map(|p| M::view(&p.value)),
+                bias: self.bias.as_ref().map(|p| M::view(&p.value)),
+                activation: self.config.activation,
+                eps: self.config.eps,
+                running: running.map(|r| r.next(self.config.momentum)),
+                y: M::reborrow_mut(&mut y),
+                saved,
+            },
+        )
+    }
+
+    /// Normalizes by `running`.
+    pub fn by_running<E: Element<Acc = P>>(
+        &self,
+        shape: &Shape,
+        x: Input<M::View<'_, E>>,
+        residual: Option<M::View<'_, E>>,
+        mut y: M::ViewMut<'_, E>,
+        running: &RunningStats<M, P>,
+        saved: Option<&mut Saved<M, P>>,
+    ) -> Result<()> {
+        self.check(shape)?;
+        self.engine.forward_eval(
+            shape,
+            ForwardEval {
+                x: x.as_ref().map(M::reborrow),
+                residual: residual.as_ref().map(M::reborrow),
+                weight: self.weight.as_ref().map(|p| M::view(&p.value)),
+                bias: self.bias.as_ref().map(|p| M::view(&p.value)),
+                activation: self.config.activation,
+                mean: M::view(&running.mean),
+                var: M::view(&running.var),
+                eps: self.config.eps,
+                y: M::reborrow_mut(&mut y),
+                saved,
+            },
+        )
+    }
+
+    /// The gradients asked for, those of the parameters among them.
+    pub fn backward<E: Element<Acc = P>>(
+        &mut self,
+        saved: &Saved<M, P>,
+        x: M::View<'_, E>,
+        grad_y: Input<M::View<'_, E>>,
+        mut grad_x: Option<M::ViewMut<'_, E>>,
+        mut grad_residual: Option<M::ViewMut<'_, E>>,
+    ) -> Result<()> {
+        let shape = saved.made()?.0.shape;
+        self.check(&shape)?;
+        let both = [&mut self.weight, &mut self.bias];
+        let accumulate = Param::begin_backward(self.engine.memory(), both)?;
+        let (weight, grad_weight) = Param::split(&mut self.weight);
+        let (bias, grad_bias) = Param::split(&mut self.bias);
+        self.engine.backward(
+            &shape,
+            Backward {
+                saved,
+                x: M::reborrow(&x),
+                grad_y: grad_y.as_ref().map(M::reborrow),
+                weight,
+                bias,
+                grad_x: grad_x.as_mut().map(M::reborrow_mut),
+                grad_residual: grad_residual.as_mut().map(M::reborrow_mut),
+                grad_weight,
+                grad_bias,
+                accumulate,
+                sums: None,
+                total_sums: None,
+            },
+        )?;
+        Param::end_backward([&mut self.weight, &mut self.bias]);
+        Ok(())
+    }
+
+    fn check(&self, shape: &Shape) -> Result<()> {
+        if shape.channels() == self.channels {
+            return Ok(());
+        }
+        Err(Error::Length { what: "channels", expected: self.channels, got: shape.channels() })
+    }
+}

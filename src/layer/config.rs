@@ -1,0 +1,147 @@
+//! How a layer behaves, in PyTorch's words.
+use std::fmt;
+
+use crate::{Activation, Error, Result};
+
+/// How a layer behaves; PyTorch's names and defaults.
+///
+/// ```
+/// # use batchnorm::{Activation, Config, Momentum};
+/// let config = Config { momentum: Momentum::Cumulative, ..Config::default() };
+/// assert_eq!((config.eps, config.activation), (1e-5, Activation::Identity));
+/// assert_eq!(Config::default().momentum, Momentum::Exponential(0.1));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Config {
+    /// Added to the variance: finite, more than 0.
+    pub eps: f64,
+    /// How fast the running statistics follow.
+    pub momentum: Momentum,
+    /// What follows the normalization, and the residual if there is one.
+    pub activation: Activation,
+    /// Whether there is a weight, one number per channel that multiplies.
+    pub weight: bool,
+    /// Whether there is a bias, one number per channel that is added last.
+    pub bias: bool,
+    /// Whether running statistics are kept for evaluation. Without them evaluation normalizes by
+    /// the batch, as training does.
+    pub track_running_stats: bool,
+}
+
+/// The weight of a new batch in the running statistics.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Momentum {
+    /// Always this weight, 0 to 1: `running <- (1 - momentum) * running + momentum * batch`.
+    ///
+    /// The weight of the new value, as in PyTorch; Keras and ONNX mean that of the old one.
+    Exponential(f64),
+    /// One over the number of batches, the new one included: the plain average of all of them.
+    /// PyTorch's `momentum=None`.
+    Cumulative,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            eps: 1e-5,
+            momentum: Momentum::Exponential(0.1),
+            activation: Activation::Identity,
+            weight: true,
+            bias: true,
+            track_running_stats: true,
+        }
+    }
+}
+
+impl Config {
+    /// Refuses numbers that have no meaning, NaN among them.
+    pub(super) fn check(&self) -> Result<()> {
+        if !(self.eps > 0.0 && self.eps.is_finite()) {
+            let reason = format!("expected a finite number above 0, got {}", self.eps);
+            return Err(Error::invalid("eps", reason));
+        }
+        match self.momentum {
+            Momentum::Exponential(momentum) if !(0.0..=1.0).contains(&momentum) => {
+                Err(Error::invalid("momentum", format!("expected 0 to 1, got {momentum}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// As PyTorch prints what stands behind the number of channels.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "eps={}, momentum={}", Python(self.eps), self.momentum)?;
+        write!(f, ", affine={}", Python(self.weight || self.bias))?;
+        if self.weight != self.bias {
+            // The one that is missing.
+            f.write_str(if self.weight { ", bias=False" } else { ", weight=False" })?;
+        }
+        write!(f, ", track_running_stats={}", Python(self.track_running_stats))?;
+        match self.activation {
+            Activation::Identity => Ok(()),
+            Activation::Relu => f.write_str(", activation=relu"),
+        }
+    }
+}
+
+/// `0.1`, or `None` for the cumulative average.
+impl fmt::Display for Momentum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Momentum::Exponential(momentum) => Python(*momentum).fmt(f),
+            Momentum::Cumulative => f.write_str("None"),
+        }
+    }
+}
+
+/// A value as Python's `repr` prints it.
+struct Python<T>(T);
+
+impl fmt::Display for Python<bool> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0 { "True" } else { "False" })
+    }
+}
+
+impl fmt::Display for Python<f64> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Both print the fewest digits that read back the same, and turn to exponents at the same
+        // sizes; Python signs the exponent and gives it two digits.
+        let rust = format!("{:?}", self.0);
+        match rust.split_once('e').map(|(digits, exponent)| (digits, exponent.parse::<i32>())) {
+            Some((digits, Ok(exponent))) => write!(f, "{digits}e{exponent:+03}"),
+            _ => f.write_str(&rust),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_print_as_in_python() {
+        // Right side: repr() of CPython 3.
+        for (value, repr) in [
+            (1e-5, "1e-05"),
+            (1e-3, "0.001"),
+            (1e-12, "1e-12"),
+            (0.1, "0.1"),
+            (0.0, "0.0"),
+            (1.0, "1.0"),
+            (1e-4, "0.0001"),
+            (9.999e-5, "9.999e-05"),
+            (0.1 + 0.2, "0.30000000000000004"),
+            (1.0 / 3.0, "0.3333333333333333"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.5e300, "1.5e+300"),
+            (5e-324, "5e-324"),
+            (f64::MAX, "1.7976931348623157e+308"),
+        ] {
+            assert_eq!(Python(value).to_string(), repr);
+        }
+    }
+}

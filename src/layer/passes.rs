@@ -1,0 +1,177 @@
+//! Forward, evaluation and backward: owned forms, and the ones that write into memory.
+use super::{BatchNorm, RunningStats};
+use crate::{Element, Engine, Error, Input, Memory, Plain, Real, Result, Saved, Shape};
+
+impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
+    /// Normalizes `x` (length N, the shape's number of elements) into new memory. What comes with
+    /// it is for [`backward`](Self::backward).
+    ///
+    /// In training it uses the batch's statistics and updates the running ones; in evaluation it
+    /// uses the running statistics, or the batch's where there are none. A batch without elements
+    /// counts as a batch, and leaves the statistics alone.
+    ///
+    /// # Errors
+    /// [`Error::Length`] where the shape has another number of channels or x is not as long as it
+    /// says; [`Error::Invalid`] where the batch's statistics come from one value per channel;
+    /// [`Error::Unsupported`] by the engine.
+    pub fn forward<E: Element<Acc = P>>(
+        &mut self,
+        shape: &Shape,
+        x: M::View<'_, E>,
+    ) -> Result<(M::Buf<E>, Saved<M, P>)> {
+        self.forward_owned(shape, x, None)
+    }
+
+    /// As [`forward`](Self::forward), with `residual` (length N) added before the activation.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_add<E: Element<Acc = P>>(
+        &mut self,
+        shape: &Shape,
+        x: M::View<'_, E>,
+        residual: M::View<'_, E>,
+    ) -> Result<(M::Buf<E>, Saved<M, P>)> {
+        self.forward_owned(shape, x, Some(residual))
+    }
+
+    fn forward_owned<E: Element<Acc = P>>(
+        &mut self,
+        shape: &Shape,
+        x: M::View<'_, E>,
+        residual: Option<M::View<'_, E>>,
+    ) -> Result<(M::Buf<E>, Saved<M, P>)> {
+        let (mut y, mut saved) = (self.zeros(shape)?, Saved::new());
+        self.forward_into(shape, x, residual, M::view_mut(&mut y), &mut saved)?;
+        Ok((y, saved))
+    }
+
+    /// As [`forward`](Self::forward) and [`forward_add`](Self::forward_add), into memory that is
+    /// there: `y` has length N and is not x. Allocates nothing where `saved` was used with this
+    /// shape before.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_into<E: Element<Acc = P>>(
+        &mut self,
+        shape: &Shape,
+        x: M::View<'_, E>,
+        residual: Option<M::View<'_, E>>,
+        y: M::ViewMut<'_, E>,
+        saved: &mut Saved<M, P>,
+    ) -> Result<()> {
+        if !self.training {
+            return self.evaluate(shape, Input::View(x), residual, y, Some(saved));
+        }
+        self.affine.by_batch(shape, x, residual, y, self.running.as_mut(), Some(saved))?;
+        // Only now: a batch that was refused is none.
+        self.running.iter_mut().for_each(RunningStats::count);
+        Ok(())
+    }
+
+    /// Evaluates `x` (length N) into new memory, in whichever mode the layer is: as
+    /// [`forward`](Self::forward) after [`eval`](Self::eval), with nothing kept for a backward.
+    /// Several threads may do so at once.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn infer<E: Element<Acc = P>>(
+        &self,
+        shape: &Shape,
+        x: M::View<'_, E>,
+    ) -> Result<M::Buf<E>> {
+        let mut y = self.zeros(shape)?;
+        self.infer_into(shape, Input::View(x), None, M::view_mut(&mut y))?;
+        Ok(y)
+    }
+
+    /// As [`infer`](Self::infer), into memory that is there, `residual` added before the
+    /// activation. With [`Input::InPlace`] `y` holds x before. Allocates nothing.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); [`Error::Invalid`] in place without running statistics.
+    pub fn infer_into<E: Element<Acc = P>>(
+        &self,
+        shape: &Shape,
+        x: Input<M::View<'_, E>>,
+        residual: Option<M::View<'_, E>>,
+        y: M::ViewMut<'_, E>,
+    ) -> Result<()> {
+        self.evaluate(shape, x, residual, y, None)
+    }
+
+    fn evaluate<E: Element<Acc = P>>(
+        &self,
+        shape: &Shape,
+        x: Input<M::View<'_, E>>,
+        residual: Option<M::View<'_, E>>,
+        y: M::ViewMut<'_, E>,
+        saved: Option<&mut Saved<M, P>>,
+    ) -> Result<()> {
+        match (&self.running, x) {
+            (Some(running), x) => self.affine.by_running(shape, x, residual, y, running, saved),
+            (None, Input::View(x)) => self.affine.by_batch(shape, x, residual, y, None, saved),
+            (None, Input::InPlace) => {
+                let reason = "in place: expected running statistics to evaluate by, got none";
+                Err(Error::invalid("x", reason))
+            }
+        }
+    }
+
+    /// The gradient of `x` in new memory, from that of y (both length N); the parameters' go to
+    /// [`Param::grad`]. The shape is that of the forward, and `x` what it was given.
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::Saved`] where `saved` is from a forward of another dtype,
+    /// engine or kind of layer, [`Error::Invalid`] where it is from none.
+    pub fn backward<E: Element<Acc = P>>(
+        &mut self,
+        saved: &Saved<M, P>,
+        x: M::View<'_, E>,
+        grad_y: M::View<'_, E>,
+    ) -> Result<M::Buf<E>> {
+        let mut grad_x = self.zeros(&saved.made()?.0.shape)?;
+        let to_x = Some(M::view_mut(&mut grad_x));
+        self.backward_into(saved, x, Input::View(grad_y), to_x, None)?;
+        Ok(grad_x)
+    }
+
+    /// As [`backward`](Self::backward) after [`forward_add`](Self::forward_add): the gradients of
+    /// `x` and of the residual.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    pub fn backward_add<E: Element<Acc = P>>(
+        &mut self,
+        saved: &Saved<M, P>,
+        x: M::View<'_, E>,
+        grad_y: M::View<'_, E>,
+    ) -> Result<(M::Buf<E>, M::Buf<E>)> {
+        let shape = saved.made()?.0.shape;
+        let (mut grad_x, mut grad_residual) = (self.zeros(&shape)?, self.zeros(&shape)?);
+        let to_x = Some(M::view_mut(&mut grad_x));
+        let to_residual = Some(M::view_mut(&mut grad_residual));
+        self.backward_into(saved, x, Input::View(grad_y), to_x, to_residual)?;
+        Ok((grad_x, grad_residual))
+    }
+
+    /// As [`backward`](Self::backward), the gradients asked for, into memory that is there (length
+    /// N each). With [`Input::InPlace`] `grad_x` holds `grad_y` before. Allocates nothing.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    pub fn backward_into<E: Element<Acc = P>>(
+        &mut self,
+        saved: &Saved<M, P>,
+        x: M::View<'_, E>,
+        grad_y: Input<M::View<'_, E>>,
+        grad_x: Option<M::ViewMut<'_, E>>,
+        grad_residual: Option<M::ViewMut<'_, E>>,
+    ) -> Result<()> {
+        self.affine.backward(saved, x, grad_y, grad_x, grad_residual)
+    }
+
+    fn zeros<T: Plain>(&self, shape: &Shape) -> Result<M::Buf<T>> {
+        self.affine.engine.memory().zeros(shape.len())
+    }
+}

@@ -1,0 +1,74 @@
+//! Running statistics, and how much of them a new batch replaces.
+use super::{Momentum, copy, fill};
+use crate::{Error, Memory, Real, Result, Running};
+
+/// Running mean and variance of C channels, and how many batches went in.
+///
+/// A layer has one (see [`BatchNorm::running`](crate::BatchNorm::running)); it also serves code
+/// that holds weight and bias itself and calls an engine.
+pub struct RunningStats<M: Memory, P: Real> {
+    /// Length C.
+    pub mean: M::Buf<P>,
+    /// Length C, unbiased: what [`Engine::forward_train`](crate::Engine::forward_train) stores.
+    pub var: M::Buf<P>,
+    /// Training forwards so far, those of empty batches included.
+    pub num_batches_tracked: u64,
+}
+
+impl<M: Memory, P: Real> RunningStats<M, P> {
+    /// Mean 0, variance 1, no batches.
+    ///
+    /// # Errors
+    /// The memory's refusal.
+    pub fn new(memory: &M, channels: usize) -> Result<Self> {
+        let var = memory.upload(&vec![P::from_f64(1.0); channels])?;
+        Ok(Self { mean: memory.zeros(channels)?, var, num_batches_tracked: 0 })
+    }
+
+    /// What the next training forward updates. Once that went well, call
+    /// [`count`](Self::count).
+    pub fn next(&mut self, momentum: Momentum) -> Running<'_, M, P> {
+        let factor = match momentum {
+            Momentum::Exponential(factor) => factor,
+            // The new batch counts too: the first one replaces everything.
+            Momentum::Cumulative => 1.0 / (self.num_batches_tracked as f64 + 1.0),
+        };
+        Running { mean: M::view_mut(&mut self.mean), var: M::view_mut(&mut self.var), factor }
+    }
+
+    /// One batch more.
+    pub fn count(&mut self) {
+        self.num_batches_tracked = self.num_batches_tracked.saturating_add(1);
+    }
+
+    /// Mean 0, variance 1, no batches, in the memory that is there.
+    pub(super) fn reset(&mut self, memory: &M) -> Result<()> {
+        fill(memory, &mut self.mean, 0.0)?;
+        fill(memory, &mut self.var, 1.0)?;
+        self.num_batches_tracked = 0;
+        Ok(())
+    }
+
+    pub(super) fn to<N: Memory>(&self, from: &M, to: &N) -> Result<RunningStats<N, P>> {
+        let (mean, var) = (copy(from, to, &self.mean)?, copy(from, to, &self.var)?);
+        Ok(RunningStats { mean, var, num_batches_tracked: self.num_batches_tracked })
+    }
+
+    /// The fields are public: what stands there may have another length by now.
+    pub(super) fn check(&self, channels: usize) -> Result<()> {
+        for (what, buf) in [("running_mean", &self.mean), ("running_var", &self.var)] {
+            let got = M::len(&M::view(buf));
+            if got != channels {
+                return Err(Error::Length { what, expected: channels, got });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<M: Memory, P: Real> std::fmt::Debug for RunningStats<M, P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut debug = f.debug_struct("RunningStats");
+        debug.field("num_batches_tracked", &self.num_batches_tracked).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,89 @@
+//! One tensor: its type, its shape, its bytes.
+use std::borrow::Cow;
+use std::fmt;
+
+use half::{bf16, f16};
+use safetensors::View;
+
+use super::{DType, Dtype};
+use crate::{Element, Real};
+
+/// A tensor as the file has it: row-major, little-endian.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Entry {
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub data: Vec<u8>,
+}
+
+impl Entry {
+    pub fn floats<E: Element>(shape: &[usize], values: &[E]) -> Self {
+        let wide = || values.iter().map(|v| v.widen().to_f64());
+        // Back to the type they came from: exact.
+        let (dtype, data) = match E::DTYPE {
+            DType::F64 => (Dtype::F64, wide().flat_map(f64::to_le_bytes).collect()),
+            DType::F32 => (Dtype::F32, wide().flat_map(|v| (v as f32).to_le_bytes()).collect()),
+            DType::F16 => {
+                (Dtype::F16, wide().flat_map(|v| f16::from_f64(v).to_le_bytes()).collect())
+            }
+            DType::Bf16 => {
+                (Dtype::BF16, wide().flat_map(|v| bf16::from_f64(v).to_le_bytes()).collect())
+            }
+        };
+        Self { dtype, shape: shape.to_vec(), data }
+    }
+
+    /// A scalar, as PyTorch's `num_batches_tracked` is one.
+    pub fn counter(value: i64) -> Self {
+        Self { dtype: Dtype::I64, shape: Vec::new(), data: value.to_le_bytes().to_vec() }
+    }
+
+    /// The values, if they fit into `P` without loss.
+    pub fn values<P: Real>(&self) -> Option<Vec<P>> {
+        match self.dtype {
+            Dtype::F16 => Some(decode(&self.data, |b| f16::from_le_bytes(b).to_f64())),
+            Dtype::BF16 => Some(decode(&self.data, |b| bf16::from_le_bytes(b).to_f64())),
+            Dtype::F32 => Some(decode(&self.data, |b| f64::from(f32::from_le_bytes(b)))),
+            Dtype::F64 if P::DTYPE == DType::F64 => Some(decode(&self.data, f64::from_le_bytes)),
+            _ => None,
+        }
+    }
+
+    /// The value of a 64-bit integer scalar; PyTorch before 0.4 wrote scalars with shape `[1]`.
+    pub fn integer(&self) -> Option<i64> {
+        let scalar = matches!(self.shape[..], [] | [1]) && self.dtype == Dtype::I64;
+        let bytes = self.data.as_slice().try_into().ok()?;
+        scalar.then_some(i64::from_le_bytes(bytes))
+    }
+}
+
+fn decode<P: Real, const N: usize>(data: &[u8], value: impl Fn([u8; N]) -> f64) -> Vec<P> {
+    data.as_chunks().0.iter().map(|bytes| P::from_f64(value(*bytes))).collect()
+}
+
+/// The types that [`Entry::values`] takes, for messages.
+pub(super) fn accepted<P: Real>() -> &'static str {
+    if P::DTYPE == DType::F64 { "f64, f32, f16 or bf16" } else { "f32, f16 or bf16" }
+}
+
+/// As messages show it: `f32 [5]`.
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.dtype.to_string().to_lowercase(), self.shape)
+    }
+}
+
+impl View for &Entry {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.data)
+    }
+    fn data_len(&self) -> usize {
+        self.data.len()
+    }
+}

@@ -1,0 +1,208 @@
+//! A layer's state dict: PyTorch's five names, all checked before the first write.
+use std::fmt;
+
+use super::entry::{Entry, accepted};
+use super::{StateDict, state};
+use crate::{BatchNorm, Engine, Error, Memory, Real, Result};
+
+const COUNTER: &str = "num_batches_tracked";
+
+/// What to do about entries that are missing, unexpected or do not fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Strict {
+    /// Refuse to load: PyTorch's `strict=True`, its default.
+    Yes,
+    /// Load the others and report these: PyTorch's `strict=False`. Unlike there, an entry that
+    /// does not fit is no error either; what it was for keeps its values.
+    No,
+}
+
+/// What in a state dict was not as the layer expects it, by full names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Expected, and not there.
+    pub missing: Vec<String>,
+    /// There under the prefix, and not of this layer.
+    pub unexpected: Vec<String>,
+    /// There, but of a wrong shape, of a type that does not widen to the layer's, or a counter
+    /// below 0.
+    pub mismatched: Vec<Mismatch>,
+}
+
+/// An entry that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mismatch {
+    /// Its full name.
+    pub name: String,
+    /// What would fit.
+    pub expected: String,
+    /// What is there.
+    pub got: String,
+}
+
+impl LoadReport {
+    /// Whether everything was as expected.
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.mismatched.is_empty()
+    }
+}
+
+/// `missing a, b; unexpected c; d: expected f32 [5], got f32 [4]`.
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lists = [("missing", &self.missing), ("unexpected", &self.unexpected)];
+        let lists = lists.into_iter().filter(|(_, names)| !names.is_empty());
+        let lists = lists.map(|(what, names)| format!("{what} {}", names.join(", ")));
+        let mismatched = self.mismatched.iter().map(Mismatch::to_string);
+        f.write_str(&lists.chain(mismatched).collect::<Vec<_>>().join("; "))
+    }
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: expected {}, got {}", self.name, self.expected, self.got)
+    }
+}
+
+/// Looks entries up under a prefix, and notes what is wrong.
+struct Reader<'a> {
+    dict: &'a StateDict,
+    prefix: &'a str,
+    expected: Vec<String>,
+    report: LoadReport,
+}
+
+impl<'a> Reader<'a> {
+    fn entry(&mut self, name: &str) -> (String, Option<&'a Entry>) {
+        let name = format!("{}{name}", self.prefix);
+        self.expected.push(name.clone());
+        let entry = self.dict.entries.get(&name);
+        (name, entry)
+    }
+
+    fn mismatch(&mut self, name: String, expected: String, got: String) {
+        self.report.mismatched.push(Mismatch { name, expected, got });
+    }
+
+    /// One value per channel, if they are there and fit.
+    fn floats<P: Real>(&mut self, name: &str, channels: usize) -> Option<Vec<P>> {
+        let (name, Some(entry)) = self.entry(name) else {
+            self.report.missing.push(format!("{}{name}", self.prefix));
+            return None;
+        };
+        let values = if entry.shape == [channels] { entry.values() } else { None };
+        if values.is_none() {
+            let expected = format!("{} [{channels}]", accepted::<P>());
+            self.mismatch(name, expected, entry.to_string());
+        }
+        values
+    }
+
+    /// The counter, if it is there and fits. PyTorch has had one since version 2 of its state
+    /// (0.4.1), and lets a layer keep its own where a dict names no later version: safetensors
+    /// files name none.
+    fn counter(&mut self) -> Option<u64> {
+        let (name, entry) = self.entry(COUNTER);
+        let entry = entry?;
+        let got = match entry.integer() {
+            Some(count) => match u64::try_from(count) {
+                Ok(count) => return Some(count),
+                Err(_) => count.to_string(),
+            },
+            None => entry.to_string(),
+        };
+        self.mismatch(name, "i64 [], 0 or more".into(), got);
+        None
+    }
+
+    /// Names under the prefix that nobody asked for.
+    fn unexpected(&mut self) {
+        let names = self.dict.names().filter(|name| name.starts_with(self.prefix));
+        let names = names.filter(|name| !self.expected.iter().any(|e| e == name));
+        self.report.unexpected = names.map(String::from).collect();
+    }
+}
+
+impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
+    /// What the layer knows, under PyTorch's names, each behind `prefix` (`"layer1.0.bn1."`, its
+    /// dot included): `weight`, `bias`, `running_mean`, `running_var` of shape `[C]` and type `P`,
+    /// `num_batches_tracked`, an i64 scalar; those that the layer has. Gradients and mode are not
+    /// part of it.
+    ///
+    /// # Errors
+    /// The memory's refusal; [`Error::State`] where the counter exceeds i64.
+    pub fn state_dict(&self, prefix: &str) -> Result<StateDict> {
+        let mut dict = StateDict::new();
+        let mut insert = |name: &str, buf: &M::Buf<P>| {
+            let values = self.engine().memory().download(M::view(buf))?;
+            dict.insert(format!("{prefix}{name}"), &[values.len()], &values)
+        };
+        for (name, param) in self.named_parameters() {
+            insert(name, &param.value)?;
+        }
+        if let Some(running) = self.running() {
+            insert("running_mean", &running.mean)?;
+            insert("running_var", &running.var)?;
+            let count = i64::try_from(running.num_batches_tracked).map_err(|e| {
+                state(format_args!("{prefix}{COUNTER}: {}: {e}", running.num_batches_tracked))
+            })?;
+            dict.entries.insert(format!("{prefix}{COUNTER}"), Entry::counter(count));
+        }
+        Ok(dict)
+    }
+
+    /// Takes over values, running statistics and counter, as
+    /// [`state_dict`](Self::state_dict) gives them, into the memory that is there. Only names that
+    /// begin with `prefix` concern this layer.
+    ///
+    /// f16 and bf16 entries widen to f32 and f64 parameters, f32 entries to f64 ones; other types
+    /// do not fit. A missing counter is never reported, as in PyTorch: files from before it had
+    /// one load, and the layer keeps its own. Values may be anything, NaN too. Gradients and mode
+    /// stay.
+    ///
+    /// What comes back is empty with [`Strict::Yes`]; with [`Strict::No`] it names what was not
+    /// loaded.
+    ///
+    /// # Errors
+    /// With [`Strict::Yes`], [`Error::Load`] with everything that was not as expected;
+    /// [`Error::Length`] where a buffer of the layer was replaced by one of another length; the
+    /// memory's refusal. Everything is checked before the first write.
+    pub fn load_state_dict(
+        &mut self,
+        dict: &StateDict,
+        prefix: &str,
+        strict: Strict,
+    ) -> Result<LoadReport> {
+        self.check_lengths()?;
+        let channels = self.channels();
+        let mut reader =
+            Reader { dict, prefix, expected: Vec::new(), report: LoadReport::default() };
+        let mut floats = |there: bool, name: &str| {
+            if there { reader.floats::<P>(name, channels) } else { None }
+        };
+        let tracked = self.running.is_some();
+        let weight = floats(self.weight().is_some(), "weight");
+        let bias = floats(self.bias().is_some(), "bias");
+        let mean = floats(tracked, "running_mean");
+        let var = floats(tracked, "running_var");
+        let count = if tracked { reader.counter() } else { None };
+        reader.unexpected();
+        if strict == Strict::Yes && !reader.report.is_empty() {
+            return Err(Error::Load(reader.report));
+        }
+
+        let memory = self.affine.engine.memory();
+        let write = |values: Option<Vec<P>>, to: Option<&mut M::Buf<P>>| match (values, to) {
+            (Some(values), Some(to)) => memory.write(&values, M::view_mut(to)),
+            _ => Ok(()),
+        };
+        write(weight, self.affine.weight.as_mut().map(|p| &mut p.value))?;
+        write(bias, self.affine.bias.as_mut().map(|p| &mut p.value))?;
+        if let Some(running) = &mut self.running {
+            write(mean, Some(&mut running.mean))?;
+            write(var, Some(&mut running.var))?;
+            running.num_batches_tracked = count.unwrap_or(running.num_batches_tracked);
+        }
+        Ok(reader.report)
+    }
+}
