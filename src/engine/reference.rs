@@ -173,6 +173,7 @@ impl<E: Element> Output<'_, E> {
     fn channel(&mut self, shape: &Shape, c: usize, mean: f64, var: f64) {
         let invstd = 1.0 / (var + self.eps).sqrt();
         let (weight, bias) = (at(self.weight, c, 1.0), at(self.bias, c, 0.0));
+        let relu = self.activation == Activation::Relu;
         for i in shape.channel(c) {
             let x = match self.x {
                 Input::View(x) => wide(x[i]),
@@ -181,10 +182,11 @@ impl<E: Element> Output<'_, E> {
             let residual = self.residual.map_or(0.0, |r| wide(r[i]));
             let y: E = narrow(weight * ((x - mean) * invstd) + bias + residual);
             // The output decides, in its dtype; NaN passes.
-            let stopped = self.activation == Activation::Relu && wide(y) <= 0.0;
+            let stopped = relu && wide(y) <= 0.0;
             self.y[i] = if stopped { E::default() } else { y };
-            if let Some(passed) = self.saved.as_mut().and_then(|s| s.reserve.as_mut()) {
-                passed[i] = (!stopped).into();
+            match self.saved.as_mut().and_then(|saved| saved.reserve.as_mut()) {
+                Some(passed) if relu => passed[i] = (!stopped).into(),
+                _ => {}
             }
         }
         if let Some(saved) = &mut self.saved {
