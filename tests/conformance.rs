@@ -1,7 +1,7 @@
 //! Every engine, dtype, shape, operation and option against the f64 reference.
 mod support;
 
-use batchnorm::{Activation, Element, Engine, Error, Reference};
+use batchnorm::{Activation, Cpu, Element, Engine, Error, Reference};
 use half::{bf16, f16};
 use support::engines::engines;
 use support::oracle::{self, judge, served};
@@ -9,7 +9,7 @@ use support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
 use support::shapes::{CASES, Case, SMALL};
 
 engines! {
-    [reference: Reference]
+    [reference: Reference, cpu: Cpu::default()]
     run [
         every_shape_agrees_f64, every_shape_agrees_f32,
         every_shape_agrees_f16, every_shape_agrees_bf16,
@@ -195,7 +195,7 @@ fn as_by_a_fresh_one<E: Element, G: Engine>(
 ) -> Option<()> {
     let mut fresh = SavedOn::<G, E>::new();
     let want = Want::all(inputs.epilogue);
-    let mut step = |saved: &mut SavedOn<G, E>| {
+    let step = |saved: &mut SavedOn<G, E>| {
         let forward = served(run::forward(engine, inputs, mode, Some(saved)))?;
         Some((forward, served(run::backward(engine, inputs, want, saved, None))?))
     };

@@ -2,13 +2,13 @@
 //! `grad_x` and `grad_weight` would be zero whatever the code does.
 mod support;
 
-use batchnorm::{Activation, Engine, Reference, Shape};
+use batchnorm::{Activation, Cpu, Engine, Reference, Shape};
 use support::engines::engines;
 use support::oracle::served;
 use support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
 
 engines! {
-    [reference: Reference]
+    [reference: Reference, cpu: Cpu::default()]
     run [gradients_are_central_differences, gradients_of_layouts_are_central_differences]
 }
 

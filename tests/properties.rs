@@ -2,7 +2,7 @@
 //! same bits however often and on however many threads.
 mod support;
 
-use batchnorm::{DType, Element, Engine, Reference, Shape};
+use batchnorm::{Cpu, DType, Element, Engine, Reference, Shape};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
@@ -12,7 +12,7 @@ use support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want,
 use support::shapes::CASES;
 
 engines! {
-    [reference: Reference]
+    [reference: Reference, cpu: Cpu::default()]
     run [
         every_operation_agrees_with_the_reference,
         the_same_call_gives_the_same_bits,

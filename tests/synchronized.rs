@@ -1,7 +1,7 @@
 //! Statistics in common, by hand: a batch in unequal parts is one batch, forward and backward.
 mod support;
 
-use batchnorm::{Element, Engine, Real, Reference, Shape};
+use batchnorm::{Cpu, Element, Engine, Real, Reference, Shape};
 use half::{bf16, f16};
 use support::engines::engines;
 use support::oracle::{self, Expected, Tensor, judge, served};
@@ -9,7 +9,7 @@ use support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want};
 use support::shapes::{CASES, SMALL};
 
 engines! {
-    [reference: Reference]
+    [reference: Reference, cpu: Cpu::default()]
     run [
         parts_are_one_batch_f64, parts_are_one_batch_f32,
         parts_are_one_batch_f16, parts_are_one_batch_bf16,

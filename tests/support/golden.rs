@@ -1,6 +1,6 @@
 //! Golden cases: computed by PyTorch in float64, read from the files in `tests/golden`, run on any
 //! engine, judged by `super::tolerance`. `tests/golden/README.md` describes the format.
-use batchnorm::{DType, Reference};
+use batchnorm::{Cpu, DType, Reference};
 use std::collections::BTreeMap;
 
 mod bars;
@@ -19,7 +19,10 @@ pub type Tensors = BTreeMap<&'static str, Vec<f64>>;
 pub type Compute = fn(&Case) -> anyhow::Result<Tensors>;
 
 /// Every engine on this machine: one line each.
-pub const ENGINES: &[(&str, Compute)] = &[("reference", |case| compute(&Reference, case))];
+pub const ENGINES: &[(&str, Compute)] = &[
+    ("reference", |case| compute(&Reference, case)),
+    ("cpu", |case| compute(&Cpu::default(), case)),
+];
 
 /// What a tensor holds, which decides its shape, its type and its tolerance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
