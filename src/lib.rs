@@ -1,9 +1,15 @@
-mod element;
-mod engine;
-mod error;
-mod layer;
-mod memory;
-mod shape;
+#![doc = include_str!("../README.md")]
+// The map. Who stands higher may use who stands lower, never the other way round.
+
+mod layer; // policy: configuration, parameters, running statistics, modes, state dicts
+
+mod engine; // arithmetic: the trait and its arguments; `Reference` defines, `Cpu` is fast
+
+mod memory; // where numbers live: `Host`
+mod shape; // any rank and layout -> (outer, channels, inner)
+
+mod element; // f16, bf16, f32, f64: what is stored, and what sums are made in
+mod error; // what went wrong, both sides shown
 
 pub use element::{DType, Element, Plain, Real};
 pub use engine::{
