@@ -212,6 +212,10 @@ def extra():
         for eps in (1e-3, 1e-12, 10.0):
             add(f"eps{eps:g}_{dtype}", (4, 6, 5), 2, dtype, eps=eps, **relu)
             add(f"eps{eps:g}_small_std_{dtype}", (4, 6, 5), 2, dtype, eps=eps, std=1e-4)
+    # Two values per channel: the terms of grad_x cancel but for eps / (var + eps) of them.
+    for dtype in ("f64", "f32"):
+        options = {"eps": 1e-12, "std": 1e-3}
+        add(f"nc_{dtype}_pairs_cancel", (2, 12), 1, dtype, **options)
     add("nchw_bf16_add", (4, 6, 5, 5), 1, "bf16", residual=True)
     return cases
 

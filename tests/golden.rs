@@ -212,6 +212,39 @@ fn beyond_the_dtype_an_infinity_of_the_right_sign_is_right() {
 }
 
 #[test]
+fn a_tolerance_grows_with_the_mean_of_its_own_pass() {
+    // The batch's mean is 1e4, the running one about 0.
+    let case = case("nchw_f32_large_mean");
+    let verdicts = judge(&case, &compute(&Reference, &case).unwrap()).unwrap();
+    for (y, mean, var) in
+        [("y", "batch_mean", "batch_var"), ("y_eval", "running_mean", "running_var")]
+    {
+        let verdict = verdicts.iter().find(|v| v.tensor == y).unwrap();
+        let of_channel = |name| case.tensor(name).unwrap()[verdict.channel];
+        let max = case.tensor(y).unwrap().iter().fold(0.0, |max: f64, y| max.max(y.abs()));
+        let invstd = 1.0 / (of_channel(var) + case.eps).sqrt();
+        let drift = of_channel(mean).abs() * invstd * of_channel("weight").abs();
+        let expected = 2e-6 * max + f64::from(f32::EPSILON) * drift;
+        assert!((verdict.tolerance / expected - 1.0).abs() < 1e-9, "{expected:e}: {verdict:?}");
+    }
+}
+
+#[test]
+fn what_remains_of_terms_that_cancel_need_not_be_more_exact_than_they_are() {
+    // Two values per channel and a small eps. Plain f32 is 1e3 times further off than f32's base
+    // times the largest grad_x, and 1.2 times where only the rounded mean is allowed for.
+    let case = case("nc_f32_pairs_cancel");
+    let verdicts = judge(&case, &compute(&Reference, &case).unwrap()).unwrap();
+    let verdict = verdicts.iter().find(|v| v.tensor == "grad_x").unwrap();
+    let of_channel = |name| case.tensor(name).unwrap()[verdict.channel];
+    let g = case.tensor("grad_y").unwrap().iter().enumerate();
+    let g = g.filter(|(i, _)| case.channel_of(*i) == verdict.channel);
+    let max_g = g.fold(0.0, |max: f64, (_, g)| max.max(g.abs()));
+    let invstd = 1.0 / (of_channel("batch_var") + case.eps).sqrt();
+    assert!(verdict.tolerance > 2e-6 * of_channel("weight").abs() * invstd * max_g, "{verdict:?}");
+}
+
+#[test]
 fn what_is_written_reads_back_in_the_types_it_was_computed_in() {
     use safetensors::{Dtype, SafeTensors};
     for case in cases() {
