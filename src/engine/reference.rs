@@ -63,7 +63,8 @@ impl Engine for Reference {
         let (channels, m) = (shape.channels(), shape.per_channel() as f64);
         let relu = forward.activation == Activation::Relu;
         for c in 0..channels {
-            let (mean, invstd) = (saved.mean[c].to_f64(), saved.invstd[c].to_f64());
+            let mean = saved.mean[c].to_f64() + saved.mean_rest[c].to_f64();
+            let invstd = saved.invstd[c].to_f64();
             let xhat = |i: usize| (wide(args.x[i]) - mean) * invstd;
             let g = |i: usize| match (&saved.reserve, args.grad_y, &args.grad_x) {
                 (Some(passed), ..) if relu && passed[i] == 0 => 0.0,
@@ -190,7 +191,9 @@ impl<E: Element> Output<'_, E> {
             }
         }
         if let Some(saved) = &mut self.saved {
-            (saved.mean[c], saved.invstd[c]) = (Real::from_f64(mean), Real::from_f64(invstd));
+            saved.mean[c] = Real::from_f64(mean);
+            saved.mean_rest[c] = Real::from_f64(mean - saved.mean[c].to_f64());
+            saved.invstd[c] = Real::from_f64(invstd);
         }
     }
 }

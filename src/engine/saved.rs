@@ -30,6 +30,10 @@ pub(crate) struct Forward {
 pub(crate) struct Buffers<M: Memory, P: Real> {
     /// Length C.
     pub mean: M::Buf<P>,
+    /// Length C: what rounding left of the mean. Without it a mean of 1e6 deviations would cost
+    /// the gradients all but one or two digits; it goes into coefficients of the channel, so it
+    /// costs the loops nothing.
+    pub mean_rest: M::Buf<P>,
     /// Length C: `1 / sqrt(var + eps)`.
     pub invstd: M::Buf<P>,
     /// At least `Engine::reserve_len` bytes, in the engine's own format; none if that is 0.
@@ -47,7 +51,7 @@ impl<M: Memory, P: Real> Saved<M, P> {
     pub fn shape(&self) -> Option<Shape> {
         self.forward.map(|f| f.shape)
     }
-    /// The mean that the forward subtracted, length C.
+    /// The mean that the forward subtracted, rounded to the parameters' type, length C.
     pub fn mean(&self) -> Option<M::View<'_, P>> {
         self.forward.and(self.buffers.as_ref()).map(|b| M::view(&b.mean))
     }
@@ -74,8 +78,9 @@ impl<M: Memory, P: Real> Saved<M, P> {
             _ => {
                 self.forward = None;
                 let reserve = (reserve_len > 0).then(|| memory.zeros(reserve_len)).transpose()?;
-                let (mean, invstd) = (memory.zeros(channels)?, memory.zeros(channels)?);
-                Buffers { mean, invstd, reserve, channels, reserve_len }
+                let zeros = || memory.zeros(channels);
+                let (mean, mean_rest, invstd) = (zeros()?, zeros()?, zeros()?);
+                Buffers { mean, mean_rest, invstd, reserve, channels, reserve_len }
             }
         };
         self.forward = Some(forward);

@@ -48,7 +48,8 @@ impl Cpu {
             Input::InPlace => None,
         };
         let parameters = Parameters { weight: args.weight, bias: args.bias };
-        let coef = |c: usize| parameters.coef(c, saved.mean[c], saved.invstd[c]);
+        let coef =
+            |c: usize| parameters.coef(c, saved.mean[c], saved.mean_rest[c], saved.invstd[c]);
         let through_own_sums = forward.batch_statistics && total_sums.is_none();
         let frozen = !forward.batch_statistics && total_sums.is_none();
         let with_sums = |c: usize, sum: f64, product: f64| -> Coef<E::Acc> {
@@ -60,6 +61,7 @@ impl Cpu {
                 }
                 None => (sum / m, product / m * invstd * invstd),
             };
+            let mean_g = mean_g - saved.mean_rest[c].to_f64() * slope;
             let (mean_g, slope) = (Real::from_f64(mean_g), Real::from_f64(slope));
             Coef { mean_g, slope, ..coef(c) }
         };
@@ -78,6 +80,8 @@ impl Cpu {
             let (slots, kept) = workspace.split_at_mut(slots_len);
             let keep = |block: usize, kept: &mut [f64], c: usize, (sum, product): (f64, f64)| {
                 let k = c - plan.channels(block).start;
+                // The tasks subtract the rounded mean.
+                let product = product - saved.mean_rest[c].to_f64() * sum;
                 (kept[k], kept[in_block + k]) = (sum, product);
             };
             let kept_of = |block: usize, kept: &[f64], c: usize| -> (f64, f64) {

@@ -102,8 +102,9 @@ pub(super) struct Coef<A> {
     pub mean: A,
     /// `weight * invstd`.
     pub scale: A,
+    /// Less `scale` times what rounding left of the mean.
     pub bias: A,
-    /// `sum(g) / m`.
+    /// `sum(g) / m`, less `slope` times what rounding left of the mean.
     pub mean_g: A,
     /// `invstd^2 * sum(g * (x - mean)) / m`.
     pub slope: A,

@@ -113,11 +113,14 @@ impl Engine for Cpu {
             }
             if let Some(saved) = &mut saved {
                 saved.mean.copy_from_slice(args.mean);
+                saved.mean_rest.fill(E::Acc::default());
                 let invstds = invstds.iter().map(|v| E::Acc::from_f64(*v));
                 saved.invstd.iter_mut().zip(invstds).for_each(|(saved, v)| *saved = v);
             }
             let invstds = &*invstds;
-            let coef = |c: usize| parameters.coef(c, args.mean[c], E::Acc::from_f64(invstds[c]));
+            let coef = |c: usize| {
+                parameters.coef(c, args.mean[c], Real::from_f64(0.0), Real::from_f64(invstds[c]))
+            };
             let outputs = (Elements::new(args.y), mask(&plan, output.masks(), saved));
             for_each_tile(&plan, false, outputs, |tile, (y, mask)| {
                 output.write(&plan, &tile, coef, y, mask);
@@ -162,6 +165,13 @@ impl Engine for Cpu {
     }
 }
 
+/// The mean in the accumulating type, and what rounding left of it; nothing where it is not finite.
+fn split<A: Real>(mean: f64) -> (A, A) {
+    let rounded = A::from_f64(mean);
+    let rest = mean - rounded.to_f64();
+    (rounded, A::from_f64(if rest.is_finite() { rest } else { 0.0 }))
+}
+
 /// Weight and bias, ones and zeros where absent.
 #[derive(Clone, Copy)]
 struct Parameters<'a, A> {
@@ -171,9 +181,9 @@ struct Parameters<'a, A> {
 
 impl<A: Real> Parameters<'_, A> {
     #[inline(always)]
-    fn coef(&self, c: usize, mean: A, invstd: A) -> Coef<A> {
+    fn coef(&self, c: usize, mean: A, mean_rest: A, invstd: A) -> Coef<A> {
         let scale = self.weight.map_or(invstd, |weight| weight[c] * invstd);
-        let bias = self.bias.map_or(A::default(), |bias| bias[c]);
+        let bias = self.bias.map_or(A::default(), |bias| bias[c]) - mean_rest * scale;
         Coef { mean, scale, bias, ..Coef::default() }
     }
 }

@@ -4,7 +4,7 @@ use super::plan::Plan;
 use super::simd::vectorized;
 use super::stats::{self, Moments};
 use super::tiles::{Elements, Slots, for_each_tile};
-use super::{Cpu, Output, Parameters, mask};
+use super::{Cpu, Output, Parameters, mask, split};
 use crate::engine::saved::Buffers;
 use crate::{Element, Host, Real, Shape};
 
@@ -28,6 +28,7 @@ impl Cpu {
         if shape.is_empty() {
             if let Some(saved) = saved {
                 saved.mean.fill(Real::from_f64(0.0));
+                saved.mean_rest.fill(Real::from_f64(0.0));
                 saved.invstd.fill(Real::from_f64(1.0 / eps.sqrt()));
             }
             return;
@@ -45,8 +46,8 @@ impl Cpu {
             };
             let coef = |block: usize, kept: &[f64], c: usize| -> Coef<E::Acc> {
                 let k = c - plan.channels(block).start;
-                let (mean, invstd) = (kept[k], kept[2 * in_block + k]);
-                parameters.coef(c, Real::from_f64(mean), Real::from_f64(invstd))
+                let (mean, mean_rest) = split(kept[k]);
+                parameters.coef(c, mean, mean_rest, Real::from_f64(kept[2 * in_block + k]))
             };
             let tensors = (Elements::new(y), mask(plan, output.masks(), saved.as_deref_mut()));
             if plan.whole_channels() {
@@ -85,7 +86,7 @@ impl Cpu {
                 for (k, c) in plan.channels(block).enumerate() {
                     let (mean, var) = (kept[k], kept[in_block + k]);
                     if let Some(saved) = &mut saved {
-                        saved.mean[c] = Real::from_f64(mean);
+                        (saved.mean[c], saved.mean_rest[c]) = split(mean);
                         saved.invstd[c] = Real::from_f64(kept[2 * in_block + k]);
                     }
                     let count = shape.per_channel() as f64;
