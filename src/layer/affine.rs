@@ -114,3 +114,22 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         Err(Error::Length { what: "channels", expected: self.channels, got: shape.channels() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{BatchNorm, Config, Error, Host, Reference, Shape};
+
+    #[test]
+    fn a_forward_of_another_engine_is_refused() {
+        let (shape, x) = (Shape::new(&[4, 3], 1).unwrap(), [1f32; 12]);
+        let mut bn = BatchNorm::new(&Reference, 3, Config::default()).unwrap();
+        let (_, mut saved) = bn.forward(&shape, &x).unwrap();
+        let mut forward = *saved.made().unwrap().0;
+        forward.engine = "another";
+        saved.open(&Host, forward, 0).unwrap();
+        let error = bn.backward(&saved, &x, &x).unwrap_err();
+        let (what, forward, backward) = ("engine", "another".into(), "reference".into());
+        assert_eq!(error, Error::Saved { what, forward, backward });
+        assert!(bn.named_parameters().all(|(_, param)| param.grad().is_none()));
+    }
+}

@@ -3,7 +3,9 @@
 
 pub mod engines;
 pub mod golden;
+pub mod layer;
 pub mod oracle;
 pub mod run;
 pub mod shapes;
+pub mod state;
 pub mod tolerance;
