@@ -107,12 +107,25 @@ impl fmt::Display for Python<bool> {
 
 impl fmt::Display for Python<f64> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Both print the fewest digits that read back the same, and turn to exponents at the same
-        // sizes; Python signs the exponent and gives it two digits.
-        let rust = format!("{:?}", self.0);
-        match rust.split_once('e').map(|(digits, exponent)| (digits, exponent.parse::<i32>())) {
+        let value = self.0;
+        // Both languages print the fewest digits that read back the same, and turn to exponents
+        // at the same sizes. Of two such numbers equally near, Rust takes the upper one and Python
+        // the even one; rounding to a given number of digits takes the even one in Rust too.
+        let shortest = format!("{value:e}");
+        let (digits, exponent) = shortest.split_once('e').unwrap_or((&shortest, "0"));
+        let precision = digits.len().saturating_sub("0.".len());
+        let even = match exponent.parse::<isize>() {
+            Ok(exponent @ -4..16) => {
+                let decimals = precision.saturating_add_signed(-exponent).max(1);
+                format!("{value:.decimals$}")
+            }
+            _ => format!("{value:.precision$e}"),
+        };
+        let text = if even.parse() == Ok(value) { even } else { format!("{value:?}") };
+        // Python signs the exponent and gives it two digits.
+        match text.split_once('e').map(|(digits, exponent)| (digits, exponent.parse::<i32>())) {
             Some((digits, Ok(exponent))) => write!(f, "{digits}e{exponent:+03}"),
-            _ => f.write_str(&rust),
+            _ => f.write_str(&text),
         }
     }
 }
@@ -140,6 +153,10 @@ mod tests {
             (1.5e300, "1.5e+300"),
             (5e-324, "5e-324"),
             (f64::MAX, "1.7976931348623157e+308"),
+            // Halfway between two shortest numbers: the even one, if it reads back.
+            (2f64.powi(-25), "2.9802322387695312e-08"),
+            (2f64.powi(-24), "5.960464477539063e-08"),
+            (246298782844855.0 + 0.125, "246298782844855.12"),
         ] {
             assert_eq!(Python(value).to_string(), repr);
         }

@@ -119,7 +119,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     }
 
     /// The gradient of `x` in new memory, from that of y (both length N); the parameters' go to
-    /// [`Param::grad`]. The shape is that of the forward, and `x` what it was given.
+    /// [`Param::grad`](crate::Param::grad). The shape is that of the forward, and `x` what it was given.
     ///
     /// # Errors
     /// [`Error::Length`], [`Error::Saved`] where `saved` is from a forward of another dtype,
