@@ -180,10 +180,7 @@ impl<M: Memory, P: Real> Running<'_, M, P> {
     fn check(&self, channels: usize) -> Result<()> {
         expect("running_mean", channels, len_mut::<M, _>(&self.mean))?;
         expect("running_var", channels, len_mut::<M, _>(&self.var))?;
-        if (0.0..=1.0).contains(&self.factor) {
-            return Ok(());
-        }
-        Err(Error::invalid("momentum", format!("expected 0 to 1, got {}", self.factor)))
+        check_momentum(self.factor)
     }
 }
 
@@ -355,6 +352,13 @@ pub(crate) fn check_eps(eps: f64) -> Result<()> {
         return Ok(());
     }
     Err(Error::invalid("eps", format!("expected a finite number above 0, got {eps}")))
+}
+
+pub(crate) fn check_momentum(momentum: f64) -> Result<()> {
+    if (0.0..=1.0).contains(&momentum) {
+        return Ok(());
+    }
+    Err(Error::invalid("momentum", format!("expected 0 to 1, got {momentum}")))
 }
 
 fn len_mut<M: Memory, T: Plain>(view: &M::ViewMut<'_, T>) -> usize {

@@ -9,6 +9,7 @@ mod saved;
 pub use args::{
     Activation, Backward, ForwardEval, ForwardTrain, Input, MergeStats, Running, Stats,
 };
+pub(crate) use args::{check_eps, check_momentum};
 pub use cpu::Cpu;
 pub use reference::Reference;
 pub use saved::Saved;

@@ -37,7 +37,7 @@ impl Engine for Reference {
         for c in 0..shape.channels() {
             let (mean, var) = moments(shape, c, x);
             output.channel(shape, c, mean, var);
-            update(&mut running, c, mean, var, shape.per_channel() as f64);
+            update(&mut running, c, mean.0 + mean.1, var, shape.per_channel() as f64);
         }
         Ok(())
     }
@@ -52,7 +52,7 @@ impl Engine for Reference {
         let ForwardEval { x, residual, weight, bias, activation, mean, var, eps, y, .. } = args;
         let mut output = Output { x, residual, weight, bias, activation, eps, y, saved };
         for c in 0..shape.channels() {
-            output.channel(shape, c, mean[c].to_f64(), var[c].to_f64());
+            output.channel(shape, c, (mean[c].to_f64(), 0.0), var[c].to_f64());
         }
         Ok(())
     }
@@ -63,9 +63,9 @@ impl Engine for Reference {
         let (channels, m) = (shape.channels(), shape.per_channel() as f64);
         let relu = forward.activation == Activation::Relu;
         for c in 0..channels {
-            let mean = saved.mean[c].to_f64() + saved.mean_rest[c].to_f64();
+            let (mean, mean_rest) = (saved.mean[c].to_f64(), saved.mean_rest[c].to_f64());
             let invstd = saved.invstd[c].to_f64();
-            let xhat = |i: usize| (wide(args.x[i]) - mean) * invstd;
+            let xhat = |i: usize| (wide(args.x[i]) - mean - mean_rest) * invstd;
             let g = |i: usize| match (&saved.reserve, args.grad_y, &args.grad_x) {
                 (Some(passed), ..) if relu && passed[i] == 0 => 0.0,
                 (_, Input::View(grad_y), _) => wide(grad_y[i]),
@@ -111,7 +111,7 @@ impl Engine for Reference {
         let channels = shape.channels();
         for c in 0..channels {
             let (mean, var) = moments(shape, c, args.x);
-            args.record[c] = Real::from_f64(mean);
+            args.record[c] = Real::from_f64(mean.0 + mean.1);
             args.record[channels + c] = Real::from_f64(var);
         }
         args.record[2 * channels] = Real::from_f64(shape.per_channel() as f64);
@@ -137,14 +137,14 @@ impl Engine for Reference {
     }
 }
 
-/// Mean and biased variance; zeros for an empty batch.
-fn moments<E: Element>(shape: &Shape, c: usize, x: &[E]) -> (f64, f64) {
+/// Mean, as the first value and what is added to it, and biased variance; zeros for an empty
+/// batch. In two numbers the mean of a constant channel is exact, and a large one keeps its digits.
+fn moments<E: Element>(shape: &Shape, c: usize, x: &[E]) -> ((f64, f64), f64) {
     let m = shape.per_channel().max(1) as f64;
     let xs = shape.channel(c).map(|i| wide(x[i]));
-    // Counted from the first value, so that a constant channel has exactly its mean.
     let first = xs.clone().next().filter(|x| x.is_finite()).unwrap_or(0.0);
-    let mean = first + xs.clone().map(|x| x - first).sum::<f64>() / m;
-    (mean, xs.map(|x| (x - mean).powi(2)).sum::<f64>() / m)
+    let offset = xs.clone().map(|x| x - first).sum::<f64>() / m;
+    ((first, offset), xs.map(|x| (x - first - offset).powi(2)).sum::<f64>() / m)
 }
 
 /// The running variance is the unbiased one, over m - 1.
@@ -171,7 +171,7 @@ struct Output<'a, E: Element> {
 }
 
 impl<E: Element> Output<'_, E> {
-    fn channel(&mut self, shape: &Shape, c: usize, mean: f64, var: f64) {
+    fn channel(&mut self, shape: &Shape, c: usize, (mean, offset): (f64, f64), var: f64) {
         let invstd = 1.0 / (var + self.eps).sqrt();
         let (weight, bias) = (at(self.weight, c, 1.0), at(self.bias, c, 0.0));
         let relu = self.activation == Activation::Relu;
@@ -181,7 +181,7 @@ impl<E: Element> Output<'_, E> {
                 Input::InPlace => wide(self.y[i]),
             };
             let residual = self.residual.map_or(0.0, |r| wide(r[i]));
-            let y: E = narrow(weight * ((x - mean) * invstd) + bias + residual);
+            let y: E = narrow(weight * ((x - mean - offset) * invstd) + bias + residual);
             // The output decides, in its dtype; NaN passes.
             let stopped = relu && wide(y) <= 0.0;
             self.y[i] = if stopped { E::default() } else { y };
@@ -191,8 +191,8 @@ impl<E: Element> Output<'_, E> {
             }
         }
         if let Some(saved) = &mut self.saved {
-            saved.mean[c] = Real::from_f64(mean);
-            saved.mean_rest[c] = Real::from_f64(mean - saved.mean[c].to_f64());
+            saved.mean[c] = Real::from_f64(mean + offset);
+            saved.mean_rest[c] = Real::from_f64(mean - saved.mean[c].to_f64() + offset);
             saved.invstd[c] = Real::from_f64(invstd);
         }
     }

@@ -1,7 +1,8 @@
 //! How a layer behaves, in PyTorch's words.
 use std::fmt;
 
-use crate::{Activation, Error, Result};
+use crate::engine::{check_eps, check_momentum};
+use crate::{Activation, Result};
 
 /// How a layer behaves; PyTorch's names and defaults.
 ///
@@ -56,15 +57,10 @@ impl Default for Config {
 impl Config {
     /// Refuses numbers that have no meaning, NaN among them.
     pub(super) fn check(&self) -> Result<()> {
-        if !(self.eps > 0.0 && self.eps.is_finite()) {
-            let reason = format!("expected a finite number above 0, got {}", self.eps);
-            return Err(Error::invalid("eps", reason));
-        }
+        check_eps(self.eps)?;
         match self.momentum {
-            Momentum::Exponential(momentum) if !(0.0..=1.0).contains(&momentum) => {
-                Err(Error::invalid("momentum", format!("expected 0 to 1, got {momentum}")))
-            }
-            _ => Ok(()),
+            Momentum::Exponential(momentum) => check_momentum(momentum),
+            Momentum::Cumulative => Ok(()),
         }
     }
 }

@@ -9,6 +9,7 @@ use super::tolerance::{Kind, agrees, tolerance};
 macro_rules! each_engine {
     ($($test:ident),+ $(,)?) => {
         each_engine!(@ reference, batchnorm::Reference; $($test),+);
+        each_engine!(@ cpu, batchnorm::Cpu::default(); $($test),+);
     };
     (@ $name:ident, $engine:expr; $($test:ident),+) => {
         mod $name {

@@ -140,7 +140,7 @@ impl Engine for Cpu {
         args.check(shape)?;
         let (mean, rest) = args.record.split_at_mut(shape.channels());
         self.moments(shape, args.x, |c, m| {
-            (mean[c], rest[c]) = (Real::from_f64(m.mean), Real::from_f64(m.var()));
+            (mean[c], rest[c]) = (Real::from_f64(m.mean()), Real::from_f64(m.var()));
         });
         rest[shape.channels()] = Real::from_f64(shape.per_channel() as f64);
         Ok(())
@@ -156,20 +156,13 @@ impl Engine for Cpu {
             for part in parts() {
                 let [mean, var, count] =
                     [part[c], part[channels + c], part[2 * channels]].map(Real::to_f64);
-                all.merge(Moments { count, mean, squares: var * count });
+                all.merge(Moments { count, base: 0.0, offset: mean, squares: var * count });
             }
-            (args.mean[c], args.var[c]) = (Real::from_f64(all.mean), Real::from_f64(all.var()));
+            (args.mean[c], args.var[c]) = (Real::from_f64(all.mean()), Real::from_f64(all.var()));
             update(&mut args.running, c, &all);
         }
         Ok(())
     }
-}
-
-/// The mean in the accumulating type, and what rounding left of it; nothing where it is not finite.
-fn split<A: Real>(mean: f64) -> (A, A) {
-    let rounded = A::from_f64(mean);
-    let rest = mean - rounded.to_f64();
-    (rounded, A::from_f64(if rest.is_finite() { rest } else { 0.0 }))
 }
 
 /// Weight and bias, ones and zeros where absent.
@@ -234,7 +227,7 @@ fn update<P: Real>(running: &mut Option<Running<'_, Host, P>>, c: usize, batch: 
     let Some(Running { mean, var, factor }) = running else { return };
     if batch.count > 0.0 {
         let blend = |old: P, new: f64| P::from_f64((1.0 - *factor) * old.to_f64() + *factor * new);
-        mean[c] = blend(mean[c], batch.mean);
+        mean[c] = blend(mean[c], batch.mean());
         var[c] = blend(var[c], batch.squares / (batch.count - 1.0));
     }
 }

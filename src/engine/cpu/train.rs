@@ -4,12 +4,13 @@ use super::plan::Plan;
 use super::simd::vectorized;
 use super::stats::{self, Moments};
 use super::tiles::{Elements, Slots, for_each_tile};
-use super::{Cpu, Output, Parameters, mask, split};
+use super::{Cpu, Output, Parameters, mask};
 use crate::engine::saved::Buffers;
 use crate::{Element, Host, Real, Shape};
 
-/// Values kept of every channel: mean, variance, `1 / sqrt(var + eps)`.
-const KEPT: usize = 3;
+/// Values kept of every channel: the mean as base and offset, the sum of squares, and
+/// `1 / sqrt(var + eps)`.
+const KEPT: usize = 4;
 
 impl Cpu {
     /// Writes y and what is saved; hands every channel's moments to `publish`, in order.
@@ -39,15 +40,25 @@ impl Cpu {
         let kept_len = plan.blocks() * KEPT * in_block;
         self.with_workspace(slots_len + kept_len, |workspace| {
             let (slots, kept) = workspace.split_at_mut(slots_len);
+            let count = shape.per_channel() as f64;
             let keep = |block: usize, kept: &mut [f64], c: usize, moments: Moments| {
+                let Moments { base, offset, squares, .. } = moments;
+                let invstd = 1.0 / (moments.var() + eps).sqrt();
                 let k = c - plan.channels(block).start;
-                (kept[k], kept[in_block + k]) = (moments.mean, moments.var());
-                kept[2 * in_block + k] = 1.0 / (moments.var() + eps).sqrt();
+                for (field, value) in [base, offset, squares, invstd].into_iter().enumerate() {
+                    kept[field * in_block + k] = value;
+                }
+            };
+            let kept_of = |block: usize, kept: &[f64], c: usize| -> (Moments, E::Acc) {
+                let k = c - plan.channels(block).start;
+                let [base, offset, squares, invstd] =
+                    [0, 1, 2, 3].map(|field| kept[field * in_block + k]);
+                (Moments { count, base, offset, squares }, Real::from_f64(invstd))
             };
             let coef = |block: usize, kept: &[f64], c: usize| -> Coef<E::Acc> {
-                let k = c - plan.channels(block).start;
-                let (mean, mean_rest) = split(kept[k]);
-                parameters.coef(c, mean, mean_rest, Real::from_f64(kept[2 * in_block + k]))
+                let (moments, invstd) = kept_of(block, kept, c);
+                let (mean, mean_rest) = moments.mean_and_rest();
+                parameters.coef(c, mean, mean_rest, invstd)
             };
             let tensors = (Elements::new(y), mask(plan, output.masks(), saved.as_deref_mut()));
             if plan.whole_channels() {
@@ -83,14 +94,13 @@ impl Cpu {
                 });
             }
             for (block, kept) in kept.chunks(KEPT * in_block).enumerate() {
-                for (k, c) in plan.channels(block).enumerate() {
-                    let (mean, var) = (kept[k], kept[in_block + k]);
+                for c in plan.channels(block) {
+                    let (moments, invstd) = kept_of(block, kept, c);
                     if let Some(saved) = &mut saved {
-                        (saved.mean[c], saved.mean_rest[c]) = split(mean);
-                        saved.invstd[c] = Real::from_f64(kept[2 * in_block + k]);
+                        (saved.mean[c], saved.mean_rest[c]) = moments.mean_and_rest();
+                        saved.invstd[c] = invstd;
                     }
-                    let count = shape.per_channel() as f64;
-                    publish(c, Moments { count, mean, squares: var * count });
+                    publish(c, moments);
                 }
             }
         });
