@@ -5,6 +5,9 @@ use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain, Input};
 use super::{MergeStats, Request, Running, Stats};
 use crate::{Element, Host, Real, Result, Shape};
 
+type Train<'a, E> = ForwardTrain<'a, Host, E>;
+type Eval<'a, E> = ForwardEval<'a, Host, E>;
+
 /// What is right: f64 throughout, rounded once at the end. Slow.
 ///
 /// Its reserve space is one byte per element, in the elements' order: 1 where the ReLU passed.
@@ -24,11 +27,7 @@ impl Engine for Reference {
         if request.activation == Activation::Relu { shape.len() } else { 0 }
     }
 
-    fn forward_train<E: Element>(
-        &self,
-        shape: &Shape,
-        mut args: ForwardTrain<'_, Host, E>,
-    ) -> Result<()> {
+    fn forward_train<E: Element>(&self, shape: &Shape, mut args: Train<'_, E>) -> Result<()> {
         args.check(shape)?;
         let saved = args.open(self, shape)?;
         let ForwardTrain { x, residual, weight, bias, activation, eps, mut running, y, .. } = args;
@@ -42,11 +41,7 @@ impl Engine for Reference {
         Ok(())
     }
 
-    fn forward_eval<E: Element>(
-        &self,
-        shape: &Shape,
-        mut args: ForwardEval<'_, Host, E>,
-    ) -> Result<()> {
+    fn forward_eval<E: Element>(&self, shape: &Shape, mut args: Eval<'_, E>) -> Result<()> {
         args.check(shape)?;
         let saved = args.open(self, shape)?;
         let ForwardEval { x, residual, weight, bias, activation, mean, var, eps, y, .. } = args;
@@ -149,9 +144,8 @@ fn moments<E: Element>(shape: &Shape, c: usize, x: &[E]) -> ((f64, f64), f64) {
 
 /// The running variance is the unbiased one, over m - 1.
 fn update<P: Real>(run: &mut Option<Running<Host, P>>, c: usize, mean: f64, var: f64, m: f64) {
-    if let Some(Running { mean: running_mean, var: running_var, factor }) = run
-        && m > 0.0
-    {
+    let Some(Running { mean: running_mean, var: running_var, factor }) = run else { return };
+    if m > 0.0 {
         let blend = |old: P, new: f64| P::from_f64((1.0 - *factor) * old.to_f64() + *factor * new);
         running_mean[c] = blend(running_mean[c], mean);
         running_var[c] = blend(running_var[c], var * m / (m - 1.0));
@@ -176,18 +170,14 @@ impl<E: Element> Output<'_, E> {
         let (weight, bias) = (at(self.weight, c, 1.0), at(self.bias, c, 0.0));
         let relu = self.activation == Activation::Relu;
         for i in shape.channel(c) {
-            let x = match self.x {
-                Input::View(x) => wide(x[i]),
-                Input::InPlace => wide(self.y[i]),
-            };
+            let x = wide(if let Input::View(x) = self.x { x[i] } else { self.y[i] });
             let residual = self.residual.map_or(0.0, |r| wide(r[i]));
             let y: E = narrow(weight * ((x - mean - offset) * invstd) + bias + residual);
             // The output decides, in its dtype; NaN passes.
             let stopped = relu && wide(y) <= 0.0;
             self.y[i] = if stopped { E::default() } else { y };
-            match self.saved.as_mut().and_then(|saved| saved.reserve.as_mut()) {
-                Some(passed) if relu => passed[i] = (!stopped).into(),
-                _ => {}
+            if relu && let Some(passed) = self.saved.as_mut().and_then(|s| s.reserve.as_mut()) {
+                passed[i] = (!stopped).into();
             }
         }
         if let Some(saved) = &mut self.saved {
