@@ -48,9 +48,9 @@ fn away_from_the_kink(shape: &Shape, epilogue: Epilogue, mode: Mode) -> Inputs<f
         let positive = y.iter().filter(|&&v| v > 0.0).count();
         y.iter().all(|v| v.abs() > AWAY_FROM_THE_KINK) && (1..y.len()).contains(&positive)
     };
-    let mut candidates = (0..1000).map(|seed| Inputs::<f64>::new(shape, linear, seed));
-    let found = candidates.find(fits).expect("one of a thousand");
-    Inputs { epilogue, eps: 1e-3, ..found }
+    let new = |seed| Inputs { eps: 1e-3, ..Inputs::<f64>::new(shape, linear, seed) };
+    let found = (0..1000).map(new).find(fits).expect("one of a thousand");
+    Inputs { epilogue, ..found }
 }
 
 fn differences_agree<G: Engine>(engine: &G, shape: &Shape, epilogue: Epilogue, mode: Mode) {

@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, unused_macros)] // each of them uses a part
 
 pub mod engines;
+pub mod faults;
 pub mod golden;
 pub mod layer;
 pub mod oracle;

@@ -5,6 +5,8 @@ use batchnorm::{
 };
 use std::collections::BTreeMap;
 
+/// Memory of an engine.
+pub type Buf<G, T> = <<G as Engine>::Memory as Memory>::Buf<T>;
 /// What an operation wrote, by name, widened exactly: equal bits here are equal bits there.
 pub type Outcome = BTreeMap<&'static str, Vec<f64>>;
 /// What a forward on `G` saves for tensors of `E`.

@@ -1,0 +1,135 @@
+//! A training step after the first allocates nothing of a tensor's size.
+#![allow(unsafe_code)] // a global allocator is unsafe to implement
+
+use batchnorm::{
+    Activation, Backward, Element, Engine, ForwardTrain, Host, Input, Reference, Running, Saved,
+    Shape,
+};
+use half::f16;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// The system's allocator, with a count of the bytes that were asked for, by any thread.
+struct Counting;
+
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to `System` as it came; the counter does not allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        BYTES.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: `ptr` came from `System` with this layout.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        BYTES.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller keeps the contract of `alloc_zeroed`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        BYTES.fetch_add(size, Ordering::Relaxed);
+        // SAFETY: `ptr` came from `System` with this layout.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Tests run side by side and share the counter: one at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Bytes that the second of two equal training steps allocates, over those of x.
+fn second_step<E: Element, G: Engine<Memory = Host>>(engine: &G, shape: &Shape) -> f64 {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let (n, c) = (shape.len(), shape.channels());
+    let value = |i: usize| E::narrow(batchnorm::Real::from_f64((i as f64 * 0.37).sin()));
+    let x: Vec<E> = (0..n).map(value).collect();
+    let residual = x.clone();
+    let (mut y, mut grad_x, mut grad_residual) = (x.clone(), x.clone(), x.clone());
+    let parameter = |i: usize| <E::Acc as batchnorm::Real>::from_f64(1.0 + i as f64 / 64.0);
+    let weight: Vec<E::Acc> = (0..c).map(parameter).collect();
+    let (bias, mut mean, mut var) = (weight.clone(), weight.clone(), weight.clone());
+    let (mut grad_weight, mut grad_bias) = (weight.clone(), weight.clone());
+    let mut saved = Saved::new();
+    let mut step = || {
+        let before = BYTES.load(Ordering::Relaxed);
+        let forward = ForwardTrain::<Host, E> {
+            x: &x,
+            residual: Some(&residual),
+            weight: Some(&weight),
+            bias: Some(&bias),
+            activation: Activation::Relu,
+            eps: 1e-5,
+            running: Some(Running { mean: &mut mean, var: &mut var, factor: 0.1 }),
+            y: &mut y,
+            saved: Some(&mut saved),
+        };
+        engine.forward_train(shape, forward).unwrap();
+        let backward = Backward::<Host, E> {
+            saved: &saved,
+            x: &x,
+            grad_y: Input::View(&y),
+            weight: Some(&weight),
+            bias: Some(&bias),
+            grad_x: Some(&mut grad_x),
+            grad_residual: Some(&mut grad_residual),
+            grad_weight: Some(&mut grad_weight),
+            grad_bias: Some(&mut grad_bias),
+            accumulate: false,
+            sums: None,
+            total_sums: None,
+        };
+        engine.backward(shape, backward).unwrap();
+        BYTES.load(Ordering::Relaxed) - before
+    };
+    step();
+    step() as f64 / size_of_val(&x[..]) as f64
+}
+
+/// What a step may allocate, over the size of x: handles and partial sums, no tensor.
+const LIMIT: f64 = 1.0 / 20.0;
+
+fn shapes() -> [Shape; 3] {
+    [(&[16, 32, 32, 32][..], 1), (&[16, 32, 32, 32], 3), (&[8192, 64], 1)]
+        .map(|(dims, axis)| Shape::new(dims, axis).unwrap())
+}
+
+fn allocates_no_tensor<G: Engine<Memory = Host>>(engine: &G) {
+    for (shape, [single, half]) in second_steps(engine) {
+        assert!(single < LIMIT, "{}, {shape}, f32: {single} of the tensor", engine.name());
+        assert!(half < LIMIT, "{}, {shape}, f16: {half} of the tensor", engine.name());
+    }
+}
+
+fn second_steps<G: Engine<Memory = Host>>(engine: &G) -> [(Shape, [f64; 2]); 3] {
+    shapes().map(|shape| {
+        (shape, [second_step::<f32, G>(engine, &shape), second_step::<f16, G>(engine, &shape)])
+    })
+}
+
+/// The engines that are made to be fast, one line each.
+macro_rules! a_second_step_allocates_no_tensor {
+    ($($name:ident: $engine:expr),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            allocates_no_tensor(&$engine);
+        })*
+    };
+}
+a_second_step_allocates_no_tensor! {}
+
+/// The reference lists the gradients of every channel: what the counter sees there, it would see
+/// elsewhere.
+#[test]
+fn the_counter_sees_what_the_reference_allocates() {
+    assert!(std::panic::catch_unwind(|| allocates_no_tensor(&Reference)).is_err());
+    for (shape, bytes) in second_steps(&Reference) {
+        assert!(bytes.iter().all(|&b| b > 1.0), "{shape}: {bytes:?} of the tensor");
+    }
+}

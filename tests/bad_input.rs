@@ -1,0 +1,267 @@
+//! Every wrong argument of every operation: the typed error with both sides in its message, and
+//! nothing written, bit for bit.
+mod support;
+
+use batchnorm::{Element, Engine, Error, Memory, Reference, Saved, Shape};
+use half::{bf16, f16};
+use support::engines::engines;
+use support::faults::{Fault, NONE, back, eval, merge, pattern, stats, train};
+use support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want, same_bits};
+use support::shapes::SMALL;
+
+engines! {
+    [reference: Reference]
+    run [
+        training_refuses_every_wrong_length, training_refuses_values_without_meaning,
+        evaluation_refuses_every_wrong_length, evaluation_refuses_values_without_meaning,
+        backward_refuses_every_wrong_length, backward_refuses_a_saved_of_another_forward,
+        records_refuse_every_wrong_length, merging_refuses_what_is_no_batch,
+        what_was_saved_survives_a_refused_forward, the_harness_accepts_what_is_right,
+    ]
+}
+
+/// The lengths that are wrong where `right` is right: one more, one less, none, twice.
+fn wrong(what: &'static str, right: usize) -> impl Iterator<Item = (Fault, String)> {
+    let right = right as isize;
+    [1, -1, -right, right].into_iter().map(move |by| {
+        let message = format!("{what}: expected {right} elements, got {}", right + by);
+        (Fault { length: (what, by), ..NONE }, message)
+    })
+}
+
+/// The message of a refusal, which there must be.
+fn message(error: Option<Error>) -> String {
+    error.expect("a refusal").to_string()
+}
+
+fn training_refuses_every_wrong_length<G: Engine>(engine: &G) {
+    fn refuses<E: Element, G: Engine>(engine: &G) {
+        let (shape, mut saved) = (SMALL.shape(), SavedOn::<G, E>::new());
+        let tensors = ["x", "residual", "y"].map(|what| (what, shape.len()));
+        let parameters = ["weight", "bias", "running_mean", "running_var"].map(|what| (what, 5));
+        for (what, right) in tensors.into_iter().chain(parameters) {
+            for (fault, expected) in wrong(what, right) {
+                assert_eq!(message(train::<E, G>(engine, &shape, fault, None)), expected);
+                let error = train::<E, G>(engine, &shape, fault, Some(&mut saved));
+                assert!(matches!(error, Some(Error::Length { .. })), "{error:?}");
+                assert_eq!(saved.shape(), None);
+            }
+        }
+    }
+    refuses::<f64, G>(engine);
+    refuses::<f32, G>(engine);
+    refuses::<f16, G>(engine);
+    refuses::<bf16, G>(engine);
+}
+
+fn evaluation_refuses_every_wrong_length<G: Engine>(engine: &G) {
+    fn refuses<E: Element, G: Engine>(engine: &G) {
+        let (shape, mut saved) = (SMALL.shape(), SavedOn::<G, E>::new());
+        let tensors = ["x", "residual", "y"].map(|what| (what, shape.len()));
+        let parameters = ["weight", "bias", "mean", "var"].map(|what| (what, 5));
+        for (what, right) in tensors.into_iter().chain(parameters) {
+            for (fault, expected) in wrong(what, right) {
+                let error = eval::<E, G>(engine, &shape, fault, Some(&mut saved));
+                assert_eq!(message(error), expected);
+                assert_eq!(saved.shape(), None);
+                if what != "x" {
+                    let in_place = Fault { in_place: true, ..fault };
+                    assert_eq!(message(eval::<E, G>(engine, &shape, in_place, None)), expected);
+                }
+            }
+        }
+    }
+    refuses::<f64, G>(engine);
+    refuses::<f32, G>(engine);
+    refuses::<f16, G>(engine);
+    refuses::<bf16, G>(engine);
+}
+
+/// A `Saved` by inputs of `SMALL`'s shape, through batch statistics.
+fn saved_by<E: Element, G: Engine>(engine: &G, epilogue: Epilogue) -> SavedOn<G, E> {
+    let mut saved = SavedOn::<G, E>::new();
+    let inputs = Inputs::<E>::new(&SMALL.shape(), epilogue, 1);
+    run::forward(engine, &inputs, Mode::Train(None), Some(&mut saved)).unwrap();
+    saved
+}
+
+fn backward_refuses_every_wrong_length<G: Engine>(engine: &G) {
+    fn refuses<E: Element, G: Engine>(engine: &G) {
+        let (shape, saved) = (SMALL.shape(), saved_by::<E, G>(engine, Epilogue::FULL));
+        let tensors = ["x", "grad_y", "grad_x", "grad_residual"].map(|what| (what, shape.len()));
+        let parameters = ["weight", "bias", "grad_weight", "grad_bias"].map(|what| (what, 5));
+        let sums = ["sums", "total_sums"].map(|what| (what, 11));
+        for (what, right) in tensors.into_iter().chain(parameters).chain(sums) {
+            for (fault, expected) in wrong(what, right) {
+                assert_eq!(message(back::<E, G>(engine, &shape, fault, &saved)), expected);
+                if what != "grad_y" {
+                    let in_place = Fault { in_place: true, ..fault };
+                    let error = back::<E, G>(engine, &shape, in_place, &saved);
+                    assert_eq!(message(error), expected);
+                }
+            }
+        }
+    }
+    refuses::<f64, G>(engine);
+    refuses::<f32, G>(engine);
+    refuses::<f16, G>(engine);
+    refuses::<bf16, G>(engine);
+}
+
+fn records_refuse_every_wrong_length<G: Engine>(engine: &G) {
+    let shape = SMALL.shape();
+    for (what, right) in [("x", shape.len()), ("record", 11)] {
+        for (fault, expected) in wrong(what, right) {
+            assert_eq!(message(stats::<f64, G>(engine, &shape, fault)), expected);
+            assert_eq!(message(stats::<f16, G>(engine, &shape, fault)), expected);
+        }
+    }
+    let records = pattern::<f32>(22);
+    for what in ["var", "running_mean", "running_var"] {
+        for (fault, expected) in wrong(what, 5) {
+            assert_eq!(message(merge::<f32, G>(engine, 5, fault, &records)), expected);
+        }
+    }
+    for got in [0, 1, 10, 12, 21, 23] {
+        let error = merge::<f64, G>(engine, 5, NONE, &pattern::<f64>(got));
+        let expected = format!("records: expected a multiple of 2C + 1 = 11 elements, got {got}");
+        assert_eq!(message(error), expected);
+    }
+}
+
+fn meaningless_eps() -> impl Iterator<Item = (Fault, String)> {
+    [f64::NAN, 0.0, -1e-5, f64::INFINITY, f64::NEG_INFINITY].into_iter().map(|eps| {
+        let message = format!("eps: expected a finite number above 0, got {eps}");
+        (Fault { eps, ..NONE }, message)
+    })
+}
+
+fn meaningless_factors() -> impl Iterator<Item = (Fault, String)> {
+    [f64::NAN, -0.1, 1.1, f64::INFINITY].into_iter().map(|factor| {
+        (Fault { factor, ..NONE }, format!("momentum: expected 0 to 1, got {factor}"))
+    })
+}
+
+const ONE_VALUE: &str = "x: training needs more than 1 value per channel, got 1";
+
+fn training_refuses_values_without_meaning<G: Engine>(engine: &G) {
+    let mut saved = SavedOn::<G, f32>::new();
+    for (fault, expected) in meaningless_eps().chain(meaningless_factors()) {
+        let error = train::<f32, G>(engine, &SMALL.shape(), fault, Some(&mut saved));
+        assert_eq!(message(error), expected);
+    }
+    for dims in [&[1, 3][..], &[1, 3, 1, 1]] {
+        let one = Shape::new(dims, 1).unwrap();
+        let error = train::<f32, G>(engine, &one, NONE, Some(&mut saved));
+        assert_eq!(message(error), ONE_VALUE);
+    }
+    assert_eq!(saved.shape(), None);
+}
+
+fn evaluation_refuses_values_without_meaning<G: Engine>(engine: &G) {
+    let (shape, mut saved) = (SMALL.shape(), SavedOn::<G, f32>::new());
+    for (fault, expected) in meaningless_eps() {
+        assert_eq!(message(eval::<f32, G>(engine, &shape, fault, Some(&mut saved))), expected);
+    }
+    let in_place = Fault { in_place: true, ..NONE };
+    let error = eval::<f32, G>(engine, &shape, in_place, Some(&mut saved));
+    let expected = "x: in place leaves no x for a backward: expected no saved, got one";
+    assert_eq!(message(error), expected);
+    assert_eq!(saved.shape(), None);
+}
+
+fn merging_refuses_what_is_no_batch<G: Engine>(engine: &G) {
+    let records = pattern::<f32>(11);
+    for (fault, expected) in meaningless_factors() {
+        assert_eq!(message(merge::<f32, G>(engine, 5, fault, &records)), expected);
+    }
+    let none = merge::<f32, G>(engine, 0, NONE, &[2.0]);
+    assert_eq!(message(none), "mean: expected at least 1 channel, got 0");
+    // One value in all: among empty parts, too.
+    let one = [0.5, 0.0, 1.0];
+    assert_eq!(message(merge::<f64, G>(engine, 1, NONE, &one)), ONE_VALUE);
+    let among = [&[0.0; 3][..], &one, &[0.0; 3]].concat();
+    assert_eq!(message(merge::<f64, G>(engine, 1, NONE, &among)), ONE_VALUE);
+}
+
+fn backward_refuses_a_saved_of_another_forward<G: Engine>(engine: &G) {
+    let shape = SMALL.shape();
+    let refusal = |saved: &SavedOn<G, f32>, shape: &Shape, fault: Fault| {
+        message(back::<f32, G>(engine, shape, fault, saved))
+    };
+    let without = |without| Fault { without, ..NONE };
+    let full = saved_by::<f32, G>(engine, Epilogue::FULL);
+
+    let empty = refusal(&Saved::new(), &shape, NONE);
+    assert_eq!(empty, "saved: expected what a forward saved, got an empty one");
+
+    let other = Shape::new(&[3, 7, 5], 1).unwrap();
+    let expected = "saved: the forward had shape 3 x 5 x 7 (outer x channels x inner, batch 3), \
+                    this backward has 3 x 7 x 5 (outer x channels x inner, batch 3)";
+    assert_eq!(refusal(&full, &other, NONE), expected);
+
+    let dtype = message(back::<bf16, G>(engine, &shape, NONE, &full));
+    assert_eq!(dtype, "saved: the forward had dtype f32, this backward has bf16");
+
+    for what in ["weight", "bias"] {
+        let expected = format!("saved: the forward had {what} given, this backward has none");
+        assert_eq!(refusal(&full, &shape, without(what)), expected);
+        let (weight, bias) = (what != "weight", what != "bias");
+        let bare = saved_by::<f32, G>(engine, Epilogue { weight, bias, ..Epilogue::FULL });
+        let expected = format!("saved: the forward had {what} none, this backward has given");
+        assert_eq!(refusal(&bare, &shape, NONE), expected);
+    }
+
+    let plain = saved_by::<f32, G>(engine, Epilogue::PLAIN);
+    let expected =
+        "saved: the forward had residual none, this backward has a grad_residual to write";
+    assert_eq!(refusal(&plain, &shape, NONE), expected);
+
+    let in_place = Fault { in_place: true, ..without("grad_x") };
+    let expected = "grad_y: in place: expected a grad_x that holds it, got none";
+    assert_eq!(refusal(&full, &shape, in_place), expected);
+}
+
+/// Statistics, gate, shape and all: the backward gives what it gave before.
+fn what_was_saved_survives_a_refused_forward<G: Engine>(engine: &G) {
+    let inputs = Inputs::<f32>::new(&SMALL.shape(), Epilogue::FULL, 1);
+    let mut saved = saved_by::<f32, G>(engine, Epilogue::FULL);
+    let look = |saved: &SavedOn<G, f32>| -> (Vec<f32>, Vec<f32>, Outcome) {
+        let on = engine.memory();
+        let mean = on.download(saved.mean().unwrap()).unwrap();
+        let invstd = on.download(saved.invstd().unwrap()).unwrap();
+        let want = Want::all(Epilogue::FULL);
+        (mean, invstd, run::backward(engine, &inputs, want, saved, None).unwrap())
+    };
+    let before = look(&saved);
+    let lengths = ["x", "y", "residual", "weight", "bias"].map(|what| wrong(what, 5).next());
+    let mut faults: Vec<Fault> = lengths.into_iter().flatten().map(|(fault, _)| fault).collect();
+    faults.push(Fault { eps: f64::NAN, ..NONE });
+    let one = Shape::new(&[1, 5], 1).unwrap();
+    for fault in faults {
+        // Of its own shape, and of another, which would need other buffers.
+        for shape in [SMALL.shape(), Shape::new(&[9, 11, 2], 1).unwrap()] {
+            assert!(train::<f32, G>(engine, &shape, fault, Some(&mut saved)).is_some());
+            assert!(eval::<f32, G>(engine, &shape, fault, Some(&mut saved)).is_some());
+        }
+        assert!(train::<f32, G>(engine, &one, NONE, Some(&mut saved)).is_some());
+        let after = look(&saved);
+        assert_eq!((&before.0, &before.1), (&after.0, &after.1), "{fault:?}");
+        assert!(same_bits(&before.2, &after.2), "{fault:?}");
+        assert_eq!((saved.shape(), saved.is_frozen()), (Some(SMALL.shape()), Some(false)));
+    }
+}
+
+/// Without a fault the same calls run, so that a refusal above is about its fault.
+fn the_harness_accepts_what_is_right<G: Engine>(engine: &G) {
+    let (shape, mut saved) = (SMALL.shape(), SavedOn::<G, f32>::new());
+    assert_eq!(train::<f32, G>(engine, &shape, NONE, Some(&mut saved)), None);
+    assert_eq!(back::<f32, G>(engine, &shape, NONE, &saved), None);
+    let in_place = Fault { in_place: true, ..NONE };
+    assert_eq!(back::<f32, G>(engine, &shape, in_place, &saved), None);
+    assert_eq!(eval::<f32, G>(engine, &shape, NONE, Some(&mut saved)), None);
+    assert_eq!(eval::<f32, G>(engine, &shape, in_place, None), None);
+    assert_eq!(stats::<f32, G>(engine, &shape, NONE), None);
+    let records: Vec<f32> = [&[0.5; 10][..], &[2.0]].concat();
+    assert_eq!(merge::<f32, G>(engine, 5, NONE, &records), None);
+}

@@ -1,0 +1,190 @@
+//! What only engines on ordinary memory can be asked: slices from the middle of larger ones.
+mod support;
+
+use batchnorm::{
+    Activation, Backward, Element, Engine, ForwardEval, ForwardTrain, Host, Input, MergeStats,
+    Reference, Running, Saved, Stats,
+};
+use half::{bf16, f16};
+use std::ops::Range;
+use support::engines::engines;
+use support::oracle::served;
+use support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
+use support::shapes::CASES;
+
+engines! {
+    [reference: Reference]
+    run [slices_from_the_middle_are_written_to_their_ends_and_no_further]
+}
+
+/// Before and behind what an operation may write: odd, so that no vector is aligned to it.
+const MARGIN: usize = 3;
+
+/// A slice between canaries.
+struct Framed<T>(Vec<T>);
+
+impl<E: Element> Framed<E> {
+    fn canary() -> E {
+        run::narrow(-77.0)
+    }
+    fn new(values: &[E]) -> Self {
+        let canaries = [Self::canary(); MARGIN];
+        Self([&canaries, values, &canaries].concat())
+    }
+    fn inside(&self) -> Range<usize> {
+        MARGIN..self.0.len() - MARGIN
+    }
+    fn get(&self) -> &[E] {
+        &self.0[self.inside()]
+    }
+    fn get_mut(&mut self) -> &mut [E] {
+        let inside = self.inside();
+        &mut self.0[inside]
+    }
+    /// The values, once the canaries are seen alive.
+    fn values(&self, what: &str) -> Vec<f64> {
+        let behind = self.inside().end;
+        let canaries = self.0[..MARGIN].iter().chain(&self.0[behind..]);
+        assert!(canaries.into_iter().all(|v| *v == Self::canary()), "{what}: a canary died");
+        run::widen(self.get())
+    }
+}
+
+/// With the same values in whole vectors as the measure, so that alignment changes no bit either.
+fn slices_from_the_middle_are_written_to_their_ends_and_no_further<G>(engine: &G)
+where
+    G: Engine<Memory = Host>,
+{
+    fn framed<E: Element, G: Engine<Memory = Host>>(engine: &G) {
+        for case in CASES.iter().filter(|c| c.shape().per_channel() != 1) {
+            let inputs = Inputs::<E>::new(&case.shape(), Epilogue::FULL, 1);
+            let what = format!("{}, {}, {:?} ({})", engine.name(), E::DTYPE, case.dims, case.why);
+            train_and_back(&what, engine, &inputs);
+            eval(&what, engine, &inputs);
+            records(&what, engine, &inputs);
+        }
+    }
+    framed::<f64, G>(engine);
+    framed::<f32, G>(engine);
+    framed::<f16, G>(engine);
+    framed::<bf16, G>(engine);
+}
+
+fn train_and_back<E: Element, G: Engine<Memory = Host>>(
+    what: &str,
+    engine: &G,
+    inputs: &Inputs<E>,
+) -> Option<()> {
+    let (shape, c) = (&inputs.shape, inputs.shape.channels());
+    let (mode, want) = (Mode::Train(Some(0.1)), Want::all(Epilogue::FULL));
+    let mut right_saved = SavedOn::<G, E>::new();
+    let mut right = served(run::forward(engine, inputs, mode, Some(&mut right_saved)))?;
+    right.extend(served(run::backward(engine, inputs, want, &right_saved, None))?);
+
+    let [x, residual, grad_y] =
+        [&inputs.x, &inputs.residual, &inputs.grad_y].map(|v| Framed::new(v));
+    let [weight, bias] = [&inputs.weight, &inputs.bias].map(|v| Framed::new(v));
+    let [mut mean, mut var] = [&inputs.mean, &inputs.var].map(|v| Framed::new(v));
+    let nan = || Framed::new(&vec![run::narrow::<E>(f64::NAN); shape.len()]);
+    let [mut y, mut grad_x, mut grad_residual] = [nan(), nan(), nan()];
+    let nan = |len| Framed::new(&vec![run::narrow::<E::Acc>(f64::NAN); len]);
+    let [mut grad_weight, mut grad_bias, mut sums] = [nan(c), nan(c), nan(2 * c + 1)];
+    let mut saved = Saved::new();
+    let forward = ForwardTrain::<Host, E> {
+        x: x.get(),
+        residual: Some(residual.get()),
+        weight: Some(weight.get()),
+        bias: Some(bias.get()),
+        activation: Activation::Relu,
+        eps: inputs.eps,
+        running: Some(Running { mean: mean.get_mut(), var: var.get_mut(), factor: 0.1 }),
+        y: y.get_mut(),
+        saved: Some(&mut saved),
+    };
+    engine.forward_train(shape, forward).unwrap();
+    let backward = Backward::<Host, E> {
+        saved: &saved,
+        x: x.get(),
+        grad_y: Input::View(grad_y.get()),
+        weight: Some(weight.get()),
+        bias: Some(bias.get()),
+        grad_x: Some(grad_x.get_mut()),
+        grad_residual: Some(grad_residual.get_mut()),
+        grad_weight: Some(grad_weight.get_mut()),
+        grad_bias: Some(grad_bias.get_mut()),
+        accumulate: false,
+        sums: Some(sums.get_mut()),
+        total_sums: None,
+    };
+    engine.backward(shape, backward).unwrap();
+    for (name, got) in [
+        ("y", y.values(what)),
+        ("running_mean", mean.values(what)),
+        ("running_var", var.values(what)),
+        ("grad_x", grad_x.values(what)),
+        ("grad_residual", grad_residual.values(what)),
+        ("grad_weight", grad_weight.values(what)),
+        ("grad_bias", grad_bias.values(what)),
+        ("sum_g", sums.values(what)[..c].to_vec()),
+    ] {
+        assert_eq!(got, right[name], "{what}: {name}");
+    }
+    for (input, before) in
+        [(&x, &inputs.x), (&residual, &inputs.residual), (&grad_y, &inputs.grad_y)]
+    {
+        assert_eq!(input.values(what), run::widen(before), "{what}: an input changed");
+    }
+    Some(())
+}
+
+fn eval<E: Element, G: Engine<Memory = Host>>(
+    what: &str,
+    engine: &G,
+    inputs: &Inputs<E>,
+) -> Option<()> {
+    let right = served(run::forward(engine, inputs, Mode::Eval, None))?;
+    let x = Framed::new(&inputs.x);
+    let nan = Framed::new(&vec![run::narrow::<E>(f64::NAN); x.get().len()]);
+    for (x, mut y) in [(Input::View(x.get()), nan), (Input::InPlace, Framed::new(&inputs.x))] {
+        let args = ForwardEval::<Host, E> {
+            x,
+            residual: Some(&inputs.residual),
+            weight: Some(&inputs.weight),
+            bias: Some(&inputs.bias),
+            activation: Activation::Relu,
+            mean: &inputs.mean,
+            var: &inputs.var,
+            eps: inputs.eps,
+            y: y.get_mut(),
+            saved: None,
+        };
+        engine.forward_eval(&inputs.shape, args).unwrap();
+        assert_eq!(y.values(what), right["y"], "{what}: y");
+    }
+    Some(())
+}
+
+fn records<E: Element, G: Engine<Memory = Host>>(
+    what: &str,
+    engine: &G,
+    inputs: &Inputs<E>,
+) -> Option<()> {
+    let c = inputs.shape.channels();
+    let right = served(run::stats(engine, inputs))?;
+    let (x, mut record) = (Framed::new(&inputs.x), Framed::new(&right));
+    record.get_mut().fill(run::narrow(f64::NAN));
+    let args = Stats::<Host, E> { x: x.get(), record: record.get_mut() };
+    engine.stats(&inputs.shape, args).unwrap();
+    assert_eq!(record.values(what), run::widen(&right), "{what}: record");
+
+    let right = served(run::merge_stats(engine, &right, c, None))?;
+    let [mut mean, mut var] = [&inputs.mean, &inputs.var].map(|v| Framed::new(v));
+    let (mean_view, var_view) = (mean.get_mut(), var.get_mut());
+    let records = record.get();
+    let args =
+        MergeStats::<Host, E::Acc> { records, running: None, mean: mean_view, var: var_view };
+    engine.merge_stats(args).unwrap();
+    assert_eq!(mean.values(what), right["mean"], "{what}: merged mean");
+    assert_eq!(var.values(what), right["var"], "{what}: merged variance");
+    Some(())
+}

@@ -1,0 +1,297 @@
+//! NaN, infinities, the largest values, constants and large means.
+mod support;
+
+use batchnorm::{Element, Engine, Real, Reference, Shape};
+use half::{bf16, f16};
+use support::engines::engines;
+use support::oracle::{self, judge, served};
+use support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want, channel_of};
+use support::shapes::{CASES, Case, SMALL};
+
+engines! {
+    [reference: Reference]
+    run [
+        what_is_not_finite_stays_in_its_channel,
+        what_is_not_finite_in_a_residual_stays_where_it_is,
+        parameters_that_are_not_finite_stay_in_their_channel,
+        a_relu_keeps_nan_and_passes_its_gradient,
+        records_hold_the_mean_of_infinities,
+        the_largest_halves_are_ordinary,
+        values_whose_squares_fit_are_ordinary,
+        the_largest_values_stay_in_their_channel,
+        constant_channels_have_no_variance_and_give_their_bias,
+        large_means_cost_no_more_than_their_rounding,
+    ]
+}
+
+const MODES: [Mode; 2] = [Mode::Train(Some(0.1)), Mode::Eval];
+
+fn cases() -> impl Iterator<Item = &'static Case> {
+    let dims: [&[usize]; 5] = [&[3, 5, 7], &[2, 3, 3, 5], &[5, 3, 2], &[2, 5, 127], &[8, 301]];
+    CASES.iter().filter(move |c| dims.contains(&c.dims))
+}
+
+/// Forward and backward in one outcome, and y's own gate beside it.
+fn step<E: Element, G: Engine>(engine: &G, inputs: &Inputs<E>, mode: Mode) -> Option<Outcome> {
+    let mut saved = SavedOn::<G, E>::new();
+    let want = Want::all(inputs.epilogue);
+    let mut all = served(run::forward(engine, inputs, mode, Some(&mut saved)))?;
+    all.extend(served(run::backward(engine, inputs, want, &saved, None))?);
+    Some(all)
+}
+
+fn judge_step<E: Element>(what: &str, inputs: &Inputs<E>, mode: Mode, got: &Outcome) {
+    let mut right = oracle::forward(inputs, mode);
+    right.extend(oracle::backward(inputs, mode, Want::all(inputs.epilogue), &got["y"], None));
+    judge(what, E::DTYPE, &inputs.shape, got, &right);
+}
+
+/// All that does not belong to `channel` is the same in every bit.
+fn others_are_the_same(what: &str, shape: &Shape, channel: usize, got: &Outcome, clean: &Outcome) {
+    for (name, values) in got {
+        for (i, (got, clean)) in values.iter().zip(&clean[name]).enumerate() {
+            let mine = match *name {
+                "y" | "grad_x" | "grad_residual" => channel_of(shape, i) == channel,
+                "count" => false,
+                _ => i == channel,
+            };
+            let same = got.to_bits() == clean.to_bits();
+            assert!(mine || same, "{what}: {name}[{i}] is {got:e}, without it {clean:e}");
+        }
+    }
+}
+
+/// The elements of a channel, as they lie in memory.
+fn elements(shape: &Shape, channel: usize) -> Vec<usize> {
+    (0..shape.len()).filter(|&i| channel_of(shape, i) == channel).collect()
+}
+
+fn what_is_not_finite_stays_in_its_channel<G: Engine>(engine: &G) {
+    fn stays<E: Element, G: Engine>(engine: &G) -> Option<()> {
+        let poisons = [&[f64::NAN][..], &[f64::INFINITY], &[f64::NEG_INFINITY]];
+        let both = &[f64::INFINITY, 1.0, f64::NEG_INFINITY][..];
+        for (case, epilogue) in cases().flat_map(|c| [(c, Epilogue::PLAIN), (c, Epilogue::FULL)]) {
+            for mode in MODES {
+                let clean = Inputs::<E>::new(&case.shape(), epilogue, 1);
+                let without = step(engine, &clean, mode)?;
+                let channel = 2;
+                let mine = elements(&clean.shape, channel);
+                for poison in poisons.into_iter().chain([both]) {
+                    for start in [0, mine.len() / 2, mine.len() - poison.len()] {
+                        for in_gradient in [false, true] {
+                            let mut inputs = clean.clone();
+                            let at = if in_gradient { &mut inputs.grad_y } else { &mut inputs.x };
+                            for (&i, &v) in mine[start..].iter().zip(poison) {
+                                at[i] = run::narrow(v);
+                            }
+                            let (dims, name) = (case.dims, engine.name());
+                            let what = format!(
+                                "{name}, {}, {dims:?}, {epilogue:?}, {mode:?}, {poison:?} at \
+                                 {start}, of grad_y: {in_gradient}",
+                                E::DTYPE
+                            );
+                            let got = step(engine, &inputs, mode)?;
+                            others_are_the_same(&what, &clean.shape, channel, &got, &without);
+                            judge_step(&what, &inputs, mode, &got);
+                        }
+                    }
+                }
+            }
+        }
+        Some(())
+    }
+    stays::<f64, G>(engine);
+    stays::<f32, G>(engine);
+    stays::<f16, G>(engine);
+    stays::<bf16, G>(engine);
+}
+
+fn what_is_not_finite_in_a_residual_stays_where_it_is<G: Engine>(engine: &G) {
+    for (mode, poison) in [(MODES[0], f32::NAN), (MODES[1], f32::NAN), (MODES[0], f32::INFINITY)] {
+        let mut inputs = Inputs::<f32>::new(&SMALL.shape(), Epilogue::FULL, 2);
+        let Some(clean) = served(run::forward(engine, &inputs, mode, None)) else { return };
+        inputs.residual[17] = poison;
+        let Some(got) = served(run::forward(engine, &inputs, mode, None)) else { return };
+        for (name, values) in &got {
+            for (i, (got, clean)) in values.iter().zip(&clean[name]).enumerate() {
+                let mine = *name == "y" && i == 17;
+                assert!(mine || got == clean, "{}: {name}[{i}]", engine.name());
+            }
+        }
+        assert!(got["y"][17] == f64::from(poison) || poison.is_nan() && got["y"][17].is_nan());
+    }
+}
+
+fn parameters_that_are_not_finite_stay_in_their_channel<G: Engine>(engine: &G) {
+    for (case, mode) in cases().flat_map(|case| MODES.map(|mode| (case, mode))) {
+        let clean = Inputs::<f32>::new(&case.shape(), Epilogue::FULL, 3);
+        let Some(without) = step(engine, &clean, mode) else { return };
+        for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for which in 0..4 {
+                let mut inputs = clean.clone();
+                let Inputs { weight, bias, mean, var, .. } = &mut inputs;
+                [weight, bias, mean, var][which][1] = poison;
+                let Some(got) = step(engine, &inputs, mode) else { return };
+                let what = format!("{}, {:?}, {poison} in {which}", engine.name(), case.dims);
+                others_are_the_same(&what, &clean.shape, 1, &got, &without);
+            }
+        }
+    }
+}
+
+fn a_relu_keeps_nan_and_passes_its_gradient<G: Engine>(engine: &G) {
+    fn keeps<E: Element, G: Engine>(engine: &G) {
+        for case in cases() {
+            let mut inputs = Inputs::<E>::new(&case.shape(), Epilogue::FULL, 4);
+            let nan: Vec<usize> = (0..inputs.x.len()).step_by(3).collect();
+            nan.iter().for_each(|&i| inputs.x[i] = run::narrow(f64::NAN));
+            let Some(got) = step(engine, &inputs, Mode::Eval) else { return };
+            for i in nan {
+                let what = format!("{}, {}, {:?}, {i}", engine.name(), E::DTYPE, case.dims);
+                assert!(got["y"][i].is_nan(), "{what}");
+                assert_eq!(got["grad_residual"][i], inputs.grad_y[i].widen().to_f64(), "{what}");
+            }
+        }
+    }
+    keeps::<f64, G>(engine);
+    keeps::<f32, G>(engine);
+    keeps::<f16, G>(engine);
+    keeps::<bf16, G>(engine);
+}
+
+fn records_hold_the_mean_of_infinities<G: Engine>(engine: &G) {
+    for (values, mean) in [
+        ([f32::INFINITY, 1.0], f64::INFINITY),
+        ([1.0, f32::NEG_INFINITY], f64::NEG_INFINITY),
+        ([f32::INFINITY, f32::NEG_INFINITY], f64::NAN),
+        ([f32::NAN, 1.0], f64::NAN),
+    ] {
+        let mut inputs = Inputs::<f32>::new(&SMALL.shape(), Epilogue::PLAIN, 5);
+        let channel = elements(&inputs.shape, 3);
+        (inputs.x[channel[0]], inputs.x[channel[20]]) = (values[0], values[1]);
+        let Some(record) = served(run::stats(engine, &inputs)) else { return };
+        let got = f64::from(record[3]);
+        assert!(got == mean || got.is_nan() && mean.is_nan(), "{values:?}: {got}, not {mean}");
+        assert!(record[5 + 3].is_nan(), "{values:?}: variance {}", record[5 + 3]);
+        assert!(record[4].is_finite() && record[5 + 4].is_finite());
+    }
+}
+
+/// The same values with every `k`th replaced by `value`, either sign.
+fn with_peaks<E: Element>(case: &Case, value: f64) -> Inputs<E> {
+    let mut inputs = Inputs::<E>::new(&case.shape(), Epilogue::FULL, 6);
+    for (k, x) in inputs.x.iter_mut().enumerate().filter(|(k, _)| k % 4 != 1) {
+        *x = run::narrow(if k % 3 == 0 { -value } else { value });
+    }
+    inputs
+}
+
+fn agrees<E: Element, G: Engine>(engine: &G, inputs: &Inputs<E>, mode: Mode) {
+    let what = format!("{}, {}, {}, {mode:?}", engine.name(), E::DTYPE, inputs.shape);
+    if let Some(got) = step(engine, inputs, mode) {
+        judge_step(&what, inputs, mode, &got);
+    }
+}
+
+/// Sums in f16 would overflow from 256 on.
+fn the_largest_halves_are_ordinary<G: Engine>(engine: &G) {
+    for (case, mode) in cases().flat_map(|case| MODES.map(|mode| (case, mode))) {
+        agrees(engine, &with_peaks::<f16>(case, 65504.0), mode);
+        agrees(engine, &with_peaks::<f16>(case, 300.0), mode);
+    }
+}
+
+fn values_whose_squares_fit_are_ordinary<G: Engine>(engine: &G) {
+    for (case, mode) in cases().flat_map(|case| MODES.map(|mode| (case, mode))) {
+        agrees(engine, &with_peaks::<f32>(case, 1e17), mode);
+        agrees(engine, &with_peaks::<bf16>(case, 1e17), mode);
+        agrees(engine, &with_peaks::<f64>(case, 1e140), mode);
+    }
+}
+
+/// Their squares overflow an f32, so that their own channel has no statistics; the others have.
+fn the_largest_values_stay_in_their_channel<G: Engine>(engine: &G) {
+    fn stays<E: Element, G: Engine>(engine: &G, value: f64) -> Option<()> {
+        for case in cases() {
+            let clean = Inputs::<E>::new(&case.shape(), Epilogue::FULL, 7);
+            let mut inputs = clean.clone();
+            for (k, i) in elements(&clean.shape, 2).into_iter().enumerate() {
+                inputs.x[i] = run::narrow(if k % 2 == 0 { value } else { -value });
+            }
+            let (got, without) =
+                (step(engine, &inputs, MODES[0])?, step(engine, &clean, MODES[0])?);
+            others_are_the_same(engine.name(), &clean.shape, 2, &got, &without);
+            // Given statistics divide by more than 1, so that y can hold every value.
+            inputs.epilogue = Epilogue { weight: false, ..Epilogue::PLAIN };
+            inputs.var.fill(E::Acc::from_f64(4.0));
+            inputs.grad_y.fill(run::narrow(0.0)); // their product with xhat would overflow
+            agrees(engine, &inputs, Mode::Eval);
+        }
+        Some(())
+    }
+    stays::<f32, G>(engine, f64::from(f32::MAX));
+    stays::<bf16, G>(engine, f64::from(bf16::MAX));
+    stays::<f64, G>(engine, f64::MAX);
+}
+
+fn constant_channels_have_no_variance_and_give_their_bias<G: Engine>(engine: &G) {
+    fn constant<E: Element, G: Engine>(engine: &G, case: &Case, value: f64) -> Option<()> {
+        let mut inputs = Inputs::<E>::new(&case.shape(), Epilogue::PLAIN, 8);
+        let value: E = run::narrow(value);
+        inputs.x.fill(value);
+        let value = value.widen().to_f64();
+        let (c, mode) = (inputs.shape.channels(), Mode::Train(Some(1.0)));
+        let what = format!("{}, {}, {:?}, {value:e}", engine.name(), E::DTYPE, case.dims);
+        let got = step(engine, &inputs, mode)?;
+        assert_eq!(got["running_mean"], vec![value; c], "{what}: mean");
+        assert_eq!(got["running_var"], vec![0.0; c], "{what}: variance");
+        assert_eq!(got["saved_mean"], vec![value; c], "{what}: saved mean");
+        for (i, y) in got["y"].iter().enumerate() {
+            let bias = E::narrow(inputs.bias[channel_of(&inputs.shape, i)]);
+            assert_eq!(*y, bias.widen().to_f64(), "{what}: y[{i}]");
+        }
+        assert_eq!(got["grad_weight"], vec![0.0; c], "{what}: grad_weight");
+        judge_step(&what, &inputs, mode, &got);
+        let record = served(run::stats(engine, &inputs))?;
+        let right = [vec![value; c], vec![0.0; c], vec![inputs.shape.per_channel() as f64]];
+        assert_eq!(run::widen(&record), right.concat(), "{what}: record");
+        Some(())
+    }
+    for case in CASES.iter().filter(|c| c.shape().per_channel() > 1) {
+        for value in [0.0, 0.1, -1.0 / 3.0, 1e4, -65504.0] {
+            constant::<f64, G>(engine, case, value);
+            constant::<f32, G>(engine, case, value);
+            constant::<f16, G>(engine, case, value);
+            constant::<bf16, G>(engine, case, value);
+        }
+        for value in [1e6, 1e8, -1e30] {
+            constant::<f64, G>(engine, case, value);
+            constant::<f32, G>(engine, case, value);
+            constant::<bf16, G>(engine, case, value);
+        }
+    }
+}
+
+fn large_means_cost_no_more_than_their_rounding<G: Engine>(engine: &G) {
+    fn large<E: Element, G: Engine>(engine: &G, mean: f64, std: f64) {
+        for case in CASES.iter().filter(|c| c.shape().per_channel() > 1) {
+            for mode in [Mode::Train(Some(0.1)), Mode::Eval] {
+                let (spread, shape) = (Spread { mean, std }, case.shape());
+                agrees(engine, &Inputs::<E>::spread(&shape, Epilogue::FULL, spread, 9), mode);
+            }
+        }
+    }
+    for (mean, std) in [(1e4, 1.0), (3e4, 0.5), (1e6, 1.0), (1e8, 1.0), (1e8, 1e3)] {
+        large::<f64, G>(engine, mean, std);
+        large::<f32, G>(engine, mean, std);
+        large::<bf16, G>(engine, mean, std);
+    }
+    large::<f16, G>(engine, 1e4, 1.0);
+    large::<f16, G>(engine, 3e4, 500.0);
+}
+
+/// The table's words are what the list above goes by.
+#[test]
+fn every_case_of_the_list_is_found() {
+    assert_eq!(cases().count(), 5);
+}
