@@ -2,8 +2,8 @@
 #![allow(unsafe_code)] // a global allocator is unsafe to implement
 
 use batchnorm::{
-    Activation, Backward, Element, Engine, ForwardTrain, Host, Input, Reference, Running, Saved,
-    Shape,
+    Activation, Backward, Cpu, Element, Engine, ForwardTrain, Host, Input, Reference, Running,
+    Saved, Shape,
 };
 use half::f16;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -122,7 +122,7 @@ macro_rules! a_second_step_allocates_no_tensor {
         })*
     };
 }
-a_second_step_allocates_no_tensor! {}
+a_second_step_allocates_no_tensor! { cpu: Cpu::default() }
 
 /// The reference lists the gradients of every channel: what the counter sees there, it would see
 /// elsewhere.

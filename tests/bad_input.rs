@@ -2,7 +2,7 @@
 //! nothing written, bit for bit.
 mod support;
 
-use batchnorm::{Element, Engine, Error, Memory, Reference, Saved, Shape};
+use batchnorm::{Cpu, Element, Engine, Error, Memory, Reference, Saved, Shape};
 use half::{bf16, f16};
 use support::engines::engines;
 use support::faults::{Fault, NONE, back, eval, merge, pattern, stats, train};
@@ -10,7 +10,7 @@ use support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want, same_bi
 use support::shapes::SMALL;
 
 engines! {
-    [reference: Reference]
+    [reference: Reference, cpu: Cpu::default()]
     run [
         training_refuses_every_wrong_length, training_refuses_values_without_meaning,
         evaluation_refuses_every_wrong_length, evaluation_refuses_values_without_meaning,
@@ -264,4 +264,18 @@ fn the_harness_accepts_what_is_right<G: Engine>(engine: &G) {
     assert_eq!(stats::<f32, G>(engine, &shape, NONE), None);
     let records: Vec<f32> = [&[0.5; 10][..], &[2.0]].concat();
     assert_eq!(merge::<f32, G>(engine, 5, NONE, &records), None);
+}
+
+/// Two engines on one memory share the type of their `Saved`, not what lies in it.
+#[test]
+fn backward_refuses_a_saved_of_another_engine() {
+    fn refuses<A: Engine, B: Engine<Memory = A::Memory>>(forward: &A, backward: &B) {
+        let saved = saved_by::<f32, A>(forward, Epilogue::FULL);
+        let (made_by, used_by) = (forward.name(), backward.name());
+        let expected =
+            format!("saved: the forward had engine {made_by}, this backward has {used_by}");
+        assert_eq!(message(back::<f32, B>(backward, &SMALL.shape(), NONE, &saved)), expected);
+    }
+    refuses(&Reference, &Cpu::default());
+    refuses(&Cpu::default(), &Reference);
 }

@@ -2,7 +2,7 @@
 mod support;
 
 use batchnorm::{
-    Activation, Backward, Element, Engine, ForwardEval, ForwardTrain, Host, Input, MergeStats,
+    Activation, Backward, Cpu, Element, Engine, ForwardEval, ForwardTrain, Host, Input, MergeStats,
     Reference, Running, Saved, Stats,
 };
 use half::{bf16, f16};
@@ -13,7 +13,7 @@ use support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
 use support::shapes::CASES;
 
 engines! {
-    [reference: Reference]
+    [reference: Reference, cpu: Cpu::default()]
     run [slices_from_the_middle_are_written_to_their_ends_and_no_further]
 }
 

@@ -1,7 +1,7 @@
 //! NaN, infinities, the largest values, constants and large means.
 mod support;
 
-use batchnorm::{Element, Engine, Real, Reference, Shape};
+use batchnorm::{Cpu, Element, Engine, Real, Reference, Shape};
 use half::{bf16, f16};
 use support::engines::engines;
 use support::oracle::{self, judge, served};
@@ -9,7 +9,7 @@ use support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want,
 use support::shapes::{CASES, Case, SMALL};
 
 engines! {
-    [reference: Reference]
+    [reference: Reference, cpu: Cpu::default()]
     run [
         what_is_not_finite_stays_in_its_channel,
         what_is_not_finite_in_a_residual_stays_where_it_is,
