@@ -128,8 +128,7 @@ a_second_step_allocates_no_tensor! { cpu: Cpu::default() }
 /// elsewhere.
 #[test]
 fn the_counter_sees_what_the_reference_allocates() {
-    assert!(std::panic::catch_unwind(|| allocates_no_tensor(&Reference)).is_err());
     for (shape, bytes) in second_steps(&Reference) {
-        assert!(bytes.iter().all(|&b| b > 1.0), "{shape}: {bytes:?} of the tensor");
+        assert!(bytes.iter().all(|&b| b > 20.0 * LIMIT), "{shape}: {bytes:?} of the tensor");
     }
 }
