@@ -4,21 +4,23 @@ mod support;
 
 use batchnorm::{Cpu, Element, Engine, Error, Memory, Reference, Saved, Shape};
 use half::{bf16, f16};
-use support::engines::engines;
+use support::engines::every_engine;
 use support::faults::{Fault, NONE, back, eval, merge, pattern, stats, train};
 use support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want, same_bits};
 use support::shapes::SMALL;
 
-engines! {
-    [reference: Reference, cpu: Cpu::default()]
-    run [
-        training_refuses_every_wrong_length, training_refuses_values_without_meaning,
-        evaluation_refuses_every_wrong_length, evaluation_refuses_values_without_meaning,
-        backward_refuses_every_wrong_length, backward_refuses_a_saved_of_another_forward,
-        records_refuse_every_wrong_length, merging_refuses_what_is_no_batch,
-        what_was_saved_survives_a_refused_forward, the_harness_accepts_what_is_right,
-    ]
-}
+every_engine![
+    training_refuses_every_wrong_length,
+    training_refuses_values_without_meaning,
+    evaluation_refuses_every_wrong_length,
+    evaluation_refuses_values_without_meaning,
+    backward_refuses_every_wrong_length,
+    backward_refuses_a_saved_of_another_forward,
+    records_refuse_every_wrong_length,
+    merging_refuses_what_is_no_batch,
+    what_was_saved_survives_a_refused_forward,
+    the_harness_accepts_what_is_right,
+];
 
 /// The lengths that are wrong where `right` is right: one more, one less, none, twice.
 fn wrong(what: &'static str, right: usize) -> impl Iterator<Item = (Fault, String)> {

@@ -1,27 +1,26 @@
 //! Every engine, dtype, shape, operation and option against the f64 reference.
 mod support;
 
-use batchnorm::{Activation, Cpu, Element, Engine, Error, Reference};
+use batchnorm::{Activation, Element, Engine, Error};
 use half::{bf16, f16};
-use support::engines::engines;
+use support::engines::every_engine;
 use support::oracle::{self, judge, served};
 use support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
 use support::shapes::{CASES, Case, SMALL};
 
-engines! {
-    [reference: Reference, cpu: Cpu::default()]
-    run [
-        every_shape_agrees_f64, every_shape_agrees_f32,
-        every_shape_agrees_f16, every_shape_agrees_bf16,
-        every_subset_of_gradients_is_the_whole,
-        every_presence_of_parameters_agrees,
-        what_is_saved_changes_no_output,
-        running_statistics_follow_every_factor,
-        one_saved_serves_every_shape_and_epilogue,
-        one_saved_serves_every_dtype_of_its_parameters,
-        inputs_may_change_between_forwards_that_share_a_saved,
-    ]
-}
+every_engine![
+    every_shape_agrees_f64,
+    every_shape_agrees_f32,
+    every_shape_agrees_f16,
+    every_shape_agrees_bf16,
+    every_subset_of_gradients_is_the_whole,
+    every_presence_of_parameters_agrees,
+    what_is_saved_changes_no_output,
+    running_statistics_follow_every_factor,
+    one_saved_serves_every_shape_and_epilogue,
+    one_saved_serves_every_dtype_of_its_parameters,
+    inputs_may_change_between_forwards_that_share_a_saved,
+];
 
 fn every_shape_agrees_f64<G: Engine>(engine: &G) {
     every_shape::<f64, G>(engine);

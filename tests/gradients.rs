@@ -2,15 +2,12 @@
 //! `grad_x` and `grad_weight` would be zero whatever the code does.
 mod support;
 
-use batchnorm::{Activation, Cpu, Engine, Reference, Shape};
-use support::engines::engines;
+use batchnorm::{Activation, Engine, Reference, Shape};
+use support::engines::every_engine;
 use support::oracle::served;
 use support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
 
-engines! {
-    [reference: Reference, cpu: Cpu::default()]
-    run [gradients_are_central_differences, gradients_of_layouts_are_central_differences]
-}
+every_engine![gradients_are_central_differences, gradients_of_layouts_are_central_differences];
 
 const STEP: f64 = 1e-6;
 /// A central difference errs by about `STEP^2`, and by rounding of a sum of a few dozen values

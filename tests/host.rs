@@ -2,20 +2,17 @@
 mod support;
 
 use batchnorm::{
-    Activation, Backward, Cpu, Element, Engine, ForwardEval, ForwardTrain, Host, Input, MergeStats,
-    Reference, Running, Saved, Stats,
+    Activation, Backward, Element, Engine, ForwardEval, ForwardTrain, Host, Input, MergeStats,
+    Running, Saved, Stats,
 };
 use half::{bf16, f16};
 use std::ops::Range;
-use support::engines::engines;
+use support::engines::every_engine;
 use support::oracle::served;
 use support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
 use support::shapes::CASES;
 
-engines! {
-    [reference: Reference, cpu: Cpu::default()]
-    run [slices_from_the_middle_are_written_to_their_ends_and_no_further]
-}
+every_engine![slices_from_the_middle_are_written_to_their_ends_and_no_further];
 
 /// Before and behind what an operation may write: odd, so that no vector is aligned to it.
 const MARGIN: usize = 3;

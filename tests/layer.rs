@@ -3,10 +3,11 @@ mod support;
 
 use batchnorm::*;
 use half::{bf16, f16};
+use support::engines::every_engine;
 use support::layer::*;
 use support::tolerance::Kind;
 
-each_engine![
+every_engine![
     training_follows_the_batch,
     evaluation_uses_running_statistics_and_leaves_them,
     without_running_statistics_evaluation_uses_the_batch,

@@ -3,9 +3,10 @@ mod support;
 
 use batchnorm::*;
 use half::f16;
+use support::engines::every_engine;
 use support::layer::*;
 
-each_engine![
+every_engine![
     gradients_add_up_until_they_are_dropped,
     optimizers_see_a_gradient_only_where_there_is_one,
     frozen_parameters_get_no_gradient,

@@ -2,23 +2,20 @@
 //! same bits however often and on however many threads.
 mod support;
 
-use batchnorm::{Cpu, DType, Element, Engine, Reference, Shape};
+use batchnorm::{DType, Element, Engine, Shape};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
-use support::engines::engines;
+use support::engines::every_engine;
 use support::oracle::{self, judge, served};
 use support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want, same_bits};
 use support::shapes::CASES;
 
-engines! {
-    [reference: Reference, cpu: Cpu::default()]
-    run [
-        every_operation_agrees_with_the_reference,
-        the_same_call_gives_the_same_bits,
-        threads_change_no_bit,
-    ]
-}
+every_engine![
+    every_operation_agrees_with_the_reference,
+    the_same_call_gives_the_same_bits,
+    threads_change_no_bit,
+];
 
 #[derive(Debug, Clone)]
 struct Call {

@@ -3,11 +3,12 @@ mod support;
 
 use batchnorm::*;
 use half::{bf16, f16};
+use support::engines::every_engine;
 use support::layer::*;
 use support::state::*;
 use support::tolerance::Kind;
 
-each_engine![
+every_engine![
     torch_files_give_what_torch_computes,
     layers_come_back_from_bytes_bit_for_bit,
     several_layers_share_a_file,

@@ -1,23 +1,22 @@
 //! Statistics in common, by hand: a batch in unequal parts is one batch, forward and backward.
 mod support;
 
-use batchnorm::{Cpu, Element, Engine, Real, Reference, Shape};
+use batchnorm::{Element, Engine, Real, Reference, Shape};
 use half::{bf16, f16};
-use support::engines::engines;
+use support::engines::every_engine;
 use support::oracle::{self, Expected, Tensor, judge, served};
 use support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want};
 use support::shapes::{CASES, SMALL};
 
-engines! {
-    [reference: Reference, cpu: Cpu::default()]
-    run [
-        parts_are_one_batch_f64, parts_are_one_batch_f32,
-        parts_are_one_batch_f16, parts_are_one_batch_bf16,
-        records_of_every_shape_hold_its_statistics,
-        one_part_is_the_batch,
-        empty_parts_alone_leave_running_statistics,
-    ]
-}
+every_engine![
+    parts_are_one_batch_f64,
+    parts_are_one_batch_f32,
+    parts_are_one_batch_f16,
+    parts_are_one_batch_bf16,
+    records_of_every_shape_hold_its_statistics,
+    one_part_is_the_batch,
+    empty_parts_alone_leave_running_statistics,
+];
 
 fn parts_are_one_batch_f64<G: Engine>(engine: &G) {
     parts_are_one_batch::<f64, G>(engine);

@@ -1,26 +1,24 @@
 //! One body of a test, one line per engine.
 
-/// Makes a module of tests for every engine from functions that are generic over the engine.
+/// Makes a test of every engine from each function that is generic over the engine.
 ///
 /// ```ignore
-/// engines! {
-///     [reference: Reference, cpu: Cpu::default()]
-///     run [y_agrees, gradients_agree]
-/// }
+/// every_engine![y_agrees, gradients_agree];
 /// ```
 ///
-/// The engine is an expression in the test's body: one that needs a device may `return` without.
-macro_rules! engines {
-    ([$($name:ident: $engine:expr),* $(,)?] run $tests:tt) => {
-        $(mod $name { $crate::support::engines::engines!(@one $engine; $tests); })*
+/// This is the place where engines are listed.
+macro_rules! every_engine {
+    ($($test:ident),+ $(,)?) => {
+        every_engine!(@ reference, batchnorm::Reference; $($test),+);
+        every_engine!(@ cpu, batchnorm::Cpu::default(); $($test),+);
     };
-    (@one $engine:expr; [$($test:ident),* $(,)?]) => {
-        #[allow(unused_imports)]
-        use super::*;
-        $(#[test]
-        fn $test() {
-            super::$test(&$engine);
-        })*
+    (@ $name:ident, $engine:expr; $($test:ident),+) => {
+        mod $name {
+            $(#[test]
+            fn $test() {
+                super::$test(&$engine);
+            })+
+        }
     };
 }
-pub(crate) use engines;
+pub(crate) use every_engine;

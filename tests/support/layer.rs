@@ -5,23 +5,6 @@ use batchnorm::*;
 
 use super::tolerance::{Kind, agrees, tolerance};
 
-/// Runs each test, a function of an engine, on every engine: a line each.
-macro_rules! each_engine {
-    ($($test:ident),+ $(,)?) => {
-        each_engine!(@ reference, batchnorm::Reference; $($test),+);
-        each_engine!(@ cpu, batchnorm::Cpu::default(); $($test),+);
-    };
-    (@ $name:ident, $engine:expr; $($test:ident),+) => {
-        mod $name {
-            $(#[test]
-            fn $test() {
-                super::$test(&$engine);
-            })+
-        }
-    };
-}
-pub(crate) use each_engine;
-
 pub type Buf<G, T> = <<G as Engine>::Memory as Memory>::Buf<T>;
 pub type View<'a, G, T> = <<G as Engine>::Memory as Memory>::View<'a, T>;
 pub type ViewMut<'a, G, T> = <<G as Engine>::Memory as Memory>::ViewMut<'a, T>;
