@@ -79,6 +79,13 @@ pub const CASES: &[Case] = &[
     case(&[5000, 3], 1, "many rows of 3 channels"),
     case(&[4001, 1], 1, "one channel, inner 1, prime rows"),
     case(&[600, 3, 5], 1, "many short planes"),
+    case(&[1, 2, 70_001], 1, "planes larger than a task: cut into pieces"),
+    case(&[5, 3, 4001], 1, "few channels of long planes: cut between rows"),
+    case(&[3, 17, 1000], 1, "neighbouring channels in one task"),
+    case(&[20_001, 3], 1, "short rows joined, the last one shorter, many tasks"),
+    case(&[150, 640], 1, "blocks of channels, whole columns in one task"),
+    case(&[401, 129], 1, "rows joined two by two, an odd number of them"),
+    case(&[90, 130, 5], 1, "blocks of short planes"),
     Case { dims: &[6, 3, 2, 5], layout: Layout::PerActivation, why: "a mean per position" },
     Case {
         dims: &[3, 5, 4, 3],

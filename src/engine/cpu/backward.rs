@@ -61,7 +61,7 @@ impl Cpu {
                 }
                 None => (sum / m, product / m * invstd * invstd),
             };
-            let mean_g = mean_g - saved.mean_rest[c].to_f64() * slope;
+            let mean_g = mean_g - rest_of(saved, c, slope);
             let (mean_g, slope) = (Real::from_f64(mean_g), Real::from_f64(slope));
             Coef { mean_g, slope, ..coef(c) }
         };
@@ -81,7 +81,7 @@ impl Cpu {
             let keep = |block: usize, kept: &mut [f64], c: usize, (sum, product): (f64, f64)| {
                 let k = c - plan.channels(block).start;
                 // The tasks subtract the rounded mean.
-                let product = product - saved.mean_rest[c].to_f64() * sum;
+                let product = product - rest_of(saved, c, sum);
                 (kept[k], kept[in_block + k]) = (sum, product);
             };
             let kept_of = |block: usize, kept: &[f64], c: usize| -> (f64, f64) {
@@ -151,6 +151,13 @@ impl Cpu {
             }
         });
     }
+}
+
+/// What the rounded mean of a channel makes of `factor`, and the mean does not; nothing where it is
+/// not finite, for NaN would hide an infinity.
+fn rest_of<A: Real>(saved: &Buffers<Host, A>, c: usize, factor: f64) -> f64 {
+    let rest = saved.mean_rest[c].to_f64() * factor;
+    if rest.is_finite() { rest } else { 0.0 }
 }
 
 /// The outputs that are one value per channel.
