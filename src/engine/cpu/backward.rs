@@ -24,7 +24,7 @@ impl Cpu {
         args: Backward<'_, Host, E>,
     ) {
         let (channels, m) = (shape.channels(), shape.per_channel() as f64);
-        let Backward { x, grad_y, mut grad_x, grad_residual, sums, total_sums, .. } = args;
+        let Backward { x, grad_y, grad_x, grad_residual, sums, total_sums, .. } = args;
         let mut results = Results {
             sums,
             grad_weight: args.grad_weight,
@@ -131,8 +131,7 @@ impl Cpu {
                     }
                 }
                 if writes_tensors {
-                    let grad_x = grad_x.as_deref_mut().map(Elements::new);
-                    let tensors = (grad_x, grad_residual.map(Elements::new));
+                    let tensors = (grad_x.map(Elements::new), grad_residual.map(Elements::new));
                     for_each_tile(plan, true, tensors, |tile, tensors| {
                         let kept = &kept[tile.block * KEPT * in_block..][..KEPT * in_block];
                         let coef = |c: usize| {

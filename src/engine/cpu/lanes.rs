@@ -247,8 +247,8 @@ pub(super) fn gate_masked<A: Real>(mask: &[u8], grad_y: &[A], g: &mut [A]) {
 #[inline(always)]
 pub(super) fn mask_of<A: Real>(y: &[A], rounds_to_zero: A, mask: &mut [u8]) {
     for (y, bits) in y.chunks(8).zip(mask) {
-        let bit = |(k, y): (usize, &A)| u8::from(!(*y <= rounds_to_zero)) << k;
-        *bits = y.iter().enumerate().map(bit).fold(0, |a, b| a | b);
+        let stopped = |(k, y): (usize, &A)| u8::from(*y <= rounds_to_zero) << k;
+        *bits = !y.iter().enumerate().map(stopped).fold(0, |a, b| a | b); // NaN passes
     }
 }
 

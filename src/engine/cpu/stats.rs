@@ -146,7 +146,8 @@ fn columns<E: Element>(
         let cols = start..(start + STRIP).min(tile.cols.end);
         let here = start - tile.cols.start..cols.end - tile.cols.start;
         let (offsets, squares) = (&mut offsets[here.clone()], &mut squares[here]);
-        (offsets.fill(0.0), squares.fill(0.0));
+        offsets.fill(0.0);
+        squares.fill(0.0);
         for (base_of, col) in bases.iter_mut().zip(cols.clone()) {
             *base_of = base(plan, x, plan.channel(col));
         }
