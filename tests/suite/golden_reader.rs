@@ -1,10 +1,8 @@
 //! A malformed golden case is an error that names the file and what is wrong in it.
+use crate::support::golden::{Case, files};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use support::golden::{Case, files};
-
-mod support;
 
 /// A case taken apart, to be put together wrongly.
 struct Parts {

@@ -1,12 +1,12 @@
 //! NaN, infinities, the largest values, constants and large means.
-mod support;
-
+use crate::support::engines::every_engine;
+use crate::support::oracle::{self, judge, served};
+use crate::support::run::{
+    self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want, channel_of,
+};
+use crate::support::shapes::{CASES, Case, SMALL};
 use batchnorm::{Element, Engine, Real, Shape};
 use half::{bf16, f16};
-use support::engines::every_engine;
-use support::oracle::{self, judge, served};
-use support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want, channel_of};
-use support::shapes::{CASES, Case, SMALL};
 
 every_engine![
     what_is_not_finite_stays_in_its_channel,

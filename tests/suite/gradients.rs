@@ -1,11 +1,9 @@
 //! Backward in f64 against central differences of `sum(y * grad_y)`, `grad_y` random: with ones,
 //! `grad_x` and `grad_weight` would be zero whatever the code does.
-mod support;
-
+use crate::support::engines::every_engine;
+use crate::support::oracle::served;
+use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
 use batchnorm::{Activation, Engine, Reference, Shape};
-use support::engines::every_engine;
-use support::oracle::served;
-use support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
 
 every_engine![gradients_are_central_differences, gradients_of_layouts_are_central_differences];
 

@@ -1,11 +1,9 @@
 //! The layer's modes, running statistics and forms; parameters are in `parameters.rs`.
-mod support;
-
+use crate::support::engines::every_engine;
+use crate::support::layer::*;
+use crate::support::tolerance::Kind;
 use batchnorm::*;
 use half::{bf16, f16};
-use support::engines::every_engine;
-use support::layer::*;
-use support::tolerance::Kind;
 
 every_engine![
     training_follows_the_batch,

@@ -1,12 +1,10 @@
 //! Statistics in common, by hand: a batch in unequal parts is one batch, forward and backward.
-mod support;
-
+use crate::support::engines::every_engine;
+use crate::support::oracle::{self, Expected, Tensor, judge, served};
+use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want};
+use crate::support::shapes::{CASES, SMALL};
 use batchnorm::{Element, Engine, Real, Reference, Shape};
 use half::{bf16, f16};
-use support::engines::every_engine;
-use support::oracle::{self, Expected, Tensor, judge, served};
-use support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want};
-use support::shapes::{CASES, SMALL};
 
 every_engine![
     parts_are_one_batch_f64,

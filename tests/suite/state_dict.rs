@@ -1,10 +1,8 @@
 //! State dicts as files: what they carry, and arbitrary bytes.
-mod support;
-
+use crate::support::layer::snapshot;
+use crate::support::state::*;
 use batchnorm::*;
 use proptest::prelude::*;
-use support::layer::snapshot;
-use support::state::*;
 
 #[test]
 fn tensors_of_all_types_are_carried_along() {

@@ -1,13 +1,11 @@
 //! Every wrong argument of every operation: the typed error with both sides in its message, and
 //! nothing written, bit for bit.
-mod support;
-
+use crate::support::engines::every_engine;
+use crate::support::faults::{Fault, NONE, back, eval, merge, pattern, stats, train};
+use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want, same_bits};
+use crate::support::shapes::SMALL;
 use batchnorm::{Cpu, Element, Engine, Error, Memory, Reference, Saved, Shape};
 use half::{bf16, f16};
-use support::engines::every_engine;
-use support::faults::{Fault, NONE, back, eval, merge, pattern, stats, train};
-use support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want, same_bits};
-use support::shapes::SMALL;
 
 every_engine![
     training_refuses_every_wrong_length,

@@ -1,10 +1,10 @@
 //! Every engine against what PyTorch computed in float64; and that the judge of that sees faults.
+use crate::support::golden::{
+    COMPUTED, Case, Content, ENGINES, Tensors, Verdict, compute, files, judge,
+};
 use batchnorm::{Activation, Reference};
 use std::collections::BTreeSet;
 use std::path::Path;
-use support::golden::{COMPUTED, Case, Content, ENGINES, Tensors, Verdict, compute, files, judge};
-
-mod support;
 
 fn cases() -> Vec<Case> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
@@ -249,7 +249,7 @@ fn what_is_written_reads_back_in_the_types_it_was_computed_in() {
     use safetensors::{Dtype, SafeTensors};
     for case in cases() {
         let computed = compute(&Reference, &case).unwrap();
-        let bytes = support::golden::serialize(&case, &computed).unwrap();
+        let bytes = crate::support::golden::serialize(&case, &computed).unwrap();
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         assert_eq!(header.metadata().as_ref(), Some(&case.metadata));
         let file = SafeTensors::deserialize(&bytes).unwrap();

@@ -1,18 +1,17 @@
 //! Every engine, dtype, shape, operation and option against the f64 reference.
-mod support;
-
+use crate::support::engines::every_engine;
+use crate::support::oracle::{self, judge, served};
+use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
+use crate::support::shapes::{CASES, Case, Layout, SMALL};
 use batchnorm::{Activation, Element, Engine, Error};
 use half::{bf16, f16};
-use support::engines::every_engine;
-use support::oracle::{self, judge, served};
-use support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
-use support::shapes::{CASES, Case, SMALL};
 
 every_engine![
     every_shape_agrees_f64,
     every_shape_agrees_f32,
     every_shape_agrees_f16,
     every_shape_agrees_bf16,
+    tensors_too_large_for_a_cache_agree,
     every_subset_of_gradients_is_the_whole,
     every_presence_of_parameters_agrees,
     what_is_saved_changes_no_output,
@@ -33,6 +32,20 @@ fn every_shape_agrees_f16<G: Engine>(engine: &G) {
 }
 fn every_shape_agrees_bf16<G: Engine>(engine: &G) {
     every_shape::<bf16, G>(engine);
+}
+
+fn tensors_too_large_for_a_cache_agree<G: Engine>(engine: &G) {
+    fn one<E: Element, G: Engine>(engine: &G, case: Case) {
+        let inputs = Inputs::<E>::new(&case.shape(), Epilogue::FULL, 1);
+        let mode = Mode::Train(Some(0.1));
+        let what = label::<E, G>(engine, &case, Epilogue::FULL, mode);
+        there_and_back(&what, engine, &inputs, mode);
+    }
+    let layout = Layout::Axis(1);
+    let why = "beyond 12 MB, where stores may go past the cache";
+    one::<f32, G>(engine, Case { dims: &[2, 9, 181_001], layout, why });
+    one::<f32, G>(engine, Case { dims: &[190_001, 17], layout, why });
+    one::<bf16, G>(engine, Case { dims: &[131_001, 49], layout, why });
 }
 
 fn every_shape<E: Element, G: Engine>(engine: &G) {

@@ -1,15 +1,15 @@
 //! Random shapes, dtypes, epilogues, scales: every operation against the f64 reference, and the
 //! same bits however often and on however many threads.
-mod support;
-
+use crate::support::engines::every_engine;
+use crate::support::oracle::{self, judge, served};
+use crate::support::run::{
+    self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want, same_bits,
+};
+use crate::support::shapes::CASES;
 use batchnorm::{DType, Element, Engine, Shape};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
-use support::engines::every_engine;
-use support::oracle::{self, judge, served};
-use support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want, same_bits};
-use support::shapes::CASES;
 
 every_engine![
     every_operation_agrees_with_the_reference,

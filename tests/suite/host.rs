@@ -1,16 +1,14 @@
 //! What only engines on ordinary memory can be asked: slices from the middle of larger ones.
-mod support;
-
+use crate::support::engines::every_engine;
+use crate::support::oracle::served;
+use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
+use crate::support::shapes::CASES;
 use batchnorm::{
     Activation, Backward, Element, Engine, ForwardEval, ForwardTrain, Host, Input, MergeStats,
     Running, Saved, Stats,
 };
 use half::{bf16, f16};
 use std::ops::Range;
-use support::engines::every_engine;
-use support::oracle::served;
-use support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
-use support::shapes::CASES;
 
 every_engine![slices_from_the_middle_are_written_to_their_ends_and_no_further];
 

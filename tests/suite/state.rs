@@ -1,12 +1,10 @@
 //! Layers and their state dicts: what torch wrote, what comes back, what does not fit.
-mod support;
-
+use crate::support::engines::every_engine;
+use crate::support::layer::*;
+use crate::support::state::*;
+use crate::support::tolerance::Kind;
 use batchnorm::*;
 use half::{bf16, f16};
-use support::engines::every_engine;
-use support::layer::*;
-use support::state::*;
-use support::tolerance::Kind;
 
 every_engine![
     torch_files_give_what_torch_computes,

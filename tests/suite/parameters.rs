@@ -1,10 +1,8 @@
 //! The layer's configuration, parameters and gradients, and what errors leave alone.
-mod support;
-
+use crate::support::engines::every_engine;
+use crate::support::layer::*;
 use batchnorm::*;
 use half::f16;
-use support::engines::every_engine;
-use support::layer::*;
 
 every_engine![
     gradients_add_up_until_they_are_dropped,

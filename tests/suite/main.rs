@@ -1,0 +1,18 @@
+//! All tests of engines and layers in one program: what is generic over dtype and engine is compiled
+//! once.
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bad_input; // every wrong argument of every operation
+mod conformance; // engines x dtypes x shapes x operations x epilogues
+mod golden; // what PyTorch computed in float64
+mod golden_reader; // malformed cases
+mod gradients; // finite differences
+mod host; // slices and offsets
+mod layer; // modes, forward, backward
+mod nonfinite; // NaN, infinities, extremes, constants
+mod parameters; // parameters, gradients, moving, display
+mod properties; // random calls, repeatability, threads
+mod state; // state dicts, and files that torch wrote
+mod state_dict; // arbitrary bytes
+mod synchronized; // statistics of a batch in parts
