@@ -58,6 +58,7 @@ pub trait Element: Plain {
     /// `src` in the accumulating type: itself where that is its type, else a copy in `scratch`,
     /// which must be as long.
     #[doc(hidden)]
+    #[inline(always)]
     fn widened<'a>(src: &'a [Self], scratch: &'a mut [Self::Acc]) -> &'a [Self::Acc] {
         let scratch = &mut scratch[..src.len()];
         for (wide, x) in scratch.iter_mut().zip(src) {
@@ -68,6 +69,7 @@ pub trait Element: Plain {
     /// Lets `fill` write `dst` in the accumulating type: in place where that is its type, else in
     /// `scratch`, which must be as long, and rounds. `fill` finds arbitrary values.
     #[doc(hidden)]
+    #[inline(always)]
     fn narrowed<R>(
         dst: &mut [Self],
         scratch: &mut [Self::Acc],

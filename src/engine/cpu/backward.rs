@@ -4,7 +4,7 @@ use super::lanes::{Coef, Scratch};
 use super::normalize::walk;
 use super::plan::{Plan, Tile};
 use super::simd::vectorized;
-use super::tiles::{Elements, Slots, TileMut, clipped, for_each_tile};
+use super::tiles::{Elements, Slots, TileMut, Writer, clipped, for_each_tile};
 use super::{Cpu, Parameters, stats};
 use crate::engine::saved::{Buffers, Forward};
 use crate::engine::{Activation, Backward, Input};
@@ -204,6 +204,8 @@ impl<E: Element> Outputs<'_, E> {
     ) {
         let Outputs { read, grad_y, frozen } = *self;
         let scratch = Scratch::new();
+        let grad_x = grad_x.map(|tile| Writer::new(read.plan, tile, grad_y.is_none()));
+        let grad_residual = grad_residual.map(|tile| Writer::new(read.plan, tile, false));
         let mut step = Gradients { read, grad_y, frozen, grad_x, grad_residual, scratch };
         vectorized(
             #[inline(always)]

@@ -2,7 +2,7 @@
 use super::lanes::{self, At, BLOCK, Coef, Lanes, Same, Scratch, Strip};
 use super::normalize::Step;
 use super::plan::{Plan, Tile};
-use super::tiles::{TileMut, clipped};
+use super::tiles::{Writer, clipped};
 use crate::{Element, Real};
 use std::ops::Range;
 
@@ -73,7 +73,7 @@ pub(super) fn sums<'g, E: Element>(
     let load = |row: usize, cols: Range<usize>| {
         (&x[clipped(row, cols.clone(), plan.width, plan.len())], grad_y(row, cols))
     };
-    if plan.long_runs {
+    if plan.lone_runs {
         let run = plan.run().min(tile.cols.len());
         for (k, start) in tile.cols.clone().step_by(run).enumerate() {
             let same = Same(coef(plan.channel(start)));
@@ -102,8 +102,11 @@ pub(super) fn sums<'g, E: Element>(
     let mut strip = Strip::new();
     for start in tile.cols.clone().step_by(BLOCK) {
         let cols = start..(start + BLOCK).min(tile.cols.end);
-        let here = start - tile.cols.start..cols.end - tile.cols.start;
-        let (sums, products) = (&mut sums[here.clone()], &mut products[here]);
+        let first_channel = plan.channels(tile.block).start;
+        let slot_of = |col: usize| match plan.long_runs {
+            true => plan.channel(col) - first_channel,
+            false => col - tile.cols.start,
+        };
         for (i, col) in cols.clone().enumerate() {
             strip.set(i, coef(plan.channel(col)));
         }
@@ -116,15 +119,11 @@ pub(super) fn sums<'g, E: Element>(
                 let grad_y = E::widened(grad_y, &mut scratch.other);
                 let place = (row, cols.clone());
                 let g = gate.apply::<E>(plan, place, x, grad_y, &strip, &mut scratch.g);
-                let n = x.len().min(BLOCK);
-                for j in 0..n {
-                    sum[j] += g[j];
-                    product[j] += g[j] * (x[j] - (&strip).at(j).mean);
-                }
+                lanes::add_columns(x, g, &strip, &mut sum, &mut product);
             }
-            for j in 0..cols.len() {
-                sums[j] += sum[j].to_f64();
-                products[j] += product[j].to_f64();
+            for (j, col) in cols.clone().enumerate() {
+                sums[slot_of(col)] += sum[j].to_f64();
+                products[slot_of(col)] += product[j].to_f64();
             }
         }
     }
@@ -164,8 +163,8 @@ pub(super) struct Gradients<'a, 'p, E: Element> {
     pub grad_y: Option<&'a [E]>,
     /// Whether the statistics are constants; then x is not read but by a gate that needs it.
     pub frozen: bool,
-    pub grad_x: Option<TileMut<'p, E>>,
-    pub grad_residual: Option<TileMut<'p, E>>,
+    pub grad_x: Option<Writer<'p, E>>,
+    pub grad_residual: Option<Writer<'p, E>>,
     pub scratch: Scratch<E::Acc>,
 }
 
@@ -184,7 +183,7 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
             (None, grad_x) => {
                 let grad_y = &mut scratch.other[..range.len()];
                 if let Some(grad_x) = grad_x {
-                    let held = grad_x.row(row, cols.clone());
+                    let held = grad_x.held(row, cols.clone());
                     grad_y.copy_from_slice(E::widened(held, &mut scratch.out));
                 }
                 grad_y
@@ -192,9 +191,9 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
         };
         let g = gate.apply::<E>(plan, (row, cols.clone()), x, grad_y, at, &mut scratch.g);
         if let Some(grad_residual) = &mut self.grad_residual {
-            let out = grad_residual.row_mut(row, cols.clone());
-            E::narrowed(
-                out,
+            grad_residual.write(
+                row,
+                cols.clone(),
                 &mut scratch.out,
                 #[inline(always)]
                 |out| out.copy_from_slice(g),
@@ -202,9 +201,9 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
         }
         if let Some(grad_x) = &mut self.grad_x {
             let frozen = self.frozen;
-            let out = grad_x.row_mut(row, cols);
-            E::narrowed(
-                out,
+            grad_x.write(
+                row,
+                cols,
                 &mut scratch.out,
                 #[inline(always)]
                 |out| match frozen {

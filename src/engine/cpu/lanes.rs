@@ -96,6 +96,23 @@ pub(super) fn gradient_sums<A: Real>(
     (sum.0, product.0) = (s, p);
 }
 
+/// Adds `g` and `g * (x - mean)` to their columns.
+#[inline(always)]
+pub(super) fn add_columns<A: Real>(
+    x: &[A],
+    g: &[A],
+    at: impl At<A>,
+    sum: &mut [A; BLOCK],
+    product: &mut [A; BLOCK],
+) {
+    let n = block_len(x.len());
+    let (x, g) = (&x[..n], &g[..n]);
+    for j in 0..n {
+        sum[j] += g[j];
+        product[j] += g[j] * (x[j] - at.at(j).mean);
+    }
+}
+
 /// A channel's coefficients.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Coef<A> {

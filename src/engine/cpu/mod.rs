@@ -15,7 +15,7 @@ use plan::{Plan, Tile};
 use simd::vectorized;
 use stats::Moments;
 use std::sync::{Arc, Mutex, PoisonError};
-use tiles::{Elements, TileMut, for_each_tile};
+use tiles::{Elements, TileMut, Writer, for_each_tile};
 
 mod backward;
 mod grad;
@@ -204,6 +204,7 @@ impl<E: Element> Output<'_, E> {
         mask: Option<TileMut<'_, u8>>,
     ) {
         let Output { x, residual, relu } = *self;
+        let y = Writer::new(plan, y, x.is_none());
         let mut step = Normalize { plan, x, residual, relu, y, mask, scratch: Scratch::new() };
         vectorized(
             #[inline(always)]

@@ -1,7 +1,7 @@
 //! Step 2 of the forwards: normalize, add, activate, round, note what the ReLU let through.
 use super::lanes::{self, At, BLOCK, Coef, Same, Scratch, Strip};
 use super::plan::{Plan, Tile};
-use super::tiles::{TileMut, clipped};
+use super::tiles::{TileMut, Writer, clipped};
 use crate::{Element, Real};
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ pub(super) fn walk<A: Real>(
     coef: impl Fn(usize) -> Coef<A>,
     step: &mut impl Step<A>,
 ) {
-    if plan.long_runs {
+    if plan.lone_runs {
         let run = plan.run().min(tile.cols.len());
         for start in tile.cols.clone().step_by(run).rev() {
             let same = Same(coef(plan.channel(start)));
@@ -49,7 +49,7 @@ pub(super) struct Normalize<'a, 'p, E: Element> {
     pub x: Option<&'a [E]>,
     pub residual: Option<&'a [E]>,
     pub relu: bool,
-    pub y: TileMut<'p, E>,
+    pub y: Writer<'p, E>,
     pub mask: Option<TileMut<'p, u8>>,
     pub scratch: Scratch<E::Acc>,
 }
@@ -58,21 +58,22 @@ impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
     #[inline(always)]
     fn piece(&mut self, row: usize, cols: Range<usize>, at: impl At<E::Acc>) {
         let range = clipped(row, cols.clone(), self.plan.width, self.plan.len());
-        let y = self.y.row_mut(row, cols.clone());
         let scratch = &mut self.scratch;
         let x = match self.x {
             Some(x) => E::widened(&x[range.clone()], &mut scratch.x),
             None => {
-                let x = &mut scratch.x[..y.len()];
-                x.copy_from_slice(E::widened(y, &mut scratch.out));
+                let held = self.y.held(row, cols.clone());
+                let x = &mut scratch.x[..held.len()];
+                x.copy_from_slice(E::widened(held, &mut scratch.out));
                 x
             }
         };
         let residual = self.residual.map(|r| E::widened(&r[range], &mut scratch.other));
         let mask = self.mask.as_mut().map(|m| m.row_mut(row, self.plan.mask_cols(&cols)));
         let relu = self.relu;
-        E::narrowed(
-            y,
+        self.y.write(
+            row,
+            cols,
             &mut scratch.out,
             #[inline(always)]
             |y| {

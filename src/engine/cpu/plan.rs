@@ -7,8 +7,11 @@ use std::ops::Range;
 
 /// From this many values behind a channel on, a channel's run is long enough for vectors.
 const LONG_RUN: usize = 32;
+/// From this many on it is worth a loop of its own; shorter runs of several channels are taken
+/// together, with coefficients for each column.
+const LONE_RUN: usize = 256;
 /// Rows of short channels are joined until a row has this many columns.
-const LONG_ROW: usize = 256;
+const LONG_ROW: usize = 512;
 /// A task that keeps all of a channel works on at most this many bytes, so that its second pass
 /// finds in cache what its first has read.
 const CACHED_BYTES: usize = 4 << 20;
@@ -16,6 +19,8 @@ const CACHED_BYTES: usize = 4 << 20;
 const ENOUGH_TASKS: usize = 8;
 /// Elements that are worth a task of their own.
 const TASK: usize = 64 << 10;
+/// From here on a tensor is written past the cache.
+const LARGE_BYTES: usize = 12 << 20;
 /// Up to here, cutting is not worth a second pass over memory.
 const SMALL: usize = 32 << 10;
 
@@ -30,8 +35,10 @@ pub(super) struct Plan {
     /// Columns of a row.
     pub width: usize,
     pub rows: usize,
-    /// Whether a channel's columns are one long run.
+    /// Whether a channel's columns are one long run, so that slots are by channel, not by column.
     pub long_runs: bool,
+    /// Whether a run is long enough to be alone.
+    pub lone_runs: bool,
     /// Columns of a block: whole channels. The last block may have fewer.
     pub block: usize,
     /// Columns of a piece of a block; less than the block only where it is one channel's run.
@@ -62,19 +69,26 @@ impl Plan {
                 width: row,
                 rows: outer,
                 long_runs: true,
+                lone_runs: inner >= LONE_RUN,
                 block: group * inner,
                 piece,
                 tile_rows,
             };
             let channel = outer * inner;
-            if small || bytes(channel) <= CACHED_BYTES && channels >= ENOUGH_TASKS {
+            // Blocks that end at whole bytes of the mask.
+            let whole = |group: usize| match inner < LONE_RUN {
+                true => group.next_multiple_of(8).min(channels),
+                false => group,
+            };
+            if small || bytes(channel * whole(1)) <= CACHED_BYTES && channels >= ENOUGH_TASKS {
                 // Neighbouring channels share cache lines: group them, as far as tasks remain.
                 let group = (TASK / channel.max(1)).clamp(1, channels.div_ceil(ENOUGH_TASKS));
+                let group = whole(group);
                 return plan(group, group * inner, outer.max(1));
             }
-            // Whole bytes of the mask belong to one piece.
-            let piece = if inner > TASK { TASK } else { inner };
-            return plan(1, piece, (TASK / piece).clamp(1, outer.max(1)));
+            let group = whole(1);
+            let piece = if inner > TASK { TASK } else { group * inner };
+            return plan(group, piece, (TASK / piece).clamp(1, outer.max(1)));
         }
         let join = LONG_ROW.div_ceil(row.max(1)).min(outer.max(1));
         let width = join * row;
@@ -84,6 +98,7 @@ impl Plan {
             width,
             rows,
             long_runs: false,
+            lone_runs: false,
             block: block.max(1),
             piece: block.max(1),
             tile_rows: tile_rows.max(1),
@@ -107,6 +122,10 @@ impl Plan {
     /// Whether every tile holds its channels whole, so that one task can do all steps on them.
     pub fn whole_channels(&self) -> bool {
         self.tile_rows >= self.rows && self.piece == self.block
+    }
+    /// Whether a tensor written is too large to stay in cache until somebody reads it.
+    pub fn is_large(&self, size: usize) -> bool {
+        self.shape.len().saturating_mul(size) >= LARGE_BYTES
     }
     /// Whether there is too little to do to wake another thread.
     pub fn is_small(&self) -> bool {
@@ -179,17 +198,17 @@ impl Plan {
         self.shape.len()
     }
 
-    /// The same tiles of a bit mask, in bytes: every run (long runs) or row (short ones) of
-    /// elements starts at a whole byte, so that no byte has two writers.
+    /// The same tiles of a bit mask, in bytes: every lone run, else every row, starts at a whole
+    /// byte, so that no byte has two writers.
     pub fn mask_width(&self) -> usize {
-        match self.long_runs {
+        match self.lone_runs {
             true => self.shape.channels() * self.shape.inner().div_ceil(8),
             false => self.width.div_ceil(8),
         }
     }
     /// The mask's bytes of columns that start and end where tiles do.
     pub fn mask_cols(&self, cols: &Range<usize>) -> Range<usize> {
-        let at = |col: usize| match self.long_runs {
+        let at = |col: usize| match self.lone_runs {
             true => {
                 let run = self.inner();
                 col / run * run.div_ceil(8) + (col % run).div_ceil(8)

@@ -1,4 +1,6 @@
-//! Code compiled for the vector units of the machine it runs on. One of two files with `unsafe`.
+//! Code compiled for the vector units of the machine it runs on, and stores past its cache. One of
+//! two files with `unsafe`.
+use crate::Plain;
 
 /// Runs `f`, compiled once for each vector width and called for the widest this machine has.
 ///
@@ -29,4 +31,69 @@ pub(super) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
         }
     }
     f()
+}
+
+/// Copies `from` to `to` past the cache, which saves reading what is overwritten. Where this
+/// machine has no such stores, it is an ordinary copy.
+///
+/// # Safety
+/// The thread must call [`fence`] before anybody, itself included, reads or writes `to` again.
+#[inline(always)]
+pub(super) unsafe fn stream<T: Plain>(from: &[T], to: &mut [T]) {
+    assert_eq!(from.len(), to.len());
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+        // SAFETY: any bytes make a vector, and all elements are numbers without padding; the
+        // split puts `middle` at an address that the aligned stores need.
+        let (head, middle, _) = unsafe { to.align_to_mut::<__m128i>() };
+        let (start, len) = (head.len(), middle.len() * size_of::<__m128i>() / size_of::<T>());
+        head.copy_from_slice(&from[..start]);
+        let source = from[start..start + len].as_ptr().cast::<__m128i>();
+        for (i, place) in middle.iter_mut().enumerate() {
+            // SAFETY: `source` has as many bytes as `middle`; loads need no alignment, and
+            // `place` is aligned.
+            unsafe { _mm_stream_si128(place, _mm_loadu_si128(source.add(i))) };
+        }
+        to[start + len..].copy_from_slice(&from[start + len..]);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    to.copy_from_slice(from);
+}
+
+/// Orders what was streamed before whatever the thread does next.
+#[inline(always)]
+pub(super) fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 machine has it.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streamed_copies_are_copies() {
+        fn all<T: Plain>(value: impl Fn(usize) -> T) {
+            let from: Vec<T> = (0..200).map(value).collect();
+            for start in 0..20 {
+                for len in [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 64, 100, 179] {
+                    let mut to = vec![T::default(); 200];
+                    // SAFETY: fenced before `to` is read.
+                    unsafe { stream(&from[7..7 + len], &mut to[start..start + len]) };
+                    fence();
+                    assert!(to[..start].iter().all(|v| *v == T::default()));
+                    assert_eq!(to[start..start + len], from[7..7 + len]);
+                    assert!(to[start + len..].iter().all(|v| *v == T::default()));
+                }
+            }
+        }
+        all(|i| i as f32 + 1.0);
+        all(|i| i as f64 + 1.0);
+        all(|i| half::bf16::from_f32(i as f32 + 1.0));
+        all(|i| i as u8);
+    }
 }

@@ -1,6 +1,9 @@
 //! Tasks that write disjoint tiles of the same memory, on all threads. The other file with
 //! `unsafe`; what it offers is safe.
+use super::lanes::BLOCK;
 use super::plan::{Plan, Tile};
+use super::simd;
+use crate::Element;
 use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -22,6 +25,7 @@ pub(super) fn for_each_tile<O: Outputs>(
         // not share an element of it.
         let part = unsafe { outputs.part(plan, &tile) };
         task(tile, part);
+        simd::fence(); // what the task has stored past the cache, if anything
     };
     if plan.is_small() || tiles < 2 {
         (0..tiles).for_each(run);
@@ -180,6 +184,48 @@ impl<T> TileMut<'_, T> {
         let range = self.range(row, cols);
         // SAFETY: as in `row`; `self` is mutably borrowed.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}
+
+/// How a task writes a tensor: into its memory or, where that is too large for the cache, first
+/// into a buffer of a block's size, and then past the cache.
+pub(super) struct Writer<'p, E> {
+    tile: TileMut<'p, E>,
+    buffer: Option<[E; BLOCK]>,
+}
+
+impl<'p, E: Element> Writer<'p, E> {
+    /// `read` says that the task reads there, too, so that it is in cache anyway.
+    #[inline(always)]
+    pub fn new(plan: &Plan, tile: TileMut<'p, E>, read: bool) -> Self {
+        let buffer = plan.is_large(size_of::<E>()) && !read;
+        Self { tile, buffer: buffer.then_some([E::default(); BLOCK]) }
+    }
+    /// What is there, if it was said that it would be read.
+    #[inline(always)]
+    pub fn held(&self, row: usize, cols: Range<usize>) -> &[E] {
+        assert!(self.buffer.is_none(), "what is written past the cache is not read");
+        self.tile.row(row, cols)
+    }
+    /// Lets `fill` write columns `cols` of `row` in the accumulating type, and rounds.
+    #[inline(always)]
+    pub fn write(
+        &mut self,
+        row: usize,
+        cols: Range<usize>,
+        scratch: &mut [E::Acc],
+        fill: impl FnOnce(&mut [E::Acc]),
+    ) {
+        match &mut self.buffer {
+            None => E::narrowed(self.tile.row_mut(row, cols), scratch, fill),
+            Some(buffer) => {
+                let values = &mut buffer[..self.tile.row(row, cols.clone()).len()];
+                E::narrowed(values, scratch, fill);
+                // SAFETY: nothing but this writer has the tile, it does not read what it streams
+                // (see `held`), and it lives within a task of `for_each_tile`, which fences.
+                unsafe { simd::stream(values, self.tile.row_mut(row, cols)) };
+            }
+        }
     }
 }
 
