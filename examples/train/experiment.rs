@@ -31,7 +31,7 @@ pub struct Experiment<'a, G: Engine, B> {
     sampler: Sampler,
     batch: Batch<G::Memory>,
     test: Batch<G::Memory>,
-    memory: G::Memory,
+    engine: G,
 }
 
 /// Images where the networks are, and where they are put together.
@@ -81,9 +81,9 @@ impl<'a, M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>> Experiment<'a
             Network::new(engine, backend, &architecture, rows, &mut Random::new(seed, 0))
         };
         let (with, without) = (network(true)?, network(false)?);
-        let memory = engine.memory().clone();
-        let mut test = Batch::new(&memory, data.test.len(), inputs)?;
-        test.load(&memory, &data.test, 0..data.test.len())?;
+        let memory = engine.memory();
+        let mut test = Batch::new(memory, data.test.len(), inputs)?;
+        test.load(memory, &data.test, 0..data.test.len())?;
         Ok(Self {
             with,
             without,
@@ -92,9 +92,9 @@ impl<'a, M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>> Experiment<'a
             settings,
             data,
             sampler: Sampler::new(seed, images, batch),
-            batch: Batch::new(&memory, batch, inputs)?,
+            batch: Batch::new(memory, batch, inputs)?,
             test,
-            memory,
+            engine: engine.clone(),
         })
     }
 
@@ -102,7 +102,7 @@ impl<'a, M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>> Experiment<'a
     pub fn step(&mut self) -> Result<()> {
         let Self { with, without, batch, .. } = self;
         let indices = self.sampler.batch(self.step);
-        batch.load(&self.memory, &self.data.train, indices.iter().copied())?;
+        batch.load(self.engine.memory(), &self.data.train, indices.iter().copied())?;
         let (Batch { x, labels, .. }, rate) = (&*batch, self.settings.learning_rate);
         let both = rayon::join(|| with.step(x, labels, rate), || without.step(x, labels, rate));
         both.0.context("with batch normalization")?;
@@ -130,6 +130,7 @@ impl<'a, M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>> Experiment<'a
 
     /// What decides every bit, one per line.
     pub fn identity(&self) -> String {
-        self.settings.identity(self.data)
+        let engine = self.engine.name();
+        format!("engine: {engine}\n{}\ndata: {}", self.settings.identity(), self.data.identity())
     }
 }

@@ -14,25 +14,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use batchnorm::Cpu;
+use batchnorm::{Cpu, Engine, Memory};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use backend::HostBackend;
+use backend::{Backend, HostBackend};
 use data::Data;
 use experiment::Experiment;
 use options::Options;
 
-mod backend;
-mod checkpoint;
-mod data;
-mod experiment;
-mod idx;
-mod network;
-mod options;
-mod plot;
-mod random;
-mod report;
+// Not private: the tests take this file as a module.
+pub(crate) mod backend;
+pub(crate) mod checkpoint;
+pub(crate) mod data;
+pub(crate) mod experiment;
+pub(crate) mod idx;
+pub(crate) mod network;
+pub(crate) mod options;
+pub(crate) mod plot;
+pub(crate) mod random;
+pub(crate) mod report;
 
 /// Steps from one checkpoint to the next.
 const CHECKPOINT_EVERY: u64 = 1000;
@@ -48,18 +49,25 @@ fn main() -> Result<ExitCode> {
             std::process::exit(INTERRUPTED.into());
         }
     })?;
-    let finished = train(&options, &stop, &mut io::stdout())?;
+    let finished = train(&Cpu::default(), &HostBackend, &options, &stop, &mut io::stdout())?;
     Ok(if finished { ExitCode::SUCCESS } else { INTERRUPTED.into() })
 }
 
-/// A whole run; whether it came to its end before `stop` was set.
-fn train(options: &Options, stop: &AtomicBool, to: &mut impl Write) -> Result<bool> {
+/// A whole run, wherever `engine` and `backend` are; whether it came to its end before `stop` was
+/// set.
+pub(crate) fn train<M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>>(
+    engine: &G,
+    backend: &B,
+    options: &Options,
+    stop: &AtomicBool,
+    to: &mut impl Write,
+) -> Result<bool> {
     let data = match &options.mnist {
         Some(dir) => Data::mnist(dir)?,
         None => Data::digits()?,
     };
     let (settings, steps) = (options.settings(), options.steps());
-    let mut run = Experiment::new(&Cpu::default(), &HostBackend, settings, &data)?;
+    let mut run = Experiment::new(engine, backend, settings, &data)?;
     if let Some(path) = &options.resume {
         let context = || format!("{}: cannot be resumed", path.display());
         let bytes = fs::read(path).with_context(context)?;
@@ -81,9 +89,8 @@ fn train(options: &Options, stop: &AtomicBool, to: &mut impl Write) -> Result<bo
         None => Ok(()),
     };
 
-    let title = report::header(&settings, &data);
-    writeln!(to, "{title}\n")?;
-    let (bar, start, first) = (progress(steps)?, Instant::now(), run.step);
+    writeln!(to, "{}\n", report::header(&settings, &data, engine.name()))?;
+    let (bar, start, first) = (progress(steps, run.step)?, Instant::now(), run.step);
     loop {
         run.record()?;
         if let Some(point) = run.curve.last() {
@@ -129,7 +136,9 @@ fn train(options: &Options, stop: &AtomicBool, to: &mut impl Write) -> Result<bo
 }
 
 /// On a terminal; elsewhere it shows nothing.
-fn progress(steps: u64) -> Result<ProgressBar> {
+fn progress(steps: u64, first: u64) -> Result<ProgressBar> {
     let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {elapsed} eta {eta}  {msg}")?;
-    Ok(ProgressBar::new(steps).with_style(style))
+    let bar = ProgressBar::new(steps).with_style(style).with_position(first);
+    bar.reset_eta(); // what a resumed run did before says nothing about this one's speed
+    Ok(bar)
 }

@@ -124,7 +124,7 @@ impl<M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>> Network<G, B> {
     }
 
     /// Forward, loss and backward of a batch: what a step does before it changes the parameters.
-    pub fn gradients(&mut self, x: &M::Buf<f32>, labels: &M::Buf<u8>) -> Result<()> {
+    fn gradients(&mut self, x: &M::Buf<f32>, labels: &M::Buf<u8>) -> Result<()> {
         let Self { layers, training, grads, backend, .. } = self;
         let Pass { rows, outputs, scores } = training;
         for (i, layer) in layers.iter_mut().enumerate() {
@@ -157,18 +157,9 @@ impl<M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>> Network<G, B> {
         }
         let logits = M::view(&outputs[layers.len() - 1]);
         backend.cross_entropy(logits, M::view(labels), M::view_mut(scores), None)?;
-        self.score(&self.evaluation)
-    }
-
-    /// How the last step found the network on its batch.
-    pub fn training_score(&self) -> Result<Score> {
-        self.score(&self.training)
-    }
-
-    fn score(&self, pass: &Pass<M>) -> Result<Score> {
-        let scores = self.engine.memory().download(M::view(&pass.scores))?;
+        let scores = self.engine.memory().download(M::view(scores))?;
         let [loss, right] = [f64::from(scores[0]), f64::from(scores[1])];
-        Ok(Score { loss, accuracy: right / pass.rows as f64 })
+        Ok(Score { loss, accuracy: right / *rows as f64 })
     }
 
     /// All parameters and running statistics, under names such as `layer1.weight` and
@@ -204,26 +195,6 @@ impl<M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>> Network<G, B> {
             }
         }
         Ok(())
-    }
-
-    /// The gradients of the last [`gradients`](Self::gradients), under the names of the
-    /// parameters.
-    pub fn grad_dict(&self) -> Result<StateDict> {
-        let memory = self.engine.memory();
-        let mut dict = StateDict::new();
-        for (i, layer) in (1..).zip(&self.layers) {
-            for (name, shape, parameter) in layer.parameters() {
-                let values = memory.download(M::view(&parameter.grad))?;
-                dict.insert(format!("layer{i}.{name}"), &shape, &values)?;
-            }
-            let Some(norm) = &layer.norm else { continue };
-            for (name, param) in norm.bn.named_parameters() {
-                let Some(grad) = param.grad() else { continue };
-                let values = memory.download(M::view(grad))?;
-                dict.insert(format!("bn{i}.{name}"), &[values.len()], &values)?;
-            }
-        }
-        Ok(dict)
     }
 }
 

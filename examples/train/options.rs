@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use clap::{Parser, value_parser};
 
 use super::backend::Nonlinearity;
-use super::data::Data;
 
 /// Trains one network twice on handwritten digits, with and without batch normalization before
 /// its nonlinearities, from the same weights and on the same batches: the experiment of Ioffe and
@@ -19,7 +18,7 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Nonlinearity::Sigmoid)]
     pub activation: Nonlinearity,
     /// Of SGD, for both networks.
-    #[arg(long, default_value_t = 0.1, value_parser = positive)]
+    #[arg(long, default_value_t = 0.5, value_parser = positive)]
     pub learning_rate: f32,
     /// When to end [default: 10000; 50000 with --mnist].
     #[arg(long, value_parser = value_parser!(u64).range(1..=1 << 53))]
@@ -79,13 +78,12 @@ impl Options {
 
 impl Settings {
     /// As a checkpoint remembers them, one per line.
-    pub fn identity(&self, data: &Data) -> String {
+    pub fn identity(&self) -> String {
         let Self { learning_rate, batch, seed, test_every, .. } = self;
+        let activation = self.nonlinearity.name();
         format!(
-            "activation: {}\nlearning rate: {learning_rate}\nbatch: {batch}\nseed: {seed}\n\
-             test every: {test_every}\ndata: {}",
-            self.nonlinearity.name(),
-            data.identity(),
+            "activation: {activation}\nlearning rate: {learning_rate}\nbatch: {batch}\n\
+             seed: {seed}\ntest every: {test_every}"
         )
     }
 }

@@ -10,7 +10,7 @@ use super::options::Settings;
 pub const TARGETS: [f64; 4] = [0.80, 0.90, 0.95, 0.97];
 
 /// What is compared with what.
-pub fn header(settings: &Settings, data: &Data) -> String {
+pub fn header(settings: &Settings, data: &Data, engine: &str) -> String {
     let Settings { learning_rate, batch, seed, .. } = settings;
     let name = settings.nonlinearity.name();
     format!(
@@ -18,7 +18,7 @@ pub fn header(settings: &Settings, data: &Data) -> String {
          two networks of 3 hidden layers of 100 units, with and without batch normalization before \
          the {name}\n\
          both: the same initial weights, the same batches of {batch}, SGD with learning rate \
-         {learning_rate}, seed {seed}"
+         {learning_rate}, seed {seed}, engine {engine}"
     )
 }
 
