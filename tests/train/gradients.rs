@@ -35,8 +35,7 @@ impl Plain {
         let mut values: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
         for layer in 1..=LAYERS {
             let (inputs, outputs) = (UNITS[layer - 1], UNITS[layer]);
-            let of =
-                |name: &str| self.values.get(&format!("{name}").replace('#', &layer.to_string()));
+            let of = |name: &str| self.values.get(&name.replace('#', &layer.to_string()));
             let (weight, bias) = (&of("layer#.weight").unwrap(), of("layer#.bias"));
             let mut y = vec![0.0; rows * outputs];
             for unit in 0..outputs {
