@@ -5,6 +5,7 @@ mod support;
 
 mod bad_input; // every wrong argument of every operation
 mod conformance; // engines x dtypes x shapes x operations x epilogues
+mod definition; // numbers worked out by hand
 mod golden; // what PyTorch computed in float64
 mod golden_reader; // malformed cases
 mod gradients; // finite differences
