@@ -195,7 +195,7 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
         expect_some::<M, _>("bias", c, &self.bias)?;
         check_eps(self.eps)?;
         self.running.as_ref().map_or(Ok(()), |r| r.check(c))?;
-        check_values_per_channel(shape.per_channel())
+        check_values_per_channel("x", shape.per_channel())
     }
     /// Takes and opens what is to be saved; an engine calls it when nothing else can fail.
     pub(crate) fn open<G: Engine<Memory = M>>(
@@ -340,9 +340,9 @@ fn open<'s, M: Memory, P: Real, G: Engine<Memory = M>>(
 }
 
 /// Training with one value per channel has no variance. None at all is an empty batch, no error.
-pub(crate) fn check_values_per_channel(m: usize) -> Result<()> {
+pub(crate) fn check_values_per_channel(what: &'static str, m: usize) -> Result<()> {
     if m == 1 {
-        return Err(Error::invalid("x", "training needs more than 1 value per channel, got 1"));
+        return Err(Error::invalid(what, "training needs more than 1 value per channel, got 1"));
     }
     Ok(())
 }

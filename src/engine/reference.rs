@@ -117,7 +117,7 @@ impl Engine for Reference {
         let channels = args.check()?;
         let parts = || args.records.chunks_exact(2 * channels + 1);
         let total: f64 = parts().map(|part| part[2 * channels].to_f64()).sum();
-        check_values_per_channel(total as usize)?;
+        check_values_per_channel("records", total as usize)?;
         for c in 0..channels {
             let part = |p: &[P]| [p[c], p[channels + c], p[2 * channels]].map(Real::to_f64);
             let parts = || parts().map(part);

@@ -143,6 +143,7 @@ fn meaningless_factors() -> impl Iterator<Item = (Fault, String)> {
 }
 
 const ONE_VALUE: &str = "x: training needs more than 1 value per channel, got 1";
+const ONE_VALUE_MERGED: &str = "records: training needs more than 1 value per channel, got 1";
 
 fn training_refuses_values_without_meaning<G: Engine>(engine: &G) {
     let mut saved = SavedOn::<G, f32>::new();
@@ -179,9 +180,9 @@ fn merging_refuses_what_is_no_batch<G: Engine>(engine: &G) {
     assert_eq!(message(none), "mean: expected at least 1 channel, got 0");
     // One value in all: among empty parts, too.
     let one = [0.5, 0.0, 1.0];
-    assert_eq!(message(merge::<f64, G>(engine, 1, NONE, &one)), ONE_VALUE);
+    assert_eq!(message(merge::<f64, G>(engine, 1, NONE, &one)), ONE_VALUE_MERGED);
     let among = [&[0.0; 3][..], &one, &[0.0; 3]].concat();
-    assert_eq!(message(merge::<f64, G>(engine, 1, NONE, &among)), ONE_VALUE);
+    assert_eq!(message(merge::<f64, G>(engine, 1, NONE, &among)), ONE_VALUE_MERGED);
 }
 
 fn backward_refuses_a_saved_of_another_forward<G: Engine>(engine: &G) {
