@@ -25,38 +25,38 @@ impl<A: Real> Lanes<A> {
     }
 }
 
-/// Runs the body for every index below `len`, each with its lane: whole groups become vectors.
-macro_rules! each_lane {
-    ($len:expr, |$lane:ident, $i:ident| $body:expr) => {{
-        let (len, mut at) = ($len, 0);
-        while at + LANES <= len {
-            for $lane in 0..LANES {
-                let $i = at + $lane;
-                $body
-            }
-            at += LANES;
+/// Calls `add` with every pair of values and their lane: whole groups of lanes become vectors.
+#[inline(always)]
+fn each_lane<A: Copy>(x: &[A], g: &[A], mut add: impl FnMut(usize, A, A)) {
+    let (groups, x) = x.as_chunks::<LANES>();
+    let (groups_g, g) = g.as_chunks::<LANES>();
+    for (x, g) in groups.iter().zip(groups_g) {
+        for l in 0..LANES {
+            add(l, x[l], g[l]);
         }
-        let mut first = 0;
-        while at + 8 <= len {
-            for k in 0..8 {
-                let ($lane, $i) = (first + k, at + k);
-                $body
-            }
-            at += 8;
-            first += 8;
+    }
+    let (eights, x) = x.as_chunks::<8>();
+    let (eights_g, g) = g.as_chunks::<8>();
+    for ((x, g), first) in eights.iter().zip(eights_g).zip([0, 8, 16]) {
+        for l in 0..8 {
+            add(first + l, x[l], g[l]);
         }
-        for k in 0..len - at {
-            let ($lane, $i) = (first + k, at + k);
-            $body
-        }
-    }};
+    }
+    for (l, (x, g)) in x.iter().zip(g).enumerate() {
+        add(24 + l, *x, *g);
+    }
 }
 
 /// Adds `x - shift` to the lanes.
 #[inline(always)]
 pub(super) fn sum_from<A: Real>(x: &[A], shift: A, sum: &mut Lanes<A>) {
     let mut lanes = sum.0;
-    each_lane!(x.len(), |l, i| lanes[l] += x[i] - shift);
+    each_lane(
+        x,
+        x,
+        #[inline(always)]
+        |l, x, _| lanes[l] += x - shift,
+    );
     sum.0 = lanes;
 }
 
@@ -70,11 +70,16 @@ pub(super) fn squares_from<A: Real>(
     squares: &mut Lanes<A>,
 ) {
     let (mut r, mut s) = (rest.0, squares.0);
-    each_lane!(x.len(), |l, i| {
-        let d = (x[i] - shift) - delta;
-        r[l] += d;
-        s[l] += d * d;
-    });
+    each_lane(
+        x,
+        x,
+        #[inline(always)]
+        |l, x, _| {
+            let d = (x - shift) - delta;
+            r[l] += d;
+            s[l] += d * d;
+        },
+    );
     (rest.0, squares.0) = (r, s);
 }
 
@@ -87,12 +92,16 @@ pub(super) fn gradient_sums<A: Real>(
     sum: &mut Lanes<A>,
     product: &mut Lanes<A>,
 ) {
-    let g = &g[..x.len()];
     let (mut s, mut p) = (sum.0, product.0);
-    each_lane!(x.len(), |l, i| {
-        s[l] += g[i];
-        p[l] += g[i] * (x[i] - mean);
-    });
+    each_lane(
+        x,
+        &g[..x.len()],
+        #[inline(always)]
+        |l, x, g| {
+            s[l] += g;
+            p[l] += g * (x - mean);
+        },
+    );
     (sum.0, product.0) = (s, p);
 }
 
@@ -251,21 +260,34 @@ pub(super) fn gate_recomputed<A: Real>(
 /// `g = grad_y` where the mask has a 1, else 0.
 #[inline(always)]
 pub(super) fn gate_masked<A: Real>(mask: &[u8], grad_y: &[A], g: &mut [A]) {
-    let n = g.len();
-    let (grad_y, g) = (&grad_y[..n], &mut g[..n]);
-    for ((g, grad_y), bits) in g.chunks_mut(8).zip(grad_y.chunks(8)).zip(mask) {
-        for (k, (g, grad_y)) in g.iter_mut().zip(grad_y).enumerate() {
-            *g = if bits >> k & 1 == 1 { *grad_y } else { A::default() };
+    let gate = |bits: u8, k: usize, v: A| if bits >> k & 1 == 1 { v } else { A::default() };
+    let (eights, rest) = g.as_chunks_mut::<8>();
+    let (eights_y, rest_y) = grad_y.as_chunks::<8>();
+    for ((g, grad_y), &bits) in eights.iter_mut().zip(eights_y).zip(mask) {
+        for k in 0..8 {
+            g[k] = gate(bits, k, grad_y[k]);
         }
+    }
+    for (k, (g, grad_y)) in rest.iter_mut().zip(rest_y).enumerate() {
+        *g = gate(mask[eights_y.len()], k, *grad_y);
     }
 }
 
-/// One bit for each output: whether its gradient passes.
+/// One bit for each output: whether its gradient passes. NaN passes.
 #[inline(always)]
 pub(super) fn mask_of<A: Real>(y: &[A], rounds_to_zero: A, mask: &mut [u8]) {
-    for (y, bits) in y.chunks(8).zip(mask) {
-        let stopped = |(k, y): (usize, &A)| u8::from(*y <= rounds_to_zero) << k;
-        *bits = !y.iter().enumerate().map(stopped).fold(0, |a, b| a | b); // NaN passes
+    let stopped = |k: usize, y: A| u8::from(y <= rounds_to_zero) << k;
+    let (eights, rest) = y.as_chunks::<8>();
+    for (y, bits) in eights.iter().zip(&mut *mask) {
+        let mut all = 0;
+        for k in 0..8 {
+            all |= stopped(k, y[k]);
+        }
+        *bits = !all;
+    }
+    if !rest.is_empty() {
+        let each = rest.iter().enumerate().map(|(k, y)| stopped(k, *y));
+        mask[eights.len()] = !each.fold(0, |all, bit| all | bit);
     }
 }
 

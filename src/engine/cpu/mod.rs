@@ -150,7 +150,7 @@ impl Engine for Cpu {
         let channels = args.check()?;
         let parts = || args.records.chunks_exact(2 * channels + 1);
         let total: f64 = parts().map(|part| part[2 * channels].to_f64()).sum();
-        check_values_per_channel(total as usize)?;
+        check_values_per_channel("records", total as usize)?;
         for c in 0..channels {
             let mut all = Moments::default();
             for part in parts() {

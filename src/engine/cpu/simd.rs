@@ -47,7 +47,7 @@ pub(super) unsafe fn stream<T: Plain>(from: &[T], to: &mut [T]) {
         // SAFETY: any bytes make a vector, and all elements are numbers without padding; the
         // split puts `middle` at an address that the aligned stores need.
         let (head, middle, _) = unsafe { to.align_to_mut::<__m128i>() };
-        let (start, len) = (head.len(), middle.len() * size_of::<__m128i>() / size_of::<T>());
+        let (start, len) = (head.len(), size_of_val(middle) / size_of::<T>());
         head.copy_from_slice(&from[..start]);
         let source = from[start..start + len].as_ptr().cast::<__m128i>();
         for (i, place) in middle.iter_mut().enumerate() {
@@ -81,7 +81,7 @@ mod tests {
             let from: Vec<T> = (0..200).map(value).collect();
             for start in 0..20 {
                 for len in [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 64, 100, 179] {
-                    let mut to = vec![T::default(); 200];
+                    let mut to = [T::default(); 200];
                     // SAFETY: fenced before `to` is read.
                     unsafe { stream(&from[7..7 + len], &mut to[start..start + len]) };
                     fence();
