@@ -53,7 +53,7 @@ fn scheduled() -> (u64, u64) {
 
 /// The turns of one peer.
 #[derive(Debug, Clone, Default)]
-pub struct Turns(Vec<Turn>);
+pub struct Turns(pub Vec<Turn>);
 
 impl Turns {
     /// One more; a disturbed one is tried again, and all of them are kept.

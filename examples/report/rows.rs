@@ -80,6 +80,11 @@ impl Row {
     pub fn best_peer(&self, ours: &str) -> Option<(&str, &Cell)> {
         best(self.cells.iter().filter(|(name, _)| !name.starts_with(ours)))
     }
+    /// The quickest of all, if every other can be compared with it.
+    pub fn quickest(&self) -> Option<&str> {
+        let (name, cell) = best(self.cells.iter())?;
+        self.cells.values().all(|other| cell.ratio(other).is_some()).then_some(name)
+    }
     /// Our time over the best peer's: above 1 we lose.
     pub fn ratio(&self, ours: &str) -> Option<f64> {
         self.ours(ours)?.1.ratio(self.best_peer(ours)?.1)
@@ -118,7 +123,8 @@ pub fn means<'a>(rows: &[&'a Row]) -> Means<'a> {
     peers.retain(|peer| {
         2 * rows.iter().filter(|row| multiple(row, peer).is_some()).count() >= rows.len()
     });
-    let common = rows.iter().filter(|row| peers.iter().all(|p| multiple(row, p).is_some()));
+    let all_have = |row: &Row| peers.iter().all(|peer| multiple(row, peer).is_some());
+    let common = rows.iter().filter(|row| !peers.is_empty() && all_have(row));
     let common: Vec<&&Row> = common.collect();
     let mean = |peer: &str| {
         let logs: f64 = common.iter().filter_map(|row| multiple(row, peer)).map(f64::ln).sum();

@@ -71,11 +71,11 @@ fn table(text: &mut String, rows: &[(Option<f64>, &Row)], peers: &[&str], ours: 
             _ => "-".into(),
         };
         _ = write!(text, "{} | {ratio} |", key.op);
-        let winner = row.best_peer("\0").map(|(name, _)| name);
+        let quickest = row.quickest();
         for peer in peers {
             let cell = row.cells.get(*peer).map_or("-".into(), |cell| {
                 let text = time(cell);
-                if winner == Some(*peer) { format!("**{text}**") } else { text }
+                if quickest == Some(*peer) { format!("**{text}**") } else { text }
             });
             _ = write!(text, " {cell} |");
         }
