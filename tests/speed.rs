@@ -1,7 +1,8 @@
 //! `speed` as other programs see it, and the table behind it.
-use batchnorm::{Activation, Backward, Engine, ForwardEval, ForwardTrain, Host, Input};
+use batchnorm::{Activation, Backward, DType, Engine, ForwardEval, ForwardTrain, Host, Input};
 use batchnorm::{Reference, Saved, Shape};
 use examples::example;
+use half::{bf16, f16};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -220,15 +221,12 @@ fn a_worker_computes_what_the_reference_does() {
     for case in small_cases() {
         let answer = worker.prepare(&case);
         assert_eq!(answer["ok"], true, "{case}: {answer}");
-        let right = match case.dtype {
-            batchnorm::DType::F16 => {
-                reference(&case.dims, case.op, |v| half::f16::from_f32(v).into())
-            }
-            batchnorm::DType::Bf16 => {
-                reference(&case.dims, case.op, |v| half::bf16::from_f32(v).into())
-            }
-            _ => reference(&case.dims, case.op, |v| v),
+        let round = |v| match case.dtype {
+            DType::F16 => f16::from_f32(v).into(),
+            DType::Bf16 => bf16::from_f32(v).into(),
+            _ => v,
         };
+        let right = reference(&case.dims, case.op, round);
         let sum = |values: &[f32]| values.iter().map(|v| f64::from(v.abs())).sum::<f64>();
         let right = match case.op.pass {
             Pass::Backward => {

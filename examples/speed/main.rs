@@ -44,7 +44,8 @@ struct Arguments {
     #[arg(long)]
     list: bool,
     /// Answer requests on the standard input, one JSON object per line, until it ends.
-    #[arg(long, value_name = "ENGINE", conflicts_with_all = ["filter", "quick", "rounds", "json", "list"])]
+    #[arg(long, value_name = "ENGINE")]
+    #[arg(conflicts_with_all = ["engine", "filter", "quick", "rounds", "json", "list"])]
     worker: Option<EngineName>,
 }
 

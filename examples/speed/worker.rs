@@ -3,16 +3,19 @@
 //! One JSON object per line on the standard input, one answer per line on the standard output,
 //! nothing else there:
 //!
-//! | request | answer |
-//! |---|---|
-//! | `{"cmd":"version"}` | `{"version":"batchnorm 0.1.0 cpu avx512"}` |
-//! | `{"cmd":"prep","op":..,"shape":[n,c,..],"layout":..,"dtype":..}` | `{"ok":true,"impl":..,"check":[..]}` |
-//! | `{"cmd":"time","n":N,"warm":W}` | `{"t":[N times in seconds],"wall":s,"run":s,"wait":s}` |
-//! | `{"cmd":"drop"}` | `{"ok":true}`: the memory of the case is freed |
-//! | anything else | `{"ok":false,"why":".."}` |
+//! ```text
+//! {"cmd":"version"}              {"version":"batchnorm 0.1.0 cpu avx512"}
+//! {"cmd":"prep","op":"bwd_relu","shape":[32,64,56,56],"layout":"nhwc","dtype":"f32"}
+//!                                {"ok":true,"impl":"what runs","check":[..]}
+//! {"cmd":"time","n":N,"warm":W}  {"t":[N times in seconds],"wall":s,"run":s,"wait":s}
+//! {"cmd":"drop"}                 {"ok":true}
+//! anything else                  {"ok":false,"why":".."}
+//! ```
 //!
-//! `check` holds the sums of absolute values that every peer must agree in. The end of the input
-//! ends the worker; no request does.
+//! The shape is in N, C, ... order whatever the layout. `check` holds the sums of absolute values
+//! that every peer must agree in; W runs before the N are not timed; `run` and `wait` are what the
+//! process's threads ran and waited for a processor meanwhile. Dropping frees the memory of the
+//! case. The end of the input ends the worker; no request does.
 use crate::table::Case;
 use crate::table::job::{self, Job, Ready, Timed};
 use crate::table::turn::Turn;
