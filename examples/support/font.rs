@@ -7,6 +7,6 @@ pub const FONT: &str = "sans-serif";
 
 /// To be called before the first chart is drawn.
 pub fn register() -> Result<()> {
-    let font = epaint_default_fonts::UBUNTU_LIGHT; // under the Ubuntu font licence
+    let font = include_bytes!("font/DejaVuSans-ASCII.ttf"); // font/LICENSE says whose
     register_font(FONT, FontStyle::Normal, font).map_err(|_| anyhow!("the font cannot be read"))
 }

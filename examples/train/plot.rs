@@ -10,8 +10,8 @@ use plotters::style::register_font;
 use super::experiment::Point;
 use super::network::Score;
 
-/// `font/LICENSE` says whose.
-const FONT: &[u8] = include_bytes!("font/DejaVuSans-ASCII.ttf");
+/// `../support/font/LICENSE` says whose.
+const FONT: &[u8] = include_bytes!("../support/font/DejaVuSans-ASCII.ttf");
 /// In an SVG it is whatever the reader's browser takes for it.
 const FAMILY: &str = "sans-serif";
 

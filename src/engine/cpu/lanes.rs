@@ -279,11 +279,7 @@ pub(super) fn mask_of<A: Real>(y: &[A], rounds_to_zero: A, mask: &mut [u8]) {
     let stopped = |k: usize, y: A| u8::from(y <= rounds_to_zero) << k;
     let (eights, rest) = y.as_chunks::<8>();
     for (y, bits) in eights.iter().zip(&mut *mask) {
-        let mut all = 0;
-        for k in 0..8 {
-            all |= stopped(k, y[k]);
-        }
-        *bits = !all;
+        *bits = !std::array::from_fn::<u8, 8, _>(|k| stopped(k, y[k])).iter().fold(0, |a, b| a | b);
     }
     if !rest.is_empty() {
         let each = rest.iter().enumerate().map(|(k, y)| stopped(k, *y));
