@@ -40,9 +40,8 @@ impl Worker {
         self.ask_bytes(request.to_string().as_bytes())
     }
     fn prepare(&mut self, case: &Case) -> Value {
-        let (op, layout) = (case.op.name(), case.layout_name());
-        let (shape, dtype) = (&case.dims, case.dtype.to_string());
-        self.ask(json!({"cmd": "prep", "op": op, "shape": shape, "layout": layout, "dtype": dtype}))
+        let (op, layout, dtype) = (case.op.name(), case.layout_name(), case.dtype.to_string());
+        self.ask(prep(op, json!(case.dims), layout, &dtype))
     }
     /// Closes its input; it must end well, with nothing more to say.
     fn end(mut self) {
@@ -52,6 +51,10 @@ impl Worker {
         assert_eq!(rest, "");
         assert!(self.child.wait().unwrap().success());
     }
+}
+
+fn prep(op: &str, shape: Value, layout: &str, dtype: &str) -> Value {
+    json!({"cmd": "prep", "op": op, "shape": shape, "layout": layout, "dtype": dtype})
 }
 
 /// Small cases of every operation, layout and dtype, each with a shape of its rank.
@@ -271,7 +274,6 @@ fn a_worker_times_as_often_as_it_is_asked_to() {
 #[test]
 fn wrong_requests_are_answered_and_do_not_end_a_worker() {
     let mut worker = Worker::start("reference");
-    let prep = |op: &str, shape: Value, layout: &str, dtype: &str| json!({"cmd": "prep", "op": op, "shape": shape, "layout": layout, "dtype": dtype});
     let wrong = [
         (prep("fwd", json!([4, 3]), "nc", "f32"), "op: expected one of fwd_train, infer"),
         (prep("bwd", json!([4, 3]), "blocked", "f32"), "layout: expected one of nchw, nhwc, nc"),
