@@ -252,8 +252,9 @@ pub(super) fn gate_recomputed<A: Real>(
     let n = block_len(g.len());
     let (x, grad_y, g) = (&x[..n], &grad_y[..n], &mut g[..n]);
     for i in 0..n {
-        let stopped = at.at(i).normalize(x[i]) <= rounds_to_zero;
-        g[i] = if stopped { A::default() } else { grad_y[i] };
+        // Loaded in any case, so that there is something to select from.
+        let (v, stopped) = (grad_y[i], at.at(i).normalize(x[i]) <= rounds_to_zero);
+        g[i] = if stopped { A::default() } else { v };
     }
 }
 
