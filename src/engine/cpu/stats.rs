@@ -12,8 +12,9 @@ use crate::{Element, Real, Shape};
 
 /// Values of a segment of long runs.
 const SEGMENT: usize = 4096;
-/// Columns of a segment of short runs, and its rows.
-const STRIP: usize = 256;
+/// Columns of a segment of short runs (whole rows of 512 are read 1.3 times as fast as halves of
+/// them), and its rows.
+const STRIP: usize = 512;
 const STRIP_ROWS: usize = 16;
 
 /// Count, mean, and sum of squared differences from the mean.
