@@ -20,7 +20,7 @@ const ENOUGH_TASKS: usize = 8;
 /// Elements that are worth a task of their own.
 const TASK: usize = 64 << 10;
 /// From here on a tensor is written past the cache.
-const LARGE_BYTES: usize = 12 << 20;
+const LARGE_BYTES: usize = 16 << 20;
 /// Up to here, cutting is not worth a second pass over memory.
 const SMALL: usize = 32 << 10;
 
