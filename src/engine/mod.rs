@@ -17,8 +17,8 @@ pub use saved::Saved;
 /// An algorithm for batch normalization on one kind of memory. A cheap handle: clones share one
 /// workspace.
 ///
-/// Every operation checks every argument before it writes anything. None of them allocates
-/// anything of a tensor's size once its [`Saved`] has been used with that shape.
+/// Every operation checks every argument before it writes anything. Once its [`Saved`] has been used
+/// with a shape, none allocates anything of a tensor's size; [`Reference`] may.
 pub trait Engine: Clone + Send + Sync + 'static {
     /// Where its arguments lie.
     type Memory: Memory;
@@ -35,7 +35,9 @@ pub trait Engine: Clone + Send + Sync + 'static {
         let _ = (shape, request);
         Ok(())
     }
-    /// Makes the workspace for a request now instead of in its first step.
+    /// Makes the workspace for a request now instead of in its first step. Engines that need none,
+    /// or whose first step makes it at little cost as [`Cpu`]'s does, keep this default: it asks
+    /// [`Engine::supports`] and makes nothing.
     ///
     /// # Errors
     /// As [`Engine::supports`], or the memory's refusal.
