@@ -1,6 +1,6 @@
 //! The backward: sums, then gradients, of a tile while it is in cache.
 use super::grad::{self, Gate, Gradients, Read};
-use super::lanes::{Coef, Scratch};
+use super::lanes::{Scratch, Strip};
 use super::normalize::walk;
 use super::plan::{Plan, Tile};
 use super::simd::vectorized;
@@ -11,9 +11,6 @@ use crate::engine::{Activation, Backward, Input};
 use crate::{Element, Host, Real, Shape};
 use std::ops::Range;
 
-/// Values kept of every channel: `sum(g)`, `sum(g * (x - mean))`.
-const KEPT: usize = 2;
-
 impl Cpu {
     /// All gradients asked for, after all checks.
     pub(super) fn gradients<E: Element>(
@@ -23,7 +20,7 @@ impl Cpu {
         saved: &Buffers<Host, E::Acc>,
         args: Backward<'_, Host, E>,
     ) {
-        let (channels, m) = (shape.channels(), shape.per_channel() as f64);
+        let channels = shape.channels();
         let Backward { x, grad_y, grad_x, grad_residual, sums, total_sums, .. } = args;
         let mut results = Results {
             sums,
@@ -48,49 +45,41 @@ impl Cpu {
             Input::InPlace => None,
         };
         let parameters = Parameters { weight: args.weight, bias: args.bias };
-        let coef =
-            |c: usize| parameters.coef(c, saved.mean[c], saved.mean_rest[c], saved.invstd[c]);
         let through_own_sums = forward.batch_statistics && total_sums.is_none();
         let frozen = !forward.batch_statistics && total_sums.is_none();
-        let with_sums = |c: usize, sum: f64, product: f64| -> Coef<E::Acc> {
-            let invstd = saved.invstd[c].to_f64();
-            let (mean_g, slope) = match total_sums {
-                Some(total) => {
-                    let m = total[2 * channels].to_f64();
-                    (total[c].to_f64() / m, total[channels + c].to_f64() / m * invstd)
-                }
-                None => (sum / m, product / m * invstd * invstd),
-            };
-            let mean_g = mean_g - rest_of(saved, c, slope);
-            let (mean_g, slope) = (Real::from_f64(mean_g), Real::from_f64(slope));
-            Coef { mean_g, slope, ..coef(c) }
-        };
+        let coefs = Coefs { shape, parameters, saved, total_sums };
         let writes_tensors = grad_x.is_some() || grad_residual.is_some();
         let outputs = Outputs { read, grad_y, frozen };
         if !(results.any() || through_own_sums && grad_x.is_some()) {
+            let plan = &Plan::once(shape);
+            let outputs = Outputs { read: Read { plan, ..read }, ..outputs };
             let tensors = (grad_x.map(Elements::new), grad_residual.map(Elements::new));
             return for_each_tile(plan, false, tensors, |tile, tensors| {
-                outputs.write(&tile, |c| with_sums(c, 0.0, 0.0), tensors);
+                outputs.write(&tile, coefs, None, tensors);
             });
         }
-        let (slot_len, in_block) = (stats::slot_len(plan), plan.block_channels());
+        let (slot_len, kept_len) = (stats::slot_len(plan), 2 * plan.block_channels());
+        let block_len = slot_len * plan.tiles_per_block();
         let slots_len = plan.tiles() * slot_len;
-        let kept_len = plan.blocks() * KEPT * in_block;
-        self.with_workspace(slots_len + kept_len, |workspace| {
+        // The tasks subtract the rounded mean.
+        let merge = |block: usize, slots: &mut [f64], kept: &mut [f64]| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    grad::merge(plan, slots, kept);
+                    let (sums, products) = kept.split_at_mut(plan.block_channels());
+                    let rests = &saved.mean_rest[plan.channels(block)];
+                    for ((sum, product), rest) in sums.iter().zip(products).zip(rests) {
+                        *product = *product - finite(rest.to_f64() * sum);
+                    }
+                },
+            );
+        };
+        self.with_workspace(slots_len + plan.blocks() * kept_len, |workspace| {
             let (slots, kept) = workspace.split_at_mut(slots_len);
-            let keep = |block: usize, kept: &mut [f64], c: usize, (sum, product): (f64, f64)| {
-                let k = c - plan.channels(block).start;
-                // The tasks subtract the rounded mean.
-                let product = product - rest_of(saved, c, sum);
-                (kept[k], kept[in_block + k]) = (sum, product);
-            };
-            let kept_of = |block: usize, kept: &[f64], c: usize| -> (f64, f64) {
-                let k = c - plan.channels(block).start;
-                (kept[k], kept[in_block + k])
-            };
             if plan.whole_channels() {
                 let tensors = (grad_x.map(Elements::new), grad_residual.map(Elements::new));
-                let kept = Slots::new(kept, KEPT * in_block);
+                let kept = Slots::new(kept, kept_len);
                 let all = (Slots::new(slots, slot_len), kept, tensors);
                 for_each_tile(plan, false, all, |tile, (slot, kept, tensors)| {
                     let held = |row: usize, cols: Range<usize>| match (grad_y, &tensors.0) {
@@ -100,17 +89,20 @@ impl Cpu {
                     };
                     vectorized(
                         #[inline(always)]
-                        || grad::sums(read, &tile, held, coef, slot),
+                        || {
+                            grad::sums(
+                                read,
+                                &tile,
+                                held,
+                                #[inline(always)]
+                                |channels, strip: &mut _| coefs.set(channels, None, strip),
+                                slot,
+                            );
+                        },
                     );
-                    for c in plan.channels(tile.block) {
-                        keep(tile.block, kept, c, grad::merged(plan, tile.block, c, |_| slot));
-                    }
+                    merge(tile.block, slot, kept);
                     if writes_tensors {
-                        let coef = |c: usize| {
-                            let (sum, product) = kept_of(tile.block, kept, c);
-                            with_sums(c, sum, product)
-                        };
-                        outputs.write(&tile, coef, tensors);
+                        outputs.write(&tile, coefs, Some(kept), tensors);
                     }
                 });
             } else {
@@ -121,42 +113,104 @@ impl Cpu {
                     };
                     vectorized(
                         #[inline(always)]
-                        || grad::sums(read, &tile, held, coef, slot),
+                        || {
+                            grad::sums(
+                                read,
+                                &tile,
+                                held,
+                                #[inline(always)]
+                                |channels, strip: &mut _| coefs.set(channels, None, strip),
+                                slot,
+                            );
+                        },
                     );
                 });
-                for (block, kept) in kept.chunks_mut(KEPT * in_block).enumerate() {
-                    let slot = |index: usize| &slots[index * slot_len..][..slot_len];
-                    for c in plan.channels(block) {
-                        keep(block, kept, c, grad::merged(plan, block, c, slot));
-                    }
+                let blocks = slots.chunks_mut(block_len).zip(kept.chunks_mut(kept_len));
+                for (block, (slots, kept)) in blocks.enumerate() {
+                    merge(block, slots, kept);
                 }
                 if writes_tensors {
                     let tensors = (grad_x.map(Elements::new), grad_residual.map(Elements::new));
                     for_each_tile(plan, true, tensors, |tile, tensors| {
-                        let kept = &kept[tile.block * KEPT * in_block..][..KEPT * in_block];
-                        let coef = |c: usize| {
-                            let (sum, product) = kept_of(tile.block, kept, c);
-                            with_sums(c, sum, product)
-                        };
-                        outputs.write(&tile, coef, tensors);
+                        let kept = &kept[tile.block * kept_len..][..kept_len];
+                        outputs.write(&tile, coefs, Some(kept), tensors);
                     });
                 }
             }
-            for (block, kept) in kept.chunks(KEPT * in_block).enumerate() {
-                for c in plan.channels(block) {
-                    let (sum, product) = kept_of(block, kept, c);
-                    results.set(shape, c, sum, product * saved.invstd[c].to_f64());
+            for (block, kept) in kept.chunks(kept_len).enumerate() {
+                let (sums, products) = kept.split_at(plan.block_channels());
+                let channels = plan.channels(block);
+                let sums = channels.zip(sums.iter().zip(products));
+                for (c, (sum, product)) in sums {
+                    results.set(shape, c, *sum, product * saved.invstd[c].to_f64());
                 }
             }
         });
     }
 }
 
-/// What the rounded mean of a channel makes of `factor`, and the mean does not; nothing where it is
+/// What the rounded mean of a channel makes of something, and the mean does not; nothing where it is
 /// not finite, for NaN would hide an infinity.
-fn rest_of<A: Real>(saved: &Buffers<Host, A>, c: usize, factor: f64) -> f64 {
-    let rest = saved.mean_rest[c].to_f64() * factor;
+#[inline(always)]
+fn finite(rest: f64) -> f64 {
     if rest.is_finite() { rest } else { 0.0 }
+}
+
+/// Where coefficients come from.
+#[derive(Clone, Copy)]
+struct Coefs<'a, A: Real> {
+    shape: &'a Shape,
+    parameters: Parameters<'a, A>,
+    saved: &'a Buffers<Host, A>,
+    total_sums: Option<&'a [A]>,
+}
+
+impl<A: Real> Coefs<'_, A> {
+    /// Sets those of some channels; `kept` are their sums and products, if they are known.
+    #[inline(always)]
+    fn set(self, channels: Range<usize>, kept: Option<(&[f64], &[f64])>, strip: &mut Strip<A>) {
+        let saved = self.saved;
+        let mean = &saved.mean[channels.clone()];
+        let rest = &saved.mean_rest[channels.clone()];
+        let invstd = &saved.invstd[channels.clone()];
+        self.parameters.coefs(
+            channels.clone(),
+            #[inline(always)]
+            |k| (mean[k], rest[k], invstd[k]),
+            strip,
+        );
+        let count = self.shape.channels();
+        let (sums, m) = match (self.total_sums, kept) {
+            (Some(total), _) => (None, total[2 * count].to_f64()),
+            (None, kept) => (kept, self.shape.per_channel() as f64),
+        };
+        if let Some(total) = self.total_sums {
+            let (sum, product) = (&total[channels.clone()], &total[count..][channels.clone()]);
+            strip.fill_gradient(
+                channels.len(),
+                #[inline(always)]
+                |k| {
+                    let slope = product[k].to_f64() / m * invstd[k].to_f64();
+                    gradient(sum[k].to_f64() / m, slope, rest[k])
+                },
+            );
+        } else if let Some((sum, product)) = sums {
+            strip.fill_gradient(
+                channels.len(),
+                #[inline(always)]
+                |k| {
+                    let invstd = invstd[k].to_f64();
+                    gradient(sum[k] / m, product[k] / m * invstd * invstd, rest[k])
+                },
+            );
+        }
+    }
+}
+
+/// `mean_g` and `slope` of a coefficient.
+#[inline(always)]
+fn gradient<A: Real>(mean_g: f64, slope: f64, rest: A) -> (A, A) {
+    (A::from_f64(mean_g - finite(rest.to_f64() * slope)), A::from_f64(slope))
 }
 
 /// The outputs that are one value per channel.
@@ -199,7 +253,8 @@ impl<E: Element> Outputs<'_, E> {
     fn write(
         &self,
         tile: &Tile,
-        coef: impl Fn(usize) -> Coef<E::Acc>,
+        coefs: Coefs<'_, E::Acc>,
+        kept: Option<&[f64]>,
         (grad_x, grad_residual): (Option<TileMut<'_, E>>, Option<TileMut<'_, E>>),
     ) {
         let Outputs { read, grad_y, frozen } = *self;
@@ -207,9 +262,25 @@ impl<E: Element> Outputs<'_, E> {
         let grad_x = grad_x.map(|tile| Writer::new(read.plan, tile, grad_y.is_none()));
         let grad_residual = grad_residual.map(|tile| Writer::new(read.plan, tile, false));
         let mut step = Gradients { read, grad_y, frozen, grad_x, grad_residual, scratch };
+        let first = read.plan.channels(tile.block).start;
         vectorized(
             #[inline(always)]
-            || walk(read.plan, tile, coef, &mut step),
+            || {
+                walk(
+                    read.plan,
+                    tile,
+                    #[inline(always)]
+                    |channels: Range<usize>, strip: &mut _| {
+                        let at = channels.start - first..channels.end - first;
+                        let kept = kept.map(|kept| {
+                            let (sums, products) = kept.split_at(kept.len() / 2);
+                            (&sums[at.clone()], &products[at])
+                        });
+                        coefs.set(channels, kept, strip);
+                    },
+                    &mut step,
+                );
+            },
         );
     }
 }

@@ -1,7 +1,8 @@
 //! The backward's steps: the sums of every channel, then the gradients of x and residual.
-use super::lanes::{self, At, BLOCK, Coef, Lanes, Same, Scratch, Strip};
-use super::normalize::Step;
+use super::lanes::{self, At, BLOCK, Lanes, Scratch, Strip};
+use super::normalize::{Step, column_coefs};
 use super::plan::{Plan, Tile};
+use super::stats;
 use super::tiles::{Writer, clipped};
 use crate::{Element, Real};
 use std::ops::Range;
@@ -23,26 +24,25 @@ pub(super) enum Gate<'a> {
 }
 
 impl Gate<'_> {
-    /// `grad_y` where the ReLU passed, 0 elsewhere.
+    /// Whether the loops are to compute the output again.
     #[inline(always)]
-    fn apply<'s, E: Element>(
+    fn recomputes(self) -> bool {
+        matches!(self, Gate::Recompute)
+    }
+    /// `grad_y` where the mask lets it pass, 0 elsewhere; without a mask, all of it.
+    #[inline(always)]
+    fn masked<'s, A: Real>(
         self,
         plan: &Plan,
-        (row, cols): (usize, Range<usize>),
-        x: &[E::Acc],
-        grad_y: &'s [E::Acc],
-        at: impl At<E::Acc>,
-        g: &'s mut [E::Acc],
-    ) -> &'s [E::Acc] {
+        row: usize,
+        cols: &Range<usize>,
+        grad_y: &'s [A],
+        g: &'s mut [A],
+    ) -> &'s [A] {
+        let Gate::Mask(mask) = self else { return grad_y };
         let g = &mut g[..grad_y.len()];
-        match self {
-            Gate::Open => return grad_y,
-            Gate::Recompute => lanes::gate_recomputed(x, grad_y, at, E::ROUNDS_TO_ZERO, g),
-            Gate::Mask(mask) => {
-                let bytes = clipped(row, plan.mask_cols(&cols), plan.mask_width(), mask.len());
-                lanes::gate_masked(&mask[bytes], grad_y, g);
-            }
-        }
+        let bytes = clipped(row, plan.mask_cols(cols), plan.mask_width(), mask.len());
+        lanes::gate_masked(&mask[bytes], grad_y, g);
         g
     }
 }
@@ -55,6 +55,27 @@ pub(super) struct Read<'a, E> {
     pub gate: Gate<'a>,
 }
 
+impl<'a, E: Element> Read<'a, E> {
+    /// x and what a mask lets pass of `grad_y`, widened.
+    #[inline(always)]
+    fn load<'s>(
+        &self,
+        row: usize,
+        cols: &Range<usize>,
+        grad_y: &'s [E],
+        scratch: &'s mut Scratch<E::Acc>,
+    ) -> (&'s [E::Acc], &'s [E::Acc])
+    where
+        'a: 's,
+    {
+        let Read { plan, x, gate } = *self;
+        let x = &x[clipped(row, cols.clone(), plan.width, plan.len())];
+        let grad_y = E::widened(grad_y, &mut scratch.other);
+        let g = gate.masked(plan, row, cols, grad_y, &mut scratch.g);
+        (E::widened(x, &mut scratch.x), g)
+    }
+}
+
 /// `sum(g)` (first half of `slot`) and `sum(g * (x - mean))` (second half) of a tile's channels,
 /// or of its columns where runs are short.
 #[inline(always)]
@@ -62,30 +83,35 @@ pub(super) fn sums<'g, E: Element>(
     read: Read<'_, E>,
     tile: &Tile,
     grad_y: impl Fn(usize, Range<usize>) -> &'g [E],
-    coef: impl Fn(usize) -> Coef<E::Acc>,
+    coefs: impl Fn(Range<usize>, &mut Strip<E::Acc>) + Copy,
     slot: &mut [f64],
 ) {
     slot.fill(0.0);
     let half = slot.len() / 2;
     let (sums, products) = slot.split_at_mut(half);
-    let Read { plan, x, gate } = read;
-    let mut scratch = Scratch::<E::Acc>::new();
-    let load = |row: usize, cols: Range<usize>| {
-        (&x[clipped(row, cols.clone(), plan.width, plan.len())], grad_y(row, cols))
-    };
-    if plan.lone_runs {
-        let run = plan.run().min(tile.cols.len());
+    let Read { plan, gate, .. } = read;
+    let zero = E::ROUNDS_TO_ZERO;
+    let mut scratch: [Scratch<E::Acc>; 2] = [Scratch::new(), Scratch::new()];
+    let mut strip = Strip::new();
+    if plan.long_runs {
+        let run = plan.inner().min(tile.cols.len());
         for (k, start) in tile.cols.clone().step_by(run).enumerate() {
-            let same = Same(coef(plan.channel(start)));
+            let c = start / plan.inner();
+            if k % BLOCK == 0 {
+                let after = tile.cols.end.div_ceil(plan.inner());
+                coefs(c..(c + BLOCK).min(after), &mut strip);
+            }
+            let coef = (&strip).at(k % BLOCK);
             let (mut sum, mut product, mut count) = (Lanes::new(), Lanes::new(), 0);
             for row in tile.rows.clone() {
                 for at in (start..start + run).step_by(BLOCK) {
                     let cols = at..(at + BLOCK).min(start + run);
-                    let (x, grad_y) = load(row, cols.clone());
-                    let x = E::widened(x, &mut scratch.x);
-                    let grad_y = E::widened(grad_y, &mut scratch.other);
-                    let g = gate.apply::<E>(plan, (row, cols), x, grad_y, same, &mut scratch.g);
-                    lanes::gradient_sums(x, g, same.0.mean, &mut sum, &mut product);
+                    let (x, g) = read.load(row, &cols, grad_y(row, cols.clone()), &mut scratch[0]);
+                    let to = (&mut sum, &mut product);
+                    match gate.recomputes() {
+                        true => lanes::gradient_sums::<_, true>(x, g, coef, zero, to.0, to.1),
+                        false => lanes::gradient_sums::<_, false>(x, g, coef, zero, to.0, to.1),
+                    }
                     count += x.len();
                     if count >= SEGMENT {
                         sums[k] += std::mem::replace(&mut sum, Lanes::new()).total();
@@ -99,61 +125,92 @@ pub(super) fn sums<'g, E: Element>(
         }
         return;
     }
-    let mut strip = Strip::new();
+    let full = tile.rows.end - usize::from(stats::has_short_row(plan, tile));
+    let mut own = Strip::new();
+    let zeros = [E::Acc::default(); BLOCK];
+    let (mut sum, mut product) = (zeros, zeros);
     for start in tile.cols.clone().step_by(BLOCK) {
         let cols = start..(start + BLOCK).min(tile.cols.end);
-        let first_channel = plan.channels(tile.block).start;
-        let slot_of = |col: usize| match plan.long_runs {
-            true => plan.channel(col) - first_channel,
-            false => col - tile.cols.start,
-        };
-        for (i, col) in cols.clone().enumerate() {
-            strip.set(i, coef(plan.channel(col)));
-        }
+        let n = cols.len();
+        column_coefs(plan, &cols, coefs, &mut own, &mut strip);
+        let sums = &mut sums[start - tile.cols.start..][..n];
+        let products = &mut products[start - tile.cols.start..][..n];
         for first in tile.rows.clone().step_by(STRIP_ROWS) {
-            let zeros = [E::Acc::default(); BLOCK];
-            let (mut sum, mut product) = (zeros, zeros);
-            for row in first..(first + STRIP_ROWS).min(tile.rows.end) {
-                let (x, grad_y) = load(row, cols.clone());
-                let x = E::widened(x, &mut scratch.x);
-                let grad_y = E::widened(grad_y, &mut scratch.other);
-                let place = (row, cols.clone());
-                let g = gate.apply::<E>(plan, place, x, grad_y, &strip, &mut scratch.g);
-                lanes::add_columns(x, g, &strip, &mut sum, &mut product);
+            sum[..n].fill(E::Acc::default());
+            product[..n].fill(E::Acc::default());
+            let end = (first + STRIP_ROWS).min(tile.rows.end);
+            let pairs = end.min(full);
+            let mut row = first;
+            // A shorter last row goes alone.
+            while row + 2 <= pairs {
+                let [one, two] = &mut scratch;
+                let (x, g) = read.load(row, &cols, grad_y(row, cols.clone()), one);
+                let (x2, g2) = read.load(row + 1, &cols, grad_y(row + 1, cols.clone()), two);
+                let to = (&mut sum, &mut product);
+                match gate.recomputes() {
+                    true => {
+                        lanes::add_columns::<_, true, 2>([x, x2], [g, g2], &strip, zero, to.0, to.1)
+                    }
+                    false => lanes::add_columns::<_, false, 2>(
+                        [x, x2],
+                        [g, g2],
+                        &strip,
+                        zero,
+                        to.0,
+                        to.1,
+                    ),
+                }
+                row += 2;
             }
-            for (j, col) in cols.clone().enumerate() {
-                sums[slot_of(col)] += sum[j].to_f64();
-                products[slot_of(col)] += product[j].to_f64();
+            while row < end {
+                let (x, g) = read.load(row, &cols, grad_y(row, cols.clone()), &mut scratch[0]);
+                let to = (&mut sum, &mut product);
+                match gate.recomputes() {
+                    true => lanes::add_columns::<_, true, 1>([x], [g], &strip, zero, to.0, to.1),
+                    false => lanes::add_columns::<_, false, 1>([x], [g], &strip, zero, to.0, to.1),
+                }
+                row += 1;
+            }
+            for (total, sum) in sums.iter_mut().zip(&sum) {
+                *total += sum.to_f64();
+            }
+            for (total, product) in products.iter_mut().zip(&product) {
+                *total += product.to_f64();
             }
         }
     }
 }
 
-/// Both sums of channel `c` from the slots of all tiles of its block.
+/// Adds up the slots of all tiles of a block, which are overwritten: `sum(g)` of its channels in
+/// the first half of `kept`, `sum(g * (x - mean))` in the second.
 #[inline(always)]
-pub(super) fn merged<'s>(
-    plan: &Plan,
-    block: usize,
-    c: usize,
-    slot: impl Fn(usize) -> &'s [f64],
-) -> (f64, f64) {
-    let (per_block, first) = (plan.tiles_per_block(), plan.channels(block).start);
-    let (mut sum, mut product) = (0.0, 0.0);
-    for index in block * per_block..(block + 1) * per_block {
-        let slot = slot(index);
-        let half = slot.len() / 2;
-        if plan.long_runs {
-            sum += slot[c - first];
-            product += slot[half + c - first];
-            continue;
+pub(super) fn merge(plan: &Plan, slots: &mut [f64], kept: &mut [f64]) {
+    let half = stats::slot_len(plan) / 2;
+    let (first, others) = slots.split_at_mut(2 * half);
+    for slot in others.chunks(2 * half) {
+        add(first, slot);
+    }
+    let into = kept.len() / 2;
+    for (columns, into) in first.chunks_mut(half).zip(kept.chunks_mut(into)) {
+        if plan.is_joined() {
+            let (columns, more) = columns.split_at_mut(plan.row());
+            more.chunks(plan.row()).for_each(|more| add(columns, more));
         }
-        let tile = plan.tile(index);
-        for col in plan.columns_of(&tile, c) {
-            sum += slot[col - tile.cols.start];
-            product += slot[half + col - tile.cols.start];
+        if plan.long_runs || plan.inner() == 1 {
+            into.copy_from_slice(&columns[..into.len()]);
+        } else {
+            for (into, columns) in into.iter_mut().zip(columns.chunks(plan.inner())) {
+                *into = lanes::total(columns, |v| v);
+            }
         }
     }
-    (sum, product)
+}
+
+#[inline(always)]
+fn add(sums: &mut [f64], more: &[f64]) {
+    for (sum, more) in sums.iter_mut().zip(more) {
+        *sum += more;
+    }
 }
 
 /// `grad_x` and `grad_residual` over a tile.
@@ -189,7 +246,7 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
                 grad_y
             }
         };
-        let g = gate.apply::<E>(plan, (row, cols.clone()), x, grad_y, at, &mut scratch.g);
+        let g = gate.masked(plan, row, &cols, grad_y, &mut scratch.g);
         if let Some(grad_residual) = &mut self.grad_residual {
             grad_residual.write(
                 row,
@@ -200,15 +257,17 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
             );
         }
         if let Some(grad_x) = &mut self.grad_x {
-            let frozen = self.frozen;
+            let (frozen, recomputes, zero) = (self.frozen, gate.recomputes(), E::ROUNDS_TO_ZERO);
             grad_x.write(
                 row,
                 cols,
                 &mut scratch.out,
                 #[inline(always)]
-                |out| match frozen {
-                    true => lanes::frozen_gradient(g, at, out),
-                    false => lanes::input_gradient(x, g, at, out),
+                |out| match (frozen, recomputes) {
+                    (true, true) => lanes::frozen_gradient::<_, true>(x, g, at, zero, out),
+                    (true, false) => lanes::frozen_gradient::<_, false>(x, g, at, zero, out),
+                    (false, true) => lanes::input_gradient::<_, true>(x, g, at, zero, out),
+                    (false, false) => lanes::input_gradient::<_, false>(x, g, at, zero, out),
                 },
             );
         }

@@ -6,35 +6,58 @@ use crate::Real;
 
 /// Values at a time that pass through scratch memory on the stack; f16 and bf16 are widened there.
 pub(super) const BLOCK: usize = 512;
-/// Independent partial sums.
+/// Independent partial sums, in halves: loops over more than the widest vector are not unrolled, and
+/// sums that are not stay in memory.
 const LANES: usize = 32;
+const HALF: usize = LANES / 2;
 
 /// Partial sums over many runs.
 #[derive(Clone, Copy)]
-pub(super) struct Lanes<A>([A; LANES]);
+pub(super) struct Lanes<A>([[A; HALF]; 2]);
 
 impl<A: Real> Lanes<A> {
     #[inline(always)]
     pub fn new() -> Self {
-        Self([A::default(); LANES])
+        Self([[A::default(); HALF]; 2])
     }
     /// Their sum.
     #[inline(always)]
     pub fn total(&self) -> f64 {
-        self.0.iter().map(|v| v.to_f64()).sum()
+        self.0.as_flattened().iter().map(|v| v.to_f64()).sum()
     }
 }
 
-/// Calls `add` with every pair of values and their lane: whole groups of lanes become vectors.
+/// Adds both terms of every pair of values to the lanes: whole groups of lanes become vectors, and
+/// the sums stay in registers.
 #[inline(always)]
-fn each_lane<A: Copy>(x: &[A], g: &[A], mut add: impl FnMut(usize, A, A)) {
+fn each_lane<A: Real>(
+    x: &[A],
+    g: &[A],
+    (a, b): (&mut Lanes<A>, &mut Lanes<A>),
+    terms: impl Fn(A, A) -> (A, A),
+) {
     let (groups, x) = x.as_chunks::<LANES>();
     let (groups_g, g) = g.as_chunks::<LANES>();
+    let ([mut a0, mut a1], [mut b0, mut b1]) = (a.0, b.0);
     for (x, g) in groups.iter().zip(groups_g) {
-        for l in 0..LANES {
-            add(l, x[l], g[l]);
+        for l in 0..HALF {
+            let terms = terms(x[l], g[l]);
+            a0[l] += terms.0;
+            b0[l] += terms.1;
+        }
+        for l in 0..HALF {
+            let terms = terms(x[HALF + l], g[HALF + l]);
+            a1[l] += terms.0;
+            b1[l] += terms.1;
         }
     }
+    (a.0, b.0) = ([a0, a1], [b0, b1]);
+    let (a, b) = (a.0.as_flattened_mut(), b.0.as_flattened_mut());
+    let mut add = |l: usize, x: A, g: A| {
+        let terms = terms(x, g);
+        a[l] += terms.0;
+        b[l] += terms.1;
+    };
     let (eights, x) = x.as_chunks::<8>();
     let (eights_g, g) = g.as_chunks::<8>();
     for ((x, g), first) in eights.iter().zip(eights_g).zip([0, 8, 16]) {
@@ -47,78 +70,111 @@ fn each_lane<A: Copy>(x: &[A], g: &[A], mut add: impl FnMut(usize, A, A)) {
     }
 }
 
-/// Adds `x - shift` to the lanes.
+/// Adds `d = x - pivot` and its square to the lanes.
 #[inline(always)]
-pub(super) fn sum_from<A: Real>(x: &[A], shift: A, sum: &mut Lanes<A>) {
-    let mut lanes = sum.0;
+pub(super) fn distances<A: Real>(x: &[A], pivot: A, sum: &mut Lanes<A>, squares: &mut Lanes<A>) {
     each_lane(
         x,
         x,
+        (sum, squares),
         #[inline(always)]
-        |l, x, _| lanes[l] += x - shift,
-    );
-    sum.0 = lanes;
-}
-
-/// Adds `d = (x - shift) - delta` and its square to the lanes.
-#[inline(always)]
-pub(super) fn squares_from<A: Real>(
-    x: &[A],
-    shift: A,
-    delta: A,
-    rest: &mut Lanes<A>,
-    squares: &mut Lanes<A>,
-) {
-    let (mut r, mut s) = (rest.0, squares.0);
-    each_lane(
-        x,
-        x,
-        #[inline(always)]
-        |l, x, _| {
-            let d = (x - shift) - delta;
-            r[l] += d;
-            s[l] += d * d;
+        |x, _| {
+            let d = x - pivot;
+            (d, d * d)
         },
     );
-    (rest.0, squares.0) = (r, s);
 }
 
-/// Adds `g` and `g * (x - mean)` to the lanes.
+/// Adds `d = x - pivot` and its square to their columns, of several rows at a time: sums in memory
+/// cost as much as the arithmetic of one row.
 #[inline(always)]
-pub(super) fn gradient_sums<A: Real>(
+pub(super) fn column_distances<A: Real, const ROWS: usize>(
+    rows: [&[A]; ROWS],
+    pivot: &[A; BLOCK],
+    sum: &mut [A; BLOCK],
+    squares: &mut [A; BLOCK],
+) {
+    let n = block_len(rows[0].len());
+    let rows = rows.map(
+        #[inline(always)]
+        |row| &row[..n],
+    );
+    for j in 0..n {
+        let (mut s, mut q) = (A::default(), A::default());
+        for row in rows {
+            let d = row[j] - pivot[j];
+            s += d;
+            q += d * d;
+        }
+        sum[j] += s;
+        squares[j] += q;
+    }
+}
+
+/// The sum of `term` over values, in eight lanes.
+#[inline(always)]
+pub(super) fn total(values: &[f64], term: impl Fn(f64) -> f64) -> f64 {
+    let mut lanes = [0.0; 8];
+    let (groups, rest) = values.as_chunks::<8>();
+    for group in groups {
+        for l in 0..8 {
+            lanes[l] += term(group[l]);
+        }
+    }
+    for (lane, v) in lanes.iter_mut().zip(rest) {
+        *lane += term(*v);
+    }
+    lanes.iter().sum()
+}
+
+/// Adds `g` and `g * (x - mean)` to the lanes, `g` being what passes the gate.
+#[inline(always)]
+pub(super) fn gradient_sums<A: Real, const RELU: bool>(
     x: &[A],
-    g: &[A],
-    mean: A,
+    grad_y: &[A],
+    coef: Coef<A>,
+    zero: A,
     sum: &mut Lanes<A>,
     product: &mut Lanes<A>,
 ) {
-    let (mut s, mut p) = (sum.0, product.0);
     each_lane(
         x,
-        &g[..x.len()],
+        &grad_y[..x.len()],
+        (sum, product),
         #[inline(always)]
-        |l, x, g| {
-            s[l] += g;
-            p[l] += g * (x - mean);
+        |x, g| {
+            let g = gate::<A, RELU>(coef, x, g, zero);
+            (g, g * (x - coef.mean))
         },
     );
-    (sum.0, product.0) = (s, p);
 }
 
-/// Adds `g` and `g * (x - mean)` to their columns.
+/// The same by columns, of several rows at a time: see [`column_distances`].
 #[inline(always)]
-pub(super) fn add_columns<A: Real>(
-    x: &[A],
-    g: &[A],
+pub(super) fn add_columns<A: Real, const RELU: bool, const ROWS: usize>(
+    x: [&[A]; ROWS],
+    grad_y: [&[A]; ROWS],
     at: impl At<A>,
+    zero: A,
     sum: &mut [A; BLOCK],
     product: &mut [A; BLOCK],
 ) {
-    let n = block_len(x.len());
-    let (x, g) = (&x[..n], &g[..n]);
+    let n = block_len(x[ROWS - 1].len());
+    let (mut xs, mut gs) = (x, grad_y);
+    for r in 0..ROWS {
+        (xs[r], gs[r]) = (&x[r][..n], &grad_y[r][..n]);
+    }
     for j in 0..n {
-        sum[j] += g[j];
-        product[j] += g[j] * (x[j] - at.at(j).mean);
+        let coef = at.at(j);
+        let (mut s, mut p) = (A::default(), A::default());
+        for r in 0..ROWS {
+            let x = xs[r][j];
+            let g = gate::<A, RELU>(coef, x, gs[r][j], zero);
+            s += g;
+            p += g * (x - coef.mean);
+        }
+        sum[j] += s;
+        product[j] += p;
     }
 }
 
@@ -174,10 +230,28 @@ impl<A: Real> Strip<A> {
         let zeros = [A::default(); BLOCK];
         Self { mean: zeros, scale: zeros, bias: zeros, mean_g: zeros, slope: zeros }
     }
+    /// Sets `mean`, `scale` and `bias` of the first `n`.
     #[inline(always)]
-    pub fn set(&mut self, i: usize, coef: Coef<A>) {
-        (self.mean[i], self.scale[i], self.bias[i]) = (coef.mean, coef.scale, coef.bias);
-        (self.mean_g[i], self.slope[i]) = (coef.mean_g, coef.slope);
+    pub fn fill(&mut self, n: usize, of: impl Fn(usize) -> (A, A, A)) {
+        for i in 0..block_len(n) {
+            (self.mean[i], self.scale[i], self.bias[i]) = of(i);
+        }
+    }
+    /// Sets `mean_g` and `slope` of the first `n`.
+    #[inline(always)]
+    pub fn fill_gradient(&mut self, n: usize, of: impl Fn(usize) -> (A, A)) {
+        for i in 0..block_len(n) {
+            (self.mean_g[i], self.slope[i]) = of(i);
+        }
+    }
+    /// Copies every field by `copy`.
+    #[inline(always)]
+    pub fn from(&mut self, other: &Self, mut copy: impl FnMut(&[A; BLOCK], &mut [A; BLOCK])) {
+        copy(&other.mean, &mut self.mean);
+        copy(&other.scale, &mut self.scale);
+        copy(&other.bias, &mut self.bias);
+        copy(&other.mean_g, &mut self.mean_g);
+        copy(&other.slope, &mut self.slope);
     }
 }
 impl<A: Real> At<A> for &Strip<A> {
@@ -240,22 +314,11 @@ fn relu<A: Real, const RELU: bool>(v: A) -> A {
     if RELU && v <= A::default() { A::default() } else { v }
 }
 
-/// `g = grad_y` where the forward's output rounds to more than zero or is NaN, else 0.
+/// `grad_y` where there is no ReLU or the forward's output rounds to more than `zero` or is NaN,
+/// else 0.
 #[inline(always)]
-pub(super) fn gate_recomputed<A: Real>(
-    x: &[A],
-    grad_y: &[A],
-    at: impl At<A>,
-    rounds_to_zero: A,
-    g: &mut [A],
-) {
-    let n = block_len(g.len());
-    let (x, grad_y, g) = (&x[..n], &grad_y[..n], &mut g[..n]);
-    for i in 0..n {
-        // Loaded in any case, so that there is something to select from.
-        let (v, stopped) = (grad_y[i], at.at(i).normalize(x[i]) <= rounds_to_zero);
-        g[i] = if stopped { A::default() } else { v };
-    }
+fn gate<A: Real, const RELU: bool>(coef: Coef<A>, x: A, grad_y: A, zero: A) -> A {
+    if RELU && coef.normalize(x) <= zero { A::default() } else { grad_y }
 }
 
 /// `g = grad_y` where the mask has a 1, else 0.
@@ -288,23 +351,37 @@ pub(super) fn mask_of<A: Real>(y: &[A], rounds_to_zero: A, mask: &mut [u8]) {
     }
 }
 
-/// `grad_x = scale * (g - mean_g - (x - mean) * slope)`.
+/// `grad_x = scale * (g - mean_g - (x - mean) * slope)`, `g` being what passes the gate.
 #[inline(always)]
-pub(super) fn input_gradient<A: Real>(x: &[A], g: &[A], at: impl At<A>, grad_x: &mut [A]) {
+pub(super) fn input_gradient<A: Real, const RELU: bool>(
+    x: &[A],
+    grad_y: &[A],
+    at: impl At<A>,
+    zero: A,
+    grad_x: &mut [A],
+) {
     let n = block_len(grad_x.len());
-    let (x, g, grad_x) = (&x[..n], &g[..n], &mut grad_x[..n]);
+    let (x, grad_y, grad_x) = (&x[..n], &grad_y[..n], &mut grad_x[..n]);
     for i in 0..n {
         let s = at.at(i);
-        grad_x[i] = s.scale * (g[i] - s.mean_g - (x[i] - s.mean) * s.slope);
+        let g = gate::<A, RELU>(s, x[i], grad_y[i], zero);
+        grad_x[i] = s.scale * (g - s.mean_g - (x[i] - s.mean) * s.slope);
     }
 }
 
 /// `grad_x = scale * g`: what is left of it where the statistics are constants.
 #[inline(always)]
-pub(super) fn frozen_gradient<A: Real>(g: &[A], at: impl At<A>, grad_x: &mut [A]) {
+pub(super) fn frozen_gradient<A: Real, const RELU: bool>(
+    x: &[A],
+    grad_y: &[A],
+    at: impl At<A>,
+    zero: A,
+    grad_x: &mut [A],
+) {
     let n = block_len(grad_x.len());
-    let (g, grad_x) = (&g[..n], &mut grad_x[..n]);
+    let (x, grad_y, grad_x) = (&x[..n], &grad_y[..n], &mut grad_x[..n]);
     for i in 0..n {
-        grad_x[i] = at.at(i).scale * g[i];
+        let s = at.at(i);
+        grad_x[i] = s.scale * gate::<A, RELU>(s, x[i], grad_y[i], zero);
     }
 }

@@ -9,11 +9,12 @@ use super::saved::Buffers;
 use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain, Input};
 use super::{MergeStats, Request, Running, Stats};
 use crate::{Element, Host, Real, Result, Shape};
-use lanes::{Coef, Scratch};
+use lanes::{Scratch, Strip};
 use normalize::{Normalize, walk};
 use plan::{Plan, Tile};
 use simd::vectorized;
 use stats::Moments;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use tiles::{Elements, TileMut, Writer, for_each_tile};
 
@@ -84,8 +85,9 @@ impl Engine for Cpu {
             residual: args.residual,
             relu: args.activation == Activation::Relu,
         };
-        self.train(shape, args.x, output, parameters, args.eps, args.y, saved, |c, moments| {
-            update(&mut args.running, c, &moments);
+        let ForwardTrain { x, eps, y, .. } = args;
+        self.train(shape, x, output, parameters, eps, y, saved, |channels, moments| {
+            update(&mut args.running, channels, |k| moments.get(k));
         });
         Ok(())
     }
@@ -97,7 +99,7 @@ impl Engine for Cpu {
     ) -> Result<()> {
         args.check(shape)?;
         let mut saved = args.open(self, shape)?;
-        let plan = Plan::new(shape, size_of::<E>(), 1);
+        let plan = Plan::once(shape);
         let parameters = Parameters { weight: args.weight, bias: args.bias };
         let output = Output {
             x: match args.x {
@@ -118,12 +120,25 @@ impl Engine for Cpu {
                 saved.invstd.iter_mut().zip(invstds).for_each(|(saved, v)| *saved = v);
             }
             let invstds = &*invstds;
-            let coef = |c: usize| {
-                parameters.coef(c, args.mean[c], Real::from_f64(0.0), Real::from_f64(invstds[c]))
-            };
             let outputs = (Elements::new(args.y), mask(&plan, output.masks(), saved));
             for_each_tile(&plan, false, outputs, |tile, (y, mask)| {
-                output.write(&plan, &tile, coef, y, mask);
+                output.write(
+                    &plan,
+                    &tile,
+                    #[inline(always)]
+                    |channels: Range<usize>, strip: &mut Strip<E::Acc>| {
+                        let mean = &args.mean[channels.clone()];
+                        let invstd = &invstds[channels.clone()];
+                        parameters.coefs(
+                            channels,
+                            #[inline(always)]
+                            |k| (mean[k], Real::from_f64(0.0), Real::from_f64(invstd[k])),
+                            strip,
+                        );
+                    },
+                    y,
+                    mask,
+                );
             });
         });
         Ok(())
@@ -139,9 +154,18 @@ impl Engine for Cpu {
     fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Host, E>) -> Result<()> {
         args.check(shape)?;
         let (mean, rest) = args.record.split_at_mut(shape.channels());
-        self.moments(shape, args.x, |c, m| {
-            (mean[c], rest[c]) = (Real::from_f64(m.mean()), Real::from_f64(m.var()));
-        });
+        if shape.is_empty() {
+            mean.fill(Real::from_f64(0.0));
+            rest.fill(Real::from_f64(0.0));
+        } else {
+            self.moments(shape, args.x, |channels, moments| {
+                for (k, c) in channels.enumerate() {
+                    let moments = moments.get(k);
+                    (mean[c], rest[c]) =
+                        (Real::from_f64(moments.mean()), Real::from_f64(moments.var()));
+                }
+            });
+        }
         rest[shape.channels()] = Real::from_f64(shape.per_channel() as f64);
         Ok(())
     }
@@ -159,7 +183,7 @@ impl Engine for Cpu {
                 all.merge(Moments { count, base: 0.0, offset: mean, squares: var * count });
             }
             (args.mean[c], args.var[c]) = (Real::from_f64(all.mean()), Real::from_f64(all.var()));
-            update(&mut args.running, c, &all);
+            update(&mut args.running, c..c + 1, |_| all);
         }
         Ok(())
     }
@@ -173,11 +197,22 @@ struct Parameters<'a, A> {
 }
 
 impl<A: Real> Parameters<'_, A> {
+    /// Sets the coefficients of some channels; `of` gives mean, what that leaves, and invstd of the
+    /// `k`th.
     #[inline(always)]
-    fn coef(&self, c: usize, mean: A, mean_rest: A, invstd: A) -> Coef<A> {
-        let scale = self.weight.map_or(invstd, |weight| weight[c] * invstd);
-        let bias = self.bias.map_or(A::default(), |bias| bias[c]) - mean_rest * scale;
-        Coef { mean, scale, bias, ..Coef::default() }
+    fn coefs(&self, channels: Range<usize>, of: impl Fn(usize) -> (A, A, A), strip: &mut Strip<A>) {
+        let weight = self.weight.map(|weight| &weight[channels.clone()]);
+        let bias = self.bias.map(|bias| &bias[channels.clone()]);
+        strip.fill(
+            channels.len(),
+            #[inline(always)]
+            |k| {
+                let (mean, mean_rest, invstd) = of(k);
+                let scale = weight.map_or(invstd, |weight| weight[k] * invstd);
+                let bias = bias.map_or(A::default(), |bias| bias[k]) - mean_rest * scale;
+                (mean, scale, bias)
+            },
+        );
     }
 }
 
@@ -199,7 +234,7 @@ impl<E: Element> Output<'_, E> {
         &self,
         plan: &Plan,
         tile: &Tile,
-        coef: impl Fn(usize) -> Coef<E::Acc>,
+        coefs: impl Fn(Range<usize>, &mut Strip<E::Acc>) + Copy,
         y: TileMut<'_, E>,
         mask: Option<TileMut<'_, u8>>,
     ) {
@@ -208,7 +243,7 @@ impl<E: Element> Output<'_, E> {
         let mut step = Normalize { plan, x, residual, relu, y, mask, scratch: Scratch::new() };
         vectorized(
             #[inline(always)]
-            || walk(plan, tile, coef, &mut step),
+            || walk(plan, tile, coefs, &mut step),
         );
     }
 }
@@ -224,11 +259,19 @@ fn mask<'s, A: Real>(
 }
 
 /// The running variance is the unbiased one. An empty batch changes nothing.
-fn update<P: Real>(running: &mut Option<Running<'_, Host, P>>, c: usize, batch: &Moments) {
+fn update<P: Real>(
+    running: &mut Option<Running<'_, Host, P>>,
+    channels: Range<usize>,
+    batch: impl Fn(usize) -> Moments,
+) {
     let Some(Running { mean, var, factor }) = running else { return };
-    if batch.count > 0.0 {
-        let blend = |old: P, new: f64| P::from_f64((1.0 - *factor) * old.to_f64() + *factor * new);
-        mean[c] = blend(mean[c], batch.mean());
-        var[c] = blend(var[c], batch.squares / (batch.count - 1.0));
+    let blend = |old: P, new: f64| P::from_f64((1.0 - *factor) * old.to_f64() + *factor * new);
+    let running = mean[channels.clone()].iter_mut().zip(&mut var[channels]);
+    for (k, (mean, var)) in running.enumerate() {
+        let batch = batch(k);
+        if batch.count > 0.0 {
+            *mean = blend(*mean, batch.mean());
+            *var = blend(*var, batch.squares / (batch.count - 1.0));
+        }
     }
 }

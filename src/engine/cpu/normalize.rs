@@ -1,5 +1,5 @@
 //! Step 2 of the forwards: normalize, add, activate, round, note what the ReLU let through.
-use super::lanes::{self, At, BLOCK, Coef, Same, Scratch, Strip};
+use super::lanes::{self, At, BLOCK, Same, Scratch, Strip};
 use super::plan::{Plan, Tile};
 use super::tiles::{TileMut, Writer, clipped};
 use crate::{Element, Real};
@@ -10,36 +10,58 @@ pub(super) trait Step<A> {
     fn piece(&mut self, row: usize, cols: Range<usize>, at: impl At<A>);
 }
 
-/// Takes `step` over a tile, the values read last first: those are still in cache.
+/// Takes `step` over a tile, in the order of memory. `coefs` sets those of some channels, at most
+/// [`BLOCK`].
 #[inline(always)]
 pub(super) fn walk<A: Real>(
     plan: &Plan,
     tile: &Tile,
-    coef: impl Fn(usize) -> Coef<A>,
+    coefs: impl Fn(Range<usize>, &mut Strip<A>) + Copy,
     step: &mut impl Step<A>,
 ) {
-    if plan.lone_runs {
-        let run = plan.run().min(tile.cols.len());
-        for start in tile.cols.clone().step_by(run).rev() {
-            let same = Same(coef(plan.channel(start)));
-            for row in tile.rows.clone().rev() {
-                for at in (start..start + run).step_by(BLOCK) {
-                    step.piece(row, at..(at + BLOCK).min(start + run), same);
+    let mut strip = Strip::new();
+    if plan.long_runs {
+        let (inner, cols) = (plan.inner(), &tile.cols);
+        let channels = cols.start / inner..cols.end.div_ceil(inner);
+        for first in channels.clone().step_by(BLOCK) {
+            let channels = first..(first + BLOCK).min(channels.end);
+            coefs(channels.clone(), &mut strip);
+            for row in tile.rows.clone() {
+                for c in channels.clone() {
+                    let same = Same((&strip).at(c - first));
+                    let (start, end) = (cols.start.max(c * inner), cols.end.min((c + 1) * inner));
+                    for at in (start..end).step_by(BLOCK) {
+                        step.piece(row, at..(at + BLOCK).min(end), same);
+                    }
                 }
             }
         }
         return;
     }
-    let mut strip = Strip::new();
-    for start in tile.cols.clone().step_by(BLOCK).rev() {
+    let mut own = Strip::new();
+    for start in tile.cols.clone().step_by(BLOCK) {
         let cols = start..(start + BLOCK).min(tile.cols.end);
-        for (i, col) in cols.clone().enumerate() {
-            strip.set(i, coef(plan.channel(col)));
-        }
-        for row in tile.rows.clone().rev() {
+        column_coefs(plan, &cols, coefs, &mut own, &mut strip);
+        for row in tile.rows.clone() {
             step.piece(row, cols.clone(), &strip);
         }
     }
+}
+
+/// Sets the coefficients of columns; `own` is for those of their channels.
+#[inline(always)]
+pub(super) fn column_coefs<A: Real>(
+    plan: &Plan,
+    cols: &Range<usize>,
+    coefs: impl Fn(Range<usize>, &mut Strip<A>) + Copy,
+    own: &mut Strip<A>,
+    strip: &mut Strip<A>,
+) {
+    if plan.inner() == 1 && !plan.is_joined() {
+        return coefs(cols.clone(), strip);
+    }
+    coefs(plan.channels_in(cols), own);
+    strip.from(own, |values, out| plan.expand(cols, values, out));
 }
 
 /// `y = [relu](normalize(x) [+ residual])` over a tile.

@@ -5,20 +5,28 @@
 use crate::Shape;
 use std::ops::Range;
 
-/// From this many values behind a channel on, a channel's run is long enough for vectors.
-const LONG_RUN: usize = 32;
-/// From this many on it is worth a loop of its own; shorter runs of several channels are taken
-/// together, with coefficients for each column.
-const LONE_RUN: usize = 256;
-/// Rows of short channels are joined until a row has this many columns.
+/// From this many values behind a channel on, a channel's run is worth a loop of its own; shorter
+/// runs of several channels are taken together, with coefficients for each column.
+const LONG_RUN: usize = 256;
+/// Rows of short runs are joined until a row has this many columns.
 const LONG_ROW: usize = 512;
 /// A task that keeps all of a channel works on at most this many bytes, so that its second pass
-/// finds in cache what its first has read.
+/// finds in cache what its first has read. Of runs shorter than a page, pieces that lie far apart
+/// cost more than that saves: such a task must find room in the cache of one core.
 const CACHED_BYTES: usize = 4 << 20;
+const CLOSE_BYTES: usize = 256 << 10;
+/// Least bytes of a row in a task of the one kind and of the other.
+const PAGE: usize = 4 << 10;
+const LINES: usize = 512;
 /// Fewer tasks than this are too few to keep the threads of a machine busy.
 const ENOUGH_TASKS: usize = 8;
 /// Elements that are worth a task of their own.
 const TASK: usize = 64 << 10;
+/// Columns of a row up to which a task takes whole rows, and of its part of a longer row.
+const WHOLE_ROW: usize = 8 << 10;
+const PART_ROW: usize = 4 << 10;
+/// Least rows of a task of a column's sums: those sums are kept until all are merged.
+const SUMMED_ROWS: usize = 64;
 /// From here on a tensor is written past the cache.
 const LARGE_BYTES: usize = 16 << 20;
 /// Up to here, cutting is not worth a second pass over memory.
@@ -37,8 +45,6 @@ pub(super) struct Plan {
     pub rows: usize,
     /// Whether a channel's columns are one long run, so that slots are by channel, not by column.
     pub long_runs: bool,
-    /// Whether a run is long enough to be alone.
-    pub lone_runs: bool,
     /// Columns of a block: whole channels. The last block may have fewer.
     pub block: usize,
     /// Columns of a piece of a block; less than the block only where it is one channel's run.
@@ -59,64 +65,101 @@ pub(super) struct Tile {
 impl Plan {
     /// For an operation that reads `tensors` tensors of elements of `size` bytes twice.
     pub fn new(shape: &Shape, size: usize, tensors: usize) -> Self {
-        let (outer, channels, inner) = (shape.outer(), shape.channels(), shape.inner());
-        let row = channels * inner;
+        let inner = shape.inner();
         let bytes = |elements: usize| elements.saturating_mul(size * tensors);
-        let small = shape.len() <= SMALL;
-        if inner >= LONG_RUN {
-            let plan = |group: usize, piece: usize, tile_rows: usize| Self {
-                shape: *shape,
-                width: row,
-                rows: outer,
-                long_runs: true,
-                lone_runs: inner >= LONE_RUN,
-                block: group * inner,
-                piece,
-                tile_rows,
-            };
-            let channel = outer * inner;
-            // Blocks that end at whole bytes of the mask.
-            let whole = |group: usize| match inner < LONE_RUN {
-                true => group.next_multiple_of(8).min(channels),
-                false => group,
-            };
-            if small || bytes(channel * whole(1)) <= CACHED_BYTES && channels >= ENOUGH_TASKS {
-                // Neighbouring channels share cache lines: group them, as far as tasks remain.
-                let group = (TASK / channel.max(1)).clamp(1, channels.div_ceil(ENOUGH_TASKS));
-                let group = whole(group);
-                return plan(group, group * inner, outer.max(1));
-            }
-            let group = whole(1);
-            let piece = if inner > TASK { TASK } else { group * inner };
-            return plan(group, piece, (TASK / piece).clamp(1, outer.max(1)));
+        let all = Self::uncut(shape);
+        let Self { rows, width, .. } = all;
+        if all.is_small() {
+            return all;
         }
-        let join = LONG_ROW.div_ceil(row.max(1)).min(outer.max(1));
+        if all.long_runs {
+            let channel = rows * inner;
+            if bytes(channel) <= CACHED_BYTES && shape.channels() >= ENOUGH_TASKS {
+                // Neighbouring channels share cache lines: group them, as far as tasks remain.
+                let most = shape.channels().div_ceil(ENOUGH_TASKS);
+                let group = (TASK / channel.max(1)).clamp(1, most);
+                return all.cut(group * inner, group * inner, rows);
+            }
+            return all.cut(inner, TASK, TASK / inner.min(TASK));
+        }
+        let unit = all.unit();
+        for (most, least) in [(CLOSE_BYTES, LINES), (CACHED_BYTES, PAGE)] {
+            let fits = most / (rows * size * tensors);
+            let block = fits.min(width / ENOUGH_TASKS) / unit * unit;
+            if block > 0 && block * size >= least {
+                return all.cut(block, block, rows);
+            }
+        }
+        let block = all.part();
+        all.cut(block, block, (TASK / block).max(SUMMED_ROWS).max(rows.div_ceil(100)))
+    }
+    /// For an operation that reads every tensor once: tiles of neighbouring memory.
+    pub fn once(shape: &Shape) -> Self {
+        let all = Self::uncut(shape);
+        if all.is_small() {
+            return all;
+        }
+        let block = all.part();
+        let piece = if block == all.inner() { TASK } else { block };
+        all.cut(block, piece, TASK / block.min(TASK))
+    }
+    /// One tile of everything.
+    fn uncut(shape: &Shape) -> Self {
+        let row = shape.channels() * shape.inner();
+        let long_runs = shape.inner() >= LONG_RUN;
+        let join = match long_runs {
+            true => 1,
+            false => LONG_ROW.div_ceil(row.max(1)).clamp(1, shape.outer().max(1)),
+        };
         let width = join * row;
         let rows = shape.len().div_ceil(width.max(1));
-        let plan = |block: usize, tile_rows: usize| Self {
+        Self {
             shape: *shape,
             width,
             rows,
-            long_runs: false,
-            lone_runs: false,
-            block: block.max(1),
-            piece: block.max(1),
-            tile_rows: tile_rows.max(1),
+            long_runs,
+            block: width.max(1),
+            piece: width.max(1),
+            tile_rows: rows.max(1),
+        }
+    }
+    fn cut(self, block: usize, piece: usize, tile_rows: usize) -> Self {
+        let tile_rows = tile_rows.clamp(1, self.rows.max(1));
+        Self { block, piece: piece.min(block), tile_rows, ..self }
+    }
+    /// A block of about [`PART_ROW`] columns, of long runs [`TASK`], or of the whole row where
+    /// that is not much more.
+    fn part(&self) -> usize {
+        let (whole, part) = match self.long_runs {
+            true => (TASK, TASK),
+            false => (WHOLE_ROW, PART_ROW),
         };
-        if small {
-            return plan(width, rows);
+        match self.width <= whole {
+            true => self.width,
+            false => (part / self.unit()).max(1) * self.unit(),
         }
-        if join == 1 {
-            // Blocks of whole channels and whole bytes of the mask, the widest that stay cached.
-            for wide in [8, 4, 2, 1] {
-                let block = 64 * wide * inner;
-                if bytes(rows * block) <= CACHED_BYTES && row.div_ceil(block) >= ENOUGH_TASKS {
-                    return plan(block, rows);
-                }
-            }
+    }
+    /// Blocks must end at whole channels and at whole bytes of the mask; joined rows are one.
+    fn unit(&self) -> usize {
+        if self.long_runs {
+            self.inner()
+        } else if self.is_joined() {
+            self.width
+        } else {
+            8 * self.inner()
         }
-        // At least a hundredth of the rows: sums of every tile are kept until they are merged.
-        plan(width, (TASK / width).max(rows.div_ceil(100)))
+    }
+    /// Whether a row has every channel more than once.
+    pub fn is_joined(&self) -> bool {
+        self.width > self.row()
+    }
+    /// Columns after which the channels repeat.
+    pub fn row(&self) -> usize {
+        self.shape.channels() * self.shape.inner()
+    }
+    /// Columns of the last row, which may be shorter where rows are joined.
+    pub fn last_row(&self) -> usize {
+        self.len() - self.rows.saturating_sub(1) * self.width
     }
 
     /// Whether every tile holds its channels whole, so that one task can do all steps on them.
@@ -162,53 +205,67 @@ impl Plan {
 
     /// Channels of a block; fewer in the last one.
     pub fn block_channels(&self) -> usize {
-        if self.width == self.shape.channels() * self.shape.inner() {
-            self.block / self.inner()
-        } else {
-            self.shape.channels() // joined rows: a block is the whole row
-        }
+        (self.block / self.inner()).min(self.shape.channels())
     }
     /// The channels of `block`.
     pub fn channels(&self, block: usize) -> Range<usize> {
         let start = block * self.block_channels();
         start..(start + self.block_channels()).min(self.shape.channels())
     }
-    /// The channel of a column.
-    pub fn channel(&self, col: usize) -> usize {
-        (col / self.inner()) % self.shape.channels()
+    /// The channels of columns, of which there are at least a row or which are inside one.
+    pub fn channels_in(&self, cols: &Range<usize>) -> Range<usize> {
+        if cols.len() >= self.row() {
+            return 0..self.shape.channels();
+        }
+        let channel = |col: usize| col % self.row() / self.inner();
+        channel(cols.start)..channel(cols.end - 1) + 1
     }
-    /// The columns of channel `c` in a tile that holds all columns of its block.
-    pub fn columns_of(&self, tile: &Tile, c: usize) -> impl Iterator<Item = usize> + use<> {
-        let (inner, row) = (self.inner(), self.shape.channels() * self.inner());
-        let cols = tile.cols.clone();
-        (cols.start / row * row..cols.end)
-            .step_by(row)
-            .flat_map(move |row| row + c * inner..row + (c + 1) * inner)
-            .filter(move |col| cols.contains(col))
+    /// Writes the value of its channel for every column; `values` are those of `channels_in`.
+    #[inline(always)]
+    pub fn expand<V: Copy>(&self, cols: &Range<usize>, values: &[V], out: &mut [V]) {
+        let (channels, inner, row) = (self.channels_in(cols), self.inner(), self.row());
+        let (n, period) = (cols.len(), cols.len().min(row));
+        let (out, values) = (&mut out[..n], &values[..channels.len()]);
+        let mut c = cols.start % row / inner - channels.start;
+        if inner == 1 {
+            let before = (values.len() - c).min(period);
+            out[..before].copy_from_slice(&values[c..c + before]);
+            out[before..period].copy_from_slice(&values[..period - before]);
+        } else {
+            let (mut done, mut len) = (0, inner - cols.start % inner);
+            while done < period {
+                let end = (done + len).min(period);
+                out[done..end].fill(values[c]);
+                (done, len, c) = (end, inner, (c + 1) % values.len());
+            }
+        }
+        let mut done = period;
+        while done < n {
+            let more = done.min(n - done);
+            out.copy_within(..more, done);
+            done += more;
+        }
     }
-    fn inner(&self) -> usize {
+    /// Columns of a channel's run in one row; at least 1.
+    pub fn inner(&self) -> usize {
         self.shape.inner().max(1)
-    }
-    /// Columns of a channel's run in one row.
-    pub fn run(&self) -> usize {
-        self.shape.inner()
     }
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.shape.len()
     }
 
-    /// The same tiles of a bit mask, in bytes: every lone run, else every row, starts at a whole
+    /// The same tiles of a bit mask, in bytes: every long run, else every row, starts at a whole
     /// byte, so that no byte has two writers.
     pub fn mask_width(&self) -> usize {
-        match self.lone_runs {
+        match self.long_runs {
             true => self.shape.channels() * self.shape.inner().div_ceil(8),
             false => self.width.div_ceil(8),
         }
     }
     /// The mask's bytes of columns that start and end where tiles do.
     pub fn mask_cols(&self, cols: &Range<usize>) -> Range<usize> {
-        let at = |col: usize| match self.lone_runs {
+        let at = |col: usize| match self.long_runs {
             true => {
                 let run = self.inner();
                 col / run * run.div_ceil(8) + (col % run).div_ceil(8)
@@ -254,7 +311,9 @@ mod tests {
     fn plans() -> impl Iterator<Item = Plan> {
         SHAPES.iter().flat_map(|(dims, axis)| {
             let shape = Shape::new(dims, *axis).unwrap();
-            [(2, 1), (4, 1), (4, 2), (8, 2)].map(|(size, tensors)| Plan::new(&shape, size, tensors))
+            let twice = [(2, 1), (4, 1), (4, 2), (8, 2)];
+            let twice = twice.map(|(size, tensors)| Plan::new(&shape, size, tensors));
+            twice.into_iter().chain([Plan::once(&shape)])
         })
     }
 
@@ -292,7 +351,8 @@ mod tests {
                 for tile in (block * tiles..(block + 1) * tiles).map(|index| plan.tile(index)) {
                     assert_eq!(tile.block, block);
                     for col in [tile.cols.start, tile.cols.end - 1] {
-                        assert!(plan.channels(block).contains(&plan.channel(col)), "{plan:?}");
+                        let channel = col / plan.inner() % plan.shape.channels();
+                        assert!(plan.channels(block).contains(&channel), "{plan:?}");
                     }
                 }
             }
@@ -301,13 +361,17 @@ mod tests {
     }
 
     #[test]
-    fn columns_of_a_channel_are_its_columns() {
+    fn columns_get_the_values_of_their_channels() {
         for plan in plans().filter(|plan| plan.tiles() > 0 && !plan.long_runs) {
             let tile = plan.tile(plan.tiles() - 1);
-            for c in plan.channels(tile.block).take(5) {
-                let expected: Vec<_> =
-                    tile.cols.clone().filter(|&col| plan.channel(col) == c).collect();
-                assert_eq!(plan.columns_of(&tile, c).collect::<Vec<_>>(), expected, "{plan:?}");
+            for start in tile.cols.clone().step_by(512) {
+                let cols = start..(start + 512).min(tile.cols.end);
+                let values: Vec<usize> = plan.channels_in(&cols).collect();
+                let mut out = vec![usize::MAX; 512];
+                plan.expand(&cols, &values, &mut out);
+                let channel = |col: usize| col / plan.inner() % plan.shape.channels();
+                let expected: Vec<_> = cols.clone().map(channel).collect();
+                assert_eq!(out[..cols.len()], expected, "{plan:?}");
             }
         }
     }

@@ -4,9 +4,9 @@ use super::lanes::BLOCK;
 use super::plan::{Plan, Tile};
 use super::simd;
 use crate::Element;
-use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Runs `task` for every tile of the plan, each with its own part of `outputs`; on the pool's
 /// threads unless there is too little to do. `newest_first` starts with the last tile, which is
@@ -27,11 +27,25 @@ pub(super) fn for_each_tile<O: Outputs>(
         task(tile, part);
         simd::fence(); // what the task has stored past the cache, if anything
     };
-    if plan.is_small() || tiles < 2 {
-        (0..tiles).for_each(run);
-    } else {
-        (0..tiles).into_par_iter().with_max_len(1).for_each(run);
+    let threads = rayon::current_num_threads().min(tiles);
+    if plan.is_small() || threads < 2 {
+        return (0..tiles).for_each(run);
     }
+    // This thread works, too, and at once: to hand all to the pool and wait for it takes as long as
+    // a megabyte does.
+    let next = AtomicUsize::new(0);
+    let work = || {
+        loop {
+            match next.fetch_add(1, Ordering::Relaxed) {
+                i if i < tiles => run(i),
+                _ => return,
+            }
+        }
+    };
+    rayon::in_place_scope(|scope| {
+        (1..threads).for_each(|_| scope.spawn(|_| work()));
+        work();
+    });
 }
 
 /// Memory that is handed out tile by tile.

@@ -1,16 +1,13 @@
 //! The training forward: statistics, then normalization, of a tile while it is in cache.
-use super::lanes::Coef;
-use super::plan::Plan;
+use super::lanes::Strip;
+use super::plan::{Plan, Tile};
 use super::simd::vectorized;
-use super::stats::{self, Moments};
+use super::stats::{self, Merged};
 use super::tiles::{Elements, Slots, for_each_tile};
 use super::{Cpu, Output, Parameters, mask};
 use crate::engine::saved::Buffers;
 use crate::{Element, Host, Real, Shape};
-
-/// Values kept of every channel: the mean as base and offset, the sum of squares, and
-/// `1 / sqrt(var + eps)`.
-const KEPT: usize = 4;
+use std::ops::Range;
 
 impl Cpu {
     /// Writes y and what is saved; hands every channel's moments to `publish`, in order.
@@ -24,7 +21,7 @@ impl Cpu {
         eps: f64,
         y: &mut [E],
         mut saved: Option<&mut Buffers<Host, E::Acc>>,
-        mut publish: impl FnMut(usize, Moments),
+        mut publish: impl FnMut(Range<usize>, Merged<'_>),
     ) {
         if shape.is_empty() {
             if let Some(saved) = saved {
@@ -35,74 +32,94 @@ impl Cpu {
             return;
         }
         let plan = &Plan::new(shape, size_of::<E>(), 1);
-        let (slot_len, in_block) = (stats::slot_len(plan), plan.block_channels());
+        let (slot_len, kept_len) = (stats::slot_len(plan), Merged::LEN * plan.block_channels());
+        let block_len = slot_len * plan.tiles_per_block();
         let slots_len = plan.tiles() * slot_len;
-        let kept_len = plan.blocks() * KEPT * in_block;
-        self.with_workspace(slots_len + kept_len, |workspace| {
+        let invstd = |var: f64| E::Acc::from_f64(1.0 / (var + eps).sqrt());
+        self.with_workspace(slots_len + plan.blocks() * kept_len, |workspace| {
             let (slots, kept) = workspace.split_at_mut(slots_len);
-            let count = shape.per_channel() as f64;
-            let keep = |block: usize, kept: &mut [f64], c: usize, moments: Moments| {
-                let Moments { base, offset, squares, .. } = moments;
-                let invstd = 1.0 / (moments.var() + eps).sqrt();
-                let k = c - plan.channels(block).start;
-                for (field, value) in [base, offset, squares, invstd].into_iter().enumerate() {
-                    kept[field * in_block + k] = value;
-                }
-            };
-            let kept_of = |block: usize, kept: &[f64], c: usize| -> (Moments, E::Acc) {
-                let k = c - plan.channels(block).start;
-                let [base, offset, squares, invstd] =
-                    [0, 1, 2, 3].map(|field| kept[field * in_block + k]);
-                (Moments { count, base, offset, squares }, Real::from_f64(invstd))
-            };
-            let coef = |block: usize, kept: &[f64], c: usize| -> Coef<E::Acc> {
-                let (moments, invstd) = kept_of(block, kept, c);
-                let (mean, mean_rest) = moments.mean_and_rest();
-                parameters.coef(c, mean, mean_rest, invstd)
+            let write = |tile: &Tile, kept: &[f64], (y, mask)| {
+                let (first, kept) = (plan.channels(tile.block).start, Merged::new(kept, shape));
+                output.write(
+                    plan,
+                    tile,
+                    #[inline(always)]
+                    |channels: Range<usize>, strip: &mut Strip<E::Acc>| {
+                        let kept = kept.range(channels.start - first..channels.end - first);
+                        parameters.coefs(
+                            channels,
+                            #[inline(always)]
+                            |k| {
+                                let moments = kept.get(k);
+                                let (mean, rest) = moments.mean_and_rest();
+                                (mean, rest, invstd(moments.var()))
+                            },
+                            strip,
+                        );
+                    },
+                    y,
+                    mask,
+                );
             };
             let tensors = (Elements::new(y), mask(plan, output.masks(), saved.as_deref_mut()));
             if plan.whole_channels() {
-                let outputs =
-                    (Slots::new(slots, slot_len), Slots::new(kept, KEPT * in_block), tensors);
-                for_each_tile(plan, false, outputs, |tile, (slot, kept, (y, mask))| {
+                let outputs = (Slots::new(slots, slot_len), Slots::new(kept, kept_len), tensors);
+                for_each_tile(plan, false, outputs, |tile, (slot, kept, tensors)| {
                     vectorized(
                         #[inline(always)]
-                        || stats::moments(plan, &tile, x, slot),
+                        || {
+                            stats::moments(plan, &tile, x, slot);
+                            stats::merge(shape, plan, tile.block, x, slot, kept);
+                        },
                     );
-                    for c in plan.channels(tile.block) {
-                        let moments = stats::merged(shape, plan, (tile.block, c), x, |_| slot);
-                        keep(tile.block, kept, c, moments);
-                    }
-                    output.write(plan, &tile, |c| coef(tile.block, kept, c), y, mask);
+                    write(&tile, kept, tensors);
                 });
             } else {
-                for_each_tile(plan, false, Slots::new(slots, slot_len), |tile, slot| {
+                self.moments_of(shape, plan, x, slots);
+                let blocks = slots.chunks_mut(block_len).zip(kept.chunks_mut(kept_len));
+                for (block, (slots, kept)) in blocks.enumerate() {
                     vectorized(
                         #[inline(always)]
-                        || stats::moments(plan, &tile, x, slot),
+                        || stats::merge(shape, plan, block, x, slots, kept),
                     );
-                });
-                for (block, kept) in kept.chunks_mut(KEPT * in_block).enumerate() {
-                    let slot = |index: usize| &slots[index * slot_len..][..slot_len];
-                    for c in plan.channels(block) {
-                        keep(block, kept, c, stats::merged(shape, plan, (block, c), x, slot));
-                    }
                 }
-                for_each_tile(plan, true, tensors, |tile, (y, mask)| {
-                    let kept = &kept[tile.block * KEPT * in_block..][..KEPT * in_block];
-                    output.write(plan, &tile, |c| coef(tile.block, kept, c), y, mask);
+                for_each_tile(plan, true, tensors, |tile, tensors| {
+                    write(&tile, &kept[tile.block * kept_len..][..kept_len], tensors);
                 });
             }
-            for (block, kept) in kept.chunks(KEPT * in_block).enumerate() {
-                for c in plan.channels(block) {
-                    let (moments, invstd) = kept_of(block, kept, c);
-                    if let Some(saved) = &mut saved {
-                        (saved.mean[c], saved.mean_rest[c]) = moments.mean_and_rest();
-                        saved.invstd[c] = invstd;
-                    }
-                    publish(c, moments);
-                }
+            for (block, kept) in kept.chunks(kept_len).enumerate() {
+                let (channels, kept) = (plan.channels(block), Merged::new(kept, shape));
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        if let Some(saved) = &mut saved {
+                            let mean = saved.mean[channels.clone()].iter_mut();
+                            let rest = saved.mean_rest[channels.clone()].iter_mut();
+                            let invstds = saved.invstd[channels.clone()].iter_mut();
+                            for (k, ((mean, rest), saved)) in
+                                mean.zip(rest).zip(invstds).enumerate()
+                            {
+                                let moments = kept.get(k);
+                                (*mean, *rest) = moments.mean_and_rest();
+                                *saved = invstd(moments.var());
+                            }
+                        }
+                        publish(channels, kept);
+                    },
+                );
             }
+        });
+    }
+
+    /// Step 1 of all tiles.
+    fn moments_of<E: Element>(&self, shape: &Shape, plan: &Plan, x: &[E], slots: &mut [f64]) {
+        let slot_len = stats::slot_len(plan);
+        debug_assert_eq!(x.len(), shape.len());
+        for_each_tile(plan, false, Slots::new(slots, slot_len), |tile, slot| {
+            vectorized(
+                #[inline(always)]
+                || stats::moments(plan, &tile, x, slot),
+            );
         });
     }
 
@@ -111,25 +128,18 @@ impl Cpu {
         &self,
         shape: &Shape,
         x: &[E],
-        mut publish: impl FnMut(usize, Moments),
+        mut publish: impl FnMut(Range<usize>, Merged<'_>),
     ) {
-        if shape.is_empty() {
-            return (0..shape.channels()).for_each(|c| publish(c, Moments::default()));
-        }
         let plan = &Plan::new(shape, size_of::<E>(), 1);
-        let slot_len = stats::slot_len(plan);
-        self.with_workspace(plan.tiles() * slot_len, |slots| {
-            for_each_tile(plan, false, Slots::new(slots, slot_len), |tile, slot| {
-                vectorized(
-                    #[inline(always)]
-                    || stats::moments(plan, &tile, x, slot),
-                );
-            });
-            for block in 0..plan.blocks() {
-                let slot = |index: usize| &slots[index * slot_len..][..slot_len];
-                for c in plan.channels(block) {
-                    publish(c, stats::merged(shape, plan, (block, c), x, slot));
-                }
+        let (slot_len, kept_len) = (stats::slot_len(plan), Merged::LEN * plan.block_channels());
+        let slots_len = plan.tiles() * slot_len;
+        self.with_workspace(slots_len + kept_len, |workspace| {
+            let (slots, kept) = workspace.split_at_mut(slots_len);
+            self.moments_of(shape, plan, x, slots);
+            let blocks = slots.chunks_mut(slot_len * plan.tiles_per_block());
+            for (block, slots) in blocks.enumerate() {
+                stats::merge(shape, plan, block, x, slots, kept);
+                publish(plan.channels(block), Merged::new(kept, shape));
             }
         });
     }
