@@ -1,5 +1,5 @@
 //! f16, bf16, f32, f64: the type that is stored, and the type that sums are made in.
-use half::{bf16, f16, slice::HalfFloatSliceExt};
+use half::{bf16, f16};
 
 /// A storage type, as a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -147,27 +147,28 @@ impl Element for f16 {
     type Acc = f32;
     const DTYPE: DType = DType::F16;
     const ROUNDS_TO_ZERO: f32 = f32::from_bits((127 - 25) << 23); // half of the least, 2^-24
+    /// Without a branch, as `narrow`, so that loops over them become vector code.
     #[inline(always)]
     fn widen(self) -> f32 {
-        self.to_f32()
+        let (sign, rest) = (u32::from(self.to_bits() & 0x8000), u32::from(self.to_bits() & 0x7fff));
+        let shifted = rest << 13; // the exponent is 112 too small, that of subnormal numbers, too
+        let finite = (f32::from_bits(shifted) * f32::from_bits((127 + 112) << 23)).to_bits();
+        let wide = if rest >= 0x7c00 { shifted | 0x7f80_0000 } else { finite };
+        f32::from_bits(wide | sign << 16)
     }
     #[inline(always)]
     fn narrow(acc: f32) -> f16 {
-        f16::from_f32(acc)
-    }
-    // half converts slices by the machine's instruction, where it has one.
-    #[inline(always)]
-    fn widened<'a>(src: &'a [f16], scratch: &'a mut [f32]) -> &'a [f32] {
-        let scratch = &mut scratch[..src.len()];
-        src.convert_to_f32_slice(scratch);
-        scratch
-    }
-    #[inline(always)]
-    fn narrowed<R>(dst: &mut [f16], scratch: &mut [f32], fill: impl FnOnce(&mut [f32]) -> R) -> R {
-        let scratch = &mut scratch[..dst.len()];
-        let result = fill(scratch);
-        dst.convert_from_f32_slice(scratch);
-        result
+        const HALF: u32 = 1 << 12; // of the last place that stays
+        const LEAST: u32 = (127 - 14) << 23; // the least normal number
+        const INFINITE: u32 = (127 + 16) << 23;
+        let sign = acc.to_bits() >> 16 & 0x8000;
+        let rest = acc.to_bits() & 0x7fff_ffff;
+        let normal = rest.wrapping_sub(112 << 23).wrapping_add(HALF - 1 + (rest >> 13 & 1)) >> 13;
+        // An addition rounds to the last place of 1/2, which is that of subnormal numbers.
+        let subnormal = (f32::from_bits(rest) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+        let finite = if rest < LEAST { subnormal } else { normal };
+        let large = if rest > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
+        f16::from_bits((sign | if rest >= INFINITE { large } else { finite }) as u16)
     }
 }
 
@@ -226,15 +227,24 @@ mod tests {
     }
 
     #[test]
-    fn slices_convert_like_elements() {
-        let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
-        let mut scratch = vec![0.0; all.len()];
-        for (wide, x) in f16::widened(&all, &mut scratch).iter().zip(&all) {
-            assert!(*wide == x.widen() || wide.is_nan() && x.is_nan(), "{x}");
+    fn f16_converts_as_half_does() {
+        for bits in 0..=u16::MAX {
+            let x = f16::from_bits(bits);
+            let (ours, theirs) = (x.widen(), x.to_f32());
+            assert!(ours.to_bits() == theirs.to_bits() || ours.is_nan() && x.is_nan(), "{x:e}");
+            // The values about it, and about the ties on both sides.
+            for offset in [-0x1001, -0x1000, -0xfff, -1, 0, 1, 0xfff, 0x1000, 0x1001] {
+                let wide = f32::from_bits(theirs.to_bits().wrapping_add_signed(offset));
+                let (ours, theirs) = (f16::narrow(wide), f16::from_f32(wide));
+                let same = ours.to_bits() == theirs.to_bits();
+                assert!(same || ours.is_nan() && wide.is_nan(), "{wide:e}: {ours} {theirs}");
+            }
         }
-        let wide: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.37).sin() * 70000.0).collect();
-        let mut narrow = vec![f16::default(); wide.len()];
-        f16::narrowed(&mut narrow, &mut scratch, |s| s.copy_from_slice(&wide));
-        assert!(narrow.iter().zip(&wide).all(|(n, w)| *n == f16::narrow(*w)));
+        // Results below the least normal number, where ties lie elsewhere.
+        for bits in (0..LEAST_NORMAL).step_by(997).chain([0x3300_0000, 0x3300_0001, 0x3380_0000]) {
+            let wide = f32::from_bits(bits);
+            assert_eq!(f16::narrow(wide).to_bits(), f16::from_f32(wide).to_bits(), "{wide:e}");
+        }
     }
+    const LEAST_NORMAL: u32 = (127 - 14) << 23;
 }
