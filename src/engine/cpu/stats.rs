@@ -15,6 +15,8 @@ use std::ops::Range;
 const SEGMENT: usize = 4096;
 /// Rows of a segment of short runs; its columns are a [`BLOCK`].
 const STRIP_ROWS: usize = 32;
+/// Rows whose mean is the first pivot.
+const FIRST_ROWS: usize = 8;
 /// A pivot is far if its squared distance from the mean is more than this many variances; until
 /// then the squares lose less than three bits.
 const FAR: f64 = 4.0;
@@ -228,8 +230,9 @@ impl<E: Element> Strip<E> {
         let count = rows.len() as f64;
         if before == 0 {
             self.pivot[..n].copy_from_slice(E::widened(row(rows.start), &mut self.scratch[0]));
-            self.distances(n, rows.clone(), &row);
-            self.turn(n, rows.len());
+            let few = rows.start..rows.end.min(rows.start + FIRST_ROWS);
+            self.distances(n, few.clone(), &row);
+            self.turn(n, few.len());
             offsets.fill(0.0);
             squares.fill(0.0);
         }
@@ -239,7 +242,7 @@ impl<E: Element> Strip<E> {
         for (sum, squares) in self.sum[..n].iter().zip(&self.squares[..n]) {
             any |= far * *sum * *sum > len * *squares;
         }
-        if any && before > 0 {
+        if any {
             self.turn(n, rows.len());
             self.distances(n, rows, &row);
         }

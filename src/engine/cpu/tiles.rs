@@ -32,8 +32,8 @@ pub(super) fn for_each_tile<O: Outputs>(
         return (0..tiles).for_each(run);
     }
     // This thread works, too, and at once: to hand all to the pool and wait for it takes as long as
-    // a megabyte does.
-    let next = AtomicUsize::new(0);
+    // a megabyte does. For the same reason it does not sleep while the others finish.
+    let (next, at_work) = (AtomicUsize::new(0), AtomicUsize::new(threads - 1));
     let work = || {
         loop {
             match next.fetch_add(1, Ordering::Relaxed) {
@@ -43,10 +43,24 @@ pub(super) fn for_each_tile<O: Outputs>(
         }
     };
     rayon::in_place_scope(|scope| {
-        (1..threads).for_each(|_| scope.spawn(|_| work()));
+        for _ in 1..threads {
+            scope.spawn(|_| {
+                work();
+                at_work.fetch_sub(1, Ordering::Release);
+            });
+        }
         work();
+        for _ in 0..SPINS {
+            if at_work.load(Ordering::Acquire) == 0 {
+                break;
+            }
+            std::hint::spin_loop();
+        }
     });
 }
+
+/// About a hundred microseconds: longer than any task takes, shorter than a thread's time slice.
+const SPINS: usize = 10_000;
 
 /// Memory that is handed out tile by tile.
 ///
