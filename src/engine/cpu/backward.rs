@@ -5,7 +5,7 @@ use super::normalize::walk;
 use super::plan::{Plan, Tile};
 use super::simd::vectorized;
 use super::tiles::{Elements, Slots, TileMut, Writer, clipped, for_each_tile};
-use super::{Cpu, Parameters, stats};
+use super::{Cpu, Parameters};
 use crate::engine::saved::{Buffers, Forward};
 use crate::engine::{Activation, Backward, Input};
 use crate::{Element, Host, Real, Shape};
@@ -58,7 +58,7 @@ impl Cpu {
                 outputs.write(&tile, coefs, None, tensors);
             });
         }
-        let (slot_len, kept_len) = (stats::slot_len(plan), 2 * plan.block_channels());
+        let (slot_len, kept_len) = (plan.slot_len(), 2 * plan.block_channels());
         let block_len = slot_len * plan.tiles_per_block();
         let slots_len = plan.tiles() * slot_len;
         // The tasks subtract the rounded mean.
@@ -70,7 +70,7 @@ impl Cpu {
                     let (sums, products) = kept.split_at_mut(plan.block_channels());
                     let rests = &saved.mean_rest[plan.channels(block)];
                     for ((sum, product), rest) in sums.iter().zip(products).zip(rests) {
-                        *product = *product - finite(rest.to_f64() * sum);
+                        *product -= finite(rest.to_f64() * sum);
                     }
                 },
             );

@@ -2,7 +2,6 @@
 use super::lanes::{self, At, BLOCK, Lanes, Scratch, Strip};
 use super::normalize::{Step, column_coefs};
 use super::plan::{Plan, Tile};
-use super::stats;
 use super::tiles::{Writer, clipped};
 use crate::{Element, Real};
 use std::ops::Range;
@@ -125,7 +124,7 @@ pub(super) fn sums<'g, E: Element>(
         }
         return;
     }
-    let full = tile.rows.end - usize::from(stats::has_short_row(plan, tile));
+    let full = tile.rows.end - usize::from(plan.has_short_row(tile));
     let mut own = Strip::new();
     let zeros = [E::Acc::default(); BLOCK];
     let (mut sum, mut product) = (zeros, zeros);
@@ -185,7 +184,7 @@ pub(super) fn sums<'g, E: Element>(
 /// the first half of `kept`, `sum(g * (x - mean))` in the second.
 #[inline(always)]
 pub(super) fn merge(plan: &Plan, slots: &mut [f64], kept: &mut [f64]) {
-    let half = stats::slot_len(plan) / 2;
+    let half = plan.slot_len() / 2;
     let (first, others) = slots.split_at_mut(2 * half);
     for slot in others.chunks(2 * half) {
         add(first, slot);

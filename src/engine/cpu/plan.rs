@@ -18,7 +18,8 @@ const CLOSE_BYTES: usize = 256 << 10;
 /// Least bytes of a row in a task of the one kind and of the other.
 const PAGE: usize = 4 << 10;
 const LINES: usize = 512;
-/// Fewer tasks than this are too few to keep the threads of a machine busy.
+/// Fewer tasks than this are too few to keep the threads of a machine busy, if there is work for
+/// them.
 const ENOUGH_TASKS: usize = 8;
 /// Elements that are worth a task of their own.
 const TASK: usize = 64 << 10;
@@ -69,14 +70,15 @@ impl Plan {
         let bytes = |elements: usize| elements.saturating_mul(size * tensors);
         let all = Self::uncut(shape);
         let Self { rows, width, .. } = all;
+        let enough_tasks = (shape.len() / TASK).clamp(1, ENOUGH_TASKS);
         if all.is_small() {
             return all;
         }
         if all.long_runs {
             let channel = rows * inner;
-            if bytes(channel) <= CACHED_BYTES && shape.channels() >= ENOUGH_TASKS {
+            if bytes(channel) <= CACHED_BYTES && shape.channels() >= enough_tasks {
                 // Neighbouring channels share cache lines: group them, as far as tasks remain.
-                let most = shape.channels().div_ceil(ENOUGH_TASKS);
+                let most = shape.channels().div_ceil(enough_tasks);
                 let group = (TASK / channel.max(1)).clamp(1, most);
                 return all.cut(group * inner, group * inner, rows);
             }
@@ -85,7 +87,7 @@ impl Plan {
         let unit = all.unit();
         for (most, least) in [(CLOSE_BYTES, LINES), (CACHED_BYTES, PAGE)] {
             let fits = most / (rows * size * tensors);
-            let block = fits.min(width / ENOUGH_TASKS) / unit * unit;
+            let block = fits.min(width / enough_tasks) / unit * unit;
             if block > 0 && block * size >= least {
                 return all.cut(block, block, rows);
             }
@@ -160,6 +162,15 @@ impl Plan {
     /// Columns of the last row, which may be shorter where rows are joined.
     pub fn last_row(&self) -> usize {
         self.len() - self.rows.saturating_sub(1) * self.width
+    }
+
+    /// Values kept of a tile: two for each channel, or for each column where runs are short.
+    pub fn slot_len(&self) -> usize {
+        2 * if self.long_runs { self.block_channels() } else { self.block }
+    }
+    /// Whether the last row of a tile is shorter than the others.
+    pub fn has_short_row(&self, tile: &Tile) -> bool {
+        tile.rows.end == self.rows && self.last_row() < self.width
     }
 
     /// Whether every tile holds its channels whole, so that one task can do all steps on them.

@@ -1,8 +1,9 @@
 //! The training forward: statistics, then normalization, of a tile while it is in cache.
 use super::lanes::Strip;
+use super::moments::{self, Merged};
 use super::plan::{Plan, Tile};
 use super::simd::vectorized;
-use super::stats::{self, Merged};
+use super::stats;
 use super::tiles::{Elements, Slots, for_each_tile};
 use super::{Cpu, Output, Parameters, mask};
 use crate::engine::saved::Buffers;
@@ -32,7 +33,7 @@ impl Cpu {
             return;
         }
         let plan = &Plan::new(shape, size_of::<E>(), 1);
-        let (slot_len, kept_len) = (stats::slot_len(plan), Merged::LEN * plan.block_channels());
+        let (slot_len, kept_len) = (plan.slot_len(), Merged::LEN * plan.block_channels());
         let block_len = slot_len * plan.tiles_per_block();
         let slots_len = plan.tiles() * slot_len;
         let invstd = |var: f64| E::Acc::from_f64(1.0 / (var + eps).sqrt());
@@ -69,7 +70,7 @@ impl Cpu {
                         #[inline(always)]
                         || {
                             stats::moments(plan, &tile, x, slot);
-                            stats::merge(shape, plan, tile.block, x, slot, kept);
+                            moments::merge(shape, plan, tile.block, x, slot, kept);
                         },
                     );
                     write(&tile, kept, tensors);
@@ -80,7 +81,7 @@ impl Cpu {
                 for (block, (slots, kept)) in blocks.enumerate() {
                     vectorized(
                         #[inline(always)]
-                        || stats::merge(shape, plan, block, x, slots, kept),
+                        || moments::merge(shape, plan, block, x, slots, kept),
                     );
                 }
                 for_each_tile(plan, true, tensors, |tile, tensors| {
@@ -113,7 +114,7 @@ impl Cpu {
 
     /// Step 1 of all tiles.
     fn moments_of<E: Element>(&self, shape: &Shape, plan: &Plan, x: &[E], slots: &mut [f64]) {
-        let slot_len = stats::slot_len(plan);
+        let slot_len = plan.slot_len();
         debug_assert_eq!(x.len(), shape.len());
         for_each_tile(plan, false, Slots::new(slots, slot_len), |tile, slot| {
             vectorized(
@@ -131,14 +132,14 @@ impl Cpu {
         mut publish: impl FnMut(Range<usize>, Merged<'_>),
     ) {
         let plan = &Plan::new(shape, size_of::<E>(), 1);
-        let (slot_len, kept_len) = (stats::slot_len(plan), Merged::LEN * plan.block_channels());
+        let (slot_len, kept_len) = (plan.slot_len(), Merged::LEN * plan.block_channels());
         let slots_len = plan.tiles() * slot_len;
         self.with_workspace(slots_len + kept_len, |workspace| {
             let (slots, kept) = workspace.split_at_mut(slots_len);
             self.moments_of(shape, plan, x, slots);
             let blocks = slots.chunks_mut(slot_len * plan.tiles_per_block());
             for (block, slots) in blocks.enumerate() {
-                stats::merge(shape, plan, block, x, slots, kept);
+                moments::merge(shape, plan, block, x, slots, kept);
                 publish(plan.channels(block), Merged::new(kept, shape));
             }
         });
