@@ -19,6 +19,7 @@ every_engine![
     the_largest_values_stay_in_their_channel,
     constant_channels_have_no_variance_and_give_their_bias,
     large_means_cost_no_more_than_their_rounding,
+    means_that_move_within_a_channel_cost_no_digits,
 ];
 
 const MODES: [Mode; 2] = [Mode::Train(Some(0.1)), Mode::Eval];
@@ -285,6 +286,42 @@ fn large_means_cost_no_more_than_their_rounding<G: Engine>(engine: &G) {
     }
     large::<f16, G>(engine, 1e4, 1.0);
     large::<f16, G>(engine, 3e4, 500.0);
+}
+
+/// What comes first says nothing of what follows: levels far apart in the values' own spread, for as
+/// many neighbours as an engine may have summed when the next begins.
+fn means_that_move_within_a_channel_cost_no_digits<G: Engine>(engine: &G) {
+    fn moving<E: Element, G: Engine>(engine: &G, step: f64) {
+        let shapes: [(&[usize], usize); 6] = [
+            (&[300, 20], 1),
+            (&[2000, 3], 1),
+            (&[40, 16, 49], 1),
+            (&[3, 9, 5000], 1),
+            (&[70, 5, 300], 1),
+            (&[1, 2, 70_001], 1),
+        ];
+        for (dims, axis) in shapes {
+            let shape = Shape::new(dims, axis).unwrap();
+            for period in [1, 7, 40, 1000] {
+                let spread = Spread { mean: 0.0, std: 1.0 };
+                let mut inputs = Inputs::<E>::spread(&shape, Epilogue::FULL, spread, 11);
+                for channel in 0..shape.channels() {
+                    for (k, i) in elements(&shape, channel).into_iter().enumerate() {
+                        let level = step * ((k / period + channel) % 3) as f64;
+                        let moved = inputs.x[i].widen().to_f64() + level;
+                        inputs.x[i] = E::narrow(E::Acc::from_f64(moved));
+                    }
+                }
+                agrees(engine, &inputs, Mode::Train(Some(0.1)));
+            }
+        }
+    }
+    for step in [3.0, 100.0, 3e4] {
+        moving::<f64, G>(engine, step);
+        moving::<f32, G>(engine, step);
+        moving::<bf16, G>(engine, step);
+    }
+    moving::<f16, G>(engine, 100.0);
 }
 
 /// The table's words are what the list above goes by.
