@@ -5,4 +5,5 @@ pub mod fault;
 pub mod instr;
 pub mod launch;
 pub mod memory;
+mod race;
 pub mod report;
