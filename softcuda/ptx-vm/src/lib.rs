@@ -5,6 +5,7 @@ mod decode;
 pub mod fault;
 pub mod instr;
 pub mod launch;
+mod machine;
 pub mod memory;
 mod module;
 pub mod numerics;

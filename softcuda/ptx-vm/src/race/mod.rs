@@ -4,7 +4,8 @@
 //! the other or both are strong and each within the other's scope. What happens before what follows from program
 //! order, barriers of a block or warp, and release patterns that acquire patterns read from: a release or a fence and a
 //! later strong write on one side, an acquire or a strong read and a later fence on the other, with read-modify-writes
-//! between them. `shfl`, `vote` and `activemask` order nothing: the CUDA programming guide says so.
+//! between them. A barrier of the block after a read-modify-write counts as a fence, so that the usual ticket by which the
+//! last block is found needs no second one. `shfl`, `vote` and `activemask` order nothing: the CUDA programming guide says so.
 
 mod clock;
 mod places;
@@ -16,7 +17,7 @@ pub(crate) use clock::{BlockTimes, WarpTime};
 pub(crate) use places::{Places, scope};
 pub(crate) use shadow::{Access, Conflict, Shadow};
 pub(crate) use stamp::{Stamp, Strength, WARPS};
-pub(crate) use view::{Knowledge, Meeting, Met, View};
+pub(crate) use view::{Knowledge, Meeting};
 
 #[cfg(test)]
 mod tests;

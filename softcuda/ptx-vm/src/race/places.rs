@@ -66,8 +66,15 @@ impl Places {
         Self { space: 1, ..Self::default() }
     }
 
-    /// Lanes read a place strongly.
-    pub(crate) fn read(&self, at: u64, order: Order, warp: &mut Knowledge, lanes: u32) {
+    /// Lanes read a place strongly; `update` if they also write it.
+    pub(crate) fn read(
+        &self,
+        at: u64,
+        order: Order,
+        warp: &mut Knowledge,
+        lanes: u32,
+        update: bool,
+    ) {
         let (Some(place), Some(reach)) = (self.places.get(&at), scope(order)) else { return };
         let acquire = acquires(order);
         let version = place.version << 1 | u64::from(acquire.is_some());
@@ -82,7 +89,7 @@ impl Places {
         if reach != Scope::Block {
             found.device.join(&place.device, None);
         }
-        warp.acquire(lanes, acquire, &found);
+        warp.acquire(lanes, acquire, update, &found);
     }
 
     /// A lane writes a place strongly; `update` if it read the value that it replaces.

@@ -50,6 +50,8 @@ pub(crate) struct Shadow {
 /// An access that nothing orders with the one that was to be noted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Conflict {
+    /// The lane of the access that was to be noted.
+    pub(crate) lane: u32,
     /// The earlier access.
     pub(crate) other: Stamp,
     /// Whether it wrote.
@@ -178,8 +180,11 @@ impl Shadow {
                     }
                     if access.warp_settled(*write) {
                         settled = write.with_lane(0);
-                    } else if !access.settled(*write, lane + (i / per) as u32) {
-                        return Err(Conflict { other: *write, wrote: true });
+                        continue;
+                    }
+                    let lane = lane + (i / per) as u32;
+                    if !access.settled(*write, lane) {
+                        return Err(Conflict { lane, other: *write, wrote: true });
                     }
                 }
             }
@@ -228,8 +233,10 @@ impl Shadow {
                 // A lane knows itself, so that two lanes must be asked.
                 let one = lanes.trailing_zeros();
                 let other = 31 - lanes.leading_zeros();
-                if !access.settled(write, one) || !access.settled(write, other) {
-                    return Err(Conflict { other: write, wrote: true });
+                for lane in [one, other] {
+                    if !access.settled(write, lane) {
+                        return Err(Conflict { lane, other: write, wrote: true });
+                    }
                 }
             }
             note_read(access, &mut page.reads[cell], &mut page.lanes[cell], lanes, lists);
@@ -267,7 +274,7 @@ impl Shadow {
                     let readers = if *read == LIST { &lists[*lanes as usize][..] } else { &one };
                     for reader in readers {
                         if let Some(other) = access.unsettled(*reader, by) {
-                            return Err(Conflict { other, wrote: false });
+                            return Err(Conflict { lane: by, other, wrote: false });
                         }
                     }
                     *read = NONE;
@@ -281,7 +288,7 @@ impl Shadow {
                     if access.warp_settled(*write) {
                         settled = write.with_lane(0);
                     } else if !access.settled(*write, by) {
-                        return Err(Conflict { other: *write, wrote: true });
+                        return Err(Conflict { lane: by, other: *write, wrote: true });
                     }
                 }
                 *write = mine;

@@ -62,7 +62,7 @@ impl World {
     }
 
     fn flag_read(&mut self, warp: usize, lanes: u32, order: Order) {
-        self.places.read(64, order, &mut self.warps[warp], lanes);
+        self.places.read(64, order, &mut self.warps[warp], lanes, false);
     }
 }
 
@@ -221,6 +221,23 @@ fn scopes_must_include_each_other() {
             world.warps[reader].fence(1, acquire);
             assert_eq!(world.load(reader, 0), same, "{release:?} {acquire:?}");
         }
+    }
+}
+
+/// The ticket of CUDA's samples: fence, atomic; the last block goes on behind a barrier.
+#[test]
+fn a_barrier_after_an_update_acquires() {
+    for (fence, update) in [(true, true), (true, false), (false, true)] {
+        let mut world = World::new();
+        assert!(world.store(0, 0));
+        if fence {
+            world.warps[0].fence(1, Scope::Device);
+        }
+        world.flag_write(0, 0, RELAXED, true);
+        world.places.read(64, RELAXED, &mut world.warps[2], 1, update);
+        assert!(!world.load(2, 0));
+        world.barrier(1);
+        assert_eq!(world.load(3, 0), fence && update);
     }
 }
 

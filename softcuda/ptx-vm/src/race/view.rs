@@ -34,6 +34,8 @@ struct Fence {
 #[derive(Clone, Debug)]
 struct Pending {
     mask: u32,
+    /// Whether the read was a read-modify-write.
+    update: bool,
     released: Released,
 }
 
@@ -204,6 +206,26 @@ impl Knowledge {
         self.now += 1;
     }
 
+    /// Those lanes come to a barrier of the block. After a read-modify-write it counts as the fence that CUDA's own sample
+    /// of a ("last block done") ticket leaves out, though the model asks for one of device scope.
+    fn acquire_updates(&mut self, lanes: u32) {
+        if self.pending.iter().any(|entry| entry.update && entry.mask & lanes != 0) {
+            let (updates, others) =
+                std::mem::take(&mut self.pending).into_iter().partition(|entry| entry.update);
+            self.pending = others;
+            let updates: Vec<Pending> = updates;
+            for mut entry in updates {
+                if entry.mask & lanes != 0 {
+                    self.learn(entry.mask & lanes, &entry.released.device);
+                    entry.mask &= !lanes;
+                }
+                if entry.mask != 0 {
+                    self.pending.push(entry);
+                }
+            }
+        }
+    }
+
     /// A fence of those lanes: acquires what they have read, and notes what they know for what they write.
     pub(crate) fn fence(&mut self, lanes: u32, scope: Scope) {
         let pending = std::mem::take(&mut self.pending);
@@ -275,17 +297,25 @@ impl Knowledge {
         already
     }
 
-    /// A strong read of those lanes found `released`; `acquire` is its scope if it is itself an acquire.
-    pub(crate) fn acquire(&mut self, lanes: u32, acquire: Option<Scope>, released: &Released) {
+    /// A strong read of those lanes found `released`; `acquire` is its scope if it is itself an acquire, and `update`
+    /// says whether it is a read-modify-write.
+    pub(crate) fn acquire(
+        &mut self,
+        lanes: u32,
+        acquire: Option<Scope>,
+        update: bool,
+        released: &Released,
+    ) {
         if let Some(scope) = acquire {
             self.learn(lanes, if is_block(scope) { &released.block } else { &released.device });
         }
-        match self.pending.iter_mut().find(|pending| pending.mask == lanes) {
+        let same = |pending: &&mut Pending| pending.mask == lanes && pending.update == update;
+        match self.pending.iter_mut().find(same) {
             Some(pending) => {
                 pending.released.device.join(&released.device, None);
                 pending.released.block.join(&released.block, None);
             }
-            None => self.pending.push(Pending { mask: lanes, released: released.clone() }),
+            None => self.pending.push(Pending { mask: lanes, update, released: released.clone() }),
         }
     }
 
@@ -334,6 +364,7 @@ pub(crate) struct Met {
 impl Meeting {
     /// Lanes of a warp bring what they know.
     pub(crate) fn arrive(&mut self, warp: &mut Knowledge, lanes: u32) {
+        warp.acquire_updates(lanes);
         let everyone = warp.everyone(lanes);
         for view in warp.views.iter().filter(|view| view.mask & lanes != 0) {
             let own = self.own.get_or_insert_with(|| view.own.to_vec());
