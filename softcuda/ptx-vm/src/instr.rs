@@ -125,6 +125,8 @@ pub enum BarrierMode {
 }
 
 /// The address of an access: a base register (none: the offset alone, or an offset into the parameters) and bytes.
+///
+/// The sum counts modulo 2^64; in shared and local memory modulo 2^32, as their addresses may be 32 bits wide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
     /// The state space that the instruction names.
@@ -137,6 +139,7 @@ pub struct Address {
 
 /// What an instruction does.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
 pub enum Op {
     /// Registers to registers, lane by lane: see [`crate::alu`].
     Alu(crate::alu::Alu),
