@@ -17,7 +17,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Module {
     pub context: Id,
-    code: ptx_vm::module::Module,
+    code: ptx_vm::Module,
     /// Of the language: 78 for `.version 7.8`.
     version: u32,
     functions: BTreeMap<String, Id>,
@@ -58,7 +58,7 @@ impl Locked {
             return Err(Code::NoBinaryForGpu);
         }
         let text = std::str::from_utf8(image).map_err(|_| Code::InvalidImage)?;
-        let code = ptx_vm::module::Module::load(text).map_err(|error| {
+        let code = ptx_vm::Module::load(text).map_err(|error| {
             device.refuse(CALL, error.to_string());
             Code::InvalidPtx
         })?;
@@ -93,7 +93,7 @@ fn version(text: &str) -> u32 {
 }
 
 /// Whether a device of that profile can run a module.
-fn check_module(module: &ptx_vm::module::Module, profile: &Profile) -> Result<(), String> {
+fn check_module(module: &ptx_vm::Module, profile: &Profile) -> Result<(), String> {
     let (target, (major, minor)) = (module.target(), profile.capability);
     if target > major * 10 + minor {
         return Err(format!("the target is sm_{target}, the device sm_{major}{minor}"));
