@@ -158,6 +158,32 @@ impl Memory {
         Ok(base)
     }
 
+    /// New memory at an address that the caller has kept free, a multiple of 256: none of its bytes are allocated, and
+    /// [`Memory::alloc`] gives only addresses behind it from then on.
+    pub fn alloc_at(&mut self, address: u64, bytes: u64) -> Result<(), MemoryError> {
+        if bytes == 0 {
+            return Err(MemoryError::Empty);
+        }
+        let taken = |a: &Allocation| a.base < address + bytes && address < a.end();
+        if !address.is_multiple_of(ALIGNMENT) || self.allocations.iter().any(taken) {
+            let near = self.describe(address);
+            return Err(MemoryError::OutOfBounds { address, bytes, near });
+        }
+        let free = self.capacity - self.used;
+        let rounded = bytes.checked_next_multiple_of(ALIGNMENT);
+        let Some(rounded) = rounded.filter(|&rounded| rounded <= free) else {
+            return Err(MemoryError::OutOfMemory { bytes, free });
+        };
+        self.next = self.next.max((address + rounded + GUARD).next_multiple_of(ALIGNMENT));
+        self.used += rounded;
+        self.high_water = self.high_water.max(self.used);
+        let at = self.allocations.partition_point(|a| a.base < address);
+        let data = vec![0; bytes as usize];
+        let written = Bits::new(bytes as usize);
+        self.allocations.insert(at, Allocation { base: address, data, written });
+        Ok(())
+    }
+
     /// Gives an allocation back.
     pub fn free(&mut self, address: u64) -> Result<(), MemoryError> {
         let index = self

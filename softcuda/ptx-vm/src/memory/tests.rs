@@ -112,3 +112,24 @@ fn what_is_freed_is_gone() {
     assert!(error.to_string().contains("byte 5 of an allocation of 300 bytes that was freed"));
     assert_ne!(memory.alloc(300).unwrap(), a);
 }
+
+#[test]
+fn memory_can_be_had_at_an_address_and_again() {
+    let mut memory = Memory::new(1024);
+    let at = 0x5100_0000_0000;
+    memory.alloc_at(at, 300).unwrap();
+    memory.write(at, &[1; 300]).unwrap();
+    let below = at - 0x1000;
+    memory.alloc_at(below, 16).unwrap();
+    assert_eq!(memory.allocations().collect::<Vec<_>>(), [(below, 16), (at, 300)]);
+    assert!(memory.alloc_at(at + 256, 16).is_err(), "taken");
+    assert!(memory.alloc_at(at + 0x1001, 16).is_err(), "not aligned");
+    assert!(memory.alloc_at(at + 0x1000, 512).is_err(), "too much");
+    assert_eq!(memory.used(), 768);
+    memory.free(at).unwrap();
+    memory.alloc_at(at, 300).unwrap();
+    assert!(memory.read(at, &mut [0]).is_err(), "what was there before is gone");
+    assert!(memory.alloc(257).is_err_and(|e| e.to_string().contains("out of memory")));
+    memory.free(below).unwrap();
+    assert!(memory.alloc(256).unwrap() > at);
+}
