@@ -22,13 +22,13 @@ extern "C" __global__ void floats_32(const float *as, const float *bs, const flo
     PUT(fabsf(a));
     PUT(-a);
     PUT(rintf(a));
+    PUT(a < b ? a : c);
+    PUT(!(a < b) ? a : c); // true of what is unordered
     PUT(floorf(a));
     PUT(ceilf(a));
     PUT(truncf(a));
-    PUT(a < b ? a : c);
     PUT(a >= b ? a : c);
     PUT(a != b ? a : c);
-    PUT(!(a < b) ? a : c); // true of what is unordered
 }
 
 extern "C" __global__ void floats_64(const double *as, const double *bs, const double *cs, double *out, int n) {

@@ -45,10 +45,11 @@ extern "C" __global__ void integers_32(const uint32_t *as, const uint32_t *bs, c
     PUT(__popc(a));
     PUT(__brev(a));
     PUT(__ffs(a));
-    PUT(__byte_perm(a, b, c));
+    uint32_t d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    PUT(d);
     PUT(__funnelshift_l(a, b, c));
     PUT(__funnelshift_r(a, b, c));
-    uint32_t d;
     asm("bfe.u32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
     PUT(d);
     asm("bfe.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
