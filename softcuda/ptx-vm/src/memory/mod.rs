@@ -180,7 +180,8 @@ impl Memory {
         let at = self.allocations.partition_point(|a| a.base < address);
         let data = vec![0; bytes as usize];
         let written = Bits::new(bytes as usize);
-        self.allocations.insert(at, Allocation { base: address, data, written });
+        let shadow = Shadow::default();
+        self.allocations.insert(at, Allocation { base: address, data, written, shadow });
         Ok(())
     }
 
