@@ -54,7 +54,7 @@ extern "C" __global__ void floats_64(const double *as, const double *bs, const d
     PUT(double(__double2float_rz(a)));
 }
 
-/// To integers, which saturate; what is not a number becomes 0 (but 0x80000000.. of 64 bits from f32 and f64).
+/// To integers, which saturate; what is not a number becomes 0, or from f64 the smallest one.
 extern "C" __global__ void to_integers(const float *as, int32_t *out, int n) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;

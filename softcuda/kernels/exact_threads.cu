@@ -35,10 +35,11 @@ extern "C" __global__ void votes(const uint32_t *in, uint32_t *out, int n) {
     PUT(__ballot_sync(~0u, int32_t(value) > 0));
     PUT(__any_sync(~0u, value % 64 == 0));
     PUT(__all_sync(~0u, value % 64 != 0));
-    uint32_t half; // lanes vote among their own
-    if (value & 2) half = __ballot_sync(__ballot_sync(~0u, value & 2), value & 4);
-    else half = __ballot_sync(__ballot_sync(~0u, !(value & 2)), value & 8);
-    PUT(half);
+    const uint32_t some = __ballot_sync(~0u, value & 2);
+    uint32_t among; // lanes vote among their own
+    if (value & 2) among = __ballot_sync(some, value & 4);
+    else among = __ballot_sync(~some, value & 8);
+    PUT(among);
     PUT(__popc(__ballot_sync(~0u, value & 1) & (1u << lane) - 1)); // the rank among those that are set
     PUT(__syncthreads_count(value & 1));
     PUT(__syncthreads_and(value != 0));
