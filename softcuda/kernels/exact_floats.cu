@@ -17,8 +17,8 @@ extern "C" __global__ void floats_32(const float *as, const float *bs, const flo
     PUT(__fdiv_rn(a, b));
     PUT(__fsqrt_rn(a));
     PUT(__frcp_rn(a));
-    PUT(fminf(a, b));
-    PUT(fmaxf(a, b));
+    PUT(__fadd_rn(fminf(a, b), 0.0f)); // + 0, as which of -0 and 0 is the less is left open
+    PUT(__fadd_rn(fmaxf(a, b), 0.0f));
     PUT(fabsf(a));
     PUT(-a);
     PUT(rintf(a));
@@ -43,8 +43,8 @@ extern "C" __global__ void floats_64(const double *as, const double *bs, const d
     PUT(__ddiv_rn(a, b));
     PUT(__dsqrt_rn(a));
     PUT(__drcp_rn(a));
-    PUT(fmin(a, b));
-    PUT(fmax(a, b));
+    PUT(__dadd_rn(fmin(a, b), 0.0));
+    PUT(__dadd_rn(fmax(a, b), 0.0));
     PUT(fabs(a));
     PUT(-a);
     PUT(rint(a));

@@ -2,7 +2,7 @@
 use super::super::data::Random;
 use super::super::device::Device;
 use super::super::output::{Agreement, Output};
-use super::{Check, Op, ternary, unary};
+use super::{Check, Op, UnaryOp, ternary, unary};
 use cudarc::driver::DriverError;
 use half::f16;
 
@@ -17,26 +17,8 @@ macro_rules! real {
             ("div", |a, b, _| a / b),
             ("sqrt", |a, _, _| a.sqrt()),
             ("rcp", |a, _, _| 1.0 / a),
-            ("min", |a, b, _| {
-                let zeros = a == 0.0 && b == 0.0; // of these the negative one is less
-                if zeros && a.is_sign_negative() {
-                    a
-                } else if zeros {
-                    b
-                } else {
-                    a.min(b)
-                }
-            }),
-            ("max", |a, b, _| {
-                let zeros = a == 0.0 && b == 0.0;
-                if zeros && a.is_sign_negative() {
-                    b
-                } else if zeros {
-                    a
-                } else {
-                    a.max(b)
-                }
-            }),
+            ("min + 0", |a, b, _| a.min(b) + 0.0),
+            ("max + 0", |a, b, _| a.max(b) + 0.0),
             ("abs", |a, _, _| a.abs()),
             ("neg", |a, _, _| -a),
             ("rint", |a, _, _| a.round_ties_even()),
@@ -71,7 +53,7 @@ fn in_order<T>(both: &[Op<T, T>], only: &[Op<T, T>]) -> Vec<Op<T, T>> {
     both.iter().chain(only).copied().collect()
 }
 
-const TO_INTEGERS: &[(&str, fn(f32) -> i32)] = &[
+const TO_INTEGERS: &[UnaryOp<f32, i32>] = &[
     ("rzi.s32", |a| a as i32),
     ("rni.s32", |a| a.round_ties_even() as i32),
     ("rmi.s32", |a| a.floor() as i32),
@@ -82,7 +64,7 @@ const TO_INTEGERS: &[(&str, fn(f32) -> i32)] = &[
     ("rzi.s32.f64", |a| if a.is_nan() { i32::MIN } else { (f64::from(a) * 1.000000001) as i32 }),
 ];
 
-const FROM_INTEGERS: &[(&str, fn(i32) -> f32)] = &[
+const FROM_INTEGERS: &[UnaryOp<i32, f32>] = &[
     ("f32.s32", |a| a as f32),
     ("f32.u32", |a| a as u32 as f32),
     ("f32.s64", |a| (i64::from(a) * 4099) as f32),
