@@ -60,7 +60,7 @@ for program in "$out"/bin/*; do
     fi
     if nm -D --defined-only "$program" | grep -E ' cu[A-Z]' >&2; then fail "$program exports a driver"; fi
 done
-diff <(grep -o 'bin/[a-z_-]\+' "$out/run.sh" | sort -u) <(cd "$out" && ls -d bin/*) >&2 ||
+diff <(grep -o ' bin/[a-z_-]\+' "$out/run.sh" | tr -d ' ' | sort -u) <(cd "$out" && ls -d bin/*) >&2 ||
     fail "run.sh (left) does not run what is packed (right)"
 size=$(du -sm --apparent-size "$out" | cut -f1)
 [ "$size" -lt 60 ] || fail "$out is $size MB: more than 60 MB"

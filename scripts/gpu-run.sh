@@ -27,9 +27,12 @@ versions() {
     uname -srm
     grep -m 1 'model name' /proc/cpuinfo
     ldd --version 2>&1 | head -n 1
-    nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv ||
-        echo 'nvidia-smi: not there, or it failed'
-    nvidia-smi | grep -o 'CUDA Version: [0-9.]*'
+    if command -v nvidia-smi >/dev/null; then
+        nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv
+        nvidia-smi | grep -o 'CUDA Version: [0-9.]*'
+    else
+        echo 'no nvidia-smi'
+    fi
     echo "libraries of pip: ${pip_libraries:-none}"
     ls ${pip_libraries//:/ } 2>/dev/null | grep -E '^lib.*\.so' | sort -u
     /sbin/ldconfig -p | grep -E 'lib(cuda|cudnn|cublas|nccl)\.so'
@@ -50,7 +53,7 @@ step() {
     esac
     [ "$status" = ok ] || failed=$((failed + 1))
     printf '%-24s %-10s %6d s\n' "$name" "$status" $((SECONDS - start)) >>"$report"
-    tail -n 1 "$results/$name.log"
+    grep . "$results/$name.log" | tail -n 1 | cut -c 1-160
 }
 
 printf 'batchnorm, %s\n\n' "$(head -n 1 built.txt)" >"$report"
@@ -68,7 +71,7 @@ step train 300 bin/train --steps 200 --out "$results/train"
 
 {
     printf '\n%d of the steps above did not end well\n\n' "$failed"
-    head -n 12 "$results/versions.log"
+    sed '/^bin\//,$d' "$results/versions.log"
 } >>"$report"
 cat "$report"
 [ "$failed" = 0 ]
