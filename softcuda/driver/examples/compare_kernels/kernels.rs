@@ -57,7 +57,7 @@ fn batchnorm<T: Element>(device: &Device, outputs: &mut Vec<Output>) -> Result<(
 fn statistics<T: Element<Acc = f32>>(device: &Device, outputs: &mut Vec<Output>) -> Result<()> {
     let dims = Dims::new(3, 4, 500);
     let inputs = Inputs::<T>::new(dims);
-    let [_, (mean, var)] = split::statistics(device, &inputs.x, dims, 6)?;
+    let [_, split::Statistics { mean, var }] = split::statistics(device, &inputs.x, dims, 6)?;
     let name = |what: &str| format!("split_stats_{}/{what}", T::NAME);
     let sums = rounding::<f32>();
     outputs.push(Output::within(sums, name("mean"), &mean));

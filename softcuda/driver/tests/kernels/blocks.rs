@@ -19,9 +19,9 @@ fn split_agrees<T: Element<Acc = f32>>(profile: &str) {
             on(profile, |device, _| {
                 let runs = statistics(device, &inputs.x, dims, splits).unwrap();
                 assert!(runs[0] == runs[1], "another result at the second launch");
-                let [_, (mean, var)] = runs;
-                judge::split_statistics(&inputs.x, dims, splits, &mean, &var);
-                mean.into_iter().chain(var).map(f32::to_bits).collect::<Vec<_>>()
+                let [_, got] = runs;
+                judge::split_statistics(&inputs.x, dims, splits, &got);
+                got.mean.into_iter().chain(got.var).map(f32::to_bits).collect::<Vec<_>>()
             })
         });
     }

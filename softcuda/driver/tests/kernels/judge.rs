@@ -4,6 +4,7 @@ use crate::support::bound::{Gradients, Statistics};
 use crate::support::cooperative::{Normalized, Plan};
 use crate::support::element::Element;
 use crate::support::oracle::{elements, running, statistics, sum};
+use crate::support::split;
 
 /// `got` must be `expected`, within `bound`.
 #[track_caller]
@@ -73,7 +74,7 @@ pub fn backward<T: Element>(
 
 /// Parts of a channel put together: sums within a part about a value of it, then as many merges as a lane does and the
 /// lanes do. A merge rounds the mean, and with it the distance to the next part's mean.
-pub fn split_statistics<T: Element>(x: &[T], dims: Dims, splits: usize, mean: &[f32], var: &[f32]) {
+pub fn split_statistics<T: Element>(x: &[T], dims: Dims, splits: usize, got: &split::Statistics) {
     let u = f32::UNIT;
     let merges = (splits.div_ceil(32) + 5) as f64;
     // No more values than a thread of `forward_*` adds up, and then the block.
@@ -88,8 +89,8 @@ pub fn split_statistics<T: Element>(x: &[T], dims: Dims, splits: usize, mean: &[
         let of_var =
             4.0 * sums * 4.0 * far * far + 8.0 * merges * u * far * far + 4.0 * far * of_mean;
         let what = |name: &str| format!("split_stats_{}, {dims:?}, channel {c}, {name}", T::NAME);
-        near(&what("mean"), mean[c].into(), channel.mean, of_mean);
-        near(&what("var"), var[c].into(), channel.var, of_var);
+        near(&what("mean"), got.mean[c].into(), channel.mean, of_mean);
+        near(&what("var"), got.var[c].into(), channel.var, of_var);
     }
 }
 

@@ -4,7 +4,14 @@ use super::device::Device;
 use super::element::Element;
 use cudarc::driver::{DriverError, LaunchConfig, PushKernelArg};
 
-pub const THREADS: usize = 256;
+const THREADS: usize = 256;
+
+/// What `split_stats_*` computes.
+#[derive(PartialEq)]
+pub struct Statistics {
+    pub mean: Vec<f32>,
+    pub var: Vec<f32>,
+}
 
 /// Mean and variance of every channel, by `splits` blocks each, twice: a second launch finds the tickets as the first
 /// one left them.
@@ -13,7 +20,7 @@ pub fn statistics<T: Element<Acc = f32>>(
     x: &[T],
     dims: Dims,
     splits: usize,
-) -> Result<[(Vec<f32>, Vec<f32>); 2], DriverError> {
+) -> Result<[Statistics; 2], DriverError> {
     let x = device.upload(x)?;
     let mut parts = device.unwritten::<f32>(2 * dims.channels * splits)?;
     let mut tickets = device.zeros::<u32>(dims.channels)?;
@@ -32,7 +39,7 @@ pub fn statistics<T: Element<Acc = f32>>(
         launch.arg(&images).arg(&channels).arg(&plane);
         // SAFETY: the buffers have the lengths that the kernel takes them to have.
         unsafe { launch.launch(config) }?;
-        Ok((device.download(&mean)?, device.download(&var)?))
+        Ok(Statistics { mean: device.download(&mean)?, var: device.download(&var)? })
     };
     Ok([run()?, run()?])
 }

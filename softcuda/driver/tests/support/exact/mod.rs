@@ -46,6 +46,9 @@ pub fn run(device: &Device) -> Result<Vec<Check>, DriverError> {
 /// An operation on three operands: its name, and what it is.
 pub type Op<T, U> = (&'static str, fn(T, T, T) -> U);
 
+/// An operation on one operand.
+pub type UnaryOp<T, U> = (&'static str, fn(T) -> U);
+
 /// Runs a kernel of `(as, bs, cs, out, n)` and computes the same here.
 pub fn ternary<T: Word, U: Word>(
     device: &Device,
@@ -68,7 +71,7 @@ pub fn unary<T: Word, U: Word>(
     device: &Device,
     (source, kernel): (&str, &str),
     operands: &[T],
-    ops: &[(&'static str, fn(T) -> U)],
+    ops: &[UnaryOp<T, U>],
 ) -> Result<Vec<Check>, DriverError> {
     let out = launch::elementwise(device, source, kernel, &[operands], ops.len())?;
     let checks = ops.iter().zip(out.chunks_exact(operands.len())).map(|((name, op), got)| {

@@ -13,8 +13,8 @@ fn inputs() -> Vec<u32> {
     (0..LEN).map(|_| random.bits() as u32).collect()
 }
 
-/// The value that lane `lane` of the warp receives.
-type Shuffle = fn(warp: &[u32], lane: usize) -> u32;
+/// An operation: its name, and what a thread gets, from the values of its warp or block and its place there.
+type Op = (&'static str, fn(&[u32], usize) -> u32);
 
 /// A lane of the piece of `width` lanes that `lane` is in; itself where there is none such.
 fn within(lane: usize, source: isize, width: usize) -> usize {
@@ -27,7 +27,7 @@ fn wide(value: u32) -> u64 {
     u64::from(value) << 20 | u64::from(value)
 }
 
-const SHUFFLES: &[(&str, Shuffle)] = &[
+const SHUFFLES: &[Op] = &[
     ("idx", |warp, _| warp[5]),
     ("idx, any", |warp, lane| warp[warp[lane] as usize % 32]),
     ("idx of 8", |warp, lane| warp[lane / 8 * 8 + lane * 7 % 8]),
@@ -45,16 +45,13 @@ const SHUFFLES: &[(&str, Shuffle)] = &[
     ("64 bits, high", |warp, lane| (wide(warp[lane ^ 9]) >> 32) as u32),
 ];
 
-/// What a thread gets, from the values of its block and its place there.
-type Vote = fn(block: &[u32], thread: usize) -> u32;
-
 /// The bits of the lanes of a thread's warp for which that holds.
 fn ballot(block: &[u32], thread: usize, holds: impl Fn(u32) -> bool) -> u32 {
     let warp = &block[thread / 32 * 32..][..32];
     warp.iter().enumerate().map(|(lane, v)| u32::from(holds(*v)) << lane).sum()
 }
 
-const VOTES: &[(&str, Vote)] = &[
+const VOTES: &[Op] = &[
     ("ballot", |block, thread| ballot(block, thread, |v| v & 1 != 0)),
     ("ballot of signs", |block, thread| ballot(block, thread, |v| v as i32 > 0)),
     ("any", |block, thread| u32::from(ballot(block, thread, |v| v % 64 == 0) != 0)),
@@ -78,7 +75,7 @@ fn by_piece(
     device: &Device,
     kernel: &str,
     size: usize,
-    ops: &[(&str, fn(&[u32], usize) -> u32)],
+    ops: &[Op],
 ) -> Result<Vec<Check>, DriverError> {
     let input = inputs();
     let (source, config) = ("exact_threads", blocks(LEN / THREADS, THREADS));
