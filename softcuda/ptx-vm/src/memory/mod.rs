@@ -6,6 +6,8 @@ use std::fmt;
 
 pub(crate) use bits::Bits;
 
+use crate::race::Shadow;
+
 /// Where the first allocation begins.
 const FIRST: u64 = 0x5000_0000_0000;
 /// Every allocation begins at a multiple of this many bytes, as the driver promises.
@@ -85,6 +87,7 @@ pub(crate) struct Allocation {
     pub(crate) base: u64,
     pub(crate) data: Vec<u8>,
     pub(crate) written: Bits,
+    pub(crate) shadow: Shadow,
 }
 
 impl Allocation {
@@ -105,6 +108,7 @@ pub struct Memory {
     used: u64,
     high_water: u64,
     freed: Vec<(u64, u64)>,
+    launches: u32,
 }
 
 impl fmt::Debug for Memory {
@@ -127,6 +131,7 @@ impl Memory {
             used: 0,
             high_water: 0,
             freed: Vec::new(),
+            launches: 0,
         }
     }
 
@@ -148,6 +153,7 @@ impl Memory {
             base,
             data: vec![0; bytes as usize],
             written: Bits::new(bytes as usize),
+            shadow: Shadow::default(),
         });
         Ok(base)
     }
@@ -174,7 +180,8 @@ impl Memory {
         let at = self.allocations.partition_point(|a| a.base < address);
         let data = vec![0; bytes as usize];
         let written = Bits::new(bytes as usize);
-        self.allocations.insert(at, Allocation { base: address, data, written });
+        let shadow = Shadow::default();
+        self.allocations.insert(at, Allocation { base: address, data, written, shadow });
         Ok(())
     }
 
@@ -329,6 +336,12 @@ impl Memory {
             }
             _ => "no allocation is near".to_owned(),
         }
+    }
+
+    /// A number for the launch that begins: what earlier ones did happens before it.
+    pub(crate) fn begin_launch(&mut self) -> u32 {
+        self.launches += 1;
+        self.launches
     }
 
     /// The index of the allocation that holds an address.
