@@ -94,7 +94,7 @@ impl Locked {
 
     /// Runs a kernel. The lock is open meanwhile, and nobody else has the device's memory.
     fn run_kernel(&mut self, device: usize, launch: &KernelLaunch) -> Result<(), Failed> {
-        let (seed, budget) = (self.seed, self.budget);
+        let (seed, budget) = (self.devices[device].seed(), self.devices[device].budget);
         let mut resident = launch.capacity;
         if !launch.cooperative {
             resident = resident.min(1 + Rng::new(seed).below(MAX_RESIDENT) as u32);
@@ -193,11 +193,11 @@ impl Driver {
 
     /// Makes a context unusable: its work has failed. What it had queued is dropped.
     pub fn poison(&mut self, context: Id, work: &Work, failed: Failed) {
-        let seed = self.seed;
         self.queue.forget(context);
         let Some(this) = self.contexts.get_mut(&context) else { return };
         this.sticky.get_or_insert(failed.code);
         let device = this.device;
+        let seed = self.devices[device].seed();
         let message = format!(
             "{} failed: {} (device {device}; SOFTCUDA_SEED={seed} repeats it)",
             work.name(),

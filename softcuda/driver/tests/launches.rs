@@ -55,13 +55,16 @@ fn a_kernel_runs_and_is_counted() {
     let expected: Vec<u32> = (5..1005).collect();
     assert_eq!(stream.clone_dtoh(&x).unwrap(), expected);
     let launch = device.last_launch().unwrap();
-    assert_eq!((launch.kernel.as_str(), launch.grid, launch.block), ("add", [8, 1, 1], [128, 1, 1]));
+    assert_eq!(
+        (launch.kernel.as_str(), launch.grid, launch.block),
+        ("add", [8, 1, 1], [128, 1, 1])
+    );
     assert_eq!(launch.counts.global_loads.bytes, 4000);
     assert_eq!(launch.counts.global_loads.sectors, 125);
     assert_eq!(launch.counts.global_stores.bytes, 4000);
     assert_eq!(launch.counts.global_stores.requests, 32);
     assert!(launch.counts.high_water >= 4000);
-    assert_eq!(launch.seed, softcuda().seed());
+    assert_eq!(launch.seed, device.seed());
 }
 
 #[test]
@@ -107,7 +110,7 @@ fn a_graph_repeats_kernels_with_their_arguments() {
 #[test]
 fn a_fault_is_told_at_the_next_wait_and_stays() {
     let (device, context) = device(0);
-    softcuda().set_seed(77);
+    device.set_seed(77);
     let stream = context.default_stream();
     let function = function(&context, "twice");
     let mut x = stream.alloc_zeros::<u32>(100).unwrap();
@@ -132,7 +135,6 @@ fn a_fault_is_told_at_the_next_wait_and_stays() {
         assert!(faults[0].contains(part), "{part}: {}", faults[0]);
     }
     assert!(device.launches().is_empty());
-    softcuda().set_seed(1);
 }
 
 #[test]
@@ -145,7 +147,7 @@ fn kernels_of_two_streams_go_either_way_unless_ordered() {
     for is_ordered in [false, true] {
         let mut seen: Vec<u32> = (1..20)
             .map(|seed| {
-                softcuda().set_seed(seed);
+                device.set_seed(seed);
                 let mut x = a.clone_htod(&[1u32; 64]).unwrap();
                 a.synchronize().unwrap();
                 add(&a, &add_one, &mut x, 1).unwrap();
@@ -161,7 +163,6 @@ fn kernels_of_two_streams_go_either_way_unless_ordered() {
         seen.dedup();
         assert_eq!(seen, if is_ordered { vec![4] } else { vec![3, 4] });
     }
-    softcuda().set_seed(1);
     assert_eq!(device.faults(), [""; 0], "no kernel did wrong");
 }
 
@@ -179,10 +180,9 @@ fn a_cooperative_grid_runs_all_at_once_or_not_at_all() {
         stream.clone_dtoh(&word)
     };
     for seed in 1..6 {
-        softcuda().set_seed(seed);
+        device.set_seed(seed);
         assert_eq!(cooperative(8).unwrap(), [8], "two blocks on each of four multiprocessors");
     }
-    softcuda().set_seed(1);
     let launch = device.last_launch().unwrap();
     assert!(launch.cooperative && launch.resident == 8);
     assert_eq!(code(cooperative(9)), CUresult::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE);
@@ -196,10 +196,9 @@ fn blocks_that_wait_for_blocks_hang_without_that_attribute() {
     let stream = context.default_stream();
     let function = function(&context, "meet");
     let mut word = stream.alloc_zeros::<u32>(1).unwrap();
-    softcuda().set_budget(1_000_000);
+    device.set_budget(1_000_000);
     launch(&stream, &function, &mut word, shape(8, 32)).unwrap();
     let end = code(stream.synchronize());
-    softcuda().set_budget(4_000_000_000);
     assert_eq!(end, CUresult::CUDA_ERROR_LAUNCH_TIMEOUT);
     assert!(device.faults()[0].contains("kernel meet"), "{:?}", device.faults());
 }
