@@ -211,10 +211,10 @@ impl Device {
     }
 
     fn messages(&self, list: Messages) -> Vec<String> {
-        // SAFETY: `text` gives as much room as it says.
         let message = |at: usize| {
-            text(|out, room| unsafe {
-                (self.calls.message)(self.ordinal, list as u32, at, out, room)
+            text(|out, room| {
+                // SAFETY: `text` gives as much room as it says.
+                unsafe { (self.calls.message)(self.ordinal, list as u32, at, out, room) }
             })
         };
         (0..).map_while(message).collect()

@@ -113,11 +113,13 @@ impl Locked {
                 seed,
                 budget,
             };
-            run(&mut memory, &launch)
+            run(&mut memory, &launch).map_err(|fault| Failed {
+                code: fault_code(fault.kind),
+                message: fault.to_string(),
+            })
         });
         self.devices[device].memory = Some(memory);
-        let counts = result
-            .map_err(|fault| Failed { code: fault_code(fault.kind), message: fault.to_string() })?;
+        let counts = result?;
         self.devices[device].log.launches.push(LaunchReport {
             kernel: launch.kernel.name.clone(),
             grid: launch.grid,
@@ -191,6 +193,19 @@ impl Driver {
         self.devices[device].memory()
     }
 
+    /// If work is given memory that is promised and not there, the likely reason of its failure.
+    fn unordered(&self, work: &Work) -> Option<String> {
+        work.all_addresses().find_map(|address| {
+            let device = self.devices.get(Device::of_address(address)?)?;
+            let (base, allocation) = device.find(address, 1)?;
+            let is_there = device.memory.as_ref()?.find(base).is_some();
+            let bytes = allocation.bytes;
+            (!is_there).then(|| {
+                format!("; the {bytes} bytes at {base:#x} are allocated in a stream that it does not wait for")
+            })
+        })
+    }
+
     /// Makes a context unusable: its work has failed. What it had queued is dropped.
     pub fn poison(&mut self, context: Id, work: &Work, failed: Failed) {
         self.queue.forget(context);
@@ -198,8 +213,9 @@ impl Driver {
         this.sticky.get_or_insert(failed.code);
         let device = this.device;
         let seed = self.devices[device].seed();
+        let hint = self.unordered(work).unwrap_or_default();
         let message = format!(
-            "{} failed: {} (device {device}; SOFTCUDA_SEED={seed} repeats it)",
+            "{} failed: {}{hint} (device {device}; SOFTCUDA_SEED={seed} repeats it)",
             work.name(),
             failed.message
         );

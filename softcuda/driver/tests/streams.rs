@@ -141,6 +141,8 @@ fn memory_is_there_only_behind_its_allocation() {
     }
     assert!((1..SEEDS.end - SEEDS.start).contains(&failed), "{failed}");
     assert_eq!(device.faults().len() as u64, failed);
+    let hint = "are allocated in a stream that it does not wait for";
+    assert!(device.faults()[0].contains(hint), "{:?}", device.faults());
 }
 
 #[test]

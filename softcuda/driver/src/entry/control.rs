@@ -40,7 +40,10 @@ extern "C" fn softcuda_seed(device: c_uint) -> u64 {
 
 #[unsafe(no_mangle)]
 extern "C" fn softcuda_set_seed(device: c_uint, seed: u64) {
-    on_device(device, |device| Some(device.set_seed(seed)));
+    on_device(device, |device| {
+        device.set_seed(seed);
+        Some(())
+    });
 }
 
 /// Sets the seed of all devices, to which a reset returns.
