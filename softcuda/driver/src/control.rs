@@ -95,9 +95,10 @@ fn unpack(n: &[u64; COUNTS]) -> Report {
 /// The loaded driver's own entry points.
 #[derive(Debug)]
 pub(crate) struct Calls {
-    pub seed: extern "C" fn() -> u64,
-    pub set_seed: extern "C" fn(u64),
-    pub set_budget: extern "C" fn(u64),
+    pub seed: extern "C" fn(u32) -> u64,
+    pub set_seed: extern "C" fn(u32, u64),
+    pub set_all_seeds: extern "C" fn(u64),
+    pub set_budget: extern "C" fn(u32, u64),
     pub launch_count: extern "C" fn(u32) -> usize,
     pub launch: unsafe extern "C" fn(u32, usize, *mut RawLaunch) -> bool,
     pub launch_kernel: unsafe extern "C" fn(u32, usize, *mut u8, usize) -> usize,
@@ -114,19 +115,10 @@ pub struct Softcuda {
 }
 
 impl Softcuda {
-    /// The seed of all choices: the order of streams, blocks and warps.
-    pub fn seed(&self) -> u64 {
-        (self.calls.seed)()
-    }
-
-    /// Sets the seed, for all devices.
+    /// Sets the seed of all devices, those included that a test has to itself. It is 1 at first, or what the
+    /// environment variable `SOFTCUDA_SEED` says.
     pub fn set_seed(&self, seed: u64) {
-        (self.calls.set_seed)(seed);
-    }
-
-    /// Sets how many instructions, summed over its threads, a launch may take before it counts as hanging.
-    pub fn set_budget(&self, instructions: u64) {
-        (self.calls.set_budget)(instructions);
+        (self.calls.set_all_seeds)(seed);
     }
 
     /// A device, without a claim to have it alone.
@@ -138,8 +130,8 @@ impl Softcuda {
         Device { calls: &self.calls, ordinal: ordinal as u32 }
     }
 
-    /// A device that no other test in this process has at the same time, with empty lists. Tests that ask for lists,
-    /// request failures or expect faults need it so: tests of one process run side by side, and share their devices.
+    /// A device that no other test in this process has at the same time, just reset. Tests that ask for lists,
+    /// request failures, expect faults or set a seed need it so: tests of one process run side by side, and share their devices.
     ///
     /// # Panics
     /// If there is no such ordinal.
@@ -219,10 +211,10 @@ impl Device {
     }
 
     fn messages(&self, list: Messages) -> Vec<String> {
-        // SAFETY: `text` gives as much room as it says.
         let message = |at: usize| {
-            text(|out, room| unsafe {
-                (self.calls.message)(self.ordinal, list as u32, at, out, room)
+            text(|out, room| {
+                // SAFETY: `text` gives as much room as it says.
+                unsafe { (self.calls.message)(self.ordinal, list as u32, at, out, room) }
             })
         };
         (0..).map_while(message).collect()
@@ -238,7 +230,23 @@ impl Device {
         assert!(is_set, "success is no failure");
     }
 
-    /// Forgets launches, messages and requested failures, and starts the choices of the seed anew. Memory and contexts
+    /// The seed of all choices here: the order of streams, and of blocks and warps in launches.
+    pub fn seed(&self) -> u64 {
+        (self.calls.seed)(self.ordinal)
+    }
+
+    /// Sets the seed of this device, until the next reset, and starts its choices anew.
+    pub fn set_seed(&self, seed: u64) {
+        (self.calls.set_seed)(self.ordinal, seed);
+    }
+
+    /// Sets how many instructions, summed over its threads, a launch may take before it counts as hanging, until the
+    /// next reset.
+    pub fn set_budget(&self, instructions: u64) {
+        (self.calls.set_budget)(self.ordinal, instructions);
+    }
+
+    /// Forgets launches, messages and requested failures, and what was set for this device alone. Memory and contexts
     /// stay as they are.
     pub fn reset(&self) {
         (self.calls.reset)(self.ordinal);

@@ -22,6 +22,8 @@ const ADDRESSES: u64 = 1 << 40;
 /// Bytes between two allocations at least, so that a wrong index meets none.
 const GUARD: u64 = 1 << 20;
 const ALIGNMENT: u64 = 256;
+/// What a launch may take where a test sets no other bound.
+const DEFAULT_BUDGET: u64 = 4_000_000_000;
 
 /// What calls may do with an allocation. This runs ahead of [`Memory`], which follows when the queued work is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +56,11 @@ pub struct Device {
     pub memory: Option<Memory>,
     pub allocations: BTreeMap<u64, Allocation>,
     next_address: u64,
+    /// Of all choices: the order of streams here, of blocks and warps in launches.
+    seed: u64,
     pub rng: Rng,
+    /// Instructions, summed over its threads, after which a launch counts as hanging.
+    pub budget: u64,
     pub primary: Option<Id>,
     pub primary_count: u32,
     pub default_pool: Id,
@@ -98,13 +104,32 @@ impl Device {
             memory: Some(Memory::new(profile.memory)),
             allocations: BTreeMap::new(),
             next_address: FIRST_ADDRESS + ordinal as u64 * ADDRESSES,
+            seed,
             rng: Rng::new(seed),
+            budget: DEFAULT_BUDGET,
             primary: None,
             primary_count: 0,
             default_pool: pool,
             current_pool: pool,
             log: Log::default(),
         }
+    }
+
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Sets the seed, and starts its choices anew.
+    pub fn set_seed(&mut self, seed: u64) {
+        self.seed = seed;
+        self.rng = Rng::new(seed);
+    }
+
+    /// Forgets what a test may have left behind, memory and contexts aside.
+    pub fn reset(&mut self, seed: u64) {
+        self.log = Log::default();
+        self.budget = DEFAULT_BUDGET;
+        self.set_seed(seed);
     }
 
     /// The device that an address belongs to.

@@ -25,8 +25,6 @@ pub type Id = u64;
 
 /// The seed where neither a test nor the environment (`SOFTCUDA_SEED`) chooses one.
 const DEFAULT_SEED: u64 = 1;
-/// Instructions, summed over the threads of a launch, after which it counts as hanging.
-const DEFAULT_BUDGET: u64 = 4_000_000_000;
 
 #[derive(Debug)]
 pub struct Context {
@@ -46,8 +44,8 @@ pub struct Context {
 #[derive(Debug)]
 pub struct Driver {
     pub is_initialised: bool,
+    /// The seed of a device that has not been given one of its own.
     pub seed: u64,
-    pub budget: u64,
     pub devices: Vec<Device>,
     pub contexts: BTreeMap<Id, Context>,
     pub streams: BTreeMap<Id, Stream>,
@@ -69,7 +67,6 @@ impl Driver {
         let mut driver = Self {
             is_initialised: false,
             seed: seed.unwrap_or(DEFAULT_SEED),
-            budget: DEFAULT_BUDGET,
             devices: Vec::new(),
             contexts: BTreeMap::new(),
             streams: BTreeMap::new(),

@@ -147,6 +147,7 @@ mod linux {
         Ok(Calls {
             seed: get!("softcuda_seed"),
             set_seed: get!("softcuda_set_seed"),
+            set_all_seeds: get!("softcuda_set_all_seeds"),
             set_budget: get!("softcuda_set_budget"),
             launch_count: get!("softcuda_launch_count"),
             launch: get!("softcuda_launch"),

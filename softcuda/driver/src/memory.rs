@@ -157,7 +157,7 @@ impl Locked {
         let pending = self
             .queue
             .of_device(device)
-            .find(|(op, queued)| !waited.contains(op) && queued.work.touches(pointer, bytes))
+            .find(|(op, queued)| !waited.contains(op) && queued.work.uses(pointer, bytes))
             .map(|(_, queued)| queued.work.name());
         if let Some(name) = pending {
             self.devices[device].refuse(

@@ -141,7 +141,7 @@ impl Profile {
             106 => self.blocks_per_multiprocessor,
             111 => self.shared_reserved,
             115 => u32::from(self.pools),
-            1..=LAST_ATTRIBUTE => 0,
+            _ if (1..=LAST_ATTRIBUTE).contains(&number) => 0,
             _ => return None,
         })
     }

@@ -94,7 +94,7 @@ impl Locked {
 
     /// Runs a kernel. The lock is open meanwhile, and nobody else has the device's memory.
     fn run_kernel(&mut self, device: usize, launch: &KernelLaunch) -> Result<(), Failed> {
-        let (seed, budget) = (self.seed, self.budget);
+        let (seed, budget) = (self.devices[device].seed(), self.devices[device].budget);
         let mut resident = launch.capacity;
         if !launch.cooperative {
             resident = resident.min(1 + Rng::new(seed).below(MAX_RESIDENT) as u32);
@@ -113,11 +113,13 @@ impl Locked {
                 seed,
                 budget,
             };
-            run(&mut memory, &launch)
+            run(&mut memory, &launch).map_err(|fault| Failed {
+                code: fault_code(fault.kind),
+                message: fault.to_string(),
+            })
         });
         self.devices[device].memory = Some(memory);
-        let counts = result
-            .map_err(|fault| Failed { code: fault_code(fault.kind), message: fault.to_string() })?;
+        let counts = result?;
         self.devices[device].log.launches.push(LaunchReport {
             kernel: launch.kernel.name.clone(),
             grid: launch.grid,
@@ -191,15 +193,29 @@ impl Driver {
         self.devices[device].memory()
     }
 
+    /// If work is given memory that is promised and not there, the likely reason of its failure.
+    fn unordered(&self, work: &Work) -> Option<String> {
+        work.all_addresses().find_map(|address| {
+            let device = self.devices.get(Device::of_address(address)?)?;
+            let (base, allocation) = device.find(address, 1)?;
+            let is_there = device.memory.as_ref()?.find(base).is_some();
+            let bytes = allocation.bytes;
+            (!is_there).then(|| {
+                format!("; the {bytes} bytes at {base:#x} are allocated in a stream that it does not wait for")
+            })
+        })
+    }
+
     /// Makes a context unusable: its work has failed. What it had queued is dropped.
     pub fn poison(&mut self, context: Id, work: &Work, failed: Failed) {
-        let seed = self.seed;
         self.queue.forget(context);
         let Some(this) = self.contexts.get_mut(&context) else { return };
         this.sticky.get_or_insert(failed.code);
         let device = this.device;
+        let seed = self.devices[device].seed();
+        let hint = self.unordered(work).unwrap_or_default();
         let message = format!(
-            "{} failed: {} (device {device}; SOFTCUDA_SEED={seed} repeats it)",
+            "{} failed: {}{hint} (device {device}; SOFTCUDA_SEED={seed} repeats it)",
             work.name(),
             failed.message
         );

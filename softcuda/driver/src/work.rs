@@ -38,7 +38,7 @@ pub enum Work {
     /// From bytes taken when the call was made: pageable memory is free again when the call returns.
     Write {
         target: u64,
-        data: Arc<[u8]>,
+        data: Arc<Vec<u8>>,
     },
     WriteFrom {
         target: u64,
@@ -92,18 +92,22 @@ impl Work {
         first.into_iter().chain(second)
     }
 
-    /// Whether it is given an address among `bytes` bytes of device memory from `start` on. A kernel is given those
-    /// that stand in its parameters, where an address can stand: at multiples of 8 bytes.
-    pub fn touches(&self, start: u64, bytes: u64) -> bool {
-        let within = |address: u64| (start..start + bytes).contains(&address);
-        match self {
-            Work::Kernel(launch) => launch
-                .params
-                .chunks_exact(8)
-                .any(|word| within(u64::from_le_bytes(word.try_into().expect("8 bytes")))),
-            Work::Allocate { .. } | Work::Free { .. } => false,
-            _ => self.addresses().any(within),
-        }
+    /// All addresses that it is given. To a kernel that is whatever stands in its parameters where an address can, at
+    /// multiples of 8 bytes, so that not all of them need be addresses.
+    pub fn all_addresses(&self) -> impl Iterator<Item = u64> {
+        let params: &[u8] = match self {
+            Work::Kernel(launch) => &launch.params,
+            _ => &[],
+        };
+        let words = params.chunks_exact(8);
+        let words = words.map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")));
+        self.addresses().chain(words)
+    }
+
+    /// Whether it uses memory among `bytes` bytes from `start` on, as far as the call tells.
+    pub fn uses(&self, start: u64, bytes: u64) -> bool {
+        !matches!(self, Work::Allocate { .. } | Work::Free { .. })
+            && self.all_addresses().any(|address| (start..start + bytes).contains(&address))
     }
 
     /// Whether it reads or writes a byte of that host memory.

@@ -50,7 +50,7 @@ fn a_graph_repeats_what_was_captured() {
 
 #[test]
 fn other_streams_join_a_capture_by_events() {
-    let (_device, context, stream) = start();
+    let (device, context, stream) = start();
     let other = context.new_stream().unwrap();
     let mut x = stream.alloc_zeros::<u32>(4).unwrap();
     let mut y = stream.clone_htod(&[1u32; 4]).unwrap();
@@ -64,7 +64,7 @@ fn other_streams_join_a_capture_by_events() {
     });
     assert_eq!(other.capture_status().unwrap(), Status::CU_STREAM_CAPTURE_STATUS_NONE);
     for seed in 1..10 {
-        common::softcuda().set_seed(seed);
+        device.set_seed(seed);
         stream.memcpy_htod(&[seed as u32; 4], &mut y).unwrap();
         graph.launch().unwrap();
         assert_eq!(stream.clone_dtoh(&x).unwrap(), [seed as u32; 4]);

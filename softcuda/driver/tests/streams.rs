@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use common::{code, device, softcuda};
+use common::{code, device};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, result, sys, sys::CUresult};
 
 const SEEDS: std::ops::Range<u64> = 1..21;
@@ -34,8 +34,7 @@ fn outcomes<T: Ord>(program: impl Fn(&Arc<CudaContext>) -> T) -> BTreeSet<T> {
     // SAFETY: what is out of order is the program's matter.
     unsafe { context.disable_event_tracking() };
     let run = |seed| {
-        softcuda().set_seed(seed);
-        device.reset();
+        device.set_seed(seed);
         program(&context)
     };
     SEEDS.map(run).collect()
@@ -126,7 +125,7 @@ fn memory_is_there_only_behind_its_allocation() {
     let (device, _) = device(0);
     let mut failed = 0;
     for seed in SEEDS {
-        softcuda().set_seed(seed);
+        device.set_seed(seed);
         let context = CudaContext::new(0).unwrap();
         // SAFETY: the missing wait is what is tested.
         unsafe { context.disable_event_tracking() };
@@ -142,6 +141,8 @@ fn memory_is_there_only_behind_its_allocation() {
     }
     assert!((1..SEEDS.end - SEEDS.start).contains(&failed), "{failed}");
     assert_eq!(device.faults().len() as u64, failed);
+    let hint = "are allocated in a stream that it does not wait for";
+    assert!(device.faults()[0].contains(hint), "{:?}", device.faults());
 }
 
 #[test]
@@ -169,7 +170,7 @@ fn what_another_stream_still_uses_cannot_be_freed() {
 fn cudarc_keeps_its_slices_in_order_by_itself() {
     let (device, context) = device(0);
     for seed in SEEDS {
-        softcuda().set_seed(seed);
+        device.set_seed(seed);
         let (a, b) = (context.new_stream().unwrap(), context.new_stream().unwrap());
         let mut x = a.clone_htod(&[1u32; 64]).unwrap();
         let y = b.clone_dtod(&x).unwrap();

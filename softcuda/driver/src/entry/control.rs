@@ -8,7 +8,6 @@ use crate::{
     device::Device,
     driver::Locked,
     report::{Failure, FailurePoint, Messages},
-    rng::Rng,
 };
 
 /// Works on a device, if there is one of that number.
@@ -35,20 +34,32 @@ extern "C" fn softcuda_sources() -> *const c_char {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn softcuda_seed() -> u64 {
-    Locked::new().seed
+extern "C" fn softcuda_seed(device: c_uint) -> u64 {
+    on_device(device, |device| Some(device.seed())).unwrap_or(0)
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn softcuda_set_seed(seed: u64) {
+extern "C" fn softcuda_set_seed(device: c_uint, seed: u64) {
+    on_device(device, |device| {
+        device.set_seed(seed);
+        Some(())
+    });
+}
+
+/// Sets the seed of all devices, to which a reset returns.
+#[unsafe(no_mangle)]
+extern "C" fn softcuda_set_all_seeds(seed: u64) {
     let mut driver = Locked::new();
     driver.seed = seed;
-    driver.devices.iter_mut().for_each(|device| device.rng = Rng::new(seed));
+    driver.devices.iter_mut().for_each(|device| device.set_seed(seed));
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn softcuda_set_budget(instructions: u64) {
-    Locked::new().budget = instructions;
+extern "C" fn softcuda_set_budget(device: c_uint, instructions: u64) {
+    on_device(device, |device| {
+        device.budget = instructions;
+        Some(())
+    });
 }
 
 #[unsafe(no_mangle)]
@@ -130,14 +141,13 @@ extern "C" fn softcuda_fail(device: c_uint, point: c_uint, before: u64, code: c_
     .is_some()
 }
 
-/// Forgets launches, messages and requested failures of a device, and starts its random choices anew.
+/// Forgets launches, messages and requested failures of a device, and what was set for it alone.
 #[unsafe(no_mangle)]
 extern "C" fn softcuda_reset(device: c_uint) {
     let mut driver = Locked::new();
     let seed = driver.seed;
     if let Some(device) = driver.devices.get_mut(device as usize) {
-        device.log = Default::default();
-        device.rng = Rng::new(seed);
+        device.reset(seed);
     }
 }
 

@@ -155,7 +155,7 @@ unsafe extern "C" fn cuMemcpyHtoDAsync_v2(
             return driver.enqueue(id, Work::WriteFrom { target, source: source_range });
         }
         refuse_in_capture(driver, NAME, id)?;
-        let data = Arc::from(source_range.read());
+        let data = Arc::new(source_range.read());
         driver.enqueue(id, Work::Write { target, data })
     })
 }
