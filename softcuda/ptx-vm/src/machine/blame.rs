@@ -70,11 +70,15 @@ impl Machine<'_> {
             format!("the budget of {} thread instructions is used up", self.launch.budget)
         };
         let detail = format!("{why}: {}", self.standing(&places));
-        match places.iter().max_by_key(|(_, (count, ..))| *count) {
-            Some((&at, &(_, number, warp, lane))) => {
-                let block = resident.iter().find(|block| block.number == number);
-                let block = block.expect("it is one of these");
-                self.fault(block, warp, at, Trouble::new(FaultKind::Hang, lane, detail))
+        // Blame who runs, not who waits.
+        let running = resident.iter().flat_map(|block| {
+            block.warps.iter().enumerate().map(move |(index, warp)| (block, index, warp))
+        });
+        let running = running.filter(|(.., warp)| warp.group != 0);
+        match running.max_by_key(|(.., warp)| places[&warp.at].0) {
+            Some((block, index, warp)) => {
+                let trouble = Trouble::new(FaultKind::Hang, warp.group.trailing_zeros(), detail);
+                self.fault(block, index, warp.at, trouble)
             }
             None => Fault {
                 kind: FaultKind::Hang,

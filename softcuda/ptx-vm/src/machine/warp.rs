@@ -105,13 +105,13 @@ impl Warp {
 
     /// Chooses who runs: the lanes at the lowest instruction. False if none can.
     pub(crate) fn choose(&mut self) -> bool {
+        let before = self.group;
         self.disband();
         let mut candidates = self.runnable() & !self.polling;
         if candidates == 0 {
             self.polling = 0;
             candidates = self.runnable();
         }
-        self.polls = 0;
         self.next = u32::MAX;
         let Some(lowest) = lanes(candidates).map(|lane| self.pcs[lane as usize]).min() else {
             return false;
@@ -124,6 +124,9 @@ impl Warp {
             } else {
                 self.next = self.next.min(pc);
             }
+        }
+        if self.group != before {
+            self.polls = 0;
         }
         true
     }

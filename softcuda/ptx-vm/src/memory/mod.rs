@@ -91,6 +91,12 @@ pub(crate) struct Allocation {
 }
 
 impl Allocation {
+    fn new(base: u64, bytes: u64) -> Self {
+        let bytes = bytes as usize;
+        let (data, written) = (vec![0; bytes], Bits::new(bytes));
+        Self { base, data, written, shadow: Shadow::default() }
+    }
+
     /// The address behind the last byte.
     #[inline]
     pub(crate) fn end(&self) -> u64 {
@@ -149,12 +155,7 @@ impl Memory {
         self.next = (base + rounded + GUARD).next_multiple_of(ALIGNMENT);
         self.used += rounded;
         self.high_water = self.high_water.max(self.used);
-        self.allocations.push(Allocation {
-            base,
-            data: vec![0; bytes as usize],
-            written: Bits::new(bytes as usize),
-            shadow: Shadow::default(),
-        });
+        self.allocations.push(Allocation::new(base, bytes));
         Ok(base)
     }
 
@@ -178,10 +179,7 @@ impl Memory {
         self.used += rounded;
         self.high_water = self.high_water.max(self.used);
         let at = self.allocations.partition_point(|a| a.base < address);
-        let data = vec![0; bytes as usize];
-        let written = Bits::new(bytes as usize);
-        let shadow = Shadow::default();
-        self.allocations.insert(at, Allocation { base: address, data, written, shadow });
+        self.allocations.insert(at, Allocation::new(address, bytes));
         Ok(())
     }
 
