@@ -15,14 +15,12 @@ fn split_agrees<T: Element<Acc = f32>>(profile: &str) {
     for (splits, plane) in cases {
         let dims = Dims::new(3, 3, plane);
         let inputs = Inputs::<T>::new(dims);
-        under_seeds(|| {
-            on(profile, |device, _| {
-                let runs = statistics(device, &inputs.x, dims, splits).unwrap();
-                assert!(runs[0] == runs[1], "another result at the second launch");
-                let [_, got] = runs;
-                judge::split_statistics(&inputs.x, dims, splits, &got);
-                got.mean.into_iter().chain(got.var).map(f32::to_bits).collect::<Vec<_>>()
-            })
+        under_seeds(profile, |device, _| {
+            let runs = statistics(device, &inputs.x, dims, splits).unwrap();
+            assert!(runs[0] == runs[1], "another result at the second launch");
+            let [_, got] = runs;
+            judge::split_statistics(&inputs.x, dims, splits, &got);
+            got.mean.into_iter().chain(got.var).map(f32::to_bits).collect::<Vec<_>>()
         });
     }
 }
@@ -41,11 +39,9 @@ fn split_statistics_agree_with_f64() {
 fn split_statistics_read_once() {
     let (dims, splits) = (Dims::new(4, 3, 2048), 8);
     let inputs = Inputs::<f32>::new(dims);
-    let counts = under_seeds(|| {
-        on("sm_90", |device, exclusive| {
-            statistics(device, &inputs.x, dims, splits).unwrap();
-            counts(exclusive)
-        })
+    let counts = under_seeds("sm_90", |device, exclusive| {
+        statistics(device, &inputs.x, dims, splits).unwrap();
+        counts(exclusive)
     });
     let (channels, blocks) = (dims.channels as u64, (dims.channels * splits) as u64);
     assert_eq!(counts.global_loads.bytes, 4 * dims.len() as u64 + 4 * blocks + 8 * blocks);
@@ -56,22 +52,20 @@ fn split_statistics_read_once() {
 /// Bits of y, mean and variance; counts, but for those that depend on how often blocks look at the barrier.
 fn grid<T: Element<Acc = f32>>(profile: &str, plan: Plan) -> (Vec<u64>, Report) {
     let inputs = Inputs::<T>::new(Dims::new(plan.rows, plan.channels, 1));
-    under_seeds(|| {
-        on(profile, |device, exclusive| {
-            let Inputs { x, weight, bias, .. } = &inputs;
-            let got = normalize(device, plan, x, weight, bias, 2).unwrap();
-            judge::normalize_grid(&inputs, plan, &got);
-            let launch = exclusive.last_launch().unwrap();
-            assert!(launch.cooperative && launch.resident as usize >= plan.blocks);
-            let counts = Report {
-                polls: Traffic::default(),
-                thread_instructions: 0,
-                warp_instructions: 0,
-                ..counts(exclusive)
-            };
-            let statistics = got.mean.iter().chain(&got.var).map(|v| v.bits());
-            (got.y.iter().map(|v| v.bits()).chain(statistics).collect(), counts)
-        })
+    under_seeds(profile, |device, exclusive| {
+        let Inputs { x, weight, bias, .. } = &inputs;
+        let got = normalize(device, plan, x, weight, bias, 2).unwrap();
+        judge::normalize_grid(&inputs, plan, &got);
+        let launch = exclusive.last_launch().unwrap();
+        assert!(launch.cooperative && launch.resident as usize >= plan.blocks);
+        let counts = Report {
+            polls: Traffic::default(),
+            thread_instructions: 0,
+            warp_instructions: 0,
+            ..counts(exclusive)
+        };
+        let statistics = got.mean.iter().chain(&got.var).map(|v| v.bits());
+        (got.y.iter().map(|v| v.bits()).chain(statistics).collect(), counts)
     })
 }
 
