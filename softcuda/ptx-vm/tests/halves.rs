@@ -293,7 +293,7 @@ fn nearest_f16(bits: u16, exact: i128) -> bool {
     let above = if magnitude == 0x7c00 { u16::MAX } else { magnitude + 1 };
     let fits = |other: u16| match distance(bits).cmp(&distance(other | sign)) {
         std::cmp::Ordering::Less => true,
-        std::cmp::Ordering::Equal => magnitude % 2 == 0,
+        std::cmp::Ordering::Equal => magnitude.is_multiple_of(2),
         std::cmp::Ordering::Greater => magnitude == 0x7c00 && exact.abs() > value(0x7c00),
     };
     (above == u16::MAX || fits(above)) && (magnitude == 0 || fits(magnitude - 1))
