@@ -90,19 +90,21 @@ impl Comparison {
 
 #[inline(always)]
 fn rows<T: PartialOrd>(comparison: Comparison, a: &Row, b: &Row, get: impl Fn(u64) -> T) -> Row {
+    let mut holds = [0; 32];
     // The comparison is chosen once, outside the loop over the lanes.
     macro_rules! by_comparison {
         ($($name:ident)*) => {
             match comparison {
-                $(Comparison::$name => std::array::from_fn(|i| {
-                    u64::from(Comparison::$name.holds(get(a[i]), get(b[i])))
-                }),)*
+                $(Comparison::$name => for lane in 0..32 {
+                    holds[lane] = u64::from(Comparison::$name.holds(get(a[lane]), get(b[lane])));
+                },)*
             }
         };
     }
     by_comparison!(Equal NotEqual Less LessOrEqual Greater GreaterOrEqual EqualOrUnordered
         NotEqualOrUnordered LessOrUnordered LessOrEqualOrUnordered GreaterOrUnordered
-        GreaterOrEqualOrUnordered Ordered Unordered)
+        GreaterOrEqualOrUnordered Ordered Unordered);
+    holds
 }
 
 /// 1 where the comparison holds.
@@ -144,6 +146,10 @@ pub(super) fn execute(compare: Compare, alu: &Alu, registers: &mut Registers, ma
         holds
     };
     let holds = compared(&compare, 0, a, b);
+    if compare.connective.is_none() && compare.truth == Truth::Predicate {
+        registers.merge(alu.to[0], mask, &holds);
+        return;
+    }
     match compare.truth {
         Truth::Predicate => {
             let values = joined(holds);
@@ -183,7 +189,7 @@ pub enum Property {
 #[inline(never)]
 pub(super) fn test(property: Property, ty: Float, alu: &Alu, registers: &mut Registers, mask: u32) {
     let format = if ty == Float::F64 { F64 } else { F32 };
-    map(registers, mask, alu.to[0], &alu.from, |[a]| {
+    map!(registers, mask, alu.to[0], &alu.from, |[a]| {
         let magnitude = a & (format.sign() - 1);
         let subnormal = magnitude != 0 && magnitude >> format.fraction == 0;
         u64::from(match property {
@@ -199,7 +205,7 @@ pub(super) fn test(property: Property, ty: Float, alu: &Alu, registers: &mut Reg
 
 #[inline(never)]
 pub(super) fn select_float(ftz: bool, alu: &Alu, registers: &mut Registers, mask: u32) {
-    map(registers, mask, alu.to[0], &alu.from, |[a, b, c]| {
+    map!(registers, mask, alu.to[0], &alu.from, |[a, b, c]| {
         // -0 counts as 0, NaN as less.
         let c = f32::from_bits(if ftz { F32.flush(c) } else { c } as u32);
         if c >= 0.0 { a } else { b }

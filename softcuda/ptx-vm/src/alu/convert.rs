@@ -56,57 +56,59 @@ pub(super) fn execute(op: Convert, alu: &Alu, registers: &mut Registers, mask: u
     let nearest = op.rounding == RoundTo::Target(Rounding::Nearest);
     // What kernels do all the time goes by rows.
     match (op.from, op.to) {
-        (Number::Integer { bits: b, signed: s }, Number::Integer { bits: to_bits, .. })
+        (Number::Integer { bits, signed }, Number::Integer { bits: to_bits, .. })
             if !op.saturate =>
         {
-            let drop = 64 - u32::from(b);
             let keep = u64::MAX >> (64 - to_bits);
-            map(registers, mask, to, from, |[a]| {
-                let wide = if s { ((a << drop) as i64 >> drop) as u64 } else { a << drop >> drop };
-                wide & keep
-            });
+            let narrow = u64::MAX >> (64 - bits);
+            match (bits, signed) {
+                (32, true) => map!(registers, mask, to, from, |[a]| a as i32 as u64 & keep),
+                (16, true) => map!(registers, mask, to, from, |[a]| a as i16 as u64 & keep),
+                (8, true) => map!(registers, mask, to, from, |[a]| a as i8 as u64 & keep),
+                _ => map!(registers, mask, to, from, |[a]| a & narrow & keep),
+            }
         }
         (Number::Float(F16), Number::Float(F32)) if plain => {
-            map(registers, mask, to, from, |[a]| u64::from(half::f16_to_f32(a as u16)));
+            map!(registers, mask, to, from, |[a]| u64::from(half::f16_to_f32(a as u16)));
         }
         (Number::Float(BF16), Number::Float(F32)) if plain => {
-            map(registers, mask, to, from, |[a]| u64::from(half::bf16_to_f32(a as u16)));
+            map!(registers, mask, to, from, |[a]| u64::from(half::bf16_to_f32(a as u16)));
         }
         (Number::Float(F32), Number::Float(F16)) if plain && nearest => {
-            map(registers, mask, to, from, |[a]| u64::from(half::f32_to_f16(a as u32)));
+            map!(registers, mask, to, from, |[a]| u64::from(half::f32_to_f16(a as u32)));
         }
         (Number::Float(F32), Number::Float(BF16)) if plain && nearest => {
-            map(registers, mask, to, from, |[a]| u64::from(half::f32_to_bf16(a as u32)));
+            map!(registers, mask, to, from, |[a]| u64::from(half::f32_to_bf16(a as u32)));
         }
         (Number::Float(F32), Number::Pair(F16)) if plain && nearest => {
-            map(registers, mask, to, from, |[high, low]| {
+            map!(registers, mask, to, from, |[high, low]| {
                 u64::from(half::f32_to_f16(high as u32)) << 16
                     | u64::from(half::f32_to_f16(low as u32))
             });
         }
         (Number::Float(F32), Number::Pair(BF16)) if plain && nearest => {
-            map(registers, mask, to, from, |[high, low]| {
+            map!(registers, mask, to, from, |[high, low]| {
                 u64::from(half::f32_to_bf16(high as u32)) << 16
                     | u64::from(half::f32_to_bf16(low as u32))
             });
         }
         (Number::Float(F32), Number::Float(F64)) if plain => {
-            map(registers, mask, to, from, |[a]| {
+            map!(registers, mask, to, from, |[a]| {
                 let wide = f64::from(f32::from_bits(a as u32));
                 if wide.is_nan() { F64.nan() } else { wide.to_bits() }
             })
         }
         (Number::Float(F64), Number::Float(F32)) if plain && nearest => {
-            map(registers, mask, to, from, |[a]| {
+            map!(registers, mask, to, from, |[a]| {
                 let narrow = f64::from_bits(a) as f32;
                 if narrow.is_nan() { F32.nan() } else { u64::from(narrow.to_bits()) }
             });
         }
         (Number::Integer { bits: 32, signed: true }, Number::Float(F32)) if plain && nearest => {
-            map(registers, mask, to, from, |[a]| u64::from((a as i32 as f32).to_bits()));
+            map!(registers, mask, to, from, |[a]| u64::from((a as i32 as f32).to_bits()));
         }
         (Number::Integer { bits: 32, signed: false }, Number::Float(F32)) if plain && nearest => {
-            map(registers, mask, to, from, |[a]| u64::from((a as u32 as f32).to_bits()));
+            map!(registers, mask, to, from, |[a]| u64::from((a as u32 as f32).to_bits()));
         }
         _ => others(op, alu, registers, mask),
     }

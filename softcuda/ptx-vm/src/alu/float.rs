@@ -25,70 +25,78 @@ pub enum FloatOp {
 }
 
 macro_rules! native {
-    ($name:ident, $t:ty, $bits:ty, $format:expr) => {
-        /// Rounding to nearest, which is what the machine underneath does.
+    ($name:ident, $t:ty, $bits:ty, $format:expr, $d:tt) => {
+        /// Rounding to nearest, which is what the machine underneath does. `PLAIN`: without modifiers, known beforehand so that
+        /// the loops have no branches.
         #[inline(always)]
-        fn $name(op: Arithmetic, alu: &Alu, registers: &mut Registers, mask: u32) {
+        fn $name<const PLAIN: bool>(op: Arithmetic, alu: &Alu, registers: &mut Registers, mask: u32) {
             const FORMAT: Format = $format;
             let (to, from) = (alu.to[0], &alu.from[..]);
-            let ftz = op.ftz;
-            let get = |x: u64| <$t>::from_bits((if ftz { FORMAT.flush(x) } else { x }) as $bits);
-            let put = |x: $t| {
-                let bits = if x.is_nan() { FORMAT.nan() } else { u64::from(x.to_bits()) };
+            let (ftz, saturate) = (!PLAIN && op.ftz, !PLAIN && op.saturate);
+            let (xorsign, nan) = (!PLAIN && op.xorsign, !PLAIN && op.nan);
+            #[inline(always)]
+            fn get(bits: u64, ftz: bool) -> $t {
+                <$t>::from_bits((if ftz { FORMAT.flush(bits) } else { bits }) as $bits)
+            }
+            #[inline(always)]
+            fn put(number: $t, ftz: bool, saturate: bool) -> u64 {
+                let bits = if number.is_nan() { FORMAT.nan() } else { u64::from(number.to_bits()) };
                 let bits = if ftz { FORMAT.flush(bits) } else { bits };
-                if op.saturate { FORMAT.saturate(bits) } else { bits }
-            };
+                if saturate { FORMAT.saturate(bits) } else { bits }
+            }
+            macro_rules! rows {
+                (|[$d($d x:ident),+]| $d value:expr) => {
+                    map!(registers, mask, to, from, |[$d($d x),+]| {
+                        $d(let $d x = get($d x, ftz);)+
+                        put($d value, ftz, saturate)
+                    })
+                };
+            }
+            macro_rules! extreme {
+                ($before:tt, $of_zeros:tt) => {
+                    map!(registers, mask, to, from, |[a, b]| {
+                        let sign = if xorsign { (a ^ b) & FORMAT.sign() } else { 0 };
+                        let keep = if xorsign { !FORMAT.sign() } else { !0 };
+                        let (x, y) = (get(a & keep, ftz), get(b & keep, ftz));
+                        // Of equal numbers only the signs of zeros can differ.
+                        let equal = x.to_bits() $of_zeros y.to_bits();
+                        let lone = if x.is_nan() { y.to_bits() } else { x.to_bits() };
+                        let other = if x $before y { x.to_bits() } else { y.to_bits() };
+                        let number = if x == y { equal } else { other };
+                        let number = if y.is_nan() || x.is_nan() { lone } else { number };
+                        let none = if nan { x.is_nan() | y.is_nan() } else { x.is_nan() & y.is_nan() };
+                        if none { FORMAT.nan() } else { u64::from(number) | sign }
+                    })
+                };
+            }
             match op.op {
-                FloatOp::Add => map(registers, mask, to, from, |[a, b]| put(get(a) + get(b))),
-                FloatOp::Sub => map(registers, mask, to, from, |[a, b]| put(get(a) - get(b))),
-                FloatOp::Mul => map(registers, mask, to, from, |[a, b]| put(get(a) * get(b))),
+                FloatOp::Add => rows!(|[a, b]| a + b),
+                FloatOp::Sub => rows!(|[a, b]| a - b),
+                FloatOp::Mul => rows!(|[a, b]| a * b),
                 FloatOp::Fma => {
-                    map(registers, mask, to, from, |[a, b, c]| put(get(a).mul_add(get(b), get(c))))
+                    rows!(|[a, b, c]| a.mul_add(b, c))
                 }
-                FloatOp::Div => map(registers, mask, to, from, |[a, b]| put(get(a) / get(b))),
-                FloatOp::Sqrt => map(registers, mask, to, from, |[a]| put(get(a).sqrt())),
-                FloatOp::Rcp => map(registers, mask, to, from, |[a]| put(1.0 / get(a))),
-                FloatOp::Neg => map(registers, mask, to, from, |[a]| {
+                FloatOp::Div => rows!(|[a, b]| a / b),
+                FloatOp::Sqrt => rows!(|[a]| a.sqrt()),
+                FloatOp::Rcp => rows!(|[a]| 1.0 / a),
+                FloatOp::Neg => map!(registers, mask, to, from, |[a]| {
                     (if ftz { FORMAT.flush(a) } else { a }) ^ FORMAT.sign()
                 }),
-                FloatOp::Abs => map(registers, mask, to, from, |[a]| {
+                FloatOp::Abs => map!(registers, mask, to, from, |[a]| {
                     (if ftz { FORMAT.flush(a) } else { a }) & !FORMAT.sign()
                 }),
                 FloatOp::Copysign => {
-                    map(registers, mask, to, from, |[a, b]| a & FORMAT.sign() | b & !FORMAT.sign())
+                    map!(registers, mask, to, from, |[a, b]| a & FORMAT.sign() | b & !FORMAT.sign())
                 }
-                FloatOp::Min | FloatOp::Max => {
-                    let max = op.op == FloatOp::Max;
-                    map(registers, mask, to, from, |[a, b]| {
-                        let sign = if op.xorsign { (a ^ b) & FORMAT.sign() } else { 0 };
-                        let keep = if op.xorsign { !FORMAT.sign() } else { !0 };
-                        let (x, y) = (get(a & keep), get(b & keep));
-                        let (x_bits, y_bits) = (x.to_bits(), y.to_bits());
-                        // Of equal numbers only the signs of zeros can differ.
-                        let equal = if max { x_bits & y_bits } else { x_bits | y_bits };
-                        let x_first = if max { x > y } else { x < y };
-                        let number = if x == y {
-                            equal
-                        } else if x_first || y.is_nan() {
-                            x_bits
-                        } else {
-                            y_bits
-                        };
-                        let none = if op.nan {
-                            x.is_nan() || y.is_nan()
-                        } else {
-                            x.is_nan() && y.is_nan()
-                        };
-                        if none { FORMAT.nan() } else { u64::from(number) | sign }
-                    })
-                }
+                FloatOp::Min => extreme!(<, |),
+                FloatOp::Max => extreme!(>, &),
             }
         }
     };
 }
 
-native!(f32_op, f32, u32, F32);
-native!(f64_op, f64, u64, F64);
+native!(f32_op, f32, u32, F32, $);
+native!(f64_op, f64, u64, F64, $);
 
 #[inline(always)]
 pub(super) fn execute(
@@ -98,11 +106,22 @@ pub(super) fn execute(
     registers: &mut Registers,
     mask: u32,
 ) {
+    let plain = !(op.ftz || op.saturate || op.nan || op.xorsign);
     match (op.rounding, double) {
-        (Rounding::Nearest, false) => f32_op(op, alu, registers, mask),
-        (Rounding::Nearest, true) => f64_op(op, alu, registers, mask),
+        (Rounding::Nearest, false) if plain => f32_op::<true>(op, alu, registers, mask),
+        (Rounding::Nearest, true) if plain => f64_op::<true>(op, alu, registers, mask),
+        (Rounding::Nearest, _) => modified(op, double, alu, registers, mask),
         (_, false) => directed(op, F32, alu, registers, mask),
         (_, true) => directed(op, F64, alu, registers, mask),
+    }
+}
+
+#[inline(never)]
+fn modified(op: Arithmetic, double: bool, alu: &Alu, registers: &mut Registers, mask: u32) {
+    if double {
+        f64_op::<false>(op, alu, registers, mask);
+    } else {
+        f32_op::<false>(op, alu, registers, mask);
     }
 }
 

@@ -44,7 +44,7 @@ pub enum IntegerOp {
 }
 
 macro_rules! by_width {
-    ($name:ident, $t:ty, $unsigned:ty, $wide:ty, $wide_unsigned:ty) => {
+    ($name:ident, $t:ty, $unsigned:ty, $wide:ty, $wide_unsigned:ty, $d:tt) => {
         #[inline(always)]
         fn $name(op: IntegerOp, alu: &Alu, registers: &mut Registers, mask: u32) {
             use IntegerOp as O;
@@ -55,10 +55,10 @@ macro_rules! by_width {
             let wide = |a: u64, b: u64| (a as $t as $wide).wrapping_mul(b as $t as $wide);
             let put_wide = |x: $wide| x as $wide_unsigned as u64;
             macro_rules! rows {
-                ($f:expr) => {
-                    map(registers, mask, to, from, $f)
-                };
-            }
+                                        ($d($d f:tt)*) => {
+                                            map!(registers, mask, to, from, $d($d f)*)
+                                        };
+                                    }
             match op {
                 O::Add => rows!(|[a, b]| put(get(a).wrapping_add(get(b)))),
                 O::Sub => rows!(|[a, b]| put(get(a).wrapping_sub(get(b)))),
@@ -151,12 +151,12 @@ macro_rules! by_width {
     };
 }
 
-by_width!(u16_op, u16, u16, u32, u32);
-by_width!(s16_op, i16, u16, i32, u32);
-by_width!(u32_op, u32, u32, u64, u64);
-by_width!(s32_op, i32, u32, i64, u64);
-by_width!(u64_op, u64, u64, u128, u128);
-by_width!(s64_op, i64, u64, i128, u128);
+by_width!(u16_op, u16, u16, u32, u32, $);
+by_width!(s16_op, i16, u16, i32, u32, $);
+by_width!(u32_op, u32, u32, u64, u64, $);
+by_width!(s32_op, i32, u32, i64, u64, $);
+by_width!(u64_op, u64, u64, u128, u128, $);
+by_width!(s64_op, i64, u64, i128, u128, $);
 
 #[inline(always)]
 pub(super) fn execute(op: IntegerOp, ty: Integer, alu: &Alu, registers: &mut Registers, mask: u32) {

@@ -1,24 +1,22 @@
 //! The loop over the lanes of a row.
 
 use crate::instr::Reg;
-use crate::registers::{Registers, Row};
+use crate::registers::Registers;
 
-/// Applies `f` to each lane.
-#[inline(always)]
-pub(super) fn map<const N: usize>(
-    registers: &mut Registers,
-    mask: u32,
-    to: Reg,
-    from: &[Reg],
-    f: impl Fn([u64; N]) -> u64,
-) {
-    let rows: [&Row; N] = std::array::from_fn(|i| registers.row(from[i]));
-    let mut values = [0; 32];
-    for lane in 0..32 {
-        values[lane] = f(std::array::from_fn(|i| rows[i][lane]));
-    }
-    registers.merge(to, mask, &values);
+/// Applies `|[a, b]| ..` to each lane. It is a macro and not a function so that nothing depends on what the compiler inlines.
+macro_rules! map {
+    ($registers:expr, $mask:expr, $to:expr, $from:expr, |[$($operand:ident),+]| $value:expr) => {{
+        let mut from = $from.iter();
+        $(let $operand = $registers.row(*from.next().unwrap_or(&0));)+
+        let mut values = [0; 32];
+        for lane in 0..32 {
+            $(let $operand = $operand[lane];)+
+            values[lane] = $value;
+        }
+        $registers.merge($to, $mask, &values);
+    }};
 }
+pub(super) use map;
 
 /// Applies `f` to the lanes of the mask only: for what is slow.
 #[inline(always)]

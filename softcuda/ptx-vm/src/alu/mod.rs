@@ -5,6 +5,7 @@
 use crate::instr::Reg;
 use crate::numerics::{BF16, F16, Rounding};
 use crate::registers::Registers;
+use lanes::map;
 
 pub use approximate::Approximate;
 pub use bits::Permutation;
@@ -168,17 +169,17 @@ fn body(alu: &Alu, registers: &mut Registers, mask: u32) {
         },
         Operation::Compare(compare) => compare::execute(compare, alu, registers, mask),
         Operation::Select => {
-            lanes::map(registers, mask, to, from, |[a, b, c]| if c != 0 { a } else { b });
+            map!(registers, mask, to, from, |[a, b, c]| if c != 0 { a } else { b });
         }
         Operation::Convert(convert) => convert::execute(convert, alu, registers, mask),
         Operation::Pack { bits, count } => moves::pack(bits, count, alu, registers, mask),
         Operation::Unpack { bits, count } => moves::unpack(bits, count, alu, registers, mask),
-        Operation::NotPredicate => lanes::map(registers, mask, to, from, |[a]| a ^ 1),
+        Operation::NotPredicate => map!(registers, mask, to, from, |[a]| a ^ 1),
         Operation::Logic3(table) => {
-            lanes::map(registers, mask, to, from, |abc| bits::logic(table, abc));
+            map!(registers, mask, to, from, |[a, b, c]| bits::logic(table, [a, b, c]));
         }
         Operation::Funnel { left, wrap } => {
-            lanes::map(registers, mask, to, from, |abc| bits::funnel(left, wrap, abc));
+            map!(registers, mask, to, from, |[a, b, c]| bits::funnel(left, wrap, [a, b, c]));
         }
         Operation::Permute(mode) => {
             lanes::map_active(registers, mask, to, from, |abc| bits::permute(mode, abc));
@@ -190,7 +191,7 @@ fn body(alu: &Alu, registers: &mut Registers, mask: u32) {
         Operation::Approximate(op, ftz) => approximate::execute(op, ftz, alu, registers, mask),
         Operation::Test(property, ty) => compare::test(property, ty, alu, registers, mask),
         Operation::SelectSigned => {
-            lanes::map(registers, mask, to, from, |[a, b, c]| if c >> 31 == 0 { a } else { b });
+            map!(registers, mask, to, from, |[a, b, c]| if c >> 31 == 0 { a } else { b });
         }
         Operation::SelectFloat { ftz } => compare::select_float(ftz, alu, registers, mask),
     }
