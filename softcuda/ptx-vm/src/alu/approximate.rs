@@ -9,7 +9,7 @@ use crate::registers::Registers;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Approximate {
-    /// `div.approx`: off by 2 ulp; 0 where the divisor lies beyond 2^126.
+    /// `div.approx`: off by 2 ulp; where the divisor lies beyond 2^126, 0, or NaN for an infinite dividend.
     Div,
     /// `div.full`: off by 2 ulp.
     DivFull,
@@ -93,8 +93,12 @@ fn single(op: Approximate, a: f32, b: f32, whim: f64) -> f64 {
     let half_ulp = whim * 2f64.powi(-25);
     let three_halves = whim * 3.0 * 2f64.powi(-25);
     match op {
-        A::Div if y.abs() > 2f64.powi(126) && y.is_finite() && x.is_finite() => {
-            0.0f64.copysign(x * y)
+        A::Div if y.abs() > 2f64.powi(126) && y.is_finite() => {
+            if x.is_infinite() {
+                f64::NAN
+            } else {
+                0.0f64.copysign(x * y)
+            }
         }
         A::Div | A::DivFull => off(x / y, three_halves, 0.0),
         A::Rcp => off(1.0 / x, half_ulp, 0.0),
@@ -108,6 +112,7 @@ fn single(op: Approximate, a: f32, b: f32, whim: f64) -> f64 {
         A::Sin => off(x.sin(), 0.0, whim * 2f64.powi(-21)),
         A::Cos if x == 0.0 => 1.0,
         A::Cos => off(x.cos(), 0.0, whim * 2f64.powi(-21)),
+        A::Tanh if x.is_infinite() => 1f64.copysign(x),
         A::Tanh => off(x.tanh(), whim * 2f64.powi(-12), 0.0),
         _ => unreachable!("{op:?} is not of f32"),
     }

@@ -178,7 +178,7 @@ impl Decoder {
         let Some(name) = name else {
             return Ok(Address { space, base: None, offset: *offset });
         };
-        if let Some(&(own, address)) = self.names.variables.get(name) {
+        if let Some((own, address)) = self.names.variable(name) {
             if own != space {
                 return Err(format!("`{name}` lies in {own:?} memory, not {space:?}"));
             }

@@ -1,7 +1,7 @@
 //! Names to registers.
 
 use super::Result;
-use crate::instr::{Fill, Reg, Special, Type};
+use crate::instr::{Fill, Reg, Space, Special, Type};
 use crate::syntax::{Literal, Operand, width};
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ pub(super) struct Names {
     fills: HashMap<Fill, Reg>,
     order: Vec<(Reg, Fill)>,
     /// Addresses of shared, local and parameter variables.
-    pub variables: HashMap<String, (crate::instr::Space, u64)>,
+    pub variables: HashMap<String, (Space, u64)>,
 }
 
 #[derive(Default)]
@@ -120,28 +120,39 @@ impl Names {
         Ok(reg)
     }
 
-    /// A declared register and its type.
-    pub fn register(&mut self, name: &str) -> Result<(Reg, Type)> {
-        let unknown = || format!("unknown register `{name}`");
+    /// The address of a variable, unless a register hides it.
+    pub fn variable(&self, name: &str) -> Option<(Space, u64)> {
+        if self.declared(name).is_some() { None } else { self.variables.get(name).copied() }
+    }
+
+    /// The block that declares a register of that name, and its type.
+    fn declared(&self, name: &str) -> Option<(usize, Type)> {
         let mut scope = Some(self.current);
         while let Some(at) = scope {
-            if let Some(&(reg, ty)) = self.scopes[at].registers.get(name) {
-                if let Some(reg) = reg {
-                    return Ok((reg, ty));
-                }
-                return Ok((self.place(at, name, ty)?, ty));
+            let Scope { parent, registers, families, .. } = &self.scopes[at];
+            if let Some(&(_, ty)) = registers.get(name) {
+                return Some((at, ty));
             }
             let number = |prefix: &str| name.strip_prefix(prefix)?.parse::<u32>().ok();
-            let family = self.scopes[at]
-                .families
-                .iter()
-                .find(|(prefix, count, _)| number(prefix).is_some_and(|n| n < *count));
-            if let Some(&(_, _, ty)) = family {
-                return Ok((self.place(at, name, ty)?, ty));
+            let family = |(prefix, count, _): &&(String, u32, Type)| {
+                number(prefix).is_some_and(|number| number < *count)
+            };
+            if let Some(&(_, _, ty)) = families.iter().find(family) {
+                return Some((at, ty));
             }
-            scope = self.scopes[at].parent;
+            scope = *parent;
         }
-        Err(unknown())
+        None
+    }
+
+    /// A declared register and its type.
+    pub fn register(&mut self, name: &str) -> Result<(Reg, Type)> {
+        let (scope, ty) =
+            self.declared(name).ok_or_else(|| format!("unknown register `{name}`"))?;
+        match self.scopes[scope].registers.get(name) {
+            Some(&(Some(reg), _)) => Ok((reg, ty)),
+            _ => Ok((self.place(scope, name, ty)?, ty)),
+        }
     }
 
     fn place(&mut self, scope: usize, name: &str, ty: Type) -> Result<Reg> {
@@ -182,7 +193,7 @@ impl Names {
         let bits = width(ty);
         match operand {
             Operand::Name(name, offset) => {
-                if let Some(&(_, address)) = self.variables.get(name) {
+                if let Some((_, address)) = self.variable(name) {
                     if !(bits == 32 || bits == 64) {
                         return Err(format!("the address of `{name}` does not fit"));
                     }
@@ -213,7 +224,7 @@ impl Names {
     /// An operand wider than the type is cut: what `cvt` and `st` read.
     pub fn read_low(&mut self, operand: &Operand, ty: Type) -> Result<Reg> {
         if let Operand::Name(name, 0) = operand
-            && !self.variables.contains_key(name)
+            && self.variable(name).is_none()
             && special(name).is_none()
         {
             let (reg, declared) = self.register(name)?;
