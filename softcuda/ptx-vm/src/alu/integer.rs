@@ -55,10 +55,10 @@ macro_rules! by_width {
             let wide = |a: u64, b: u64| (a as $t as $wide).wrapping_mul(b as $t as $wide);
             let put_wide = |x: $wide| x as $wide_unsigned as u64;
             macro_rules! rows {
-                                        ($d($d f:tt)*) => {
-                                            map!(registers, mask, to, from, $d($d f)*)
-                                        };
-                                    }
+                                                ($d($d f:tt)*) => {
+                                                    map!(registers, mask, to, from, $d($d f)*)
+                                                };
+                                            }
             match op {
                 O::Add => rows!(|[a, b]| put(get(a).wrapping_add(get(b)))),
                 O::Sub => rows!(|[a, b]| put(get(a).wrapping_sub(get(b)))),

@@ -63,6 +63,20 @@ impl<'a> Parser<'a> {
         text.parse().map_err(|_| format!("`{text}` is no size"))
     }
 
+    fn alignment(&mut self) -> Result<usize> {
+        let align = self.size()?;
+        if align.is_power_of_two() && align <= 4096 {
+            return Ok(align);
+        }
+        Err(format!("{align} is no alignment"))
+    }
+
+    /// Bytes of `count` of something; no state space has more than 32 bits of them.
+    fn bytes(of_one: usize, count: usize) -> Result<usize> {
+        let bytes = of_one.checked_mul(count).filter(|bytes| u32::try_from(*bytes).is_ok());
+        bytes.ok_or_else(|| format!("{count} of {of_one} bytes are too many"))
+    }
+
     fn begin(&mut self) {
         if let Some(token) = self.tokens.get(self.at) {
             self.line = token.line;
@@ -139,9 +153,10 @@ impl<'a> Parser<'a> {
                 Some(".maxntid" | ".reqntid") => {
                     let mut threads = self.size()?;
                     while self.accept(",") {
-                        threads *= self.size()?;
+                        threads = threads.saturating_mul(self.size()?);
                     }
-                    entry.max_threads = Some(threads as u32);
+                    let threads = u32::try_from(threads).ok().filter(|threads| *threads <= 1024);
+                    entry.max_threads = Some(threads.ok_or("a block has 1024 threads at most")?);
                 }
                 Some(".minnctapersm") => entry.min_blocks = Some(self.size()? as u32),
                 Some(".maxnreg" | ".maxnctapersm") => _ = self.size()?,
@@ -170,7 +185,7 @@ impl<'a> Parser<'a> {
         let (mut align, mut ty) = (None, None);
         let name = loop {
             match self.word()? {
-                ".align" => align = Some(self.size()?),
+                ".align" => align = Some(self.alignment()?),
                 ".ptr" | ".global" | ".shared" | ".const" | ".local" => {}
                 word if word.starts_with('.') => ty = Some(memory_type(word)?),
                 name => break name.to_owned(),
@@ -186,14 +201,14 @@ impl<'a> Parser<'a> {
             align = None;
             1
         };
-        Ok(Parameter { name, align: align.unwrap_or(of_type), size: of_type * count })
+        Ok(Parameter { name, align: align.unwrap_or(of_type), size: Self::bytes(of_type, count)? })
     }
 
     fn variable(&mut self, space: Space) -> Result<Variable> {
         let (mut align, mut ty) = (None, None);
         let name = loop {
             match self.word()? {
-                ".align" => align = Some(self.size()?),
+                ".align" => align = Some(self.alignment()?),
                 word if word.starts_with('.') => ty = Some(memory_type(word)?),
                 name => break name.to_owned(),
             }
@@ -205,12 +220,12 @@ impl<'a> Parser<'a> {
                 size = None;
             } else {
                 let count = self.size()?;
-                size = size.map(|size| size * count);
+                size = size.map(|size| Self::bytes(size, count)).transpose()?;
                 self.expect("]")?;
             }
         }
         self.expect(";")?;
-        Ok(Variable { name, space, align: align.unwrap_or(of_type).max(1), size })
+        Ok(Variable { name, space, align: align.unwrap_or(of_type), size })
     }
 
     /// None for what has no effect.
