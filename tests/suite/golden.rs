@@ -1,14 +1,13 @@
 //! Every engine against what PyTorch computed in float64; and that the judge of that sees faults.
+use crate::support::files::checkout;
 use crate::support::golden::{
     COMPUTED, Case, Content, ENGINES, Tensors, Verdict, compute, files, judge,
 };
 use batchnorm::{Activation, Reference};
 use std::collections::BTreeSet;
-use std::path::Path;
 
 fn cases() -> Vec<Case> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    files(&folder).unwrap().iter().map(|file| Case::read(file).unwrap()).collect()
+    files(&checkout("tests/golden")).unwrap().iter().map(|file| Case::read(file).unwrap()).collect()
 }
 
 fn case(name: &str) -> Case {

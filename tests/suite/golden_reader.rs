@@ -1,4 +1,5 @@
 //! A malformed golden case is an error that names the file and what is wrong in it.
+use crate::support::files::{checkout, scratch};
 use crate::support::golden::{Case, files};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::HashMap;
@@ -11,8 +12,8 @@ struct Parts {
 }
 
 fn valid() -> Parts {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let bytes = std::fs::read(path.join("tests/golden/nhwc_f16_add_relu.safetensors")).unwrap();
+    let path = checkout("tests/golden/nhwc_f16_add_relu.safetensors");
+    let bytes = std::fs::read(path).unwrap();
     let metadata = SafeTensors::read_metadata(&bytes).unwrap().1.metadata().clone().unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let part = |(name, view): (&str, TensorView<'_>)| {
@@ -29,10 +30,12 @@ fn read(test: &str, change: impl FnOnce(&mut Parts)) -> (PathBuf, anyhow::Result
         |(name, (dtype, shape, bytes))| (name, TensorView::new(dtype, shape, bytes).unwrap());
     let views = parts.tensors.iter().map(|(n, (d, s, b))| (n, (*d, s.clone(), &b[..]))).map(view);
     let bytes = safetensors::serialize(views, Some(parts.metadata)).unwrap();
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}.safetensors"));
+    let folder = scratch(test);
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join(format!("{test}.safetensors"));
     std::fs::write(&path, bytes).unwrap();
     let case = Case::read(&path);
-    std::fs::remove_file(&path).unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
     (path, case)
 }
 
@@ -161,18 +164,16 @@ fn bad_metadata_is_named() {
 
 #[test]
 fn what_is_no_case_at_all_is_an_error() {
-    let whole = std::fs::read(
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/nc_f32.safetensors"),
-    );
-    let whole = whole.unwrap();
+    let whole = std::fs::read(checkout("tests/golden/nc_f32.safetensors")).unwrap();
     for len in [0, 7, 8, 100, whole.len() - 1] {
         assert!(Case::parse("cut", &whole[..len]).is_err(), "{len} bytes");
     }
     let missing = Path::new("no/such/case.safetensors");
     assert!(format!("{:#}", Case::read(missing).unwrap_err()).starts_with("no/such/case"));
     assert!(format!("{:#}", files(Path::new("no/such")).unwrap_err()).starts_with("no/such"));
-    let empty = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no_cases");
+    let empty = scratch("no_cases");
     std::fs::create_dir_all(&empty).unwrap();
     let error = format!("{:#}", files(&empty).unwrap_err());
+    std::fs::remove_dir(&empty).unwrap();
     assert_eq!(error, format!("{}: expected *.safetensors files, got none", empty.display()));
 }

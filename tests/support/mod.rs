@@ -3,6 +3,7 @@
 
 pub mod engines;
 pub mod faults;
+pub mod files;
 pub mod golden;
 pub mod layer;
 pub mod oracle;

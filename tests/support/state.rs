@@ -1,12 +1,10 @@
 //! Safetensors files: those that torch wrote, and made by hand.
-use std::path::Path;
-
+use super::files::checkout;
 use batchnorm::StateDict;
 
 /// A file of `tests/state/`.
 pub fn file(name: &str) -> Vec<u8> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/state");
-    std::fs::read(directory.join(format!("{name}.safetensors"))).unwrap()
+    std::fs::read(checkout(&format!("tests/state/{name}.safetensors"))).unwrap()
 }
 pub fn dict(name: &str) -> StateDict {
     StateDict::from_bytes(&file(name)).unwrap()

@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# Compiles CUDA kernels to the PTX that is committed beside them, FOLDER/NAME.cu to FOLDER/ptx/NAME.sm_XX.ptx,
+# and assembles that with the newest and the oldest ptxas that must take it.
+#
+#   scripts/build-ptx.sh [FOLDER..]           builds (all folders of kernels, where none is given)
+#   scripts/build-ptx.sh --check [FOLDER..]   builds elsewhere, and fails where that differs from what is committed
+#
+# Needs python3 with pip, and a host gcc; no GPU, no driver, no CUDA toolkit. The compiler comes from the wheels of
+# scripts/ptx-requirements.txt, installed once into a cache folder (BATCHNORM_CUDA_WHEELS names another one).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+targets=(75 80 90)
+# What nvcc 13.0 writes runs on drivers from 580 on. Our kernels need nothing that is newer than 7.8, which drivers
+# from 520 on take; ptxas makes the same machine code of both.
+written='.version 9.0' wanted='.version 7.8'
+
+check=false
+if [ "${1:-}" = --check ]; then check=true && shift; fi
+folders=("$@")
+if [ ${#folders[@]} = 0 ]; then
+    for folder in kernels softcuda/kernels; do
+        if [ -d "$folder" ]; then folders+=("$folder"); fi
+    done
+fi
+
+requirements=scripts/ptx-requirements.txt
+pins=$(sha256sum "$requirements" | cut -c1-16)
+wheels=${BATCHNORM_CUDA_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/batchnorm/cuda-wheels-$pins}
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+fail() {
+    printf 'build-ptx: %s\n' "$*" >&2
+    exit 1
+}
+
+install_wheels() {
+    echo "installing nvcc and ptxas (125 MB, once) into $wheels"
+    mkdir -p "$(dirname "$wheels")"
+    local new
+    new=$(mktemp -d "$wheels.XXXXXX")
+    if ! PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
+        --requirement "$requirements" --target "$new"; then
+        rm -rf "$new"
+        fail "no CUDA compiler: the wheels of $requirements could not be installed. Without a network, have them" \
+            "downloaded elsewhere (python3 -m pip download -r $requirements -d DIR) and set PIP_FIND_LINKS=DIR" \
+            "PIP_NO_INDEX=1; or copy $wheels from a machine that has it."
+    fi
+    mv -T "$new" "$wheels" 2>/dev/null || rm -rf "$new" # another build was faster
+}
+[ -d "$wheels" ] || install_wheels
+nvcc=$wheels/nvidia/cu13/bin/nvcc
+assemblers=("13.0 $wheels/nvidia/cu13/bin/ptxas" "11.8 $wheels/nvidia/cuda_nvcc/bin/ptxas")
+command -v gcc >/dev/null || fail "nvcc needs a host compiler: no gcc on the PATH"
+
+# compile SOURCE TARGET OUT
+compile() {
+    "$nvcc" -ptx -std=c++17 -arch="compute_$2" "$1" -o "$3"
+    grep -qxF -- "$written" "$3" || fail "$1: expected PTX with $written"
+    sed -i -e "s/^$written\$/$wanted/" -e '/\.pragma "used_bytes_mask/d' "$3"
+    # Names of things that have internal linkage hold a hash of the source's path.
+    if grep -nE '_INTERNAL_|GLOBAL__N' "$3" >&2; then
+        fail "$1: the names above change with the path: no static or anonymous namespace in device code"
+    fi
+}
+
+# assemble PTX TARGET: the registers of every kernel; fails if one spills.
+assemble() {
+    local version ptxas log=$scratch/log
+    for assembler in "${assemblers[@]}"; do
+        read -r version ptxas <<<"$assembler"
+        "$ptxas" -v -arch="sm_$2" "$1" -o "$scratch/cubin" >"$log" 2>&1 ||
+            { cat "$log" >&2 && fail "$1: ptxas $version does not take it"; }
+        awk '
+            /Compiling entry function/ { split($0, quoted, "\047"); kernel = quoted[2] }
+            /bytes spill stores/ { spilled = $5 + $9 }
+            /Used [0-9]+ registers/ {
+                match($0, /Used [0-9]+/)
+                print kernel, substr($0, RSTART + 5, RLENGTH - 5) (spilled ? " SPILLS " spilled " BYTES" : "")
+            }' "$log" | sort >"$scratch/registers.$version"
+        [ -s "$scratch/registers.$version" ] || fail "$1: no kernel"
+    done
+    join "$scratch/registers.13.0" "$scratch/registers.11.8" | while read -r kernel registers; do
+        printf '  %-24s %s\n' "$kernel" "$registers"
+    done
+    if grep SPILLS "$scratch"/registers.* >&2; then fail "$1: a kernel needs more registers than it has"; fi
+}
+
+stale=0
+for folder in "${folders[@]}"; do
+    sources=("$folder"/*.cu)
+    [ -e "${sources[0]}" ] || fail "$folder: expected *.cu files, got none"
+    if $check; then out=$scratch/$folder; else out=$folder/ptx; fi
+    mkdir -p "$out"
+    for source in "${sources[@]}"; do
+        for target in "${targets[@]}"; do
+            name=$(basename "$source" .cu).sm_$target.ptx
+            compile "$source" "$target" "$scratch/$name"
+            mv "$scratch/$name" "$out/$name"
+            echo "$name: registers by ptxas 13.0, 11.8"
+            assemble "$out/$name" "$target"
+        done
+    done
+    if $check && ! diff -ru "$folder/ptx" "$out"; then
+        stale=1
+    fi
+done
+if [ $stale = 1 ]; then fail "what is committed differs from what its sources make: run scripts/build-ptx.sh"; fi

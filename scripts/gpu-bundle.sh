@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Packs what a CUDA host without Rust needs to test and measure: release binaries, golden cases, a record of what the
+# test kernels compute on the software device, and run.sh, which runs all of it and leaves one report.
+#
+#   scripts/gpu-bundle.sh OUT [GOLDEN..]    OUT: a new folder; GOLDEN: more folders of golden cases
+set -euo pipefail
+[ $# -ge 1 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
+out=$(realpath -m "$1")
+shift
+golden=()
+for folder in "$@"; do golden+=("$(realpath "$folder")"); done
+cd "$(dirname "$0")/.."
+checkout=$PWD
+fail() {
+    printf 'gpu-bundle: %s\n' "$*" >&2
+    exit 1
+}
+[ ! -e "$out" ] || fail "$out is there already"
+
+# Binaries without paths of this machine, in a target folder of their own as they are built with other flags.
+cargo_home=${CARGO_HOME:-$HOME/.cargo}
+export CARGO_TARGET_DIR=$checkout/target/bundle
+export RUSTFLAGS="--remap-path-prefix=$checkout=batchnorm --remap-path-prefix=$cargo_home=cargo"
+export CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_INCREMENTAL=0
+tests=(suite allocation)
+examples=(conformance speed train)
+mkdir -p "$out"/{bin,golden}
+cargo build --release --locked "${examples[@]/#/--example=}"
+cargo build --release --locked -p softcuda --example compare_kernels
+for example in "${examples[@]}" compare_kernels; do
+    cp "$CARGO_TARGET_DIR/release/examples/$example" "$out/bin/"
+done
+built=$(cargo test --release --locked --no-run --message-format=json "${tests[@]/#/--test=}")
+for test in "${tests[@]}"; do
+    program=$(python3 -c '
+import json, sys
+for message in map(json.loads, sys.stdin):
+    if message.get("executable") and message["target"]["name"] == sys.argv[1]:
+        print(message["executable"])' "$test" <<<"$built")
+    cp "$program" "$out/bin/test-$test"
+done
+
+# What they read, where they look for it.
+mkdir -p "$out/tests"
+cp -r tests/golden tests/state "$out/tests/"
+for folder in "${golden[@]}"; do cp -rL "$folder" "$out/golden/"; done
+"$out/bin/compare_kernels" --software --record "$out/kernels.safetensors"
+cp scripts/gpu-run.sh "$out/run.sh"
+{
+    echo "commit $(git rev-parse HEAD)$(git diff --quiet HEAD || echo ', with changes')"
+    rustc --version
+    echo "needs $(objdump -T "$out"/bin/* | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1)"
+} >"$out/built.txt"
+
+# A path of this machine says where somebody worked; a driver's function that is exported would stand in for the
+# real one.
+for program in "$out"/bin/*; do
+    if strings -a "$program" | grep -F -e "$checkout" -e "$cargo_home" >&2; then
+        fail "$program holds the paths above"
+    fi
+    if nm -D --defined-only "$program" | grep -E ' cu[A-Z]' >&2; then fail "$program exports a driver"; fi
+done
+diff <(grep -o ' bin/[a-z_-]\+' "$out/run.sh" | tr -d ' ' | sort -u) <(cd "$out" && ls -d bin/*) >&2 ||
+    fail "run.sh (left) does not run what is packed (right)"
+size=$(du -sm --apparent-size "$out" | cut -f1)
+[ "$size" -lt 60 ] || fail "$out is $size MB: more than 60 MB"
+echo "$out: $size MB; copy it to a CUDA host and start run.sh"

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Runs everything in this bundle on a CUDA host: needs a driver, bash and coreutils; finds the NVIDIA libraries that
+# pip has installed. Every step runs, whatever became of those before it.
+#
+#   ./run.sh [RESULTS]     RESULTS (here, unless named): report.txt, and what every step wrote
+set -uo pipefail
+cd "$(dirname "$0")" || exit
+results=${1:-results}
+mkdir -p "$results"
+results=$(cd "$results" && pwd)
+report=$results/report.txt
+failed=0
+
+# Libraries that pip installs: site-packages/nvidia/cudnn/lib and the like.
+pip_libraries=$(python3 - 2>/dev/null <<'PYTHON'
+import glob, os, site, sys
+folders = dict.fromkeys(sys.path + [site.getusersitepackages()])
+print(":".join(lib for f in folders for lib in sorted(glob.glob(os.path.join(f, "nvidia", "*", "lib")))))
+PYTHON
+)
+export LD_LIBRARY_PATH=$pip_libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+
+# The same in the report: machine, device, driver, libraries.
+versions() {
+    cat built.txt
+    date -u '+%Y-%m-%d %H:%M UTC'
+    uname -srm
+    grep -m 1 'model name' /proc/cpuinfo
+    ldd --version 2>&1 | head -n 1
+    if command -v nvidia-smi >/dev/null; then
+        nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv
+        nvidia-smi | grep -o 'CUDA Version: [0-9.]*'
+    else
+        echo 'no nvidia-smi'
+    fi
+    echo "libraries of pip: ${pip_libraries:-none}"
+    ls ${pip_libraries//:/ } 2>/dev/null | grep -E '^lib.*\.so' | sort -u
+    /sbin/ldconfig -p | grep -E 'lib(cuda|cudnn|cublas|nccl)\.so'
+    for program in bin/*; do echo "$program:" && ldd "$program"; done
+}
+
+# step NAME SECONDS COMMAND..: its output in NAME.log, a line in the report.
+step() {
+    local name=$1 limit=$2 start=$SECONDS status
+    shift 2
+    echo "$name: $*"
+    timeout --kill-after=10 "$limit" "$@" >"$results/$name.log" 2>&1 </dev/null
+    case $? in
+    0) status=ok ;;
+    3) status='NO DEVICE' ;;
+    124 | 137) status="TIMED OUT" ;;
+    *) status=FAILED ;;
+    esac
+    [ "$status" = ok ] || failed=$((failed + 1))
+    printf '%-24s %-10s %6d s\n' "$name" "$status" $((SECONDS - start)) >>"$report"
+    grep . "$results/$name.log" | tail -n 1 | cut -c 1-160
+}
+
+printf 'batchnorm, %s\n\n' "$(head -n 1 built.txt)" >"$report"
+versions >"$results/versions.log" 2>&1
+step kernels 300 bin/compare_kernels --compare kernels.safetensors
+step suite 600 bin/test-suite
+step allocation 120 bin/test-allocation
+step golden 300 bin/conformance --engine all tests/golden
+for folder in golden/*/; do
+    [ -d "$folder" ] && step "golden-$(basename "$folder")" 600 bin/conformance --engine all "$folder"
+done
+step speed 900 bin/speed --quick --json
+grep '^{' "$results/speed.log" >"$results/speed.jsonl"
+step train 300 bin/train --steps 200 --out "$results/train"
+
+{
+    printf '\n%d of the steps above did not end well\n\n' "$failed"
+    sed '/^bin\//,$d' "$results/versions.log"
+} >>"$report"
+cat "$report"
+[ "$failed" = 0 ]

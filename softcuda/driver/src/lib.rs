@@ -1,0 +1,41 @@
+//! A CUDA driver without a GPU, for tests: `libcuda` as far as cudarc calls it, over the interpreter of `ptx-vm`.
+//!
+//! ```no_run
+//! let softcuda = softcuda::install()?;
+//! let device = softcuda.exclusive(0);
+//! // ... cudarc::driver::CudaContext::new(device.ordinal()), as on any machine ...
+//! assert_eq!(device.faults(), [""; 0]);
+//! # Ok::<_, softcuda::InstallError>(())
+//! ```
+//!
+//! What it shows and what it can never show is told in `softcuda/README.md`.
+
+mod code;
+mod context;
+#[allow(unsafe_code)]
+mod control;
+mod device;
+mod driver;
+#[allow(unsafe_code, non_snake_case, clippy::too_many_arguments)]
+mod entry;
+mod graph;
+#[allow(unsafe_code)]
+mod host;
+#[allow(unsafe_code)]
+mod install;
+mod memory;
+mod module;
+mod occupancy;
+mod profile;
+mod queue;
+mod report;
+mod rng;
+mod schedule;
+mod stream;
+mod work;
+
+pub use code::Code;
+pub use control::{Device, Exclusive, Softcuda};
+pub use install::{InstallError, install};
+pub use profile::{PROFILES, Profile, ordinal};
+pub use report::{FailurePoint, LaunchReport, Report, Traffic};

@@ -1,0 +1,132 @@
+//! Instructions for which lanes of a warp wait for each other: `shfl`, `vote`, `bar.warp`.
+
+use super::{
+    trouble::Trouble,
+    warp::{Warp, lanes, ones},
+};
+use crate::instr::{Op, Reg, ShuffleMode, VoteMode};
+
+impl Warp {
+    /// Does such an instruction for those lanes of `mask`, and of the lanes already parked here, whose members are all
+    /// here; parks the rest of `mask`. False if no lane can run then.
+    pub(crate) fn exchange(&mut self, op: &Op, members: Reg, mask: u32) -> Result<bool, Trouble> {
+        if mask == 0 {
+            self.at += 1;
+            return Ok(true);
+        }
+        let here = mask | self.standing_at(self.parked, self.at);
+        let ready = self.complete(members, here)?;
+        if ready != 0 {
+            match op {
+                Op::Shuffle { mode, result, found, value, lane, clamp, .. } => {
+                    let operands = [*value, *lane, *clamp, members];
+                    self.shuffle(*mode, *result, *found, operands, ready)?;
+                }
+                Op::Vote { mode, result, value, negated, .. } => {
+                    self.vote(*mode, *result, *value, *negated, members, ready);
+                }
+                _ => {
+                    for (set, _) in self.sets(members, ready) {
+                        self.knowledge.synchronise(set);
+                    }
+                }
+            }
+        }
+        Ok(self.proceed(ready, mask & !ready))
+    }
+
+    /// Lanes with the same members, and those members, for each.
+    fn sets(&self, members: Reg, mask: u32) -> Vec<(u32, u32)> {
+        let row = self.registers.row(members);
+        let mut left = mask;
+        let mut sets = Vec::with_capacity(1);
+        while left != 0 {
+            let value = row[left.trailing_zeros() as usize];
+            let set = lanes(left).filter(|lane| row[*lane as usize] == value);
+            let set = set.fold(0, |all, lane| all | 1 << lane);
+            left &= !set;
+            sets.push((set, value as u32));
+        }
+        sets
+    }
+
+    /// The lanes of `here` whose members, as far as they have not exited, are all here with the same members.
+    fn complete(&self, members: Reg, here: u32) -> Result<u32, Trouble> {
+        let mut ready = 0;
+        for (set, named) in self.sets(members, here) {
+            if set & !named != 0 {
+                let lane = (set & !named).trailing_zeros();
+                let detail = format!("lane {lane} is not among its own members {named:#010x}");
+                return Err(Trouble::undefined(lane, detail));
+            }
+            if named & self.live & !set == 0 {
+                ready |= set;
+            }
+        }
+        Ok(ready)
+    }
+
+    fn shuffle(
+        &mut self,
+        mode: ShuffleMode,
+        result: Reg,
+        found: Option<Reg>,
+        [value, lane, clamp, members]: [Reg; 4],
+        ready: u32,
+    ) -> Result<(), Trouble> {
+        let values = *self.registers.row(value);
+        let (by, clamp) = (*self.registers.row(lane), *self.registers.row(clamp));
+        let members = *self.registers.row(members);
+        let (mut results, mut hits) = ([0; 32], [0; 32]);
+        for lane in lanes(ready) {
+            let (me, i) = (lane as i32, lane as usize);
+            let (b, c, segment) =
+                ((by[i] & 31) as i32, (clamp[i] & 31) as i32, (clamp[i] >> 8 & 31) as i32);
+            let least = me & segment;
+            let most = least | c & !segment;
+            let (from, hit) = match mode {
+                ShuffleMode::Up => (me - b, me - b >= most),
+                ShuffleMode::Down => (me + b, me + b <= most),
+                ShuffleMode::Butterfly => (me ^ b, me ^ b <= most),
+                ShuffleMode::Index => (least | b & !segment, least | b & !segment <= most),
+            };
+            let from = if hit { from } else { me } as u32;
+            if ready >> from & 1 == 0 || members[i] >> from & 1 == 0 {
+                let detail = format!("lane {lane} reads from lane {from}, which takes no part");
+                return Err(Trouble::undefined(lane, detail));
+            }
+            results[i] = values[from as usize] & 0xffff_ffff;
+            hits[i] = u64::from(hit);
+        }
+        self.registers.merge(result, ready, &results);
+        if let Some(found) = found {
+            self.registers.merge(found, ready, &hits);
+        }
+        Ok(())
+    }
+
+    fn vote(
+        &mut self,
+        mode: VoteMode,
+        result: Reg,
+        value: Reg,
+        negated: bool,
+        members: Reg,
+        ready: u32,
+    ) {
+        let mut yes = ones(self.registers.row(value));
+        if negated {
+            yes = !yes;
+        }
+        for (set, _) in self.sets(members, ready) {
+            let votes = yes & set;
+            let outcome = match mode {
+                VoteMode::All => u64::from(votes == set),
+                VoteMode::Any => u64::from(votes != 0),
+                VoteMode::Uniform => u64::from(votes == 0 || votes == set),
+                VoteMode::Ballot => u64::from(votes),
+            };
+            self.registers.merge(result, set, &[outcome; 32]);
+        }
+    }
+}
