@@ -124,7 +124,7 @@ fn kernels_have_the_driver_s_layout() {
         ".version 7.8\n.target sm_90a, texmode_independent\n.address_size 64\n\
          .file 1 \"kernel.cu\"\n\
          .extern .shared .align 16 .b8 dynamic[];\n\
-         .shared .align 4 .b8 used[100];\n\
+         .shared .align 4 .b8 used[108];\n\
          .shared .align 8 .b8 unused[1000];\n\
          .visible .entry first(\n.param .u32 first_0,\n.param .u64 .ptr .global .align 16 first_1,\n\
          .param .align 8 .b8 first_2[12],\n.param .u8 first_3\n)\n\
@@ -146,8 +146,8 @@ fn kernels_have_the_driver_s_layout() {
     assert_eq!(layout, [(0, 4), (8, 8), (16, 12), (28, 1)]);
     assert_eq!(first.param_bytes, 29);
     assert_eq!((first.max_threads, first.min_blocks), (Some(256), Some(2)));
-    // `used` takes 100 bytes, `own` begins at the next multiple of 8, the dynamic part at the next of 16.
-    assert_eq!((first.static_shared, first.local), (112, 40));
+    // `used` takes 108 bytes, `own` begins at the next multiple of 8, the dynamic part at the next of 16.
+    assert_eq!((first.static_shared, first.local), (128, 40));
     let constants: Vec<u64> = first
         .fills
         .iter()
@@ -156,11 +156,11 @@ fn kernels_have_the_driver_s_layout() {
             Fill::Special(special) => panic!("{special:?}"),
         })
         .collect();
-    assert_eq!(constants, [0, 104, 112]);
+    assert_eq!(constants, [0, 112, 128]);
     let Op::Load { address, .. } = first.code[4].op else { panic!() };
     assert_eq!(address, Address { space: Space::Param, base: None, offset: 20 });
     let Op::Load { address, .. } = first.code[5].op else { panic!() };
-    assert_eq!(address, Address { space: Space::Shared, base: None, offset: 120 });
+    assert_eq!(address, Address { space: Space::Shared, base: None, offset: 136 });
     let second = module.kernel("second").unwrap();
     assert_eq!((second.max_threads, second.static_shared, second.param_bytes), (Some(32), 0, 0));
     assert!(module.kernel("third").is_none());
@@ -204,7 +204,7 @@ fn blocks_hide_names() {
 
 #[test]
 fn branches_find_labels_both_ways() {
-    let kernel = kernel("$top:\nadd.s32 %r1, %r1, 1;\nbra.uni $end;\nbra $top;\n$end:");
+    let kernel = kernel("$top:\nadd.s32 %r1, %r1, 1;\nbra.uni $end;\n{ bra $top; }\n$end:");
     assert_eq!(kernel.code[1].op, Op::Branch { target: 3, uniform: true });
     assert_eq!(kernel.code[2].op, Op::Branch { target: 0, uniform: false });
     assert_eq!(kernel.code[3].op, Op::Exit);

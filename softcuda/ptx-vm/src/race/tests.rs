@@ -241,6 +241,23 @@ fn a_barrier_after_an_update_acquires() {
     }
 }
 
+/// The read or write itself must reach the other block, too, not only the fence next to it.
+#[test]
+fn narrow_accesses_between_wide_fences_order_a_block_only() {
+    const NARROW: Order = Order::Relaxed(Scope::Block);
+    for (write, read) in [(NARROW, RELAXED), (RELAXED, NARROW), (NARROW, NARROW)] {
+        for (reader, passes) in [(1, true), (2, false)] {
+            let mut world = World::new();
+            assert!(world.store(0, 0));
+            world.warps[0].fence(1, Scope::Device);
+            world.flag_write(0, 0, write, false);
+            world.flag_read(reader, 1, read);
+            world.warps[reader].fence(1, Scope::Device);
+            assert_eq!(world.load(reader, 0), passes, "{write:?} {read:?}");
+        }
+    }
+}
+
 #[test]
 fn updates_carry_on_what_stores_end() {
     for update in [true, false] {
@@ -272,7 +289,7 @@ fn strong_accesses_within_their_scopes_do_not_race() {
     assert!(go(3, Strength::Block), "of the same block");
     assert!(!go(0, Strength::Block), "of another block");
     assert!(!go(0, Strength::Weak));
-    assert!(go(0, Strength::Device) == false, "the last write reaches block 1 only");
+    assert!(!go(0, Strength::Device), "the last write reaches block 1 only");
 }
 
 #[test]
