@@ -52,11 +52,11 @@ pub struct Fault {
     /// What it is.
     pub kind: FaultKind,
     /// The kernel.
-    pub kernel: String,
+    pub kernel: Box<str>,
     /// The line of the PTX text, from 1; 0 where no instruction is to blame.
     pub line: u32,
     /// The text of that line.
-    pub source: String,
+    pub source: Box<str>,
     /// The block.
     pub block: [u32; 3],
     /// The thread in its block.
@@ -64,7 +64,7 @@ pub struct Fault {
     /// Of a race, the block and thread of the earlier access.
     pub other: Option<([u32; 3], [u32; 3])>,
     /// The rest, in words.
-    pub detail: String,
+    pub detail: Box<str>,
     /// The seed of the order of execution: a launch with it goes the same way.
     pub seed: u64,
 }

@@ -87,13 +87,13 @@ impl Launch<'_> {
         };
         Err(Fault {
             kind: FaultKind::InvalidLaunch,
-            kernel: self.kernel.name.clone(),
+            kernel: self.kernel.name.as_str().into(),
             line: 0,
-            source: String::new(),
+            source: "".into(),
             block: [0; 3],
             thread: [0; 3],
             other: None,
-            detail,
+            detail: detail.into(),
             seed: self.seed,
         })
     }

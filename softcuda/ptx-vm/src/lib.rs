@@ -1,8 +1,5 @@
 //! Executes PTX on the CPU, checking what a GPU does not.
 
-// A fault ends its launch: that it is large costs nothing.
-#![allow(clippy::result_large_err)]
-
 pub mod alu;
 mod decode;
 pub mod fault;

@@ -55,6 +55,8 @@ fn unknown_forms_are_refused() {
     refused("cvt.s32.f32 %r1, %f1;", "a rounding is missing");
     refused("cvt.f32.s32 %f1, %r1;", "a rounding is missing");
     refused("cvt.rn.s32.f32 %r1, %f1;", "an integral rounding is needed");
+    refused("cvt.rna.f16.f32 %rs1, %f1;", "that rounding does not belong here");
+    refused("cvt.rni.f16.f32 %rs1, %f1;", "that rounding does not belong here");
     refused("setp.lo.f32 %p1, %f1, %f2;", "comparison `.lo` is not for F32");
     refused("sqrt.approx.f64 %fd1, %fd2;", "`sqrt.approx` of F64");
     refused("mov.b64 %rd1, {%r1, %r2, %r3};", "so many registers do not fit");

@@ -1,8 +1,10 @@
 //! Statements to [`Kernel`]s: names looked up, forms checked.
 
 mod arithmetic;
+mod compare;
 mod control;
 mod convert;
+mod float;
 mod memory;
 mod modifiers;
 mod registers;
@@ -163,6 +165,7 @@ impl Decoder {
         let known = self.control(form, &mut modifiers)?
             || self.memory(form, &mut modifiers)?
             || self.moves(form, &mut modifiers)?
+            || self.comparisons(form, &mut modifiers)?
             || self.arithmetic(form, &mut modifiers)?;
         if known { Ok(()) } else { Err(format!("unknown instruction `{}`", instruction.opcode)) }
     }

@@ -20,13 +20,13 @@ impl Machine<'_> {
         });
         Fault {
             kind,
-            kernel: launch.kernel.name.clone(),
+            kernel: launch.kernel.name.as_str().into(),
             line: self.line(at),
-            source: self.source(at).to_owned(),
+            source: self.source(at).into(),
             block: launch.block_index(block.number),
             thread: launch.thread(32 * warp as u32 + lane),
             other,
-            detail,
+            detail: detail.into(),
             seed: launch.seed,
         }
     }
@@ -82,13 +82,13 @@ impl Machine<'_> {
             }
             None => Fault {
                 kind: FaultKind::Hang,
-                kernel: self.launch.kernel.name.clone(),
+                kernel: self.launch.kernel.name.as_str().into(),
                 line: 0,
-                source: String::new(),
+                source: "".into(),
                 block: [0; 3],
                 thread: [0; 3],
                 other: None,
-                detail,
+                detail: detail.into(),
                 seed: self.launch.seed,
             },
         }

@@ -106,7 +106,14 @@ pub(crate) struct Clock {
 
 impl Clock {
     /// What is known of a block.
+    #[inline]
     pub(crate) fn block(&self, block: u32) -> Option<&BlockTimes> {
+        // After a barrier of the grid, all are there.
+        if let Some((number, times)) = self.blocks.get(block as usize)
+            && *number == block
+        {
+            return Some(times);
+        }
         let index = self.blocks.binary_search_by_key(&block, |(number, _)| *number).ok()?;
         Some(&self.blocks[index].1)
     }

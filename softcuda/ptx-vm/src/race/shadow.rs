@@ -320,14 +320,22 @@ fn note_read(
     };
     if *read == LIST {
         let list = &mut lists[*lanes as usize];
-        list.retain(|old| !done(old));
-        if let Some(same) = list.iter_mut().find(|old| old.stamp == new.stamp) {
-            same.lanes |= mine;
-        } else if list.len() < READERS {
+        if let Some(last) = list.last_mut()
+            && last.stamp == new.stamp
+        {
+            last.lanes |= mine;
+            return;
+        }
+        // Looking for readers that are done with takes a while, so not at every read.
+        let victim = (new.stamp.0 >> 7).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let victim = victim as usize % READERS;
+        if list.len() == READERS && victim == 0 {
+            list.retain(|old| !done(old));
+        }
+        if list.len() < READERS {
             list.push(new);
         } else {
-            let victim = (new.stamp.0 >> 7).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-            list[victim as usize % READERS] = new;
+            list[victim] = new;
         }
         return;
     }

@@ -69,7 +69,12 @@ fn backward(kernel: &'static str, fill: fn(usize) -> Vec<u8>, size: usize) -> Su
     Subject { file: "batchnorm", kernel, grid, dynamic: 0, resident: 3, args }
 }
 
-fn split(kernel: &'static str, fill: fn(usize) -> Vec<u8>, shape: [usize; 3], splits: usize) -> Subject {
+fn split(
+    kernel: &'static str,
+    fill: fn(usize) -> Vec<u8>,
+    shape: [usize; 3],
+    splits: usize,
+) -> Subject {
     let [images, channels, plane] = shape;
     let mut args = vec![Arg::In(fill(images * channels * plane))];
     args.extend([Arg::Out(8 * channels * splits), Arg::InOut(vec![0; 4 * channels])]);
