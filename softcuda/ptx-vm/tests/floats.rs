@@ -187,6 +187,23 @@ fn directed_rounding_at_the_ends() {
 }
 
 #[test]
+fn a_hair_above_the_middle_is_not_the_middle() {
+    // 1 / (1 - 2^-53) = 1 + 2^-53 + 2^-106 + ..: the last term alone decides against the even neighbour.
+    let (one, below) = (1f64.to_bits(), 1f64.next_down().to_bits());
+    let above = 1f64.next_up().to_bits();
+    let two = "d:f64 a:f64 b:f64";
+    assert_eq!(arithmetic::div(F64, one, below, Rounding::Nearest), above);
+    check(two, "div.rn.f64 d, a, b;", &[(&[one, below], above)]);
+    check(two, "div.rz.f64 d, a, b;", &[(&[one, below], one)]);
+    check(two, "div.rp.f64 d, a, b;", &[(&[one, below], above)]);
+    // 1 + 2^-1074: the least of all numbers decides.
+    let program = Program::new("d:f64 a:f64 b:f64 c:f64", "fma.rp.f64 d, a, b, c;");
+    assert_eq!(program.one(&[one, one, 1]), above);
+    assert_eq!(program.one(&[one, one, 1 << 63 | 1]), one);
+    assert_eq!(arithmetic::fma(F64, one, one, 1, Rounding::Nearest), one);
+}
+
+#[test]
 fn comparisons_know_order() {
     let three = "d:pred a:f32 b:f32";
     let pairs: [(u64, u64, [bool; 14]); 4] = [
