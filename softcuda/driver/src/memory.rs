@@ -86,8 +86,10 @@ impl Locked {
             self.device_of(context)?.allocations.remove(&pointer);
             return Err(code);
         }
-        let pool = self.pools.get_mut(&pool).expect("found above");
-        pool.high_water = pool.high_water.max(used);
+        // Another thread may have destroyed it while work was done to make room.
+        if let Some(pool) = self.pools.get_mut(&pool) {
+            pool.high_water = pool.high_water.max(used);
+        }
         Ok(pointer)
     }
 

@@ -2,14 +2,7 @@
 
 /// What a device says about itself, and what it is held to.
 ///
-/// | ordinal | name | capability | SMs | shared memory of an SM | of a block | threads of an SM | memory | pools |
-/// |---|---|---|---|---|---|---|---|---|
-/// | 0 | sm_90 | 9.0 | 132 | 228 KiB | 227 KiB | 2048 | 8 GiB | yes |
-/// | 1 | sm_80 | 8.0 | 108 | 164 KiB | 163 KiB | 2048 | 8 GiB | yes |
-/// | 2 | sm_75 | 7.5 | 40 | 64 KiB | 64 KiB | 1024 | 8 GiB | yes |
-/// | 3 | no pools | 9.0 | 132 | 228 KiB | 227 KiB | 2048 | 8 GiB | no |
-/// | 4 | tiny memory | 9.0 | 132 | 228 KiB | 227 KiB | 2048 | 4 MiB | yes |
-/// | 5 | mini | 9.0 | 4 | 16 KiB | 15 KiB | 1024 | 8 GiB | yes |
+/// [`PROFILES`] are listed in `softcuda/README.md`.
 ///
 /// A block gets more than 48 KiB of shared memory only where the kernel's attribute asks for it, as on any device. From
 /// capability 8.0 on, each block costs 1 KiB of its SM's shared memory beside its own. Memory is taken from the host
@@ -144,5 +137,33 @@ impl Profile {
             _ if (1..=LAST_ATTRIBUTE).contains(&number) => 0,
             _ => return None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table that users read is this one.
+    #[test]
+    fn the_readme_lists_the_profiles() {
+        let readme = include_str!("../../README.md");
+        for (ordinal, profile) in PROFILES.iter().enumerate() {
+            let (major, minor) = profile.capability;
+            let memory = match profile.memory {
+                bytes if bytes >= GIB => format!("{} GiB", bytes / GIB),
+                bytes => format!("{} MiB", bytes >> 20),
+            };
+            let row = format!(
+                "| {ordinal} | {} | {major}.{minor} | {} | {}, {} KiB | {} | {memory} | {} |",
+                profile.name,
+                profile.multiprocessors,
+                profile.shared_per_multiprocessor / KIB,
+                profile.shared_per_block_optin / KIB,
+                profile.threads_per_multiprocessor,
+                if profile.pools { "yes" } else { "no" },
+            );
+            assert!(readme.contains(&row), "{row}");
+        }
     }
 }

@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{device, function, shape, softcuda};
-use cudarc::driver::{CudaContext, PushKernelArg};
+use common::{code, device, function, shape, softcuda};
+use cudarc::driver::{CudaContext, PushKernelArg, sys::CUresult};
 
 #[test]
 #[allow(unsafe_code)]
@@ -62,4 +62,36 @@ fn threads_use_devices_side_by_side() {
         assert_eq!(device.launches().len(), 10);
         assert_eq!(device.leaks(), [""; 0]);
     }
+}
+
+#[test]
+#[allow(unsafe_code)]
+fn a_failure_reaches_all_threads() {
+    let (device, context) = device(0);
+    let twice = function(&context, "twice");
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|thread| {
+                let (context, twice) = (&context, &twice);
+                scope.spawn(move || {
+                    let stream = context.new_stream()?;
+                    let mut x = stream.alloc_zeros::<u32>(64)?;
+                    // One of them goes out of bounds; none waits for ever.
+                    let blocks = if thread == 0 { 2 } else { 1 };
+                    for _ in 0..20 {
+                        let mut launch = stream.launch_builder(twice);
+                        launch.arg(&mut x);
+                        // SAFETY: the argument is that of the kernel, and what it does wrong is found.
+                        unsafe { launch.launch(shape(blocks, 64)) }?;
+                    }
+                    context.synchronize()
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| code(thread.join().unwrap())).collect()
+    });
+    let illegal = CUresult::CUDA_ERROR_ILLEGAL_ADDRESS;
+    assert_eq!(outcomes[0], illegal);
+    assert_eq!(code(context.synchronize()), illegal);
+    assert_eq!(device.faults().len(), 1, "{:?}", device.faults());
 }

@@ -181,8 +181,15 @@ unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
         // SAFETY: the caller has `bytes` bytes there: until the copy is done if the memory is page-locked, and else
         // during this call, which waits.
         let target = unsafe { HostRange::new(target, bytes) };
-        driver.enqueue(id, Work::ReadTo { target, source })?;
-        if is_pinned { Ok(()) } else { wait(driver, id) }
+        if is_pinned {
+            return driver.enqueue(id, Work::ReadTo { target, source });
+        }
+        // Nothing may come between the two: the copy must not outlive this call.
+        driver.submit(id, Work::ReadTo { target, source })?;
+        let context = driver.streams[&id].context;
+        let copy = driver.streams[&id].tails.clone();
+        driver.finish(&copy);
+        driver.check_context(context)
     })
 }
 
