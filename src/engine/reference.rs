@@ -138,7 +138,10 @@ fn moments<E: Element>(shape: &Shape, c: usize, x: &[E]) -> ((f64, f64), f64) {
     let m = shape.per_channel().max(1) as f64;
     let xs = shape.channel(c).map(|i| wide(x[i]));
     let first = xs.clone().next().filter(|x| x.is_finite()).unwrap_or(0.0);
-    let offset = xs.clone().map(|x| x - first).sum::<f64>() / m;
+    let mean = |from: f64| xs.clone().map(|x| x - first - from).sum::<f64>() / m;
+    // The second sum is what rounding left of the first, where the first value is far from others.
+    let (offset, rest) = (mean(0.0), mean(mean(0.0)));
+    let offset = if rest.is_finite() { offset + rest } else { offset };
     ((first, offset), xs.map(|x| (x - first - offset).powi(2)).sum::<f64>() / m)
 }
 

@@ -1,10 +1,11 @@
 //! Step 1 of the training forward: mean and variance of every channel.
 //!
 //! Values are read once, a segment at a time, as distances from a pivot: the mean of what came
-//! before. Where that turns out to be far from the segment's own mean, the segment, still in cache,
-//! is read again about that. So the squares do not cancel, and the error does not grow with the mean;
-//! a constant channel has exactly its mean and variance 0. Segments, tiles and columns are merged by
-//! Chan's formula in f64, as distances from the channel's first value.
+//! before, and of a quarter of the first segment's own values. What a pivot is away from the mean,
+//! those values and the merging count as variance, too, so that the squares lose two bits at most
+//! where they are taken from it. So the error does not grow with the mean, and a constant channel
+//! has exactly its mean and variance 0. Segments, tiles and columns are merged by Chan's formula in
+//! f64, as distances from the channel's first value.
 use super::lanes::{self, BLOCK, Lanes};
 use super::moments::{Moments, base};
 use super::plan::{Plan, Tile};
@@ -16,11 +17,9 @@ use std::ops::Range;
 const SEGMENT: usize = 4096;
 /// Rows of a segment of short runs; its columns are a [`BLOCK`].
 const STRIP_ROWS: usize = 32;
-/// Rows whose mean is the first pivot.
-const FIRST_ROWS: usize = 8;
-/// A pivot is far if its squared distance from the mean is more than this many variances; until
-/// then the squares lose less than three bits.
-const FAR: f64 = 4.0;
+/// Of which the mean is the first pivot.
+const FIRST_VALUES: usize = SEGMENT / 4;
+const FIRST_ROWS: usize = STRIP_ROWS / 4;
 
 /// Offsets of the mean (first half of `slot`) and sums of squares (second half) of a tile's
 /// channels, or of its columns where runs are short.
@@ -44,10 +43,13 @@ pub(super) fn moments<E: Element>(plan: &Plan, tile: &Tile, x: &[E], slot: &mut 
 #[inline(always)]
 fn channel<'x, E: Element>(base: f64, runs: usize, run: impl Fn(usize) -> &'x [E]) -> Moments {
     let len = run(0).len();
-    // Where there is nothing before: the mean of a few values that lie apart.
-    let few: f64 =
-        (0..8).map(|i| run(i * (runs - 1) / 7)[i * (len - 1) / 7].widen().to_f64()).sum();
-    let mut all = Moments { base, offset: few / 8.0 - base, ..Moments::default() };
+    let together = (SEGMENT / len).max(1);
+    let first = run(0)[0].widen();
+    let few = match len >= SEGMENT {
+        true => segment(base, first, 1, |_| &run(0)[..FIRST_VALUES]),
+        false => segment(base, first, together.min(runs).div_ceil(4), &run),
+    };
+    let mut all = Moments { base, offset: few.offset, ..Moments::default() };
     let pivot = |all: &Moments| E::Acc::from_f64(all.mean());
     if len >= SEGMENT {
         for r in 0..runs {
@@ -56,7 +58,6 @@ fn channel<'x, E: Element>(base: f64, runs: usize, run: impl Fn(usize) -> &'x [E
             }
         }
     } else {
-        let together = SEGMENT / len;
         for first in (0..runs).step_by(together) {
             let runs = together.min(runs - first);
             all.append(segment(base, pivot(&all), runs, |r| run(first + r)));
@@ -68,31 +69,23 @@ fn channel<'x, E: Element>(base: f64, runs: usize, run: impl Fn(usize) -> &'x [E
 #[inline(always)]
 fn segment<'x, E: Element>(
     base: f64,
-    mut pivot: E::Acc,
+    pivot: E::Acc,
     runs: usize,
     run: impl Fn(usize) -> &'x [E],
 ) -> Moments {
     let mut scratch = [E::Acc::default(); BLOCK];
-    let count = (0..runs).map(|r| run(r).len()).sum::<usize>() as f64;
-    for last in [false, true] {
-        let (mut sum, mut squares) = (Lanes::new(), Lanes::new());
-        for r in 0..runs {
-            for x in run(r).chunks(BLOCK) {
-                lanes::distances(E::widened(x, &mut scratch), pivot, &mut sum, &mut squares);
-            }
+    let (mut sum, mut squares) = (Lanes::new(), Lanes::new());
+    let mut count = 0;
+    for r in 0..runs {
+        count += run(r).len();
+        for x in run(r).chunks(BLOCK) {
+            lanes::distances(E::widened(x, &mut scratch), pivot, &mut sum, &mut squares);
         }
-        let (sum, squares) = (sum.total(), squares.total());
-        let delta = sum / count;
-        let squares = squares - delta * sum;
-        let far = delta * sum > FAR * squares;
-        if last || !far {
-            let offset = (pivot.to_f64() - base) + delta;
-            let squares = if squares < 0.0 { 0.0 } else { squares }; // NaN stays
-            return Moments { count, base, offset, squares };
-        }
-        pivot = E::Acc::from_f64(pivot.to_f64() + delta);
     }
-    unreachable!("the second time is the last")
+    let (count, sum) = (count as f64, sum.total());
+    let squares = squares.total() - sum * sum / count;
+    let squares = if squares < 0.0 { 0.0 } else { squares }; // NaN stays
+    Moments { count, base, offset: (pivot.to_f64() - base) + sum / count, squares }
 }
 
 /// The same for every column of a tile, rows of a strip at a time.
@@ -171,20 +164,14 @@ impl<E: Element> Strip<E> {
             self.pivot[..n].copy_from_slice(E::widened(row(rows.start), &mut self.scratch[0]));
             let few = rows.start..rows.end.min(rows.start + FIRST_ROWS);
             self.distances(n, few.clone(), &row);
-            self.turn(n, few.len());
+            let each = E::Acc::from_f64(1.0 / few.len() as f64);
+            for (pivot, sum) in self.pivot[..n].iter_mut().zip(&self.sum[..n]) {
+                *pivot += *sum * each;
+            }
             offsets.fill(0.0);
             squares.fill(0.0);
         }
         self.distances(n, rows.clone(), &row);
-        let (far, len) = (E::Acc::from_f64(1.0 + FAR), E::Acc::from_f64(FAR * count));
-        let mut any = false;
-        for (sum, squares) in self.sum[..n].iter().zip(&self.squares[..n]) {
-            any |= far * *sum * *sum > len * *squares;
-        }
-        if any {
-            self.turn(n, rows.len());
-            self.distances(n, rows, &row);
-        }
         let (each, before) = (1.0 / count, before as f64);
         let (share, both) = (count / (before + count), before * count / (before + count));
         let (pivot, bases) = (&mut self.pivot[..n], &self.bases[..n]);
@@ -220,14 +207,6 @@ impl<E: Element> Strip<E> {
         for r in one {
             let x = E::widened(row(r), &mut self.scratch[0]);
             lanes::column_distances([x], pivot, sum, squares);
-        }
-    }
-    /// Moves the pivots to the mean of the rows just summed.
-    #[inline(always)]
-    fn turn(&mut self, n: usize, rows: usize) {
-        let each = E::Acc::from_f64(1.0 / rows as f64);
-        for (pivot, sum) in self.pivot[..n].iter_mut().zip(&self.sum[..n]) {
-            *pivot += *sum * each;
         }
     }
 }
