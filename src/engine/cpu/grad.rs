@@ -131,7 +131,7 @@ pub(super) fn sums<'g, E: Element>(
     for start in tile.cols.clone().step_by(BLOCK) {
         let cols = start..(start + BLOCK).min(tile.cols.end);
         let n = cols.len();
-        column_coefs(plan, &cols, coefs, &mut own, &mut strip);
+        column_coefs(plan, &cols, false, coefs, &mut own, &mut strip);
         let sums = &mut sums[start - tile.cols.start..][..n];
         let products = &mut products[start - tile.cols.start..][..n];
         for first in tile.rows.clone().step_by(STRIP_ROWS) {
@@ -225,6 +225,7 @@ pub(super) struct Gradients<'a, 'p, E: Element> {
 }
 
 impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
+    const GRADIENT: bool = true;
     #[inline(always)]
     fn piece(&mut self, row: usize, cols: Range<usize>, at: impl At<E::Acc>) {
         let Read { plan, x, gate } = self.read;

@@ -244,14 +244,21 @@ impl<A: Real> Strip<A> {
             (self.mean_g[i], self.slope[i]) = of(i);
         }
     }
-    /// Copies every field by `copy`.
+    /// Copies fields by `copy`: `mean_g` and `slope` only for a gradient.
     #[inline(always)]
-    pub fn from(&mut self, other: &Self, mut copy: impl FnMut(&[A; BLOCK], &mut [A; BLOCK])) {
+    pub fn from(
+        &mut self,
+        other: &Self,
+        gradient: bool,
+        mut copy: impl FnMut(&[A; BLOCK], &mut [A; BLOCK]),
+    ) {
         copy(&other.mean, &mut self.mean);
         copy(&other.scale, &mut self.scale);
         copy(&other.bias, &mut self.bias);
-        copy(&other.mean_g, &mut self.mean_g);
-        copy(&other.slope, &mut self.slope);
+        if gradient {
+            copy(&other.mean_g, &mut self.mean_g);
+            copy(&other.slope, &mut self.slope);
+        }
     }
 }
 impl<A: Real> At<A> for &Strip<A> {

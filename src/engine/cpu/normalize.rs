@@ -7,17 +7,19 @@ use std::ops::Range;
 
 /// What is done with some columns of a row that share their coefficients' source.
 pub(super) trait Step<A> {
+    /// Whether it takes all fields of the coefficients, or what the forward takes.
+    const GRADIENT: bool;
     fn piece(&mut self, row: usize, cols: Range<usize>, at: impl At<A>);
 }
 
 /// Takes `step` over a tile, in the order of memory. `coefs` sets those of some channels, at most
 /// [`BLOCK`].
 #[inline(always)]
-pub(super) fn walk<A: Real>(
+pub(super) fn walk<A: Real, S: Step<A>>(
     plan: &Plan,
     tile: &Tile,
     coefs: impl Fn(Range<usize>, &mut Strip<A>) + Copy,
-    step: &mut impl Step<A>,
+    step: &mut S,
 ) {
     let mut strip = Strip::new();
     if plan.long_runs {
@@ -41,7 +43,7 @@ pub(super) fn walk<A: Real>(
     let mut own = Strip::new();
     for start in tile.cols.clone().step_by(BLOCK) {
         let cols = start..(start + BLOCK).min(tile.cols.end);
-        column_coefs(plan, &cols, coefs, &mut own, &mut strip);
+        column_coefs(plan, &cols, S::GRADIENT, coefs, &mut own, &mut strip);
         for row in tile.rows.clone() {
             step.piece(row, cols.clone(), &strip);
         }
@@ -53,6 +55,7 @@ pub(super) fn walk<A: Real>(
 pub(super) fn column_coefs<A: Real>(
     plan: &Plan,
     cols: &Range<usize>,
+    gradient: bool,
     coefs: impl Fn(Range<usize>, &mut Strip<A>) + Copy,
     own: &mut Strip<A>,
     strip: &mut Strip<A>,
@@ -61,7 +64,7 @@ pub(super) fn column_coefs<A: Real>(
         return coefs(cols.clone(), strip);
     }
     coefs(plan.channels_in(cols), own);
-    strip.from(own, |values, out| plan.expand(cols, values, out));
+    strip.from(own, gradient, |values, out| plan.expand(cols, values, out));
 }
 
 /// `y = [relu](normalize(x) [+ residual])` over a tile.
@@ -77,6 +80,7 @@ pub(super) struct Normalize<'a, 'p, E: Element> {
 }
 
 impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
+    const GRADIENT: bool = false;
     #[inline(always)]
     fn piece(&mut self, row: usize, cols: Range<usize>, at: impl At<E::Acc>) {
         let range = clipped(row, cols.clone(), self.plan.width, self.plan.len());

@@ -25,11 +25,11 @@ const ENOUGH_TASKS: usize = 8;
 const TASK: usize = 64 << 10;
 /// Columns of a row up to which a task takes whole rows, and of its part of a longer row.
 const WHOLE_ROW: usize = 8 << 10;
-const PART_ROW: usize = 4 << 10;
+const PART_ROW: usize = 1 << 10;
 /// Least rows of a task of a column's sums: those sums are kept until all are merged.
 const SUMMED_ROWS: usize = 64;
 /// From here on a tensor is written past the cache.
-const LARGE_BYTES: usize = 16 << 20;
+const LARGE_BYTES: usize = 32 << 20;
 /// Up to here, cutting is not worth a second pass over memory.
 const SMALL: usize = 32 << 10;
 
