@@ -1,6 +1,6 @@
 //! How many thread instructions per second the machine executes with all its checks, on nvcc-made kernels.
 //!
-//! `cargo run -p ptx-vm --example speed`
+//! `cargo run -p ptx-vm --example ptx_speed`
 
 use std::time::{Duration, Instant};
 
