@@ -151,12 +151,12 @@ __device__ void backward_apply(const Geometry &g, const Channels<AccOf<T>> &by, 
     constexpr unsigned AHEAD = 2;
     __shared__ Shared<A> shared;
     Walk walk(g, true);
-    const Coefs<A, W> coefs(g, walk, by, shared, further);
+    const Coefs<A, W> coefs(g, walk, by, shared, true, further);
     A mean_g[W], slope[W];
 #pragma unroll
     for (int i = 0; i < W; i++) {
-        mean_g[i] = further ? coefs.of(3, g, walk, i, shared) : A(0);
-        slope[i] = further ? coefs.of(4, g, walk, i, shared) : A(0);
+        mean_g[i] = coefs.of(3, g, walk, i, shared);
+        slope[i] = coefs.of(4, g, walk, i, shared);
     }
     const bool reads_x = further || t.gate == RECOMPUTE;
     for (unsigned begin = 0; begin < walk.count;) {

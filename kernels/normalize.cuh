@@ -10,9 +10,9 @@ template <class A> struct Channels {
 template <class A, int W> struct Coefs {
     A mean[W], scale[W], bias[W];
 
-    /// Computes those of the slice's channels together. `rows`: further values by channel, `count` of them.
+    /// Computes those of the slice's channels together. `has_further`: two more values by channel, zeros if null.
     __device__ Coefs(const Geometry &g, const Walk &walk, const Channels<A> &by, Shared<A> &shared,
-                     const A *further = nullptr) {
+                     bool has_further = false, const A *further = nullptr) {
         for (unsigned k = threadIdx.x; k < channels_of(g, walk); k += blockDim.x) {
             const u64 c = u64(walk.slice) * g.slice_channels + k;
             const A scale = by.weight ? mul_rn(by.weight[c], by.invstd[c]) : by.invstd[c];
@@ -20,9 +20,9 @@ template <class A, int W> struct Coefs {
             shared.table[0][k] = by.mean[c];
             shared.table[1][k] = scale;
             shared.table[2][k] = rest == 0 ? bias : fma_rn(-rest, scale, bias);
-            if (further) {
-                shared.table[3][k] = further[c];
-                shared.table[4][k] = further[g.channels + c];
+            if (has_further) {
+                shared.table[3][k] = further ? further[c] : A(0);
+                shared.table[4][k] = further ? further[g.channels + c] : A(0);
             }
         }
         __syncthreads();
