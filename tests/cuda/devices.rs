@@ -83,7 +83,9 @@ fn streams_and_threads_change_no_bit() {
 
 #[test]
 fn memory_of_another_device_is_refused() {
+    let softcuda = softcuda::install().unwrap();
     let [here, there] = ["sm_80", "sm_75"].map(|name| softcuda::ordinal(name).unwrap());
+    let devices = [here, there].map(|ordinal| softcuda.exclusive(ordinal));
     let (engine, other) = (on_device(here).unwrap(), on_device(there).unwrap());
     let shape = Shape::new(&[4, 2], 1).unwrap();
     let x = other.memory().upload(&[1f32; 8]).unwrap();
@@ -106,6 +108,12 @@ fn memory_of_another_device_is_refused() {
     );
     assert_eq!(error.to_string(), expected);
     assert_eq!(engine.memory().download(y.as_view()).unwrap(), [0.0; 8]);
+    drop((x, one, y, engine, other));
+    for device in devices {
+        assert_eq!(device.faults(), [""; 0]);
+        assert_eq!(device.refusals(), [""; 0]);
+        assert_eq!(device.leaks(), [""; 0]);
+    }
 }
 
 #[test]

@@ -52,7 +52,8 @@ struct Shared {
 }
 
 impl Cuda {
-    /// On the default stream of a device, by its ordinal.
+    /// On a new stream of a device, by its ordinal. Never the default one: with several devices,
+    /// which context that means depends on the thread.
     ///
     /// # Errors
     /// [`Error::Library`] where there is no CUDA driver, [`Error::Device`] where there is no such
@@ -60,7 +61,7 @@ impl Cuda {
     pub fn new(ordinal: usize) -> Result<Self> {
         library::driver()?;
         let context = CudaContext::new(ordinal).map_err(refused("cuDevicePrimaryCtxRetain"))?;
-        Self::on_stream(context.default_stream())
+        Self::on_stream(context.new_stream().map_err(refused("cuStreamCreate"))?)
     }
 
     /// On this stream.
