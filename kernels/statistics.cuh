@@ -1,8 +1,8 @@
 // Mean and variance of every channel: the parts of tiles, then what they come to.
 //
-// A thread sums distances from a pivot, the mean of what it has read, a segment at a time. Where that turns out to be far
-// from the segment's own mean, the segment, still in cache, is read again about that. So the squares do not cancel, and
-// the error does not grow with the mean. Segments, lanes, threads and tiles are merged by Chan's formula in f64, as
+// A thread sums distances from a pivot, the mean of what it has read, a segment at a time. Where that turns out to be
+// far from the segment's own mean, the segment, still in cache, is read again about that. So the squares do not cancel,
+// and the error does not grow with the mean. Segments, lanes, threads and tiles are merged by Chan's formula in f64, as
 // distances from the channel's first value.
 #pragma once
 #include "geometry.cuh"
@@ -150,7 +150,8 @@ template <class A> __device__ void blend(A *running, double factor, double batch
     *running = A((1 - factor) * *running + factor * batch);
 }
 
-/// The definition, for channels whose sums are not finite: an infinity or a NaN among the values, or squares beyond f32.
+/// The definition, for channels whose sums are not finite: an infinity or a NaN among the values, or squares beyond
+/// f32.
 template <class T> __device__ Part wide_moments(const Merge &merge, unsigned channel, const T *x, double *base) {
     const auto sum = [&](auto term) {
         Part part = {0, 0, 0};
