@@ -28,7 +28,11 @@ impl std::fmt::Display for DType {
 
 mod sealed {
     /// Keeps the set of types closed, so that every engine can serve all of them.
+    #[cfg(not(feature = "cuda"))]
     pub trait Sealed {}
+    /// Keeps the set of types closed, so that every engine and device can serve all of them.
+    #[cfg(feature = "cuda")]
+    pub trait Sealed: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits {}
 }
 
 /// What a buffer may hold: an [`Element`], or the bytes of a reserve space.

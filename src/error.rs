@@ -46,6 +46,24 @@ pub enum Error {
         /// The limit that was hit.
         reason: String,
     },
+    /// A shared library that an engine needs does not load.
+    #[error("{library}: the loader finds none of {}; {reason}", searched.join(", "))]
+    Library {
+        /// What it is.
+        library: &'static str,
+        /// The names that were tried.
+        searched: Vec<String>,
+        /// Where they were looked for.
+        reason: String,
+    },
+    /// A device refused a call, or failed at it. What the operation was to write is undefined then.
+    #[error("{call}: {reason}")]
+    Device {
+        /// What was called.
+        call: &'static str,
+        /// What the device said.
+        reason: String,
+    },
     /// A state dict that cannot be read or written.
     #[error("state dict: {0}")]
     State(String),

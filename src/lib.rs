@@ -3,15 +3,24 @@
 
 mod layer; // policy: configuration, parameters, running statistics, modes, state dicts
 
-mod engine; // arithmetic: the trait and its arguments; `Reference` defines, `Cpu` is fast
+mod engine; // arithmetic: the trait and its arguments; `Reference` defines, `Cpu` and `Cuda` are fast
 
-mod memory; // where numbers live: `Host`
+mod memory; // where numbers live: `Host`, `Device`
 mod shape; // any rank and layout -> (outer, channels, inner)
 
 mod element; // f16, bf16, f32, f64: what is stored, and what sums are made in
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+mod library; // vendors' shared libraries, looked for before they are called
+
 mod error; // what went wrong, both sides shown
 
+#[cfg(feature = "cuda")]
+pub use cudarc; // its streams and slices are what `Cuda` works on
+
 pub use element::{DType, Element, Plain, Real};
+#[cfg(feature = "cuda")]
+pub use engine::Cuda;
 pub use engine::{
     Activation, Backward, Cpu, Engine, ForwardEval, ForwardTrain, Input, MergeStats, Op, Reference,
     Request, Running, Saved, Stats,
@@ -20,5 +29,7 @@ pub use error::{Error, Result};
 pub use layer::{
     BatchNorm, Config, LoadReport, Mismatch, Momentum, Param, RunningStats, StateDict, Strict,
 };
+#[cfg(feature = "cuda")]
+pub use memory::Device;
 pub use memory::{Host, Memory};
 pub use shape::Shape;

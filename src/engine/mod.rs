@@ -3,6 +3,8 @@ use crate::{DType, Element, Memory, Real, Result, Shape};
 
 mod args;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod reference;
 mod saved;
 
@@ -11,6 +13,8 @@ pub use args::{
 };
 pub(crate) use args::{check_eps, check_momentum};
 pub use cpu::Cpu;
+#[cfg(feature = "cuda")]
+pub use cuda::Cuda;
 pub use reference::Reference;
 pub use saved::Saved;
 

@@ -1,17 +1,24 @@
 //! Where numbers live, and how an operation borrows them.
 use crate::{Plain, Result};
 
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+mod cuda;
 mod host;
 
+#[cfg(feature = "cuda")]
+pub use cuda::Device;
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::refused;
 pub use host::Host;
 
 /// A place where numbers live. Engines on the same memory take the same arguments.
 ///
-/// | | [`Host`] |
-/// |---|---|
-/// | [`Buf<T>`](Self::Buf), owned | `Vec<T>` |
-/// | [`View<'a, T>`](Self::View), borrowed | `&'a [T]` |
-/// | [`ViewMut<'a, T>`](Self::ViewMut), mutably borrowed | `&'a mut [T]` |
+/// | | [`Host`] | `Device`, by feature `cuda` |
+/// |---|---|---|
+/// | [`Buf<T>`](Self::Buf), owned | `Vec<T>` | `CudaSlice<T>` |
+/// | [`View<'a, T>`](Self::View), borrowed | `&'a [T]` | `CudaView<'a, T>` |
+/// | [`ViewMut<'a, T>`](Self::ViewMut), mutably borrowed | `&'a mut [T]` | `CudaViewMut<'a, T>` |
 ///
 /// With a concrete memory the functions without `self` are never called: write `&x`, `&mut y`,
 /// `&x[a..b]`. They serve code that is generic over the memory.

@@ -1,5 +1,5 @@
 //! What only engines on ordinary memory can be asked: slices from the middle of larger ones.
-use crate::support::engines::every_engine;
+use crate::support::engines::{every_engine, every_host_engine};
 use crate::support::oracle::served;
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
 use crate::support::shapes::CASES;
@@ -10,7 +10,7 @@ use batchnorm::{
 use half::{bf16, f16};
 use std::ops::Range;
 
-every_engine![slices_from_the_middle_are_written_to_their_ends_and_no_further];
+every_host_engine![slices_from_the_middle_are_written_to_their_ends_and_no_further];
 
 /// Before and behind what an operation may write: odd, so that no vector is aligned to it.
 const MARGIN: usize = 3;

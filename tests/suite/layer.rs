@@ -1,5 +1,5 @@
 //! The layer's modes, running statistics and forms; parameters are in `parameters.rs`.
-use crate::support::engines::every_engine;
+use crate::support::engines::{every_engine, every_host_engine};
 use crate::support::layer::*;
 use crate::support::tolerance::Kind;
 use batchnorm::*;
@@ -19,11 +19,11 @@ every_engine![
     resets_restore_the_defaults,
     forms_with_and_without_memory_agree,
     residuals_are_added_and_get_their_gradient,
-    memory_that_is_there_is_used_again,
     evaluation_in_place,
     several_threads_evaluate_at_once,
     moved_layers_are_the_same_and_apart,
 ];
+every_host_engine![memory_that_is_there_is_used_again];
 
 fn relu() -> Config {
     Config { activation: Activation::Relu, ..Config::default() }

@@ -11,6 +11,8 @@ macro_rules! every_engine {
     ($($test:ident),+ $(,)?) => {
         every_engine!(@ reference, batchnorm::Reference; $($test),+);
         every_engine!(@ cpu, batchnorm::Cpu::default(); $($test),+);
+        #[cfg(all(feature = "cuda", target_os = "linux"))]
+        every_engine!(@ cuda, crate::support::cuda::engine(); $($test),+);
     };
     (@ $name:ident, $engine:expr; $($test:ident),+) => {
         mod $name {
@@ -21,4 +23,11 @@ macro_rules! every_engine {
         }
     };
 }
-pub(crate) use every_engine;
+/// As [`every_engine`], for tests that look into ordinary memory.
+macro_rules! every_host_engine {
+    ($($test:ident),+ $(,)?) => {
+        every_engine!(@ reference_on_host, batchnorm::Reference; $($test),+);
+        every_engine!(@ cpu_on_host, batchnorm::Cpu::default(); $($test),+);
+    };
+}
+pub(crate) use {every_engine, every_host_engine};

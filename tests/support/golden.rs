@@ -22,6 +22,8 @@ pub type Compute = fn(&Case) -> anyhow::Result<Tensors>;
 pub const ENGINES: &[(&str, Compute)] = &[
     ("reference", |case| compute(&Reference, case)),
     ("cpu", |case| compute(&Cpu::default(), case)),
+    #[cfg(all(feature = "cuda", target_os = "linux"))]
+    ("cuda", |case| compute(&super::cuda::engine(), case)),
 ];
 
 /// What a tensor holds, which decides its shape, its type and its tolerance.

@@ -1,6 +1,8 @@
 //! What tests and the `conformance` example share.
 #![allow(dead_code, unused_imports, unused_macros)] // each of them uses a part
 
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+pub mod cuda;
 pub mod engines;
 pub mod faults;
 pub mod files;

@@ -1,0 +1,90 @@
+// Elements of a tensor, the type they are summed in, and some of them at a time.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+using u64 = unsigned long long;
+
+/// ZERO: the largest value of the accumulating type that the element rounds to zero.
+template <class T> struct Element;
+
+template <> struct Element<float> {
+    using Acc = float;
+    static constexpr float ZERO = 0;
+    static __device__ float widen(float value) { return value; }
+    static __device__ float narrow(float value) { return value; }
+};
+template <> struct Element<double> {
+    using Acc = double;
+    static constexpr double ZERO = 0;
+    static __device__ double widen(double value) { return value; }
+    static __device__ double narrow(double value) { return value; }
+};
+template <> struct Element<__half> {
+    using Acc = float;
+    static constexpr float ZERO = 0x1p-25f;
+    static __device__ float widen(__half value) { return __half2float(value); }
+    static __device__ __half narrow(float value) { return __float2half_rn(value); }
+};
+template <> struct Element<__nv_bfloat16> {
+    using Acc = float;
+    static constexpr float ZERO = 0x1p-134f;
+    static __device__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
+    static __device__ __nv_bfloat16 narrow(float value) { return __float2bfloat16_rn(value); }
+};
+template <class T> using AccOf = typename Element<T>::Acc;
+
+/// 16 bytes of elements, or one.
+template <class T, int W> struct alignas(W * sizeof(T)) Vector {
+    T element[W];
+};
+
+/// The vector at `at`, counted in vectors; `aligned`: whether the tensor starts at a multiple of 16 bytes.
+template <class T, int W> __device__ __forceinline__ Vector<T, W> load(const T *from, u64 at, bool aligned) {
+    Vector<T, W> vector;
+    if constexpr (W == 1) {
+        vector.element[0] = from[at];
+    } else if (aligned) {
+        uint4 bits = reinterpret_cast<const uint4 *>(from)[at];
+        vector = reinterpret_cast<Vector<T, W> &>(bits);
+    } else {
+#pragma unroll
+        for (int i = 0; i < W; i++) vector.element[i] = from[at * W + i];
+    }
+    return vector;
+}
+/// The same, of what will not be read again.
+template <class T, int W> __device__ __forceinline__ Vector<T, W> load_last(const T *from, u64 at, bool aligned) {
+    if constexpr (W > 1) {
+        if (aligned) {
+            uint4 bits = __ldcs(reinterpret_cast<const uint4 *>(from) + at);
+            return reinterpret_cast<Vector<T, W> &>(bits);
+        }
+    }
+    return load<T, W>(from, at, false);
+}
+template <class T, int W> __device__ __forceinline__ void store(T *to, u64 at, Vector<T, W> vector, bool aligned) {
+    if constexpr (W == 1) {
+        to[at] = vector.element[0];
+    } else if (aligned) {
+        __stcs(reinterpret_cast<uint4 *>(to) + at, reinterpret_cast<uint4 &>(vector));
+    } else {
+#pragma unroll
+        for (int i = 0; i < W; i++) to[at * W + i] = vector.element[i];
+    }
+}
+
+/// Vectors that are loaded before the first is used. Of a tensor that is not aligned only one, the first: that path is
+/// there to be right, and its code is long.
+template <int W> __device__ unsigned at_once(unsigned ahead, bool aligned) { return W == 1 || aligned ? ahead : 1; }
+
+// Rounded once each, and never fused otherwise: forward and backward compute the same bits.
+__device__ inline float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+__device__ inline double fma_rn(double a, double b, double c) { return __fma_rn(a, b, c); }
+__device__ inline float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline double mul_rn(double a, double b) { return __dmul_rn(a, b); }
+__device__ inline float add_rn(float a, float b) { return __fadd_rn(a, b); }
+__device__ inline double add_rn(double a, double b) { return __dadd_rn(a, b); }
+
+/// Nothing where it is not finite: NaN would hide an infinity.
+__device__ inline double or_zero(double value) { return isfinite(value) ? value : 0; }

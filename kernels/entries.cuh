@@ -1,0 +1,44 @@
+// The entry points of one type of elements; README.md lists them.
+#pragma once
+#include "backward.cuh"
+
+#define KERNEL extern "C" __global__ void __launch_bounds__(256)
+
+#define TILED(name, T, W)                                                                                              \
+    KERNEL stats_##name(const Geometry g, const T *x, double2 *partials) { stats<T, W>(g, x, partials); }              \
+    KERNEL apply_##name(const Geometry g, const Channels<AccOf<T>> by, const T *x, const T *residual, T *y,            \
+                        unsigned char *mask, unsigned relu) {                                                          \
+        apply<T, W>(g, by, x, residual, y, mask, relu);                                                                \
+    }                                                                                                                  \
+    KERNEL backward_sums_##name(const Geometry g, const Channels<AccOf<T>> by, const T *x, const T *grad_y,            \
+                                const unsigned char *mask, unsigned gate, double2 *partials, T *grad_x,                \
+                                T *grad_residual) {                                                                    \
+        backward_sums<T, W>(g, by, {x, grad_y, mask, gate, grad_x, grad_residual}, partials);                          \
+    }                                                                                                                  \
+    KERNEL backward_apply_##name(const Geometry g, const Channels<AccOf<T>> by, const T *x, const T *grad_y,           \
+                                 const unsigned char *mask, unsigned gate, const AccOf<T> *coefs, T *grad_x,           \
+                                 T *grad_residual) {                                                                   \
+        backward_apply<T, W>(g, by, {x, grad_y, mask, gate, grad_x, grad_residual}, coefs);                            \
+    }
+
+#define ENTRIES(name, T)                                                                                               \
+    TILED(name##_v, T, 16 / sizeof(T))                                                                                 \
+    TILED(name##_s, T, 1)                                                                                              \
+    KERNEL stats_finalize_##name(const Merge merge, const Outputs<AccOf<T>> out, const T *x,                           \
+                                 const double2 *partials) {                                                            \
+        stats_finalize(merge, out, x, partials);                                                                       \
+    }                                                                                                                  \
+    KERNEL eval_##name(unsigned channels, double eps, const AccOf<T> *mean, const AccOf<T> *var,                       \
+                       AccOf<T> *saved_mean, AccOf<T> *saved_rest, AccOf<T> *invstd, unsigned *nonfinite) {            \
+        eval(channels, eps, mean, var, saved_mean, saved_rest, invstd, nonfinite);                                     \
+    }                                                                                                                  \
+    KERNEL backward_finalize_##name(const Merge merge, const Gradients<AccOf<T>> out, unsigned accumulate,             \
+                                    const double2 *partials) {                                                         \
+        backward_finalize(merge, out, accumulate, partials);                                                           \
+    }
+
+#define MERGE_STATS(name, A)                                                                                           \
+    KERNEL merge_stats_##name(unsigned channels, unsigned parts, const A *records, double factor, A *running_mean,     \
+                              A *running_var, A *mean, A *var) {                                                       \
+        merge_stats(channels, parts, records, factor, running_mean, running_var, mean, var);                           \
+    }

@@ -1,0 +1,151 @@
+// Which vectors of a tensor a thread takes, and how what its lanes sum becomes one part of each channel. See README.md.
+#pragma once
+#include "element.cuh"
+
+constexpr unsigned THREADS = 256;
+/// Elements of a row of a slice that has several channels, at most.
+template <class A> constexpr unsigned COLUMNS = 2048 / sizeof(A);
+
+struct Geometry {
+    u64 vectors, tile, row, width, inner;
+    unsigned slices, slice_channels, channels, threads, aligned, reserved;
+};
+
+/// The vectors of a thread, one after the other.
+struct Walk {
+    unsigned slice, tile;
+    /// The vector's place in the tensor, and in its row of the slice.
+    u64 at, v;
+    /// How many there are.
+    unsigned count;
+    u64 step_at, step_v, wrap, width;
+
+    /// `last_first`: blocks begin with what the pass before read last, which the cache still has.
+    __device__ Walk(const Geometry &g, bool last_first) {
+        const unsigned block = last_first ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+        slice = block % g.slices;
+        tile = block / g.slices;
+        width = g.width;
+        const u64 n = tile * g.tile + threadIdx.x, end = min((tile + u64(1)) * g.tile, g.vectors);
+        v = n % width;
+        at = n / width * g.row + slice * width + v;
+        step_v = g.threads % width;
+        step_at = g.threads / width * g.row + step_v;
+        wrap = g.row - width;
+        const bool works = threadIdx.x < g.threads && n < end && slice * width + v < g.row;
+        count = works ? unsigned((end - n + g.threads - 1) / g.threads) : 0;
+    }
+    __device__ void next() {
+        at += step_at;
+        v += step_v;
+        if (v >= width) {
+            v -= width;
+            at += wrap;
+        }
+    }
+};
+
+/// The channel, within its slice, of lane `i` of a thread's vectors.
+template <int W> __device__ unsigned channel_of(const Geometry &g, const Walk &walk, int i) {
+    return g.slice_channels == 1 ? 0 : unsigned(walk.v * W + i) / unsigned(g.inner);
+}
+/// Channels of a slice; the last may have fewer.
+__device__ inline unsigned channels_of(const Geometry &g, const Walk &walk) {
+    return min(g.slice_channels, g.channels - walk.slice * g.slice_channels);
+}
+
+/// What some values of a channel come to.
+struct Part {
+    double count, first, second;
+};
+
+/// Sums.
+struct Add {
+    static __device__ void merge(Part &into, const Part &other) {
+        into.first += other.first;
+        into.second += other.second;
+    }
+};
+/// Distance of the mean from a value that all parts have in common, and squares about the mean: Chan's formula.
+struct Chan {
+    static __device__ void merge(Part &into, const Part &other) {
+        if (other.count == 0) return;
+        const double count = into.count + other.count, share = other.count / count;
+        const double delta = other.first - into.first;
+        into.first += delta * share;
+        into.second += other.second + delta * delta * into.count * share;
+        into.count = count;
+    }
+};
+
+/// Memory of a block; what one step leaves there, the next overwrites.
+template <class A> union Shared {
+    A table[5][COLUMNS<A>];
+    struct {
+        Part stage[THREADS];
+        double2 columns[COLUMNS<A>];
+    } parts;
+};
+
+__device__ inline unsigned half_above(unsigned n) { return n > 1 ? 1u << (31 - __clz(n - 1)) : 0; }
+
+/// Merges the parts of threads that are `stride` apart, `rows` of them; what comes back counts in row 0.
+template <class Rule>
+__device__ Part fold(Part *stage, Part own, unsigned row, unsigned rows, unsigned stride) {
+    const bool works = row < rows;
+    if (works) stage[threadIdx.x] = own;
+    __syncthreads();
+    for (unsigned d = half_above(rows); d > 0; d /= 2) {
+        if (works && row < d && row + d < rows) {
+            Rule::merge(own, stage[threadIdx.x + d * stride]);
+            stage[threadIdx.x] = own;
+        }
+        __syncthreads();
+    }
+    return own;
+}
+
+/// Merges what the lanes of all threads have, and writes a part for each channel of the slice.
+template <class A, int W, class Rule>
+__device__ void reduce(const Geometry &g, const Walk &walk, Part (&own)[W], double2 *partials, Shared<A> &shared) {
+    const unsigned tiles = gridDim.x / g.slices;
+    Part *const stage = shared.parts.stage;
+    __syncthreads();
+    if (g.slice_channels == 1) {
+#pragma unroll
+        for (int i = 1; i < W; i++) Rule::merge(own[0], own[i]);
+        const Part all = fold<Rule>(stage, own[0], threadIdx.x, g.threads, 1);
+        if (threadIdx.x == 0) partials[u64(walk.slice) * tiles + walk.tile] = {all.first, all.second};
+        return;
+    }
+    double2 *const columns = shared.parts.columns;
+    const unsigned width = g.width, rows = g.threads / width;
+#pragma unroll
+    for (int i = 0; i < W; i++) {
+        const Part column = fold<Rule>(stage, own[i], threadIdx.x / width, rows, width);
+        if (threadIdx.x < width) columns[threadIdx.x * W + i] = {column.first, column.second};
+    }
+    __syncthreads();
+    // The columns of a channel, of equal counts: those that `d` has merged so far are 2d apart.
+    const unsigned run = g.inner, channels = channels_of(g, walk);
+    const double each = double((min((walk.tile + u64(1)) * g.tile, g.vectors) - walk.tile * g.tile) / width);
+    for (unsigned d = half_above(run); d > 0; d /= 2) {
+        for (unsigned e = threadIdx.x; e < channels * run; e += blockDim.x) {
+            const unsigned j = e % run;
+            if (j < d && j + d < run) {
+                const auto part = [&](unsigned e, unsigned j) {
+                    const unsigned merged = (run - j + 2 * d - 1) / (2 * d);
+                    return Part{each * merged, columns[e].x, columns[e].y};
+                };
+                Part into = part(e, j);
+                Rule::merge(into, part(e + d, j + d));
+                columns[e] = {into.first, into.second};
+            }
+        }
+        __syncthreads();
+    }
+    for (unsigned c = threadIdx.x; c < channels; c += blockDim.x) {
+        const u64 channel = u64(walk.slice) * g.slice_channels + c;
+        partials[channel * tiles + walk.tile] = columns[c * run];
+    }
+}

@@ -1,0 +1,4 @@
+// Split kernels of f16 tensors.
+#include "entries.cuh"
+
+ENTRIES(f16, __half)

@@ -1,0 +1,100 @@
+//! The backward through statistics of the batch, of all parts of it, or frozen ones.
+use super::launch::{Channels, Gradients, Tensors};
+use super::{Cuda, Layout, Pointers, Ptr, home};
+use crate::engine::{Activation, Backward, Input};
+use crate::{Device, Element, Memory, Result, Shape};
+
+impl Cuda {
+    /// Sums of the tiles and of the channels, then the gradients, as far as they are asked for.
+    pub(super) fn gradients<E: Element>(
+        &self,
+        shape: &Shape,
+        args: Backward<'_, Device, E>,
+    ) -> Result<()> {
+        let (forward, saved) = args.saved.made()?;
+        let grad_y_home = match &args.grad_y {
+            Input::View(grad_y) => home(grad_y),
+            Input::InPlace => None,
+        };
+        self.check_here([
+            ("saved", home(&saved.mean)),
+            ("x", home(&args.x)),
+            ("grad_y", grad_y_home),
+            ("weight", args.weight.as_ref().and_then(home)),
+            ("bias", args.bias.as_ref().and_then(home)),
+            ("grad_x", args.grad_x.as_ref().and_then(home)),
+            ("grad_residual", args.grad_residual.as_ref().and_then(home)),
+            ("grad_weight", args.grad_weight.as_ref().and_then(home)),
+            ("grad_bias", args.grad_bias.as_ref().and_then(home)),
+            ("sums", args.sums.as_ref().and_then(home)),
+            ("total_sums", args.total_sums.as_ref().and_then(home)),
+        ])?;
+        let wants_sums =
+            args.sums.is_some() || args.grad_weight.is_some() || args.grad_bias.is_some();
+        let wants_x = args.grad_x.is_some();
+        let has_total = args.total_sums.is_some();
+        // Whether the gradient of x flows through sums, and whether they come from this tensor.
+        let through_sums = wants_x && (forward.batch_statistics || has_total);
+        let adds_up = wants_sums || through_sums && !has_total;
+
+        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
+        let layout = Layout::new::<E::Acc>(&plan);
+        let layout = if adds_up { layout } else { Layout::of_channels::<E::Acc>(&plan) };
+        let room = self.shared.workspace.room(&self.memory, layout)?;
+        let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
+
+        let mask = match (forward.activation, &saved.reserve) {
+            (Activation::Relu, Some(mask)) if forward.residual => Some(mask),
+            _ => None,
+        };
+        let gate = match (forward.activation, mask) {
+            (Activation::Identity, _) => 0,
+            (Activation::Relu, None) => 1,
+            (Activation::Relu, Some(_)) => 2,
+        };
+        let statistics = [&saved.mean, &saved.mean_rest, &saved.invstd];
+        let [mean, mean_rest, invstd] = statistics.map(|buf| pointers.read(Device::view(buf)));
+        let (weight, bias) = (pointers.read_some(args.weight), pointers.read_some(args.bias));
+        let channels = Channels { mean, mean_rest, invstd, weight, bias };
+        let grad_x = pointers.write_some(args.grad_x);
+        let tensors = Tensors {
+            x: pointers.read(args.x),
+            grad_y: match args.grad_y {
+                Input::View(grad_y) => pointers.read(grad_y),
+                Input::InPlace => grad_x,
+            },
+            mask: pointers.read_some(mask.map(Device::view)),
+            gate,
+            grad_x,
+            grad_residual: pointers.write_some(args.grad_residual),
+        };
+        let partials = if adds_up { room.partials() } else { Ptr::NULL };
+        let coefs = if through_sums { room.coefs() } else { Ptr::NULL };
+        let gradients = Gradients {
+            mean_rest,
+            invstd,
+            total_sums: pointers.read_some(args.total_sums),
+            grad_weight: pointers.write_some(args.grad_weight),
+            grad_bias: pointers.write_some(args.grad_bias),
+            sums: pointers.write_some(args.sums),
+            coefs,
+            nonfinite: self.shared.workspace.nonfinite(),
+        };
+
+        let none = Tensors { grad_x: Ptr::NULL, grad_residual: Ptr::NULL, ..tensors };
+        let is_written = !(tensors.grad_x.is_null() && tensors.grad_residual.is_null());
+        if adds_up {
+            // Where no gradient flows through the sums, one pass does all.
+            let written = if through_sums { none } else { tensors };
+            launcher.backward_sums(&plan, channels, written, partials)?;
+        }
+        if adds_up || through_sums {
+            let partials = if shape.is_empty() { Ptr::NULL } else { partials };
+            launcher.backward_finalize(&plan, gradients, args.accumulate, partials)?;
+        }
+        if is_written && (through_sums || !adds_up) {
+            launcher.backward_apply(&plan, channels, tensors, coefs)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,173 @@
+//! Both forwards, and statistics for synchronized ones.
+use super::launch::{Channels, Outputs};
+use super::{Cuda, Layout, Pointers, Ptr, home};
+use crate::engine::{Activation, ForwardEval, ForwardTrain, Input, MergeStats, Running, Stats};
+use crate::{Device, Element, Error, Memory, Real, Result, Shape};
+
+impl Cuda {
+    /// Statistics of the tiles, of the channels, then y.
+    pub(super) fn train<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: ForwardTrain<'_, Device, E>,
+    ) -> Result<()> {
+        let running = args.running.as_ref();
+        self.check_here([
+            ("x", home(&args.x)),
+            ("residual", args.residual.as_ref().and_then(home)),
+            ("weight", args.weight.as_ref().and_then(home)),
+            ("bias", args.bias.as_ref().and_then(home)),
+            ("running_mean", running.and_then(|r| home(&r.mean))),
+            ("running_var", running.and_then(|r| home(&r.var))),
+            ("y", home(&args.y)),
+        ])?;
+        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
+        let room = self.shared.workspace.room(&self.memory, Layout::new::<E::Acc>(&plan))?;
+        let saved = args.open(self, shape)?;
+        let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
+
+        let ForwardTrain { x, residual, weight, bias, activation, eps, running, y, .. } = args;
+        let (masks, relu) = (residual.is_some(), activation == Activation::Relu);
+        let (x, residual) = (pointers.read(x), pointers.read_some(residual));
+        let (weight, bias) = (pointers.read_some(weight), pointers.read_some(bias));
+        let (factor, running_mean, running_var) = match running {
+            Some(Running { mean, var, factor }) => {
+                (factor, pointers.write(mean), pointers.write(var))
+            }
+            None => (0.0, Ptr::NULL, Ptr::NULL),
+        };
+        let y = pointers.write(y);
+        let ([mean, mean_rest, invstd], mask) = match saved {
+            Some(saved) => {
+                let mask = saved.reserve.as_mut().filter(|_| masks && relu);
+                let mask = pointers.write_some(mask.map(Device::view_mut));
+                let statistics = [&mut saved.mean, &mut saved.mean_rest, &mut saved.invstd];
+                (statistics.map(|buf| pointers.write(Device::view_mut(buf))), mask)
+            }
+            None => (room.statistics(), Ptr::NULL),
+        };
+
+        let partials = room.partials();
+        let nonfinite = self.shared.workspace.nonfinite();
+        let outputs = Outputs {
+            eps,
+            factor,
+            mean,
+            mean_rest,
+            invstd,
+            running_mean,
+            running_var,
+            record: Ptr::NULL,
+            nonfinite,
+        };
+        launcher.stats(&plan, x, partials)?;
+        launcher.stats_finalize(&plan, outputs, x, partials)?;
+        let channels = Channels { mean, mean_rest, invstd, weight, bias };
+        launcher.apply(&plan, channels, x, residual, y, mask, relu)
+    }
+
+    /// 1 / sqrt(var + eps), then y.
+    pub(super) fn eval<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: ForwardEval<'_, Device, E>,
+    ) -> Result<()> {
+        let x_home = match &args.x {
+            Input::View(x) => home(x),
+            Input::InPlace => None,
+        };
+        self.check_here([
+            ("x", x_home),
+            ("residual", args.residual.as_ref().and_then(home)),
+            ("weight", args.weight.as_ref().and_then(home)),
+            ("bias", args.bias.as_ref().and_then(home)),
+            ("mean", home(&args.mean)),
+            ("var", home(&args.var)),
+            ("y", home(&args.y)),
+        ])?;
+        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
+        let layout = Layout::of_channels::<E::Acc>(&plan);
+        let room = self.shared.workspace.room(&self.memory, layout)?;
+        let saved = args.open(self, shape)?;
+        let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
+
+        let ForwardEval { x, residual, weight, bias, activation, mean, var, eps, y, .. } = args;
+        let (masks, relu) = (residual.is_some(), activation == Activation::Relu);
+        let residual = pointers.read_some(residual);
+        let (weight, bias) = (pointers.read_some(weight), pointers.read_some(bias));
+        let (mean, var, y) = (pointers.read(mean), pointers.read(var), pointers.write(y));
+        let x = match x {
+            Input::View(x) => pointers.read(x),
+            Input::InPlace => y,
+        };
+        let (saved_mean, saved_rest, invstd, mask) = match saved {
+            Some(saved) => {
+                let mask = saved.reserve.as_mut().filter(|_| masks && relu);
+                let mask = pointers.write_some(mask.map(Device::view_mut));
+                let statistics = [&mut saved.mean, &mut saved.mean_rest, &mut saved.invstd];
+                let [mean, rest, invstd] =
+                    statistics.map(|buf| pointers.write(Device::view_mut(buf)));
+                (mean, rest, invstd, mask)
+            }
+            None => (Ptr::NULL, Ptr::NULL, room.statistics()[2], Ptr::NULL),
+        };
+
+        let (count, nonfinite) = (plan.geometry.channels, self.shared.workspace.nonfinite());
+        launcher.eval(count, eps, mean, var, saved_mean, saved_rest, invstd, nonfinite)?;
+        let channels = Channels { mean, mean_rest: Ptr::NULL, invstd, weight, bias };
+        launcher.apply(&plan, channels, x, residual, y, mask, relu)
+    }
+
+    /// The statistics of a part of a batch.
+    pub(super) fn record<E: Element>(
+        &self,
+        shape: &Shape,
+        args: Stats<'_, Device, E>,
+    ) -> Result<()> {
+        self.check_here([("x", home(&args.x)), ("record", home(&args.record))])?;
+        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
+        let room = self.shared.workspace.room(&self.memory, Layout::new::<E::Acc>(&plan))?;
+        let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
+        let (x, record) = (pointers.read(args.x), pointers.write(args.record));
+        let outputs = Outputs {
+            eps: 1.0, // of an invstd that is not written
+            factor: 0.0,
+            mean: Ptr::NULL,
+            mean_rest: Ptr::NULL,
+            invstd: Ptr::NULL,
+            running_mean: Ptr::NULL,
+            running_var: Ptr::NULL,
+            record,
+            nonfinite: self.shared.workspace.nonfinite(),
+        };
+        launcher.stats(&plan, x, room.partials())?;
+        launcher.stats_finalize(&plan, outputs, x, room.partials())
+    }
+
+    /// The statistics of all parts together.
+    pub(super) fn merge<P: Real>(
+        &self,
+        channels: usize,
+        args: MergeStats<'_, Device, P>,
+    ) -> Result<()> {
+        let parts = args.records.len() / (2 * channels + 1);
+        let of_32_bits = |what, value: usize| {
+            let reason = || format!("{what}: expected at most {}, got {value}", i32::MAX);
+            let value = u32::try_from(value).ok().filter(|&value| value <= i32::MAX as u32);
+            value.ok_or_else(|| Error::Unsupported { engine: super::NAME, reason: reason() })
+        };
+        let (channels, parts) = (of_32_bits("channels", channels)?, of_32_bits("parts", parts)?);
+        let kernels = self.kernels::<P>()?;
+        let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
+        let MergeStats { records, running, mean, var } = args;
+        let (factor, running) = match running {
+            Some(Running { mean, var, factor }) => {
+                (factor, (pointers.write(mean), pointers.write(var)))
+            }
+            None => (0.0, (Ptr::NULL, Ptr::NULL)),
+        };
+        let records = pointers.read(records);
+        let (mean, var) = (pointers.write(mean), pointers.write(var));
+        launcher.merge_stats(channels, parts, records, factor, running, mean, var)
+    }
+}

@@ -1,0 +1,265 @@
+//! One function for each kernel, arguments in the kernel's order. `kernels/README.md` describes them.
+//!
+//! What makes a launch sound is checked before it: a [`Ptr`] comes from a view of this context or
+//! from the workspace, `check` of the arguments has compared every length with the shape, and the
+//! plan that `geometry` and `merge` come from covers exactly the elements of that shape.
+use super::module::{Kernels, Tiled};
+use super::plan::{Geometry, Plan};
+use super::pointers::Ptr;
+use crate::memory::refused;
+use crate::{Element, Result};
+use cudarc::driver::{CudaFunction, CudaStream, result};
+use std::ffi::c_void;
+
+/// What normalizes: one value for each channel.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Channels<A> {
+    pub mean: Ptr<A>,
+    pub mean_rest: Ptr<A>,
+    pub invstd: Ptr<A>,
+    pub weight: Ptr<A>,
+    pub bias: Ptr<A>,
+}
+
+/// How the partial results of a channel make it up.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Merge {
+    count: u64,
+    tile_count: u64,
+    tiles: u32,
+    channels: u32,
+    inner: u64,
+}
+
+impl From<&Plan> for Merge {
+    fn from(plan: &Plan) -> Self {
+        let &Plan { geometry, count, tile_count, tiles, .. } = plan;
+        Self { count, tile_count, tiles, channels: geometry.channels, inner: geometry.inner }
+    }
+}
+
+/// What the statistics are written to.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Outputs<A> {
+    pub eps: f64,
+    pub factor: f64,
+    pub mean: Ptr<A>,
+    pub mean_rest: Ptr<A>,
+    pub invstd: Ptr<A>,
+    pub running_mean: Ptr<A>,
+    pub running_var: Ptr<A>,
+    pub record: Ptr<A>,
+    pub nonfinite: Ptr<u32>,
+}
+
+/// What the sums of a backward are written to, and what they are made with.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Gradients<A> {
+    pub mean_rest: Ptr<A>,
+    pub invstd: Ptr<A>,
+    pub total_sums: Ptr<A>,
+    pub grad_weight: Ptr<A>,
+    pub grad_bias: Ptr<A>,
+    pub sums: Ptr<A>,
+    pub coefs: Ptr<A>,
+    pub nonfinite: Ptr<u32>,
+}
+
+/// The tensors of a backward.
+#[derive(Clone, Copy)]
+pub(super) struct Tensors<E> {
+    pub x: Ptr<E>,
+    pub grad_y: Ptr<E>,
+    pub mask: Ptr<u8>,
+    /// 0 without a ReLU, 1 where it is computed again from x, 2 where the mask tells.
+    pub gate: u32,
+    pub grad_x: Ptr<E>,
+    pub grad_residual: Ptr<E>,
+}
+
+/// The addresses of a kernel's arguments, which the driver copies while it launches.
+macro_rules! arguments {
+    ($($argument:expr),* $(,)?) => {
+        &mut [$((&raw const $argument).cast_mut().cast::<c_void>()),*]
+    };
+}
+
+/// The kernels of one type of elements, on a stream.
+pub(super) struct Launcher<'a> {
+    pub kernels: &'a Kernels,
+    pub stream: &'a CudaStream,
+}
+
+const CALL: &str = "cuLaunchKernel";
+
+/// For one thread per channel, or one warp.
+const BLOCK: u32 = 128;
+const WARPS: u32 = BLOCK / 32;
+
+impl Launcher<'_> {
+    fn submit(
+        &self,
+        kernel: &CudaFunction,
+        grid: u32,
+        block: u32,
+        arguments: &mut [*mut c_void],
+    ) -> Result<()> {
+        self.stream.context().bind_to_thread().map_err(refused("cuCtxSetCurrent"))?;
+        let (function, stream) = (kernel.cu_function(), self.stream.cu_stream());
+        // SAFETY: the functions below give each kernel the arguments it declares, in its order, and
+        // they outlive the call. What they point to is as the head of this file says.
+        let launched = unsafe {
+            result::launch_kernel(function, (grid, 1, 1), (block, 1, 1), 0, stream, arguments)
+        };
+        launched.map_err(refused(CALL))
+    }
+
+    fn tiles(
+        &self,
+        kernel: &CudaFunction,
+        plan: &Plan,
+        arguments: &mut [*mut c_void],
+    ) -> Result<()> {
+        if plan.blocks == 0 {
+            return Ok(());
+        }
+        self.submit(kernel, plan.blocks, plan.geometry.threads.next_multiple_of(32), arguments)
+    }
+
+    fn tiled(&self, plan: &Plan) -> &Tiled {
+        if plan.lanes > 1 { &self.kernels.vectors } else { &self.kernels.scalars }
+    }
+
+    pub fn stats<E: Element>(&self, plan: &Plan, x: Ptr<E>, partials: Ptr<f64>) -> Result<()> {
+        let geometry = aligned(plan, &[x]);
+        self.tiles(&self.tiled(plan).stats, plan, arguments![geometry, x, partials])
+    }
+
+    pub fn stats_finalize<E: Element>(
+        &self,
+        plan: &Plan,
+        outputs: Outputs<E::Acc>,
+        x: Ptr<E>,
+        partials: Ptr<f64>,
+    ) -> Result<()> {
+        let (merge, grid) = (Merge::from(plan), plan.geometry.channels.div_ceil(WARPS));
+        let arguments = arguments![merge, outputs, x, partials];
+        self.submit(&self.kernels.stats_finalize, grid, BLOCK, arguments)
+    }
+
+    #[allow(clippy::too_many_arguments)] // the kernel has them
+    pub fn eval<A>(
+        &self,
+        channels: u32,
+        eps: f64,
+        mean: Ptr<A>,
+        var: Ptr<A>,
+        saved_mean: Ptr<A>,
+        saved_rest: Ptr<A>,
+        invstd: Ptr<A>,
+        nonfinite: Ptr<u32>,
+    ) -> Result<()> {
+        let arguments =
+            arguments![channels, eps, mean, var, saved_mean, saved_rest, invstd, nonfinite];
+        self.submit(&self.kernels.eval, channels.div_ceil(BLOCK), BLOCK, arguments)
+    }
+
+    #[allow(clippy::too_many_arguments)] // the kernel has them
+    pub fn apply<E: Element>(
+        &self,
+        plan: &Plan,
+        channels: Channels<E::Acc>,
+        x: Ptr<E>,
+        residual: Ptr<E>,
+        y: Ptr<E>,
+        mask: Ptr<u8>,
+        relu: bool,
+    ) -> Result<()> {
+        let (geometry, relu) = (aligned(plan, &[x, residual, y]), u32::from(relu));
+        let arguments = arguments![geometry, channels, x, residual, y, mask, relu];
+        self.tiles(&self.tiled(plan).apply, plan, arguments)
+    }
+
+    pub fn backward_sums<E: Element>(
+        &self,
+        plan: &Plan,
+        channels: Channels<E::Acc>,
+        tensors: Tensors<E>,
+        partials: Ptr<f64>,
+    ) -> Result<()> {
+        let Tensors { x, grad_y, mask, gate, grad_x, grad_residual } = tensors;
+        let geometry = aligned(plan, &[x, grad_y, grad_x, grad_residual]);
+        let arguments =
+            arguments![geometry, channels, x, grad_y, mask, gate, partials, grad_x, grad_residual];
+        self.tiles(&self.tiled(plan).backward_sums, plan, arguments)
+    }
+
+    pub fn backward_finalize<A>(
+        &self,
+        plan: &Plan,
+        gradients: Gradients<A>,
+        accumulate: bool,
+        partials: Ptr<f64>,
+    ) -> Result<()> {
+        let (merge, accumulate) = (Merge::from(plan), u32::from(accumulate));
+        let arguments = arguments![merge, gradients, accumulate, partials];
+        let grid = plan.geometry.channels.div_ceil(WARPS);
+        self.submit(&self.kernels.backward_finalize, grid, BLOCK, arguments)
+    }
+
+    pub fn backward_apply<E: Element>(
+        &self,
+        plan: &Plan,
+        channels: Channels<E::Acc>,
+        tensors: Tensors<E>,
+        coefs: Ptr<E::Acc>,
+    ) -> Result<()> {
+        let Tensors { x, grad_y, mask, gate, grad_x, grad_residual } = tensors;
+        let geometry = aligned(plan, &[x, grad_y, grad_x, grad_residual]);
+        let arguments =
+            arguments![geometry, channels, x, grad_y, mask, gate, coefs, grad_x, grad_residual];
+        self.tiles(&self.tiled(plan).backward_apply, plan, arguments)
+    }
+
+    #[allow(clippy::too_many_arguments)] // the kernel has them
+    pub fn merge_stats<A>(
+        &self,
+        channels: u32,
+        parts: u32,
+        records: Ptr<A>,
+        factor: f64,
+        running: (Ptr<A>, Ptr<A>),
+        mean: Ptr<A>,
+        var: Ptr<A>,
+    ) -> Result<()> {
+        let (running_mean, running_var) = running;
+        let arguments =
+            arguments![channels, parts, records, factor, running_mean, running_var, mean, var];
+        self.submit(self.kernels.merge_stats()?, channels.div_ceil(BLOCK), BLOCK, arguments)
+    }
+}
+
+/// The plan's geometry, for these tensors.
+fn aligned<E>(plan: &Plan, tensors: &[Ptr<E>]) -> Geometry {
+    let aligned = tensors.iter().all(|tensor| tensor.is_aligned());
+    Geometry { aligned: aligned.into(), ..plan.geometry }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_as_large_as_the_kernels_declare_them() {
+        assert_eq!(size_of::<Geometry>(), 64);
+        assert_eq!(size_of::<Channels<f32>>(), 40);
+        assert_eq!(size_of::<Merge>(), 32);
+        assert_eq!(size_of::<Outputs<f32>>(), 72);
+        assert_eq!(size_of::<Gradients<f64>>(), 64);
+        assert_eq!(size_of::<Ptr<f64>>(), 8);
+    }
+}

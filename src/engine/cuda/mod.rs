@@ -1,0 +1,270 @@
+//! Our own kernels on a CUDA device.
+//!
+//! `plan` decides how a tensor is cut, `module` loads the kernels that `kernels/` holds, `launch`
+//! starts them, `forward` and `backward` are the order in which they follow each other.
+use super::args::check_values_per_channel;
+use super::{
+    Activation, Backward, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request, Stats,
+};
+use crate::memory::refused;
+use crate::{DType, Device, Element, Error, Memory, Real, Result, Shape, library};
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use cudarc::driver::{CudaContext, CudaStream, DeviceSlice};
+use launch::Launcher;
+use module::{Kernels, Modules};
+use plan::{Figures, Plan};
+use pointers::{Pointers, Ptr};
+use std::sync::Arc;
+use workspace::{Layout, Workspace};
+
+mod backward;
+mod forward;
+#[allow(unsafe_code)]
+mod launch;
+mod module;
+mod plan;
+mod pointers;
+mod workspace;
+
+const NAME: &str = "cuda";
+
+/// Batch normalization by our own kernels, on one stream of a CUDA device of compute capability 7.5
+/// or more. Only the driver is needed, no CUDA toolkit.
+///
+/// An operation queues its kernels on the stream and returns; arguments that other streams use are
+/// waited for as cudarc does it. [`Engine::merge_stats`] alone waits for the device, for as long as
+/// it takes to read a count; not where a graph is captured.
+///
+/// Results are bit for bit repeatable on one device, and may differ in rounding between devices of
+/// different size. Clones share stream and workspace. The workspace never moves, so that a graph
+/// that was captured from a step stays valid while a clone of the engine lives; a step before the
+/// capture, or [`Engine::prepare`], makes all memory.
+#[derive(Clone)]
+pub struct Cuda {
+    memory: Device,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    modules: Arc<Modules>,
+    figures: Figures,
+    workspace: Workspace,
+}
+
+impl Cuda {
+    /// On a new stream of a device, by its ordinal. Never the default one: with several devices,
+    /// which context that means depends on the thread.
+    ///
+    /// # Errors
+    /// [`Error::Library`] where there is no CUDA driver, [`Error::Device`] where there is no such
+    /// device, [`Error::Unsupported`] where it is too old.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        library::driver()?;
+        let context = CudaContext::new(ordinal).map_err(refused("cuDevicePrimaryCtxRetain"))?;
+        Self::on_stream(context.new_stream().map_err(refused("cuStreamCreate"))?)
+    }
+
+    /// On this stream.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`].
+    pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
+        let context = stream.context();
+        let attribute = |attribute| {
+            let value = context.attribute(attribute).map_err(refused("cuDeviceGetAttribute"))?;
+            Ok(u32::try_from(value).unwrap_or(0).max(1))
+        };
+        let figures = Figures {
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            threads: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?,
+        };
+        let modules = Modules::of(context)?;
+        modules.check_capability()?;
+        let memory = Device::new(stream);
+        let workspace = Workspace::new(&memory)?;
+        Ok(Self { memory, shared: Arc::new(Shared { modules, figures, workspace }) })
+    }
+
+    /// The stream.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        self.memory.stream()
+    }
+
+    /// Whether any step since the last call found a mean, a variance or a sum of gradients that was
+    /// not finite, on this engine and its clones. Waits for the stream.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn take_nonfinite(&self) -> Result<bool> {
+        self.shared.workspace.take_nonfinite(&self.memory)
+    }
+
+    /// How it would serve a request: its kernels and how they cut the tensor.
+    ///
+    /// # Errors
+    /// As [`Engine::supports`].
+    pub fn explain(&self, shape: &Shape, request: Request) -> Result<String> {
+        let plan = Plan::new(shape, width(request.dtype), self.shared.figures)?;
+        let steps = match request.op {
+            Op::ForwardTrain => "stats, stats_finalize, apply",
+            Op::ForwardEval => "eval, apply",
+            Op::Backward => "backward_sums, backward_finalize, backward_apply",
+            Op::BackwardEval => "backward_sums, backward_finalize",
+            Op::Stats => "stats, stats_finalize",
+            Op::MergeStats => return Ok(format!("{NAME}: merge_stats, a thread per channel")),
+        };
+        Ok(format!("{NAME}: {steps}; {plan}"))
+    }
+
+    fn plan<E: Element>(&self, shape: &Shape) -> Result<Plan> {
+        Plan::new(shape, size_of::<E>(), self.shared.figures)
+    }
+
+    fn kernels<E: Element>(&self) -> Result<Arc<Kernels>> {
+        self.shared.modules.kernels(E::DTYPE)
+    }
+
+    fn launcher<'a>(&'a self, kernels: &'a Kernels) -> Launcher<'a> {
+        Launcher { kernels, stream: self.stream() }
+    }
+
+    /// Refuses arguments of another device: their addresses mean nothing on this one.
+    fn check_here<const N: usize>(
+        &self,
+        arguments: [(&'static str, Option<&Arc<CudaStream>>); N],
+    ) -> Result<()> {
+        let here = self.stream().context();
+        let ordinal = here.ordinal();
+        for (what, stream) in arguments {
+            let Some(there) = stream.map(|stream| stream.context()) else { continue };
+            if !Arc::ptr_eq(here, there) && here != there {
+                let reason = format!(
+                    "expected memory of this engine's context on device {ordinal}, got another's, on device {}",
+                    there.ordinal()
+                );
+                return Err(Error::invalid(what, reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (stream, figures) = (self.stream(), self.shared.figures);
+        let context = stream.context();
+        f.debug_struct("Cuda")
+            .field("device", &context.ordinal())
+            .field("stream", &stream.cu_stream())
+            .field("figures", &figures)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The stream that some memory belongs to.
+fn home<V: DeviceSlice<T>, T>(view: &V) -> Option<&Arc<CudaStream>> {
+    Some(view.stream())
+}
+
+fn width(dtype: DType) -> usize {
+    match dtype {
+        DType::F64 => 8,
+        DType::F32 => 4,
+        DType::F16 | DType::Bf16 => 2,
+    }
+}
+
+impl Engine for Cuda {
+    type Memory = Device;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+    fn memory(&self) -> &Device {
+        &self.memory
+    }
+    fn supports(&self, shape: &Shape, request: Request) -> Result<()> {
+        Plan::new(shape, width(request.dtype), self.shared.figures).map(drop)
+    }
+    fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
+        let plan = Plan::new(shape, width(request.dtype), self.shared.figures)?;
+        self.shared.modules.kernels(request.dtype)?;
+        let layout = match request.dtype {
+            DType::F64 => Layout::new::<f64>(&plan),
+            _ => Layout::new::<f32>(&plan),
+        };
+        self.shared.workspace.room(&self.memory, layout).map(drop)
+    }
+    /// A bit per element, a byte per vector, where a residual hides the ReLU's input; otherwise
+    /// backward computes the ReLU again from x.
+    fn reserve_len(&self, shape: &Shape, request: Request) -> usize {
+        match request.activation {
+            Activation::Relu if request.residual => plan::mask_len(shape, width(request.dtype)),
+            _ => 0,
+        }
+    }
+
+    fn forward_train<E: Element>(
+        &self,
+        shape: &Shape,
+        args: ForwardTrain<'_, Device, E>,
+    ) -> Result<()> {
+        args.check(shape)?;
+        self.train(shape, args)
+    }
+
+    fn forward_eval<E: Element>(
+        &self,
+        shape: &Shape,
+        args: ForwardEval<'_, Device, E>,
+    ) -> Result<()> {
+        args.check(shape)?;
+        self.eval(shape, args)
+    }
+
+    fn backward<E: Element>(&self, shape: &Shape, args: Backward<'_, Device, E>) -> Result<()> {
+        args.check(self, shape)?;
+        self.gradients(shape, args)
+    }
+
+    fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Device, E>) -> Result<()> {
+        args.check(shape)?;
+        self.record(shape, args)
+    }
+
+    fn merge_stats<P: Real>(&self, args: MergeStats<'_, Device, P>) -> Result<()> {
+        let channels = args.check()?;
+        let [records, mean, var] = [home(&args.records), home(&args.mean), home(&args.var)];
+        let running = args.running.as_ref();
+        self.check_here([
+            ("records", records),
+            ("running_mean", running.and_then(|r| home(&r.mean))),
+            ("running_var", running.and_then(|r| home(&r.var))),
+            ("mean", mean),
+            ("var", var),
+        ])?;
+        if !self.memory.is_capturing()? {
+            self.check_total(channels, &args)?;
+        }
+        self.merge(channels, args)
+    }
+}
+
+impl Cuda {
+    /// Refuses one value per channel over all the parts: reads counts until there are more.
+    fn check_total<P: Real>(
+        &self,
+        channels: usize,
+        args: &MergeStats<'_, Device, P>,
+    ) -> Result<()> {
+        let (mut total, record) = (0.0, 2 * channels + 1);
+        for end in (record..=args.records.len()).step_by(record) {
+            let count = self.memory.download(args.records.slice(end - 1..end))?;
+            total += count.into_iter().map(Real::to_f64).sum::<f64>();
+            if total > 1.0 {
+                return Ok(());
+            }
+        }
+        check_values_per_channel("records", total as usize)
+    }
+}

@@ -1,0 +1,67 @@
+//! Addresses on the device, for as long as a step is being launched.
+use crate::Plain;
+use cudarc::driver::{CudaStream, CudaView, CudaViewMut, SyncOnDrop};
+use std::marker::PhantomData;
+
+/// Where some `T`s lie on the device; null where an argument is absent.
+#[repr(transparent)]
+#[derive(Debug)]
+pub(super) struct Ptr<T> {
+    address: u64,
+    marker: PhantomData<*mut T>,
+}
+
+impl<T> Ptr<T> {
+    pub const NULL: Self = Self { address: 0, marker: PhantomData };
+
+    /// An address that the workspace or a view has.
+    pub fn at(address: u64) -> Self {
+        Self { address, marker: PhantomData }
+    }
+    pub fn is_null(self) -> bool {
+        self.address == 0
+    }
+    /// Whether 16 bytes may be read at once; there is nothing to read at null.
+    pub fn is_aligned(self) -> bool {
+        self.address.is_multiple_of(16)
+    }
+}
+
+impl<T> Clone for Ptr<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Ptr<T> {}
+
+/// Makes a stream wait for whoever used the arguments before, on whatever stream, and, once it is
+/// dropped, others for this stream: what cudarc does for arguments of its own launches.
+///
+/// A wait that fails needs no attention: its context or capture is lost then, and the launch that
+/// follows says so.
+pub(super) struct Pointers<'a> {
+    stream: &'a CudaStream,
+    uses: Vec<SyncOnDrop<'a>>,
+}
+
+impl<'a> Pointers<'a> {
+    pub fn new(stream: &'a CudaStream) -> Self {
+        Self { stream, uses: Vec::with_capacity(16) }
+    }
+    pub fn read<T: Plain>(&mut self, view: CudaView<'a, T>) -> Ptr<T> {
+        let (address, used) = view.view_ptr(self.stream);
+        self.uses.push(used);
+        Ptr::at(address)
+    }
+    pub fn read_some<T: Plain>(&mut self, view: Option<CudaView<'a, T>>) -> Ptr<T> {
+        view.map_or(Ptr::NULL, |view| self.read(view))
+    }
+    pub fn write<T: Plain>(&mut self, view: CudaViewMut<'a, T>) -> Ptr<T> {
+        let (address, used) = view.view_ptr_mut(self.stream);
+        self.uses.push(used);
+        Ptr::at(address)
+    }
+    pub fn write_some<T: Plain>(&mut self, view: Option<CudaViewMut<'a, T>>) -> Ptr<T> {
+        view.map_or(Ptr::NULL, |view| self.write(view))
+    }
+}

@@ -1,0 +1,51 @@
+//! Shared libraries of vendors, looked for before anything calls them: cudarc panics where one is not there.
+use crate::{Error, Result};
+use libloading::Library;
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
+use std::sync::OnceLock;
+
+/// Makes sure that there is a CUDA driver to call.
+pub(crate) fn driver() -> Result<()> {
+    static DRIVER: OnceLock<Library> = OnceLock::new();
+    if DRIVER.get().is_none() {
+        // What cudarc tries, too, in its order.
+        let library = load("CUDA driver", &names(&["cuda", "nvcuda"], &[12, 11, 10, 9, 1]))?;
+        let _ = DRIVER.set(library); // or another thread has
+    }
+    Ok(())
+}
+
+/// What libraries may be called: without a version, then with each of these.
+fn names(libraries: &[&str], versions: &[u32]) -> Vec<String> {
+    let names = libraries.iter().flat_map(|library| {
+        let plain = format!("{DLL_PREFIX}{library}{DLL_SUFFIX}");
+        let versioned = versions.iter().map(|version| format!("{plain}.{version}"));
+        std::iter::once(plain.clone()).chain(versioned.collect::<Vec<_>>())
+    });
+    names.collect()
+}
+
+fn load(library: &'static str, names: &[String]) -> Result<Library> {
+    // SAFETY: the vendor's own library, whose loading only sets up its own state.
+    let mut found = names.iter().map(|name| unsafe { Library::new(name) });
+    found.find_map(std::result::Result::ok).ok_or_else(|| {
+        let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
+        let reason = format!("LD_LIBRARY_PATH is {path:?}, then come the system's own folders");
+        Error::Library { library, searched: names.to_vec(), reason }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_with_all_its_names() {
+        let error = load("thing", &names(&["no_such_thing"], &[2, 1])).unwrap_err();
+        let file = format!("{DLL_PREFIX}no_such_thing{DLL_SUFFIX}");
+        let expected = format!("thing: the loader finds none of {file}, {file}.2, {file}.1; LD_");
+        assert!(error.to_string().starts_with(&expected), "{error}");
+        let Error::Library { searched, .. } = error else { panic!("{error}") };
+        assert_eq!(searched.len(), 3);
+    }
+}

@@ -1,0 +1,115 @@
+use super::Memory;
+use crate::{Error, Plain, Result};
+use cudarc::driver::sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DriverError};
+use std::sync::Arc;
+
+/// Memory of a CUDA device, made and copied on one stream: `CudaSlice<T>`, `CudaView<T>`, `CudaViewMut<T>`.
+#[derive(Debug, Clone)]
+pub struct Device {
+    stream: Arc<CudaStream>,
+}
+
+impl Device {
+    /// Memory of this stream's device.
+    pub fn new(stream: Arc<CudaStream>) -> Self {
+        Self { stream }
+    }
+    /// The stream.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// Whether the stream records a graph instead of working.
+    pub(crate) fn is_capturing(&self) -> Result<bool> {
+        let status = self.stream.capture_status().map_err(refused("cuStreamIsCapturing"))?;
+        Ok(status != CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
+    /// Memory that holds anything; whoever reads it writes it before.
+    pub(crate) fn uninitialized<T: Plain>(&self, len: usize) -> Result<CudaSlice<T>> {
+        const CALL: &str = "cuMemAlloc";
+        if len.checked_mul(size_of::<T>()).is_none() {
+            let reason = format!("{len} elements of {} bytes overflow", size_of::<T>());
+            return Err(Error::Device { call: CALL, reason });
+        }
+        if self.is_capturing()? {
+            let reason = "expected memory that exists, as a step before or `prepare` makes it: \
+                          a graph would not keep what is made while it is captured";
+            return Err(Error::invalid("capture", reason));
+        }
+        // SAFETY: every bit pattern is a value of a `Plain` type.
+        let slice = unsafe { self.stream.alloc(len.max(1)) }.map_err(refused(CALL))?;
+        if len > 0 {
+            return Ok(slice);
+        }
+        // Not every driver allocates nothing.
+        // SAFETY: the allocation is live, nobody else has it, and it is long enough for nothing.
+        Ok(unsafe { self.stream.upgrade_device_ptr(slice.leak(), 0) })
+    }
+}
+
+/// What becomes of a driver's refusal of this call.
+pub(crate) fn refused(call: &'static str) -> impl Fn(DriverError) -> Error {
+    move |error| {
+        let text = error.error_string().map(|text| text.to_string_lossy().into_owned());
+        let reason = format!("{:?}, {}", error.0, text.unwrap_or_default());
+        Error::Device { call, reason }
+    }
+}
+
+impl Memory for Device {
+    type Buf<T: Plain> = CudaSlice<T>;
+    type View<'a, T: Plain> = CudaView<'a, T>;
+    type ViewMut<'a, T: Plain> = CudaViewMut<'a, T>;
+
+    fn zeros<T: Plain>(&self, len: usize) -> Result<CudaSlice<T>> {
+        let mut slice = self.uninitialized(len)?;
+        if len > 0 {
+            self.stream.memset_zeros(&mut slice).map_err(refused("cuMemsetD8Async"))?;
+        }
+        Ok(slice)
+    }
+    fn upload<T: Plain>(&self, host: &[T]) -> Result<CudaSlice<T>> {
+        let mut slice = self.uninitialized(host.len())?;
+        self.write(host, slice.as_view_mut())?;
+        Ok(slice)
+    }
+    fn write<T: Plain>(&self, host: &[T], mut to: CudaViewMut<'_, T>) -> Result<()> {
+        if host.len() != to.len() {
+            return Err(Error::Length { what: "host", expected: to.len(), got: host.len() });
+        }
+        if host.is_empty() {
+            return Ok(());
+        }
+        self.stream.memcpy_htod(host, &mut to).map_err(refused("cuMemcpyHtoDAsync"))
+    }
+    fn download<T: Plain>(&self, view: CudaView<'_, T>) -> Result<Vec<T>> {
+        let mut host = vec![T::default(); view.len()];
+        if !host.is_empty() {
+            let copied = self.stream.memcpy_dtoh(&view, &mut host);
+            copied.map_err(refused("cuMemcpyDtoHAsync"))?;
+        }
+        self.stream.synchronize().map_err(refused("cuStreamSynchronize"))?;
+        Ok(host)
+    }
+
+    fn view<T: Plain>(buf: &CudaSlice<T>) -> CudaView<'_, T> {
+        buf.as_view()
+    }
+    fn view_mut<T: Plain>(buf: &mut CudaSlice<T>) -> CudaViewMut<'_, T> {
+        buf.as_view_mut()
+    }
+    fn reborrow<'b, T: Plain>(view: &'b CudaView<'_, T>) -> CudaView<'b, T> {
+        view.slice(..)
+    }
+    fn reborrow_mut<'b, T: Plain>(view: &'b mut CudaViewMut<'_, T>) -> CudaViewMut<'b, T> {
+        view.slice_mut(..)
+    }
+    fn as_view<'b, T: Plain>(view: &'b CudaViewMut<'_, T>) -> CudaView<'b, T> {
+        view.as_view()
+    }
+    fn len<T: Plain>(view: &CudaView<'_, T>) -> usize {
+        view.len()
+    }
+}

@@ -1,0 +1,150 @@
+//! Golden cases on every profile, and more than one engine at a time.
+use crate::support::cuda::on_device;
+use crate::support::files::checkout;
+use crate::support::golden::{Case, compute, files, judge};
+use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
+use batchnorm::{Activation, DType, Op, Shape};
+use batchnorm::{Cuda, Engine, Error, ForwardEval, Input, Memory, Request};
+
+/// Every golden case on a device that nobody else has, and nothing that the device complains about.
+fn golden_cases_pass_on(profile: &str) {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal(profile).unwrap());
+    let engine = on_device(device.ordinal()).unwrap();
+    for file in files(&checkout("tests/golden")).unwrap() {
+        let case = Case::read(&file).unwrap();
+        let verdicts = judge(&case, &compute(&engine, &case).unwrap()).unwrap();
+        let wrong: Vec<_> = verdicts.iter().filter(|verdict| !verdict.pass).collect();
+        assert!(wrong.is_empty(), "{profile}: {}: {wrong:?}", case.name);
+    }
+    drop(engine);
+    assert_eq!(device.faults(), [""; 0]);
+    assert_eq!(device.refusals(), [""; 0]);
+    assert_eq!(device.leaks(), [""; 0]);
+    assert_eq!(device.used(), 0);
+}
+
+#[test]
+fn golden_cases_pass_on_sm_80() {
+    golden_cases_pass_on("sm_80");
+}
+#[test]
+fn golden_cases_pass_on_sm_75() {
+    golden_cases_pass_on("sm_75");
+}
+#[test]
+fn golden_cases_pass_without_pools() {
+    golden_cases_pass_on("no pools");
+}
+#[test]
+fn golden_cases_pass_on_a_mini_device() {
+    golden_cases_pass_on("mini");
+}
+
+fn inputs(seed: u64) -> Inputs<f32> {
+    Inputs::new(&Shape::new(&[6, 35, 11], 1).unwrap(), Epilogue::FULL, seed)
+}
+
+fn step(engine: &Cuda, inputs: &Inputs<f32>) -> Vec<run::Outcome> {
+    let mut saved = SavedOn::<Cuda, f32>::new();
+    let mode = Mode::Train(Some(0.1));
+    let forward = run::forward(engine, inputs, mode, Some(&mut saved)).unwrap();
+    let want = Want::all(inputs.epilogue);
+    vec![forward, run::backward(engine, inputs, want, &saved, None).unwrap()]
+}
+
+#[test]
+fn streams_and_threads_change_no_bit() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_80").unwrap());
+    let engine = on_device(device.ordinal()).unwrap();
+    let alone: Vec<_> = (0..4).map(|seed| step(&engine, &inputs(seed))).collect();
+    let context = engine.stream().context().clone();
+    let engines: Vec<Cuda> = (0..4)
+        .map(|k| match k {
+            0 | 1 => engine.clone(),
+            _ => Cuda::on_stream(context.new_stream().unwrap()).unwrap(),
+        })
+        .collect();
+    for seed in 1..4 {
+        device.set_seed(seed);
+        std::thread::scope(|scope| {
+            for (k, engine) in engines.iter().enumerate() {
+                let alone = &alone[k];
+                scope.spawn(move || {
+                    let now = step(engine, &inputs(k as u64));
+                    assert!(now.iter().zip(alone).all(|(a, b)| same_bits(a, b)), "engine {k}");
+                });
+            }
+        });
+    }
+    assert_eq!(device.faults(), [""; 0]);
+}
+
+#[test]
+fn memory_of_another_device_is_refused() {
+    let softcuda = softcuda::install().unwrap();
+    let [here, there] = ["sm_80", "sm_75"].map(|name| softcuda::ordinal(name).unwrap());
+    let devices = [here, there].map(|ordinal| softcuda.exclusive(ordinal));
+    let (engine, other) = (on_device(here).unwrap(), on_device(there).unwrap());
+    let shape = Shape::new(&[4, 2], 1).unwrap();
+    let x = other.memory().upload(&[1f32; 8]).unwrap();
+    let (one, mut y) = (engine.memory().zeros(2).unwrap(), engine.memory().zeros(8).unwrap());
+    let args = ForwardEval {
+        x: Input::View(x.as_view()),
+        residual: None,
+        weight: None,
+        bias: None,
+        activation: Activation::Identity,
+        mean: one.as_view(),
+        var: one.as_view(),
+        eps: 1e-5,
+        y: y.as_view_mut(),
+        saved: None,
+    };
+    let error = engine.forward_eval(&shape, args).unwrap_err();
+    let expected = format!(
+        "x: expected memory of this engine's context on device {here}, got another's, on device {there}"
+    );
+    assert_eq!(error.to_string(), expected);
+    assert_eq!(engine.memory().download(y.as_view()).unwrap(), [0.0; 8]);
+    drop((x, one, y, engine, other));
+    for device in devices {
+        assert_eq!(device.faults(), [""; 0]);
+        assert_eq!(device.refusals(), [""; 0]);
+        assert_eq!(device.leaks(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_device_that_is_not_there_is_an_error() {
+    let error = on_device(99).unwrap_err();
+    assert!(matches!(error, Error::Device { call: "cuDevicePrimaryCtxRetain", .. }), "{error}");
+}
+
+#[test]
+fn statistics_that_are_not_finite_raise_a_flag() {
+    let engine = on_device(softcuda_mini()).unwrap();
+    let mut inputs = inputs(1);
+    step(&engine, &inputs);
+    assert!(!engine.take_nonfinite().unwrap());
+    inputs.x[17] = f32::INFINITY;
+    step(&engine, &inputs);
+    assert!(engine.take_nonfinite().unwrap());
+    assert!(!engine.take_nonfinite().unwrap(), "it was taken");
+}
+
+fn softcuda_mini() -> usize {
+    softcuda::ordinal("mini").unwrap()
+}
+
+#[test]
+fn explanations_name_kernels_and_blocks() {
+    let engine = on_device(softcuda_mini()).unwrap();
+    let (dtype, activation) = (DType::F16, Activation::Relu);
+    let request =
+        Request { op: Op::ForwardTrain, dtype, activation, residual: false, in_place: false };
+    let text = engine.explain(&Shape::new(&[6272, 1024], 1).unwrap(), request).unwrap();
+    assert!(text.starts_with("cuda: stats, stats_finalize, apply; "), "{text}");
+    assert!(text.contains("vectors of 8, 256 threads: "), "{text}");
+}

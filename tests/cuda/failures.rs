@@ -1,0 +1,73 @@
+//! What fails leaves an engine that works.
+use crate::support::cuda::on_device;
+use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
+use batchnorm::{Cuda, Error, Result, Shape};
+use softcuda::{Code, FailurePoint};
+
+/// One step with the seed's inputs.
+fn step(engine: &Cuda) -> Result<Vec<run::Outcome>> {
+    let shape = Shape::new(&[6, 5, 12], 1).unwrap();
+    let inputs = Inputs::<f32>::new(&shape, Epilogue::FULL, 5);
+    let mut saved = SavedOn::<Cuda, f32>::new();
+    let forward = run::forward(engine, &inputs, Mode::Train(Some(0.1)), Some(&mut saved))?;
+    let want = Want::all(inputs.epilogue);
+    Ok(vec![forward, run::backward(engine, &inputs, want, &saved, None)?])
+}
+
+/// Lets each call of a kind fail in its turn, until a step has no more of them: how many there were.
+fn failures_at(point: FailurePoint, code: Code, call: &str) -> u64 {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_75").unwrap());
+    let right = step(&on_device(device.ordinal()).unwrap()).unwrap();
+    let mut failed = 0;
+    loop {
+        assert!(failed < 1000, "a step ends");
+        device.reset();
+        device.fail(point, failed, code);
+        let engine = on_device(device.ordinal());
+        let first = engine.as_ref().map_err(Clone::clone).and_then(step);
+        let Err(error) = first else { break };
+        assert!(matches!(error, Error::Device { .. }), "{error}");
+        assert!(error.to_string().starts_with(call), "{error}");
+        // The failure is spent: the same engine goes on, if there is one.
+        let engine = engine.or_else(|_| on_device(device.ordinal())).unwrap();
+        let again = step(&engine).unwrap();
+        assert!(again.iter().zip(&right).all(|(a, b)| same_bits(a, b)), "failure {failed}");
+        failed += 1;
+    }
+    device.reset();
+    assert_eq!(device.faults(), [""; 0]);
+    failed
+}
+
+#[test]
+fn launches_that_fail() {
+    let failed = failures_at(FailurePoint::Launch, Code::LaunchOutOfResources, "cuLaunchKernel: ");
+    assert_eq!(failed, 6);
+}
+
+#[test]
+fn memory_that_runs_out() {
+    let failed = failures_at(FailurePoint::Allocation, Code::OutOfMemory, "cuMemAlloc: ");
+    assert!(failed > 10, "{failed}");
+}
+
+#[test]
+fn modules_that_do_not_load() {
+    let failed =
+        failures_at(FailurePoint::Module, Code::UnsupportedPtxVersion, "cuModuleLoadData: ");
+    assert_eq!(failed, 1);
+}
+
+#[test]
+fn a_device_too_small_for_a_workspace_serves_what_fits() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("tiny memory").unwrap());
+    let engine = on_device(device.ordinal()).unwrap();
+    let shape = Shape::new(&[2, 700_000], 1).unwrap();
+    let inputs = Inputs::<f32>::new(&shape, Epilogue::PLAIN, 5);
+    let error = run::forward(&engine, &inputs, Mode::Eval, None).unwrap_err();
+    assert!(error.to_string().contains("OUT_OF_MEMORY"), "{error}");
+    step(&engine).unwrap();
+    assert_eq!(device.faults(), [""; 0]);
+}

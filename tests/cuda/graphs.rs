@@ -1,0 +1,147 @@
+//! A captured step gives, at every launch, what the step gives.
+use crate::support::cuda::on_device;
+use batchnorm::cudarc::driver::CudaSlice;
+use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use batchnorm::{
+    Activation, Backward, Cuda, DType, Engine, Error, ForwardTrain, Input, Memory, Op, Request,
+    Result, Running, Saved, Shape,
+};
+
+const MODE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+
+/// The tensors of a step, which a graph reads and writes where they lie.
+struct Tensors {
+    shape: Shape,
+    x: CudaSlice<f32>,
+    grad_y: CudaSlice<f32>,
+    running_mean: CudaSlice<f32>,
+    running_var: CudaSlice<f32>,
+    y: CudaSlice<f32>,
+    grad_x: CudaSlice<f32>,
+    grad_weight: CudaSlice<f32>,
+    saved: Saved<batchnorm::Device, f32>,
+}
+
+fn values(len: usize, seed: usize) -> Vec<f32> {
+    (0..len).map(|i| ((i * 37 + seed * 101) % 97) as f32 / 31.0 - 1.0).collect()
+}
+
+impl Tensors {
+    fn new(engine: &Cuda) -> Result<Self> {
+        let (on, shape) = (engine.memory(), Shape::new(&[9, 6, 20], 1)?);
+        let (n, c) = (shape.len(), shape.channels());
+        Ok(Self {
+            shape,
+            x: on.zeros(n)?,
+            grad_y: on.upload(&values(n, 7))?,
+            running_mean: on.zeros(c)?,
+            running_var: on.zeros(c)?,
+            y: on.zeros(n)?,
+            grad_x: on.zeros(n)?,
+            grad_weight: on.zeros(c)?,
+            saved: Saved::new(),
+        })
+    }
+    fn step(&mut self, engine: &Cuda) -> Result<()> {
+        let running = Running {
+            mean: self.running_mean.as_view_mut(),
+            var: self.running_var.as_view_mut(),
+            factor: 0.25,
+        };
+        let forward = ForwardTrain {
+            x: self.x.as_view(),
+            residual: None,
+            weight: None,
+            bias: None,
+            activation: Activation::Relu,
+            eps: 1e-5,
+            running: Some(running),
+            y: self.y.as_view_mut(),
+            saved: Some(&mut self.saved),
+        };
+        engine.forward_train(&self.shape, forward)?;
+        let backward = Backward {
+            saved: &self.saved,
+            x: self.x.as_view(),
+            grad_y: Input::View(self.grad_y.as_view()),
+            weight: None,
+            bias: None,
+            grad_x: Some(self.grad_x.as_view_mut()),
+            grad_residual: None,
+            grad_weight: Some(self.grad_weight.as_view_mut()),
+            grad_bias: None,
+            accumulate: false,
+            sums: None,
+            total_sums: None,
+        };
+        engine.backward(&self.shape, backward)
+    }
+    fn results(&self, engine: &Cuda) -> Result<Vec<Vec<f32>>> {
+        let tensors = [&self.y, &self.grad_x, &self.grad_weight, &self.running_mean];
+        tensors.into_iter().map(|t| engine.memory().download(t.as_view())).collect()
+    }
+}
+
+/// An engine on a stream that can be captured, in a context where cudarc records no events, which a
+/// graph must not wait for.
+fn capturable(ordinal: usize) -> Cuda {
+    let context = on_device(ordinal).unwrap().stream().context().clone();
+    // SAFETY: everything here is on one stream.
+    #[allow(unsafe_code)]
+    unsafe {
+        context.disable_event_tracking()
+    };
+    Cuda::on_stream(context.new_stream().unwrap()).unwrap()
+}
+
+#[test]
+fn a_graph_replays_a_step() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_90").unwrap());
+    let engine = capturable(device.ordinal());
+    let mut replayed = Tensors::new(&engine).unwrap();
+    replayed.step(&engine).unwrap(); // makes all memory
+    let stream = engine.stream().clone();
+    stream.begin_capture(MODE).unwrap();
+    replayed.step(&engine).unwrap();
+    let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+    // A larger step in between makes a larger workspace: the graph keeps the one it has.
+    let large = Shape::new(&[64, 64, 256], 1).unwrap();
+    let request = Request {
+        op: Op::ForwardTrain,
+        dtype: DType::F64,
+        activation: Activation::Identity,
+        residual: false,
+        in_place: false,
+    };
+    engine.prepare(&large, request).unwrap();
+
+    let mut right = Tensors::new(&engine).unwrap();
+    right.step(&engine).unwrap();
+    for seed in 0..4 {
+        let x = values(right.shape.len(), seed);
+        engine.memory().write(&x, replayed.x.as_view_mut()).unwrap();
+        engine.memory().write(&x, right.x.as_view_mut()).unwrap();
+        graph.launch().unwrap();
+        right.step(&engine).unwrap();
+        assert_eq!(replayed.results(&engine).unwrap(), right.results(&engine).unwrap());
+    }
+    assert_eq!(device.faults(), [""; 0]);
+}
+
+#[test]
+fn memory_is_not_made_while_a_graph_is_captured() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("no pools").unwrap());
+    let engine = capturable(device.ordinal());
+    let mut tensors = Tensors::new(&engine).unwrap();
+    let stream = engine.stream().clone();
+    stream.synchronize().unwrap();
+    stream.begin_capture(MODE).unwrap();
+    let error = tensors.step(&engine).unwrap_err();
+    assert!(matches!(error, Error::Invalid { what: "capture", .. }), "{error}");
+    drop(stream.end_capture(CUgraphInstantiate_flags(0)).unwrap());
+    tensors.step(&engine).unwrap();
+    stream.synchronize().unwrap();
+    assert_eq!(device.faults(), [""; 0]);
+}

@@ -1,0 +1,271 @@
+//! Devices, memory and launches: parameters as kernels/README.md lists them.
+use batchnorm::Shape;
+use cudarc::driver::{
+    CudaContext, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig,
+    PushKernelArg, ValidAsZeroBits,
+};
+use cudarc::nvrtc::Ptx;
+use softcuda::Exclusive;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+macro_rules! modules {
+    ($($name:literal),*) => {
+        [$(($name, modules!(@ $name, 90, 80, 75))),*]
+    };
+    (@ $name:literal, $($target:literal),*) => {
+        [$(($target, include_str!(concat!("../../kernels/ptx/split_", $name, ".sm_", $target, ".ptx")))),*]
+    };
+}
+
+/// The PTX of every type of elements, the highest target first.
+const MODULES: [(&str, [(i32, &str); 3]); 4] = modules!["f64", "f32", "f16", "bf16"];
+
+/// How a shape is cut.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    /// Elements of a vector.
+    pub width: usize,
+    /// Channels of a slice.
+    pub channels: usize,
+    pub threads: usize,
+    /// Vectors of a tile.
+    pub tile: usize,
+    /// Elements between an aligned address and the tensors.
+    pub lead: usize,
+}
+
+impl Layout {
+    /// As many elements as 16 bytes hold.
+    pub const VECTOR: usize = 0;
+
+    pub fn of(width: usize, channels: usize, threads: usize, tile: usize) -> Self {
+        Self { width, channels, threads, tile, lead: 0 }
+    }
+
+    pub fn width_of<E>(&self) -> usize {
+        if self.width == Self::VECTOR { 16 / size_of::<E>() } else { self.width }
+    }
+
+    /// Vectors of a slice, over the whole batch; none if the shape cannot be cut so.
+    pub fn vectors<E>(&self, shape: &Shape) -> Option<usize> {
+        let (width, elements) = (self.width_of::<E>(), self.channels * shape.inner());
+        let whole = elements.is_multiple_of(width)
+            && (shape.channels() * shape.inner()).is_multiple_of(width);
+        let fits = self.channels == 1 || self.threads.is_multiple_of((elements / width).max(1));
+        (whole && fits).then(|| shape.len() / shape.channels() / shape.inner() * (elements / width))
+    }
+
+    pub fn tiles<E>(&self, shape: &Shape) -> usize {
+        self.vectors::<E>(shape).unwrap().div_ceil(self.tile)
+    }
+
+    pub fn geometry<E>(&self, shape: &Shape) -> Geometry {
+        let width = self.width_of::<E>();
+        Geometry {
+            vectors: self.vectors::<E>(shape).unwrap() as u64,
+            tile: self.tile as u64,
+            row: (shape.channels() * shape.inner() / width) as u64,
+            width: (self.channels * shape.inner() / width) as u64,
+            inner: shape.inner() as u64,
+            slices: shape.channels().div_ceil(self.channels) as u32,
+            slice_channels: self.channels as u32,
+            channels: shape.channels() as u32,
+            threads: self.threads as u32,
+            aligned: u32::from((self.lead * size_of::<E>()).is_multiple_of(16)),
+            reserved: 0,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Geometry {
+    vectors: u64,
+    tile: u64,
+    row: u64,
+    width: u64,
+    inner: u64,
+    pub slices: u32,
+    slice_channels: u32,
+    channels: u32,
+    pub threads: u32,
+    aligned: u32,
+    reserved: u32,
+}
+
+/// `mean`, `mean_rest`, `invstd`, `weight`, `bias`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Channels(pub [u64; 5]);
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Merge {
+    pub count: u64,
+    pub tile_count: u64,
+    pub tiles: u32,
+    pub channels: u32,
+    pub inner: u64,
+}
+
+/// Pointers: `mean`, `mean_rest`, `invstd`, `running_mean`, `running_var`, `record`, `nonfinite`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Outputs {
+    pub eps: f64,
+    pub factor: f64,
+    pub pointers: [u64; 7],
+}
+
+/// `mean_rest`, `invstd`, `total_sums`, `grad_weight`, `grad_bias`, `sums`, `coefs`, `nonfinite`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Gradients(pub [u64; 8]);
+
+// SAFETY: they have the layout of the kernels' structures, and no padding.
+unsafe impl DeviceRepr for Geometry {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for Channels {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for Merge {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for Outputs {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for Gradients {}
+
+/// One parameter.
+#[derive(Debug, Clone, Copy)]
+pub enum Arg {
+    Geometry(Geometry),
+    Channels(Channels),
+    Merge(Merge),
+    Outputs(Outputs),
+    Gradients(Gradients),
+    Pointer(u64),
+    U32(u32),
+    F64(f64),
+}
+
+/// Elements in device memory, some way behind an aligned address.
+pub struct Mem<T> {
+    slice: CudaSlice<T>,
+    lead: usize,
+    pointer: u64,
+}
+
+impl<T> Mem<T> {
+    pub fn ptr(&self) -> u64 {
+        self.pointer
+    }
+}
+
+/// A software device that no other test has.
+pub struct Device {
+    stream: Arc<CudaStream>,
+    modules: RefCell<HashMap<&'static str, Arc<CudaModule>>>,
+    exclusive: Exclusive,
+}
+
+impl Device {
+    pub fn new(profile: &str) -> Self {
+        let softcuda = softcuda::install().unwrap();
+        let exclusive = softcuda.exclusive(softcuda::ordinal(profile).unwrap());
+        let stream = CudaContext::new(exclusive.ordinal()).unwrap().default_stream();
+        Self { stream, modules: RefCell::default(), exclusive }
+    }
+
+    /// Another order of blocks and warps.
+    pub fn set_seed(&self, seed: u64) {
+        self.exclusive.set_seed(seed);
+    }
+
+    pub fn upload<T: DeviceRepr + ValidAsZeroBits + Clone>(
+        &self,
+        values: &[T],
+        lead: usize,
+    ) -> Mem<T> {
+        let mut slice = self.stream.alloc_zeros::<T>(lead + values.len().max(1)).unwrap();
+        if !values.is_empty() {
+            let mut rest = slice.slice_mut(lead..lead + values.len());
+            self.stream.memcpy_htod(values, &mut rest).unwrap();
+        }
+        self.mem(slice, lead)
+    }
+
+    /// Memory that nothing has been written to.
+    pub fn unwritten<T: DeviceRepr>(&self, len: usize, lead: usize) -> Mem<T> {
+        // SAFETY: the device tells what is read before it is written.
+        let slice = unsafe { self.stream.alloc::<T>(lead + len) }.unwrap();
+        self.mem(slice, lead)
+    }
+
+    fn mem<T>(&self, slice: CudaSlice<T>, lead: usize) -> Mem<T> {
+        let pointer = slice.device_ptr(&self.stream).0 + (lead * size_of::<T>()) as u64;
+        Mem { slice, lead, pointer }
+    }
+
+    pub fn download<T: DeviceRepr + Clone + Default>(&self, mem: &Mem<T>) -> Vec<T> {
+        self.stream.clone_dtoh(&mem.slice.slice(mem.lead..)).unwrap()
+    }
+
+    /// Launches `kernel` of the module of this type of elements.
+    pub fn launch(
+        &self,
+        dtype: &'static str,
+        kernel: &str,
+        blocks: usize,
+        threads: u32,
+        args: &[Arg],
+    ) {
+        let mut modules = self.modules.borrow_mut();
+        let module = modules.entry(dtype).or_insert_with(|| {
+            let (major, minor) = self.stream.context().compute_capability().unwrap();
+            let (_, targets) = MODULES.iter().find(|(name, _)| *name == dtype).unwrap();
+            let fits = targets.iter().find(|(target, _)| *target <= 10 * major + minor).unwrap();
+            self.stream.context().load_module(Ptx::from_src(fits.1)).unwrap()
+        });
+        let function = module.load_function(kernel).unwrap();
+        let mut builder = self.stream.launch_builder(&function);
+        for arg in args {
+            match arg {
+                Arg::Geometry(v) => builder.arg(v),
+                Arg::Channels(v) => builder.arg(v),
+                Arg::Merge(v) => builder.arg(v),
+                Arg::Outputs(v) => builder.arg(v),
+                Arg::Gradients(v) => builder.arg(v),
+                Arg::Pointer(v) => builder.arg(v),
+                Arg::U32(v) => builder.arg(v),
+                Arg::F64(v) => builder.arg(v),
+            };
+        }
+        let shape = LaunchConfig {
+            grid_dim: (blocks as u32, 1, 1),
+            block_dim: (threads, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        // SAFETY: the parameters are those of kernels/README.md; the device tells of any other.
+        unsafe { builder.launch(shape) }.unwrap();
+    }
+
+    /// Bytes of global memory that the launches since the last call loaded and stored, up to the
+    /// last kernel of the forward, and from there on.
+    pub fn traffic(&self) -> [u64; 2] {
+        self.stream.synchronize().unwrap();
+        let launches = self.exclusive.launches();
+        self.exclusive.reset();
+        let backward = launches.iter().position(|l| l.kernel.starts_with("backward")).unwrap();
+        let bytes = |from: &[softcuda::LaunchReport]| {
+            from.iter().map(|l| l.counts.global_loads.bytes + l.counts.global_stores.bytes).sum()
+        };
+        [bytes(&launches[..backward]), bytes(&launches[backward..])]
+    }
+
+    /// Ends the context: no fault, and nothing refused.
+    pub fn finish(self, what: &str) {
+        self.stream.synchronize().unwrap();
+        assert_eq!(self.exclusive.faults(), [""; 0], "{what}");
+        assert_eq!(self.exclusive.refusals(), [""; 0], "{what}");
+    }
+}

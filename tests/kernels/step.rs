@@ -1,0 +1,190 @@
+//! A forward and its backward by the kernels of the split family.
+use crate::launch::{Arg, Channels, Device, Gradients, Layout, Mem, Merge, Outputs};
+use crate::support::run::{Inputs, Mode, Outcome, widen};
+use batchnorm::{Activation, Element};
+use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
+use half::{bf16, f16};
+
+/// A type that has kernels.
+pub trait Kernels: Element<Acc: Value> + Value {
+    const NAME: &'static str;
+}
+pub trait Value: DeviceRepr + ValidAsZeroBits {}
+impl<T: DeviceRepr + ValidAsZeroBits> Value for T {}
+
+macro_rules! kernels {
+    ($($t:ty, $name:literal;)*) => {
+        $(impl Kernels for $t {
+            const NAME: &'static str = $name;
+        })*
+    };
+}
+kernels! { f64, "f64"; f32, "f32"; f16, "f16"; bf16, "bf16"; }
+
+/// What is run, and how.
+pub struct Step<'a, E: Kernels> {
+    pub device: &'a Device,
+    pub inputs: &'a Inputs<E>,
+    pub layout: Layout,
+    pub mode: Mode,
+}
+
+/// What a forward leaves.
+struct Statistics<A> {
+    mean: Mem<A>,
+    rest: Mem<A>,
+    invstd: Mem<A>,
+}
+
+impl<E: Kernels> Step<'_, E> {
+    fn channels(&self) -> usize {
+        self.inputs.shape.channels()
+    }
+    fn merge(&self) -> Merge {
+        let (shape, layout) = (&self.inputs.shape, &self.layout);
+        let values = layout.tile * layout.width_of::<E>() / layout.channels;
+        Merge {
+            count: shape.per_channel() as u64,
+            tile_count: values as u64,
+            tiles: layout.tiles::<E>(shape) as u32,
+            channels: self.channels() as u32,
+            inner: shape.inner() as u64,
+        }
+    }
+    /// A block for each tile.
+    fn tiled(&self, kernel: &str, args: &[Arg]) {
+        let suffix = if self.layout.width == Layout::VECTOR { "v" } else { "s" };
+        let geometry = self.layout.geometry::<E>(&self.inputs.shape);
+        let args = [&[Arg::Geometry(geometry)], args].concat();
+        let blocks = geometry.slices as usize * self.merge().tiles as usize;
+        let kernel = format!("{kernel}_{}_{suffix}", E::NAME);
+        self.device.launch(E::NAME, &kernel, blocks, geometry.threads.next_multiple_of(32), &args);
+    }
+    /// `channels` channels for each block.
+    fn by_channel(&self, kernel: &str, channels: usize, args: &[Arg]) {
+        let kernel = format!("{kernel}_{}", E::NAME);
+        self.device.launch(E::NAME, &kernel, self.channels().div_ceil(channels), 128, args);
+    }
+
+    /// Everything that the kernels can give.
+    pub fn run(&self) -> Outcome {
+        let Self { device, inputs, layout, mode } = self;
+        let epilogue = inputs.epilogue;
+        let (n, c) = (inputs.shape.len(), self.channels());
+        let relu = epilogue.activation == Activation::Relu;
+        let tensor = |values: &[E]| device.upload(values, layout.lead);
+        let (x, residual) = (tensor(&inputs.x), tensor(&inputs.residual));
+        let (weight, bias) = (device.upload(&inputs.weight, 0), device.upload(&inputs.bias, 0));
+        let (mean, var) = (device.upload(&inputs.mean, 0), device.upload(&inputs.var, 0));
+        let statistics = Statistics {
+            mean: device.unwritten::<E::Acc>(c, 0),
+            rest: device.unwritten(c, 0),
+            invstd: device.unwritten(c, 0),
+        };
+        let partials = device.unwritten::<f64>(2 * c * self.merge().tiles as usize, 0);
+        let nonfinite = device.upload(&[0u32], 0);
+        let ptr = Arg::Pointer;
+        let Statistics { mean: m, rest, invstd } = &statistics;
+        if let Mode::Train(factor) = mode {
+            self.tiled("stats", &[ptr(x.ptr()), ptr(partials.ptr())]);
+            let record = device.unwritten::<E::Acc>(2 * c + 1, 0);
+            let pointers = [
+                m.ptr(),
+                rest.ptr(),
+                invstd.ptr(),
+                mean.ptr(),
+                var.ptr(),
+                record.ptr(),
+                nonfinite.ptr(),
+            ];
+            let outputs = Outputs { eps: inputs.eps, factor: factor.unwrap_or(0.0), pointers };
+            let args = [Arg::Merge(self.merge()), Arg::Outputs(outputs)];
+            let args = [&args[..], &[ptr(x.ptr()), ptr(partials.ptr())]].concat();
+            self.by_channel("stats_finalize", 4, &args);
+            self.judge_record(&widen(&device.download(&record)), &widen(&device.download(m)));
+        } else {
+            let pointers = [mean.ptr(), var.ptr(), m.ptr(), rest.ptr(), invstd.ptr()].map(ptr);
+            let args = [Arg::U32(c as u32), Arg::F64(inputs.eps)];
+            let args = [&args[..], &pointers, &[ptr(nonfinite.ptr())]].concat();
+            self.by_channel("eval", 128, &args);
+        }
+        let by = [m.ptr(), rest.ptr(), invstd.ptr(), weight.ptr(), bias.ptr()];
+        let by = Arg::Channels(Channels(by));
+        let y = device.unwritten::<E>(n, layout.lead);
+        let masks = relu && epilogue.residual;
+        let mask = device.unwritten::<u8>(n / layout.width_of::<E>(), 0);
+        let mask = if masks { mask.ptr() } else { 0 };
+        let r = if epilogue.residual { residual.ptr() } else { 0 };
+        let pointers = [x.ptr(), r, y.ptr(), mask].map(ptr);
+        self.tiled("apply", &[&[by], &pointers[..], &[Arg::U32(relu.into())]].concat());
+
+        let mut outcome = Outcome::from([("y", widen(&device.download(&y)))]);
+        if matches!(mode, Mode::Train(_)) {
+            outcome.insert("running_mean", widen(&device.download(&mean)));
+            outcome.insert("running_var", widen(&device.download(&var)));
+        }
+        outcome.insert("saved_mean", widen(&device.download(m)));
+        outcome.insert("saved_invstd", widen(&device.download(invstd)));
+        let gate = if masks { 2 } else { u32::from(relu) };
+        let read = [by, ptr(x.ptr()), ptr(0), ptr(mask), Arg::U32(gate)];
+        self.backward(read, &statistics, &partials, &mut outcome);
+        assert_eq!(device.download(&nonfinite), [0]);
+        outcome
+    }
+
+    fn backward(
+        &self,
+        mut read: [Arg; 5],
+        statistics: &Statistics<E::Acc>,
+        partials: &Mem<f64>,
+        outcome: &mut Outcome,
+    ) {
+        let Self { device, inputs, layout, mode } = self;
+        let (n, c) = (inputs.shape.len(), self.channels());
+        let frozen = *mode == Mode::Eval;
+        let ptr = Arg::Pointer;
+        // grad_x holds grad_y before.
+        let grad_x = device.upload(&inputs.grad_y, layout.lead);
+        let grad_residual = device.unwritten::<E>(n, layout.lead);
+        read[2] = ptr(grad_x.ptr());
+        let wants = inputs.epilogue.residual;
+        let outputs = [grad_x.ptr(), if wants { grad_residual.ptr() } else { 0 }].map(ptr);
+        let first = if frozen { outputs } else { [ptr(0); 2] };
+        self.tiled("backward_sums", &[&read[..], &[ptr(partials.ptr())], &first].concat());
+        let [grad_weight, grad_bias] = [(); 2].map(|()| device.unwritten::<E::Acc>(c, 0));
+        let sums = device.unwritten::<E::Acc>(2 * c + 1, 0);
+        let coefs = device.unwritten::<E::Acc>(2 * c, 0);
+        let gradients = Gradients([
+            statistics.rest.ptr(),
+            statistics.invstd.ptr(),
+            0,
+            grad_weight.ptr(),
+            grad_bias.ptr(),
+            sums.ptr(),
+            coefs.ptr(),
+            0,
+        ]);
+        let args = [Arg::Merge(self.merge()), Arg::Gradients(gradients), Arg::U32(0)];
+        self.by_channel("backward_finalize", 4, &[&args[..], &[ptr(partials.ptr())]].concat());
+        if !frozen {
+            self.tiled("backward_apply", &[&read[..], &[ptr(coefs.ptr())], &outputs].concat());
+        }
+        outcome.insert("grad_x", widen(&device.download(&grad_x)));
+        if wants {
+            outcome.insert("grad_residual", widen(&device.download(&grad_residual)));
+        }
+        outcome.insert("grad_weight", widen(&device.download(&grad_weight)));
+        outcome.insert("grad_bias", widen(&device.download(&grad_bias)));
+        let sums = widen(&device.download(&sums));
+        outcome.insert("sum_g", sums[..c].to_vec());
+        outcome.insert("sum_g_xhat", sums[c..2 * c].to_vec());
+        outcome.insert("count", vec![sums[2 * c]]);
+    }
+
+    /// A record holds what else was written.
+    fn judge_record(&self, record: &[f64], mean: &[f64]) {
+        let c = self.channels();
+        assert_eq!(&record[..c], mean);
+        assert_eq!(record[2 * c], self.inputs.shape.per_channel() as f64);
+    }
+}

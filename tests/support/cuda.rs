@@ -1,0 +1,23 @@
+//! The `Cuda` engine of tests: on the software device, so that it runs anywhere; on a real one
+//! where `BATCHNORM_REQUIRE_GPU=1` asks for that, which is an error where there is none.
+use batchnorm::{Cuda, Result};
+use std::sync::OnceLock;
+
+/// Whether a real device is asked for.
+pub fn is_real() -> bool {
+    std::env::var_os("BATCHNORM_REQUIRE_GPU").is_some_and(|value| value == "1")
+}
+
+/// The engine that all tests of a program share, on device 0.
+pub fn engine() -> Cuda {
+    static ENGINE: OnceLock<Cuda> = OnceLock::new();
+    ENGINE.get_or_init(|| on_device(0).expect("a CUDA device")).clone()
+}
+
+/// An engine of its own on a device.
+pub fn on_device(ordinal: usize) -> Result<Cuda> {
+    if !is_real() {
+        softcuda::install().expect("the software device");
+    }
+    Cuda::new(ordinal)
+}
