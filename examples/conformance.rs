@@ -42,6 +42,13 @@ fn main() -> Result<ExitCode> {
     let engines = ENGINES.iter().filter(|(name, _)| engine == "all" || engine == *name);
     let engines: Vec<_> = engines.collect();
 
+    #[cfg(all(feature = "cuda", target_os = "linux"))]
+    if engines.iter().any(|(name, _)| *name == "cuda") && !support::cuda::is_real() {
+        eprintln!(
+            "cuda runs on the tests' software device; BATCHNORM_REQUIRE_GPU=1 takes a real one"
+        );
+    }
+
     let mut report = Report::new(&files);
     report.header()?;
     for file in &files {

@@ -18,6 +18,7 @@ folders = dict.fromkeys(sys.path + [site.getusersitepackages()])
 print(":".join(lib for f in folders for lib in sorted(glob.glob(os.path.join(f, "nvidia", "*", "lib")))))
 PYTHON
 )
+export BATCHNORM_REQUIRE_GPU=1 # the device of this host, or a failure
 export LD_LIBRARY_PATH=$pip_libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
 # The same in the report: machine, device, driver, libraries.
