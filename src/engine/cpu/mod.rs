@@ -2,8 +2,8 @@
 //! channel in cache.
 //!
 //! `plan` cuts the tensor into tiles, `tiles` runs a task for each, and the tasks take the steps:
-//! `stats`, `moments` and `normalize` (in `train`), `grad` (in `backward`). Where a tile holds its channels
-//! whole, one task takes all steps on it; otherwise every step is a round over all tiles.
+//! `stats`, `moments` and `normalize` (in `train`), `grad` (in `backward`). Where a tile holds its
+//! channels whole, one task takes all steps on it; otherwise every step is a round over all tiles.
 use super::args::check_values_per_channel;
 use super::saved::Buffers;
 use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain, Input};

@@ -59,7 +59,7 @@ pub(super) fn for_each_tile<O: Outputs>(
     });
 }
 
-/// About a hundred microseconds: longer than any task takes, shorter than a thread's time slice.
+/// Few enough that a thread which has lost its processor is not waited for at full speed.
 const SPINS: usize = 10_000;
 
 /// Memory that is handed out tile by tile.

@@ -76,7 +76,7 @@ impl Cpu {
                     write(&tile, kept, tensors);
                 });
             } else {
-                self.moments_of(shape, plan, x, slots);
+                Self::moments_of(plan, x, slots);
                 let blocks = slots.chunks_mut(block_len).zip(kept.chunks_mut(kept_len));
                 for (block, (slots, kept)) in blocks.enumerate() {
                     vectorized(
@@ -113,9 +113,8 @@ impl Cpu {
     }
 
     /// Step 1 of all tiles.
-    fn moments_of<E: Element>(&self, shape: &Shape, plan: &Plan, x: &[E], slots: &mut [f64]) {
+    fn moments_of<E: Element>(plan: &Plan, x: &[E], slots: &mut [f64]) {
         let slot_len = plan.slot_len();
-        debug_assert_eq!(x.len(), shape.len());
         for_each_tile(plan, false, Slots::new(slots, slot_len), |tile, slot| {
             vectorized(
                 #[inline(always)]
@@ -136,7 +135,7 @@ impl Cpu {
         let slots_len = plan.tiles() * slot_len;
         self.with_workspace(slots_len + kept_len, |workspace| {
             let (slots, kept) = workspace.split_at_mut(slots_len);
-            self.moments_of(shape, plan, x, slots);
+            Self::moments_of(plan, x, slots);
             let blocks = slots.chunks_mut(slot_len * plan.tiles_per_block());
             for (block, slots) in blocks.enumerate() {
                 moments::merge(shape, plan, block, x, slots, kept);
