@@ -100,7 +100,7 @@ pub(super) fn sums<'g, E: Element>(
                 let after = tile.cols.end.div_ceil(plan.inner());
                 coefs(c..(c + BLOCK).min(after), &mut strip);
             }
-            let coef = (&strip).at(k % BLOCK);
+            let coef = strip.at(k % BLOCK);
             let (mut sum, mut product, mut count) = (Lanes::new(), Lanes::new(), 0);
             for row in tile.rows.clone() {
                 for at in (start..start + run).step_by(BLOCK) {

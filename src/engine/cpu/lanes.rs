@@ -3,6 +3,7 @@
 //! Sums run in a fixed number of lanes, and no multiplication is fused with an addition: every
 //! machine computes the same bits.
 use crate::Real;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 /// Values at a time that pass through scratch memory on the stack; f16 and bf16 are widened there.
 pub(super) const BLOCK: usize = 512;
@@ -154,7 +155,7 @@ pub(super) fn gradient_sums<A: Real, const RELU: bool>(
 pub(super) fn add_columns<A: Real, const RELU: bool, const ROWS: usize>(
     x: [&[A]; ROWS],
     grad_y: [&[A]; ROWS],
-    at: impl At<A>,
+    at: &Strip<A>,
     zero: A,
     sum: &mut [A; BLOCK],
     product: &mut [A; BLOCK],
@@ -200,18 +201,73 @@ impl<A: Real> Coef<A> {
     }
 }
 
-/// Coefficients by position: one for a whole run, or one for each column.
+/// Coefficients by position.
 pub(super) trait At<A>: Copy {
-    fn at(&self, i: usize) -> Coef<A>;
+    /// `out[i] = op(coefficients of i, x[i], other[i])`.
+    fn map(self, x: &[A], other: &[A], out: &mut [A], op: impl Fn(Coef<A>, A, A) -> A + Copy);
 }
 
 /// The same everywhere.
 #[derive(Clone, Copy)]
 pub(super) struct Same<A>(pub Coef<A>);
 impl<A: Real> At<A> for Same<A> {
+    /// In groups of fixed length down to single values: what is left over of a short run would
+    /// otherwise take as long as the run.
     #[inline(always)]
-    fn at(&self, _: usize) -> Coef<A> {
-        self.0
+    fn map(self, x: &[A], other: &[A], out: &mut [A], op: impl Fn(Coef<A>, A, A) -> A + Copy) {
+        let (x, other) = (&x[..out.len()], &other[..out.len()]);
+        let (x, other, out) = self.groups::<16>(x, other, out, op);
+        let (x, other, out) = self.groups::<4>(x, other, out, op);
+        self.groups::<1>(x, other, out, op);
+    }
+}
+impl<A: Real> Same<A> {
+    /// Takes as many whole groups of `N` as there are; returns the rest.
+    #[inline(always)]
+    fn groups<'a, const N: usize>(
+        self,
+        x: &'a [A],
+        other: &'a [A],
+        out: &'a mut [A],
+        op: impl Fn(Coef<A>, A, A) -> A,
+    ) -> (&'a [A], &'a [A], &'a mut [A]) {
+        let ((xs, x), (others, other)) = (x.as_chunks::<N>(), other.as_chunks::<N>());
+        let (outs, out) = out.as_chunks_mut::<N>();
+        for ((x, other), out) in xs.iter().zip(others).zip(outs) {
+            // All are read before one is written: the compiler need not ask whether they overlap.
+            let (x, other, mut values) = (*x, *other, [A::default(); N]);
+            for l in 0..N {
+                values[l] = op(self.0, x[l], other[l]);
+            }
+            *out = values;
+            // The group is a vector; several groups would become gathered ones.
+            compiler_fence(Ordering::SeqCst);
+        }
+        (x, other, out)
+    }
+}
+
+/// Those of the runs of several channels, one after the other.
+#[derive(Clone, Copy)]
+pub(super) struct Runs<'a, A> {
+    pub strip: &'a Strip<A>,
+    /// Values of a run.
+    pub inner: usize,
+    /// Position of the first value, from the start of the strip's first run on.
+    pub start: usize,
+}
+impl<A: Real> At<A> for Runs<'_, A> {
+    #[inline(always)]
+    fn map(self, x: &[A], other: &[A], out: &mut [A], op: impl Fn(Coef<A>, A, A) -> A + Copy) {
+        let Self { strip, inner, start } = self;
+        let (mut channel, mut len) = (start / inner, inner - start % inner);
+        let (mut done, n) = (0, out.len());
+        while done < n {
+            let run = done..(done + len).min(n);
+            let out = &mut out[run.clone()];
+            Same(strip.at(channel)).map(&x[run.clone()], &other[run.clone()], out, op);
+            (done, len, channel) = (run.end, inner, channel + 1);
+        }
     }
 }
 
@@ -263,7 +319,16 @@ impl<A: Real> Strip<A> {
 }
 impl<A: Real> At<A> for &Strip<A> {
     #[inline(always)]
-    fn at(&self, i: usize) -> Coef<A> {
+    fn map(self, x: &[A], other: &[A], out: &mut [A], op: impl Fn(Coef<A>, A, A) -> A + Copy) {
+        let n = block_len(out.len());
+        let (x, other, out) = (&x[..n], &other[..n], &mut out[..n]);
+        (0..n).for_each(|i| out[i] = op(self.at(i), x[i], other[i]));
+    }
+}
+impl<A: Real> Strip<A> {
+    /// The coefficients of the `i`th.
+    #[inline(always)]
+    pub fn at(&self, i: usize) -> Coef<A> {
         Coef {
             mean: self.mean[i],
             scale: self.scale[i],
@@ -297,14 +362,21 @@ pub(super) fn normalize<A: Real, const RELU: bool>(
     at: impl At<A>,
     y: &mut [A],
 ) {
-    let n = block_len(y.len());
-    let (x, y) = (&x[..n], &mut y[..n]);
     match residual {
-        None => (0..n).for_each(|i| y[i] = relu::<A, RELU>(at.at(i).normalize(x[i]))),
-        Some(r) => {
-            let r = &r[..n];
-            (0..n).for_each(|i| y[i] = relu::<A, RELU>(at.at(i).normalize(x[i]) + r[i]));
-        }
+        None => at.map(
+            x,
+            x,
+            y,
+            #[inline(always)]
+            |coef, x, _| relu::<A, RELU>(coef.normalize(x)),
+        ),
+        Some(r) => at.map(
+            x,
+            r,
+            y,
+            #[inline(always)]
+            |coef, x, r| relu::<A, RELU>(coef.normalize(x) + r),
+        ),
     }
 }
 
@@ -367,13 +439,16 @@ pub(super) fn input_gradient<A: Real, const RELU: bool>(
     zero: A,
     grad_x: &mut [A],
 ) {
-    let n = block_len(grad_x.len());
-    let (x, grad_y, grad_x) = (&x[..n], &grad_y[..n], &mut grad_x[..n]);
-    for i in 0..n {
-        let s = at.at(i);
-        let g = gate::<A, RELU>(s, x[i], grad_y[i], zero);
-        grad_x[i] = s.scale * (g - s.mean_g - (x[i] - s.mean) * s.slope);
-    }
+    at.map(
+        x,
+        grad_y,
+        grad_x,
+        #[inline(always)]
+        |s, x, grad_y| {
+            let g = gate::<A, RELU>(s, x, grad_y, zero);
+            s.scale * (g - s.mean_g - (x - s.mean) * s.slope)
+        },
+    );
 }
 
 /// `grad_x = scale * g`: what is left of it where the statistics are constants.
@@ -385,10 +460,11 @@ pub(super) fn frozen_gradient<A: Real, const RELU: bool>(
     zero: A,
     grad_x: &mut [A],
 ) {
-    let n = block_len(grad_x.len());
-    let (x, grad_y, grad_x) = (&x[..n], &grad_y[..n], &mut grad_x[..n]);
-    for i in 0..n {
-        let s = at.at(i);
-        grad_x[i] = s.scale * gate::<A, RELU>(s, x[i], grad_y[i], zero);
-    }
+    at.map(
+        x,
+        grad_y,
+        grad_x,
+        #[inline(always)]
+        |s, x, grad_y| s.scale * gate::<A, RELU>(s, x, grad_y, zero),
+    );
 }

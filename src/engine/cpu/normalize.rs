@@ -1,5 +1,5 @@
 //! Step 2 of the forwards: normalize, add, activate, round, note what the ReLU let through.
-use super::lanes::{self, At, BLOCK, Same, Scratch, Strip};
+use super::lanes::{self, At, BLOCK, Runs, Same, Scratch, Strip};
 use super::plan::{Plan, Tile};
 use super::tiles::{TileMut, Writer, clipped};
 use crate::{Element, Real};
@@ -22,16 +22,25 @@ pub(super) fn walk<A: Real, S: Step<A>>(
     step: &mut S,
 ) {
     let mut strip = Strip::new();
-    if plan.long_runs {
+    if plan.has_runs() {
         let (inner, cols) = (plan.inner(), &tile.cols);
+        let piece = plan.piece_of_runs();
         let channels = cols.start / inner..cols.end.div_ceil(inner);
         for first in channels.clone().step_by(BLOCK) {
             let channels = first..(first + BLOCK).min(channels.end);
             coefs(channels.clone(), &mut strip);
+            let (start, end) = (cols.start.max(first * inner), cols.end.min(channels.end * inner));
             for row in tile.rows.clone() {
+                if piece > inner {
+                    for at in (start..end).step_by(piece) {
+                        let runs = Runs { strip: &strip, inner, start: at - first * inner };
+                        step.piece(row, at..(at + piece).min(end), runs);
+                    }
+                    continue;
+                }
                 for c in channels.clone() {
-                    let same = Same((&strip).at(c - first));
-                    let (start, end) = (cols.start.max(c * inner), cols.end.min((c + 1) * inner));
+                    let same = Same(strip.at(c - first));
+                    let (start, end) = (start.max(c * inner), end.min((c + 1) * inner));
                     for at in (start..end).step_by(BLOCK) {
                         step.piece(row, at..(at + BLOCK).min(end), same);
                     }

@@ -2,12 +2,16 @@
 //!
 //! Never of the number of threads: a task's sums are added in an order of its own, so the same
 //! tasks give the same bits on any machine.
+use super::lanes::BLOCK;
 use crate::Shape;
 use std::ops::Range;
 
 /// From this many values behind a channel on, a channel's run is worth a loop of its own; shorter
 /// runs of several channels are taken together, with coefficients for each column.
 const LONG_RUN: usize = 256;
+/// Elementwise steps take shorter runs, too, one by one: coefficients for each column are three
+/// arrays more to read, and columns are not the order of memory.
+const RUN: usize = 16;
 /// Rows of short runs are joined until a row has this many columns.
 const LONG_ROW: usize = 512;
 /// A task that keeps all of a channel works on at most this many bytes, so that its second pass
@@ -101,7 +105,10 @@ impl Plan {
         if all.is_small() {
             return all;
         }
-        let block = all.part();
+        let block = match all.has_runs() && all.width > WHOLE_ROW {
+            true if !all.long_runs => (WHOLE_ROW / all.unit()).max(1) * all.unit(),
+            _ => all.part(),
+        };
         let piece = if block == all.inner() { TASK } else { block };
         all.cut(block, piece, TASK / block.min(TASK))
     }
@@ -149,6 +156,25 @@ impl Plan {
             self.width
         } else {
             8 * self.inner()
+        }
+    }
+    /// Whether elementwise steps take runs, of which tiles then have whole ones, or parts of one.
+    pub fn has_runs(&self) -> bool {
+        self.long_runs || self.inner() >= RUN && !self.is_joined()
+    }
+    /// Columns that an elementwise step takes at a time where it takes runs: several, but whole bytes
+    /// of the mask; or one run, in blocks.
+    pub fn piece_of_runs(&self) -> usize {
+        if self.long_runs {
+            return self.inner();
+        }
+        let mut whole = self.inner();
+        while whole % 8 > 0 {
+            whole *= 2;
+        }
+        match BLOCK / whole {
+            0 => BLOCK,
+            runs => runs * whole,
         }
     }
     /// Whether a row has every channel more than once.
