@@ -49,12 +49,22 @@ pub(super) fn walk<A: Real, S: Step<A>>(
         }
         return;
     }
+    // Two strips at a time: rows up to that long are taken in the order of memory.
     let mut own = Strip::new();
-    for start in tile.cols.clone().step_by(BLOCK) {
+    let mut next = (tile.cols.len() > BLOCK).then(Strip::new);
+    for start in tile.cols.clone().step_by(2 * BLOCK) {
         let cols = start..(start + BLOCK).min(tile.cols.end);
+        let more = cols.end..(cols.end + BLOCK).min(tile.cols.end);
         column_coefs(plan, &cols, S::GRADIENT, coefs, &mut own, &mut strip);
+        let mut next = next.as_mut().filter(|_| !more.is_empty());
+        if let Some(next) = &mut next {
+            column_coefs(plan, &more, S::GRADIENT, coefs, &mut own, next);
+        }
         for row in tile.rows.clone() {
             step.piece(row, cols.clone(), &strip);
+            if let Some(next) = &next {
+                step.piece(row, more.clone(), &**next);
+            }
         }
     }
 }
