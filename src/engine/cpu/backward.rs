@@ -259,8 +259,8 @@ impl<E: Element> Outputs<'_, E> {
     ) {
         let Outputs { read, grad_y, frozen } = *self;
         let scratch = Scratch::new();
-        let grad_x = grad_x.map(|tile| Writer::new(read.plan, tile, grad_y.is_none()));
-        let grad_residual = grad_residual.map(|tile| Writer::new(read.plan, tile, false));
+        let grad_x = grad_x.map(|tile| Writer::new(read.plan, tile, 3, grad_y.is_none()));
+        let grad_residual = grad_residual.map(|tile| Writer::new(read.plan, tile, 3, false));
         let mut step = Gradients { read, grad_y, frozen, grad_x, grad_residual, scratch };
         let first = read.plan.channels(tile.block).start;
         vectorized(

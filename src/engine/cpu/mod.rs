@@ -240,7 +240,7 @@ impl<E: Element> Output<'_, E> {
         mask: Option<TileMut<'_, u8>>,
     ) {
         let Output { x, residual, relu } = *self;
-        let y = Writer::new(plan, y, x.is_none());
+        let y = Writer::new(plan, y, 2, x.is_none());
         let mut step = Normalize { plan, x, residual, relu, y, mask, scratch: Scratch::new() };
         vectorized(
             #[inline(always)]

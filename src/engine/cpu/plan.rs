@@ -32,7 +32,7 @@ const WHOLE_ROW: usize = 8 << 10;
 const PART_ROW: usize = 1 << 10;
 /// Least rows of a task of a column's sums: those sums are kept until all are merged.
 const SUMMED_ROWS: usize = 64;
-/// From here on a tensor is written past the cache.
+/// From here on, all tensors of an operation together, results are written past the cache.
 const LARGE_BYTES: usize = 32 << 20;
 /// Up to here, cutting is not worth a second pass over memory.
 const SMALL: usize = 32 << 10;
@@ -203,9 +203,10 @@ impl Plan {
     pub fn whole_channels(&self) -> bool {
         self.tile_rows >= self.rows && self.piece == self.block
     }
-    /// Whether a tensor written is too large to stay in cache until somebody reads it.
-    pub fn is_large(&self, size: usize) -> bool {
-        self.shape.len().saturating_mul(size) >= LARGE_BYTES
+    /// Whether an operation on so many tensors passes through more memory than the cache keeps until
+    /// somebody reads what it writes.
+    pub fn is_large(&self, size: usize, tensors: usize) -> bool {
+        self.shape.len().saturating_mul(size * tensors) >= LARGE_BYTES
     }
     /// Whether there is too little to do to wake another thread.
     pub fn is_small(&self) -> bool {

@@ -225,8 +225,8 @@ pub(super) struct Writer<'p, E> {
 impl<'p, E: Element> Writer<'p, E> {
     /// `read` says that the task reads there, too, so that it is in cache anyway.
     #[inline(always)]
-    pub fn new(plan: &Plan, tile: TileMut<'p, E>, read: bool) -> Self {
-        let buffer = plan.is_large(size_of::<E>()) && !read;
+    pub fn new(plan: &Plan, tile: TileMut<'p, E>, tensors: usize, read: bool) -> Self {
+        let buffer = plan.is_large(size_of::<E>(), tensors) && !read;
         Self { tile, buffer: buffer.then_some([E::default(); BLOCK]) }
     }
     /// What is there, if it was said that it would be read.
