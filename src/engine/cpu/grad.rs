@@ -225,7 +225,15 @@ pub(super) struct Gradients<'a, 'p, E: Element> {
 }
 
 impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
+    type Element = E;
     const GRADIENT: bool = true;
+    #[inline(always)]
+    fn to_line(&self, tile: &Tile) -> usize {
+        match (self.read.gate, &self.grad_x) {
+            (Gate::Open | Gate::Recompute, Some(grad_x)) => grad_x.to_line(tile),
+            _ => 0,
+        }
+    }
     #[inline(always)]
     fn piece(&mut self, row: usize, cols: Range<usize>, at: impl At<E::Acc>) {
         let Read { plan, x, gate } = self.read;

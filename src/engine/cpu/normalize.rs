@@ -1,5 +1,5 @@
 //! Step 2 of the forwards: normalize, add, activate, round, note what the ReLU let through.
-use super::lanes::{self, At, BLOCK, Runs, Same, Scratch, Strip};
+use super::lanes::{self, At, BLOCK, LINE, Runs, Same, Scratch, Strip};
 use super::plan::{Plan, Tile};
 use super::tiles::{TileMut, Writer, clipped};
 use crate::{Element, Real};
@@ -7,8 +7,13 @@ use std::ops::Range;
 
 /// What is done with some columns of a row that share their coefficients' source.
 pub(super) trait Step<A> {
+    /// What is written.
+    type Element;
     /// Whether it takes all fields of the coefficients, or what the forward takes.
     const GRADIENT: bool;
+    /// Values of the tile's first row until its output starts a cache line, if pieces may begin
+    /// there.
+    fn to_line(&self, tile: &Tile) -> usize;
     fn piece(&mut self, row: usize, cols: Range<usize>, at: impl At<A>);
 }
 
@@ -52,9 +57,15 @@ pub(super) fn walk<A: Real, S: Step<A>>(
     // Two strips at a time: rows up to that long are taken in the order of memory.
     let mut own = Strip::new();
     let mut next = (tile.cols.len() > BLOCK).then(Strip::new);
-    for start in tile.cols.clone().step_by(2 * BLOCK) {
-        let cols = start..(start + BLOCK).min(tile.cols.end);
-        let more = cols.end..(cols.end + BLOCK).min(tile.cols.end);
+    // Vectors that straddle cache lines cost a fifth; a short piece pays in longer rows only.
+    let aligns = next.is_some() && plan.width * size_of::<S::Element>() % LINE == 0;
+    let head = if aligns { step.to_line(tile) } else { 0 };
+    let head = tile.cols.start..tile.cols.start + head.min(tile.cols.len());
+    let strips = (head.end..tile.cols.end).step_by(2 * BLOCK);
+    for start in (!head.is_empty()).then_some(head.start).into_iter().chain(strips) {
+        let end = if start < head.end { head.end } else { tile.cols.end };
+        let cols = start..(start + BLOCK).min(end);
+        let more = cols.end..(cols.end + BLOCK).min(end);
         column_coefs(plan, &cols, S::GRADIENT, coefs, &mut own, &mut strip);
         let mut next = next.as_mut().filter(|_| !more.is_empty());
         if let Some(next) = &mut next {
@@ -99,7 +110,12 @@ pub(super) struct Normalize<'a, 'p, E: Element> {
 }
 
 impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
+    type Element = E;
     const GRADIENT: bool = false;
+    #[inline(always)]
+    fn to_line(&self, tile: &Tile) -> usize {
+        if self.mask.is_some() { 0 } else { self.y.to_line(tile) }
+    }
     #[inline(always)]
     fn piece(&mut self, row: usize, cols: Range<usize>, at: impl At<E::Acc>) {
         let range = clipped(row, cols.clone(), self.plan.width, self.plan.len());

@@ -1,6 +1,6 @@
 //! Tasks that write disjoint tiles of the same memory, on all threads. The other file with
 //! `unsafe`; what it offers is safe.
-use super::lanes::BLOCK;
+use super::lanes::{self, BLOCK};
 use super::plan::{Plan, Tile};
 use super::simd;
 use crate::Element;
@@ -228,6 +228,11 @@ impl<'p, E: Element> Writer<'p, E> {
     pub fn new(plan: &Plan, tile: TileMut<'p, E>, tensors: usize, read: bool) -> Self {
         let buffer = plan.is_large(size_of::<E>(), tensors) && !read;
         Self { tile, buffer: buffer.then_some([E::default(); BLOCK]) }
+    }
+    /// Values of the tile's first row until one starts a cache line.
+    #[inline(always)]
+    pub fn to_line(&self, tile: &Tile) -> usize {
+        lanes::to_line(self.tile.row(tile.rows.start, tile.cols.clone()))
     }
     /// What is there, if it was said that it would be read.
     #[inline(always)]
