@@ -1,5 +1,5 @@
 //! Arguments by name, and the one check that every engine makes before it writes.
-use super::saved::{Buffers, Forward};
+use super::saved::{Buffers, Forward, Opened};
 use super::{Engine, Op, Request, Saved};
 use crate::{Element, Error, Memory, Plain, Real, Result, Shape};
 
@@ -197,12 +197,12 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
         self.running.as_ref().map_or(Ok(()), |r| r.check(c))?;
         check_values_per_channel("x", shape.per_channel())
     }
-    /// Takes and opens what is to be saved; an engine calls it when nothing else can fail.
+    /// Takes and opens what is to be saved; an engine calls it when no check can fail any more.
     pub(crate) fn open<G: Engine<Memory = M>>(
         &mut self,
         engine: &G,
         shape: &Shape,
-    ) -> Result<Option<&'a mut Buffers<M, E::Acc>>> {
+    ) -> Result<Option<Opened<'a, M, E::Acc>>> {
         let request = Request {
             op: Op::ForwardTrain,
             dtype: E::DTYPE,
@@ -240,7 +240,7 @@ impl<'a, M: Memory, E: Element> ForwardEval<'a, M, E> {
         &mut self,
         engine: &G,
         shape: &Shape,
-    ) -> Result<Option<&'a mut Buffers<M, E::Acc>>> {
+    ) -> Result<Option<Opened<'a, M, E::Acc>>> {
         let request = Request {
             op: Op::ForwardEval,
             dtype: E::DTYPE,
@@ -324,7 +324,7 @@ fn open<'s, M: Memory, P: Real, G: Engine<Memory = M>>(
     request: Request,
     (weight, bias): (bool, bool),
     saved: Option<&'s mut Saved<M, P>>,
-) -> Result<Option<&'s mut Buffers<M, P>>> {
+) -> Result<Option<Opened<'s, M, P>>> {
     let Some(saved) = saved else { return Ok(None) };
     let forward = Forward {
         shape: *shape,

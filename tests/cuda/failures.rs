@@ -46,6 +46,37 @@ fn launches_that_fail() {
     assert_eq!(failed, 6);
 }
 
+/// Whatever an earlier forward had saved is gone, too: half of it may be overwritten.
+#[test]
+fn a_forward_that_fails_saves_nothing() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_80").unwrap());
+    let engine = on_device(device.ordinal()).unwrap();
+    let shape = Shape::new(&[6, 5, 12], 1).unwrap();
+    let inputs = Inputs::<f32>::new(&shape, Epilogue::FULL, 5);
+    let want = Want::all(inputs.epilogue);
+    for mode in [Mode::Train(Some(0.1)), Mode::Eval] {
+        let mut saved = SavedOn::<Cuda, f32>::new();
+        let mut failed = 0;
+        loop {
+            run::forward(&engine, &inputs, mode, Some(&mut saved)).unwrap();
+            run::backward(&engine, &inputs, want, &saved, None).unwrap();
+            device.reset();
+            device.fail(FailurePoint::Launch, failed, Code::LaunchOutOfResources);
+            if run::forward(&engine, &inputs, mode, Some(&mut saved)).is_ok() {
+                break;
+            }
+            assert_eq!((saved.shape(), saved.is_frozen()), (None, None));
+            assert!(saved.mean().is_none() && saved.invstd().is_none());
+            let error = run::backward(&engine, &inputs, want, &saved, None).unwrap_err();
+            assert!(matches!(error, Error::Invalid { what: "saved", .. }), "{error}");
+            failed += 1;
+        }
+        device.reset();
+        assert!(failed > 0);
+    }
+}
+
 #[test]
 fn memory_that_runs_out() {
     let failed = failures_at(FailurePoint::Allocation, Code::OutOfMemory, "cuMemAlloc: ");

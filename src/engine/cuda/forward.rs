@@ -1,6 +1,7 @@
 //! Both forwards, and statistics for synchronized ones.
 use super::launch::{Channels, Outputs};
 use super::{Cuda, Layout, Pointers, Ptr, home};
+use crate::engine::saved::{Mark, Opened};
 use crate::engine::{Activation, ForwardEval, ForwardTrain, Input, MergeStats, Running, Stats};
 use crate::{Device, Element, Error, Memory, Real, Result, Shape};
 
@@ -23,7 +24,7 @@ impl Cuda {
         ])?;
         let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
         let room = self.shared.workspace.room(&self.memory, Layout::new::<E::Acc>(&plan))?;
-        let saved = args.open(self, shape)?;
+        let (saved, mark) = args.open(self, shape)?.map(Opened::apart).unzip();
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
 
         let ForwardTrain { x, residual, weight, bias, activation, eps, running, y, .. } = args;
@@ -63,7 +64,9 @@ impl Cuda {
         launcher.stats(&plan, x, partials)?;
         launcher.stats_finalize(&plan, outputs, x, partials)?;
         let channels = Channels { mean, mean_rest, invstd, weight, bias };
-        launcher.apply(&plan, channels, x, residual, y, mask, relu)
+        launcher.apply(&plan, channels, x, residual, y, mask, relu)?;
+        mark.into_iter().for_each(Mark::filled);
+        Ok(())
     }
 
     /// 1 / sqrt(var + eps), then y.
@@ -88,7 +91,7 @@ impl Cuda {
         let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
         let layout = Layout::of_channels::<E::Acc>(&plan);
         let room = self.shared.workspace.room(&self.memory, layout)?;
-        let saved = args.open(self, shape)?;
+        let (saved, mark) = args.open(self, shape)?.map(Opened::apart).unzip();
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
 
         let ForwardEval { x, residual, weight, bias, activation, mean, var, eps, y, .. } = args;
@@ -115,7 +118,9 @@ impl Cuda {
         let (count, nonfinite) = (plan.geometry.channels, self.shared.workspace.nonfinite());
         launcher.eval(count, eps, mean, var, saved_mean, saved_rest, invstd, nonfinite)?;
         let channels = Channels { mean, mean_rest: Ptr::NULL, invstd, weight, bias };
-        launcher.apply(&plan, channels, x, residual, y, mask, relu)
+        launcher.apply(&plan, channels, x, residual, y, mask, relu)?;
+        mark.into_iter().for_each(Mark::filled);
+        Ok(())
     }
 
     /// The statistics of a part of a batch.
