@@ -168,6 +168,10 @@ pub struct Stats<'a, M: Memory, E: Element> {
 pub struct MergeStats<'a, M: Memory, P: Real> {
     /// The records of all parts, one after the other. A part may be empty.
     pub records: M::View<'a, P>,
+    /// How many values per channel the caller knows to be counted in the records, such as those of
+    /// its own part; 0 where it knows of none. From 2 on an engine on a device need not read the
+    /// counts back, for which it would wait.
+    pub known: usize,
     /// Left alone if absent, or if all parts are empty.
     pub running: Option<Running<'a, M, P>>,
     /// Length C, for [`ForwardEval::mean`].

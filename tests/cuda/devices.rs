@@ -4,7 +4,7 @@ use crate::support::files::checkout;
 use crate::support::golden::{Case, compute, files, judge};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
 use batchnorm::{Activation, DType, Op, Shape};
-use batchnorm::{Cuda, Engine, Error, ForwardEval, Input, Memory, Request};
+use batchnorm::{Cuda, Engine, Error, ForwardEval, Input, Memory, MergeStats, Request};
 
 /// Every golden case on a device that nobody else has, and nothing that the device complains about.
 fn golden_cases_pass_on(profile: &str) {
@@ -147,4 +147,30 @@ fn explanations_name_kernels_and_blocks() {
     let text = engine.explain(&Shape::new(&[6272, 1024], 1).unwrap(), request).unwrap();
     assert!(text.starts_with("cuda: stats, stats_finalize, apply; "), "{text}");
     assert!(text.contains("vectors of 8, 256 threads: "), "{text}");
+}
+
+#[test]
+fn merging_waits_only_where_counts_may_be_too_few() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_75").unwrap());
+    let engine = on_device(device.ordinal()).unwrap();
+    let records = engine.memory().upload(&[1f32, 2.0, 0.5, 0.5, 9.0]).unwrap();
+    let [mut mean, mut var] = [(); 2].map(|()| engine.memory().zeros::<f32>(2).unwrap());
+    for (known, launched) in [(2, 0), (1, 1)] {
+        // What is queued is done when something waits for it.
+        engine.stream().synchronize().unwrap();
+        device.reset();
+        for _ in 0..2 {
+            let args = MergeStats::<batchnorm::Device, f32> {
+                records: records.as_view(),
+                known,
+                running: None,
+                mean: mean.as_view_mut(),
+                var: var.as_view_mut(),
+            };
+            engine.merge_stats(args).unwrap();
+        }
+        assert_eq!(device.launches().len(), launched, "{known} values are known");
+    }
+    assert_eq!(engine.memory().download(mean.as_view()).unwrap(), [1.0, 2.0]);
 }

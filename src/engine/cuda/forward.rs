@@ -164,7 +164,7 @@ impl Cuda {
         let (channels, parts) = (of_32_bits("channels", channels)?, of_32_bits("parts", parts)?);
         let kernels = self.kernels::<P>()?;
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
-        let MergeStats { records, running, mean, var } = args;
+        let MergeStats { records, running, mean, var, .. } = args;
         let (factor, running) = match running {
             Some(Running { mean, var, factor }) => {
                 (factor, (pointers.write(mean), pointers.write(var)))

@@ -32,8 +32,8 @@ const NAME: &str = "cuda";
 /// or more. Only the driver is needed, no CUDA toolkit.
 ///
 /// An operation queues its kernels on the stream and returns; arguments that other streams use are
-/// waited for as cudarc does it. [`Engine::merge_stats`] alone waits for the device, for as long as
-/// it takes to read a count; not where a graph is captured.
+/// waited for as cudarc does it. [`Engine::merge_stats`] alone may wait for the device, to read
+/// counts: where the caller knows of less than two values, and no graph is captured.
 ///
 /// Results are bit for bit repeatable on one device, and may differ in rounding between devices of
 /// different size. Clones share stream and workspace. The workspace never moves, so that a graph
@@ -243,7 +243,7 @@ impl Engine for Cuda {
             ("mean", mean),
             ("var", var),
         ])?;
-        if !self.memory.is_capturing()? {
+        if args.known < 2 && !self.memory.is_capturing()? {
             self.check_total(channels, &args)?;
         }
         self.merge(channels, args)
