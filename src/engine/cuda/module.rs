@@ -3,23 +3,23 @@ use crate::memory::refused;
 use crate::{DType, Error, Result};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
 use cudarc::nvrtc::Ptx;
+use miniz_oxide::inflate::decompress_to_vec;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// The PTX of one type of elements: targets, the newest first.
-type Targets = [(i32, &'static str); 3];
+/// Every module's PTX, compressed, by target, the newest first: `kernels/pack.rs` makes it.
+type Packed = &'static [(&'static str, &'static [(i32, &'static [u8])])];
+const PTX: Packed = include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
 
-macro_rules! ptx {
-    ($name:literal) => {
-        [ptx!($name, 90), ptx!($name, 80), ptx!($name, 75)]
-    };
-    ($name:literal, $target:literal) => {
-        ($target, include_str!(concat!("../../../kernels/ptx/", $name, ".sm_", $target, ".ptx")))
-    };
+/// A module's PTX for a device of this capability, if there is one.
+fn ptx(module: &str, capability: i32) -> Option<&'static [u8]> {
+    let (_, targets) = PTX.iter().find(|(name, _)| *name == module)?;
+    targets.iter().find(|(target, _)| *target <= capability).map(|(_, packed)| *packed)
 }
 
-/// By [`index`].
-const PTX: [Targets; 4] =
-    [ptx!("split_f64"), ptx!("split_f32"), ptx!("split_f16"), ptx!("split_bf16")];
+fn unpacked(packed: &[u8]) -> Option<String> {
+    String::from_utf8(decompress_to_vec(packed).ok()?).ok()
+}
+
 const DTYPES: [DType; 4] = [DType::F64, DType::F32, DType::F16, DType::Bf16];
 
 fn index(dtype: DType) -> usize {
@@ -52,11 +52,7 @@ pub(super) struct Kernels {
 
 impl Kernels {
     fn load(context: &Arc<CudaContext>, capability: i32, dtype: DType) -> Result<Self> {
-        let [newest, middle, oldest] = PTX[index(dtype)];
-        let fits = |(target, _): &(i32, &str)| *target <= capability;
-        let (_, ptx) = [newest, middle].into_iter().find(fits).unwrap_or(oldest);
-        let module =
-            context.load_module(Ptx::from_src(ptx)).map_err(refused("cuModuleLoadData"))?;
+        let module = load(context, &format!("split_{dtype}"), capability)?;
         let tiled = |way: &str| {
             let kernel = |name: &str| function(&module, &format!("{name}_{dtype}_{way}"));
             Ok(Tiled {
@@ -87,6 +83,19 @@ impl Kernels {
             Error::Unsupported { engine: super::NAME, reason }
         })
     }
+}
+
+fn load(context: &Arc<CudaContext>, name: &str, capability: i32) -> Result<Arc<CudaModule>> {
+    let text = ptx(name, capability).and_then(unpacked).ok_or_else(|| {
+        let reason = format!("no module {name} for compute capability {}", dotted(capability));
+        Error::Unsupported { engine: super::NAME, reason }
+    })?;
+    context.load_module(Ptx::from_src(text)).map_err(refused("cuModuleLoadData"))
+}
+
+/// `9.0` of 90.
+fn dotted(capability: i32) -> String {
+    format!("{}.{}", capability / 10, capability % 10)
 }
 
 fn function(module: &Arc<CudaModule>, name: &str) -> Result<CudaFunction> {
@@ -120,9 +129,10 @@ impl Modules {
 
     /// Refuses a device that no kernel is made for.
     pub fn check_capability(&self) -> Result<()> {
-        let least = PTX.iter().flatten().map(|(target, _)| *target).min().unwrap_or(0);
+        let targets = PTX.iter().flat_map(|(_, targets)| *targets).map(|(target, _)| *target);
+        let least = targets.min().unwrap_or(0);
         if self.capability < least {
-            let [least, has] = [least, self.capability].map(|c| format!("{}.{}", c / 10, c % 10));
+            let [least, has] = [least, self.capability].map(dotted);
             let reason = format!("expected compute capability {least} or more, got {has}");
             return Err(Error::Unsupported { engine: super::NAME, reason });
         }
@@ -144,14 +154,29 @@ impl Modules {
 mod tests {
     use super::*;
 
+    /// Looks at what is committed, too: nothing is lost where targets share a text.
     #[test]
-    fn every_type_has_its_own_ptx_for_every_target() {
+    fn every_type_has_its_ptx_for_every_target() {
         for dtype in DTYPES {
-            for (target, ptx) in PTX[index(dtype)] {
-                assert!(ptx.contains(&format!("\n.target sm_{target}")), "{dtype} {target}");
-                assert!(ptx.contains(&format!(".entry apply_{dtype}_v(")), "{dtype} {target}");
-                assert!(ptx.contains("\n.version 7.8"), "{dtype} {target}: drivers from 520 on");
+            for target in [75, 80, 90] {
+                let name = format!("split_{dtype}");
+                let text = ptx(&name, target).and_then(unpacked).unwrap();
+                let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/ptx");
+                let made = format!("{folder}/{name}.sm_{target}.ptx");
+                let made = std::fs::read_to_string(made).unwrap();
+                let rest =
+                    |text: &str| text.replace(".target sm_75", &format!(".target sm_{target}"));
+                assert_eq!(rest(&text), made, "{name} {target}");
+                assert!(text.contains(&format!(".entry apply_{dtype}_v(")), "{name} {target}");
+                assert!(text.contains("\n.version 7.8"), "{name} {target}: drivers from 520 on");
             }
         }
+    }
+
+    #[test]
+    fn the_packed_modules_are_small() {
+        let packed: usize =
+            PTX.iter().flat_map(|(_, targets)| *targets).map(|(_, p)| p.len()).sum();
+        assert!(packed < 1 << 20, "{packed}");
     }
 }
