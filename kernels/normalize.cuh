@@ -35,13 +35,13 @@ template <class A, int W> struct Coefs {
 
     /// `[relu](normalize(x) [+ residual])`; `passes`: of each lane, whether it is above zero.
     template <class T>
-    __device__ Vector<T, W> output(Vector<T, W> x, const Vector<T, W> *residual, bool relu, unsigned &passes) const {
+    __device__ Vector<T, W> output(Vector<T, W> x, bool adds, Vector<T, W> residual, bool relu, unsigned &passes) const {
         using E = Element<T>;
         passes = 0;
 #pragma unroll
         for (int i = 0; i < W; i++) {
             A value = normalize(i, E::widen(x.element[i]));
-            if (residual) value = add_rn(value, E::widen(residual->element[i]));
+            if (adds) value = add_rn(value, E::widen(residual.element[i]));
             passes |= unsigned(!(value <= E::ZERO)) << i;
             x.element[i] = E::narrow(relu && value <= 0 ? A(0) : value); // NaN stays
         }
@@ -82,7 +82,7 @@ __device__ void apply(const Geometry &g, const Channels<AccOf<T>> &by, const T *
         for (unsigned k = 0; k < AHEAD; k++) {
             if (k < here) {
                 unsigned passes;
-                xs[k] = coefs.output(xs[k], residual ? &rs[k] : nullptr, relu, passes);
+                xs[k] = coefs.output(xs[k], residual, rs[k], relu, passes);
                 store<T, W>(y, at[k], xs[k], k > 0 || g.aligned);
                 if (mask) mask[at[k]] = passes;
             }

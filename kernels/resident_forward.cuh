@@ -69,6 +69,9 @@ __device__ void finish_slice(const Geometry &g, u64 first, unsigned channels, u6
     }
 }
 
+/// Vectors of x, and of the residual, that are loaded before the first is used: registers allow no more.
+constexpr unsigned FEW = 2;
+
 /// What the forward ends with.
 template <class T> struct Target {
     const T *residual;
@@ -76,19 +79,19 @@ template <class T> struct Target {
     unsigned char *mask;
     bool relu;
 
-    /// `n` vectors of y, at most `N`; `x` gives the k-th when it is needed.
-    template <unsigned N, int W, class X>
-    __device__ void write(const Coefs<float, W> &coefs, const unsigned (&at)[N], unsigned n, X x) const {
-        Vector<T, W> rs[N];
+    /// `n` vectors of y; `x` gives the k-th when it is needed.
+    template <int W, class X>
+    __device__ void write(const Coefs<float, W> &coefs, const unsigned (&at)[FEW], unsigned n, X x) const {
+        Vector<T, W> rs[FEW];
 #pragma unroll
-        for (unsigned k = 0; k < N; k++) {
+        for (unsigned k = 0; k < FEW; k++) {
             if (k < n && residual) rs[k] = load_last<T, W>(residual, at[k], true);
         }
 #pragma unroll
-        for (unsigned k = 0; k < N; k++) {
+        for (unsigned k = 0; k < FEW; k++) {
             if (k < n) {
                 unsigned passes;
-                const auto out = coefs.output(x(k), residual ? &rs[k] : nullptr, relu, passes);
+                const auto out = coefs.output(x(k), residual, rs[k], relu, passes);
                 store<T, W>(y, at[k], out, true);
                 if (mask) mask[at[k]] = passes;
             }
@@ -121,26 +124,24 @@ __device__ void forward_resident(const Geometry &g, const Group &group, const Ou
         const Steps kept(g, slice, member, spilled);
         Steps back = kept, on = kept;
         for (unsigned left = spilled, here; left > 0; left -= here) {
-            here = min(AHEAD, left);
-            unsigned at[2][AHEAD / 2];
-            Vector<T, W> xs[AHEAD];
+            unsigned at[FEW];
+            Vector<T, W> xs[FEW];
+            here = min(FEW, left);
 #pragma unroll
-            for (unsigned k = 0; k < AHEAD; k++) {
+            for (unsigned k = 0; k < FEW; k++) {
                 if (k < here) {
                     back.previous(g);
-                    at[k / 2][k % 2] = back.at;
+                    at[k] = back.at;
                     xs[k] = load_last<T, W>(x, back.at, true);
                 }
             }
-            // Residuals by halves, for want of registers.
-            to.write(coefs, at[0], here, [&](unsigned k) { return xs[k]; });
-            if (here > 2) to.write(coefs, at[1], here - 2, [&](unsigned k) { return xs[2 + k]; });
+            to.write(coefs, at, here, [&](unsigned k) { return xs[k]; });
         }
         for (unsigned step = 0, here; step < kept.count; step += here) {
-            here = min(AHEAD, kept.count - step);
-            unsigned at[AHEAD];
+            unsigned at[FEW];
+            here = min(FEW, kept.count - step);
 #pragma unroll
-            for (unsigned k = 0; k < AHEAD; k++) {
+            for (unsigned k = 0; k < FEW; k++) {
                 if (k < here) {
                     at[k] = on.at;
                     on.next(g);
