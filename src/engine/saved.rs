@@ -67,10 +67,6 @@ impl<'s, M: Memory, P: Real> Opened<'s, M, P> {
         self.mark.filled();
         self.buffers
     }
-    /// For one that can.
-    pub fn apart(self) -> (&'s mut Buffers<M, P>, Mark<'s>) {
-        (self.buffers, self.mark)
-    }
 }
 
 impl<M: Memory, P: Real> Saved<M, P> {

@@ -1,7 +1,8 @@
 //! The `Cuda` engine of tests: on a real device where there is one, else on the software device.
 //! `BATCHNORM_REQUIRE_GPU=1` makes it an error that there is none, `BATCHNORM_REQUIRE_GPU=0` takes
 //! the software device whatever there is.
-use batchnorm::{Cuda, Result};
+use batchnorm::{Cuda, Family, Result, Tuning};
+use std::num::NonZeroU32;
 use std::sync::OnceLock;
 
 /// Whether tests run on a real device. A driver is not asked: once it is loaded, the software
@@ -29,8 +30,21 @@ pub fn engine() -> Cuda {
     ENGINE.get_or_init(|| make().expect("a CUDA device")).clone()
 }
 
+/// The same, by the kernels that go without shared memory.
+pub fn split() -> Cuda {
+    engine().tuned(SPLIT)
+}
+
 /// An engine of its own on a software device.
 pub fn on_device(ordinal: usize) -> Result<Cuda> {
     softcuda::install().expect("the software device");
     Cuda::new(ordinal)
+}
+
+/// A launch for every pass.
+pub const SPLIT: Tuning = Tuning { family: Family::Split, spared: 0 };
+
+/// One launch wherever it can be, by groups of at most so many blocks; 0: whatever is fastest.
+pub fn resident(blocks: u32) -> Tuning {
+    Tuning { family: Family::Resident { blocks: NonZeroU32::new(blocks) }, spared: 0 }
 }

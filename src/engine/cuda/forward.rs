@@ -1,12 +1,13 @@
 //! Both forwards, and statistics for synchronized ones.
 use super::launch::{Channels, Outputs};
+use super::resident::Step;
 use super::{Cuda, Layout, Pointers, Ptr, home};
-use crate::engine::saved::{Mark, Opened};
+use crate::engine::saved::Mark;
 use crate::engine::{Activation, ForwardEval, ForwardTrain, Input, MergeStats, Running, Stats};
 use crate::{Device, Element, Error, Memory, Real, Result, Shape};
 
 impl Cuda {
-    /// Statistics of the tiles, of the channels, then y.
+    /// Statistics of the tiles, of the channels, then y; or all of it in one launch.
     pub(super) fn train<E: Element>(
         &self,
         shape: &Shape,
@@ -23,8 +24,11 @@ impl Cuda {
             ("y", home(&args.y)),
         ])?;
         let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
-        let room = self.shared.workspace.room(&self.memory, Layout::new::<E::Acc>(&plan))?;
-        let (saved, mark) = args.open(self, shape)?.map(Opened::apart).unzip();
+        let resident = self.resident(shape, E::DTYPE, Step::Forward)?;
+        let layout = Layout::new::<E::Acc>(&plan).or(resident.as_ref().map(|(plan, _)| plan));
+        let room = self.shared.workspace.room(&self.memory, layout)?;
+        let (saved, mark) =
+            args.open(self, shape)?.map(|opened| (opened.buffers, opened.mark)).unzip();
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
 
         let ForwardTrain { x, residual, weight, bias, activation, eps, running, y, .. } = args;
@@ -61,10 +65,19 @@ impl Cuda {
             record: Ptr::NULL,
             nonfinite,
         };
-        launcher.stats(&plan, x, partials)?;
-        launcher.stats_finalize(&plan, outputs, x, partials)?;
-        let channels = Channels { mean, mean_rest, invstd, weight, bias };
-        launcher.apply(&plan, channels, x, residual, y, mask, relu)?;
+        let aligned = [x, residual, y].iter().all(|tensor| tensor.is_aligned());
+        if let Some((plan, kernels)) = resident.filter(|_| aligned) {
+            self.in_one_launch(&plan, partials, |group| {
+                launcher.forward_resident(
+                    &kernels, &plan, group, outputs, weight, bias, x, residual, y, mask, relu,
+                )
+            })?;
+        } else {
+            launcher.stats(&plan, x, partials)?;
+            launcher.stats_finalize(&plan, outputs, x, partials)?;
+            let channels = Channels { mean, mean_rest, invstd, weight, bias };
+            launcher.apply(&plan, channels, x, residual, y, mask, relu)?;
+        }
         mark.into_iter().for_each(Mark::filled);
         Ok(())
     }
@@ -91,7 +104,8 @@ impl Cuda {
         let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
         let layout = Layout::of_channels::<E::Acc>(&plan);
         let room = self.shared.workspace.room(&self.memory, layout)?;
-        let (saved, mark) = args.open(self, shape)?.map(Opened::apart).unzip();
+        let (saved, mark) =
+            args.open(self, shape)?.map(|opened| (opened.buffers, opened.mark)).unzip();
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
 
         let ForwardEval { x, residual, weight, bias, activation, mean, var, eps, y, .. } = args;

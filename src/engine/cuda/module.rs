@@ -1,6 +1,9 @@
 //! The compiled kernels, loaded once for each context that has an engine.
+use super::plan::{Figures, THREADS};
+use super::resident::occupancy;
 use crate::memory::refused;
 use crate::{DType, Error, Result};
+use cudarc::driver::sys::CUfunction_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
 use cudarc::nvrtc::Ptx;
 use miniz_oxide::inflate::decompress_to_vec;
@@ -75,6 +78,36 @@ impl Kernels {
     }
 }
 
+/// The kernels of one type of elements that take a step in one launch.
+pub(super) struct ResidentKernels {
+    pub forward: CudaFunction,
+    pub backward: CudaFunction,
+}
+
+impl ResidentKernels {
+    /// None where the driver's compiler gave them more registers than `kernels/README.md` promises,
+    /// so that less blocks fit a multiprocessor than plans count on.
+    fn load(modules: &Modules, dtype: DType, figures: &Figures) -> Result<Option<Self>> {
+        let module = load(&modules.context, &format!("resident_{dtype}"), modules.capability)?;
+        let kernels = Self {
+            forward: function(&module, &format!("forward_resident_{dtype}"))?,
+            backward: function(&module, &format!("backward_resident_{dtype}"))?,
+        };
+        let bytes = i32::try_from(figures.shared_block).unwrap_or(i32::MAX);
+        let mut fit = true;
+        for kernel in [&kernels.forward, &kernels.backward] {
+            let set = kernel
+                .set_attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes);
+            set.map_err(refused("cuFuncSetAttribute"))?;
+            let blocks =
+                kernel.occupancy_max_active_blocks_per_multiprocessor(THREADS as u32, 0, None);
+            let blocks = blocks.map_err(refused("cuOccupancyMaxActiveBlocksPerMultiprocessor"))?;
+            fit &= blocks >= occupancy(figures);
+        }
+        Ok(fit.then_some(kernels))
+    }
+}
+
 impl Kernels {
     /// For records, which hold f32 or f64.
     pub fn merge_stats(&self) -> Result<&CudaFunction> {
@@ -107,6 +140,7 @@ pub(super) struct Modules {
     context: Arc<CudaContext>,
     capability: i32,
     loaded: [Mutex<Option<Arc<Kernels>>>; DTYPES.len()],
+    resident: [Mutex<Option<Option<Arc<ResidentKernels>>>>; DTYPES.len()],
 }
 
 impl Modules {
@@ -122,7 +156,8 @@ impl Modules {
             return Ok(modules);
         }
         let (context, capability) = (context.clone(), 10 * major + minor);
-        let modules = Arc::new(Self { context, capability, loaded: Default::default() });
+        let (loaded, resident) = Default::default();
+        let modules = Arc::new(Self { context, capability, loaded, resident });
         all.push(Arc::downgrade(&modules));
         Ok(modules)
     }
@@ -148,6 +183,21 @@ impl Modules {
         let kernels = Arc::new(Kernels::load(&self.context, self.capability, dtype)?);
         Ok(loaded.insert(kernels).clone())
     }
+
+    /// Those that take a step in one launch, where the device has room for them.
+    pub fn resident(
+        &self,
+        dtype: DType,
+        figures: &Figures,
+    ) -> Result<Option<Arc<ResidentKernels>>> {
+        let place = &self.resident[index(dtype)];
+        let mut loaded = place.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernels) = &*loaded {
+            return Ok(kernels.clone());
+        }
+        let kernels = ResidentKernels::load(self, dtype, figures)?.map(Arc::new);
+        Ok(loaded.insert(kernels).clone())
+    }
 }
 
 #[cfg(test)]
@@ -157,20 +207,28 @@ mod tests {
     /// Looks at what is committed, too: nothing is lost where targets share a text.
     #[test]
     fn every_type_has_its_ptx_for_every_target() {
-        for dtype in DTYPES {
+        let lines = |text: &str| -> Vec<String> {
+            let lines = text.lines().filter(|line| !line.starts_with(".target "));
+            lines.map(str::to_owned).collect()
+        };
+        let split = DTYPES.map(|dtype| (format!("split_{dtype}"), format!("apply_{dtype}_v")));
+        let resident = DTYPES.into_iter().filter(|dtype| *dtype != DType::F64);
+        let resident = resident
+            .map(|dtype| (format!("resident_{dtype}"), format!("forward_resident_{dtype}")));
+        for (module, entry) in split.into_iter().chain(resident) {
             for target in [75, 80, 90] {
-                let name = format!("split_{dtype}");
-                let text = ptx(&name, target).and_then(unpacked).unwrap();
+                let text = ptx(&module, target).and_then(unpacked).unwrap();
                 let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/ptx");
-                let made = format!("{folder}/{name}.sm_{target}.ptx");
+                let made = format!("{folder}/{module}.sm_{target}.ptx");
                 let made = std::fs::read_to_string(made).unwrap();
-                let rest =
-                    |text: &str| text.replace(".target sm_75", &format!(".target sm_{target}"));
-                assert_eq!(rest(&text), made, "{name} {target}");
-                assert!(text.contains(&format!(".entry apply_{dtype}_v(")), "{name} {target}");
-                assert!(text.contains("\n.version 7.8"), "{name} {target}: drivers from 520 on");
+                let made_for = format!("\n.target sm_{target}");
+                assert!(made.contains(&made_for), "{module} {target}");
+                assert!(lines(&text) == lines(&made), "{module} {target}");
+                assert!(text.contains(&format!(".entry {entry}(")), "{module} {target}");
+                assert!(text.contains("\n.version 7.8"), "{module} {target}: drivers from 520 on");
             }
         }
+        assert_eq!(ptx("split_f32", 70), None);
     }
 
     #[test]
