@@ -60,7 +60,7 @@ __device__ void finish_slice(const Geometry &g, u64 first, unsigned channels, u6
         if (isfinite(room.totals[c].y)) continue;
         double mean;
         const double squares = wide_moments(count, first + c, g.channels, g.inner, x, &mean).second;
-        __syncwarp(); // all lanes have looked at what one overwrites
+        __syncwarp(); // all lanes have read what one writes now
         if (threadIdx.x % 32 == 0) room.totals[c] = {mean - base(c), squares};
     }
     __syncthreads();

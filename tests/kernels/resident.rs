@@ -105,6 +105,32 @@ fn pivots_follow_the_values() {
     }
 }
 
+/// Squares beyond f32: the statistics are computed again, in f64, by the block that finishes them.
+#[test]
+fn squares_beyond_f32_are_computed_again() {
+    for (shape, layout) in layouts() {
+        if layout.vectors::<f32>(&shape).is_none() {
+            continue;
+        }
+        let spread = Spread { mean: 3e24, std: 1e25 };
+        let inputs = Inputs::<f32>::spread(&shape, RELU, spread, 5);
+        for cut in CUTS {
+            let slices = shape.channels().div_ceil(layout.channels);
+            let cuts = [Some(Cut { groups: cut.groups.min(slices), ..cut }); 2];
+            let device = Device::new("sm_90");
+            let got = Step { device: &device, inputs: &inputs, layout, mode: TRAIN, cuts }.run();
+            device.finish("squares");
+            judge(
+                &format!("{shape}, {cut:?}"),
+                f32::DTYPE,
+                &shape,
+                &got,
+                &right(&inputs, &got["y"]),
+            );
+        }
+    }
+}
+
 /// Whichever block arrives last: the sums are taken in the order of the blocks.
 #[test]
 fn every_seed_gives_the_same_bits() {
