@@ -44,9 +44,7 @@ fn main() -> Result<ExitCode> {
 
     #[cfg(all(feature = "cuda", target_os = "linux"))]
     if engines.iter().any(|(name, _)| *name == "cuda") && !support::cuda::is_real() {
-        eprintln!(
-            "cuda runs on the tests' software device; BATCHNORM_REQUIRE_GPU=1 takes a real one"
-        );
+        eprintln!("cuda runs on the tests' software device: there is no other");
     }
 
     let mut report = Report::new(&files);

@@ -20,34 +20,77 @@ template <class T> struct Tensors {
     T *grad_x, *grad_residual;
 };
 
+/// Of each lane, the sums of what passes, and of that times the distance of x from the mean; those of a segment apart.
+template <class A, int W> struct Sums {
+    A sum[W], product[W], fresh_sum[W], fresh_product[W];
+
+    __device__ Sums() {
+#pragma unroll
+        for (int i = 0; i < W; i++) sum[i] = product[i] = fresh_sum[i] = fresh_product[i] = 0;
+    }
+    __device__ void add(int i, A passed, A distance) {
+        fresh_sum[i] += passed;
+        fresh_product[i] = fma_rn(passed, distance, fresh_product[i]);
+    }
+    __device__ void end_segment() {
+#pragma unroll
+        for (int i = 0; i < W; i++) {
+            sum[i] += fresh_sum[i];
+            product[i] += fresh_product[i];
+            fresh_sum[i] = fresh_product[i] = 0;
+        }
+    }
+};
+
 /// A few vectors of a thread.
-template <class T, int W, unsigned AHEAD> struct Batch {
+template <class T, int W, unsigned AHEAD, class Index> struct Batch {
     using A = AccOf<T>;
     Vector<T, W> x[AHEAD], g[AHEAD];
     unsigned passes[AHEAD];
-    u64 at[AHEAD];
+    Index at[AHEAD];
     unsigned count;
 
-    __device__ Batch(const Tensors<T> &t, Walk &walk, unsigned begin, bool reads_x, bool aligned) {
-        count = min(at_once<W>(AHEAD, aligned), walk.count - begin);
+    Batch() = default;
+    __device__ Batch(const Geometry &geometry, const Tensors<T> &t, Walk<Index> &walk, unsigned begin, bool reads_x) {
+        count = min(at_once<W>(AHEAD, geometry.aligned), walk.count - begin);
 #pragma unroll
         for (unsigned k = 0; k < AHEAD; k++) {
             if (k < count) {
-                at[k] = walk.at;
-                if (reads_x) x[k] = load<T, W>(t.x, walk.at, k > 0 || aligned);
-                g[k] = load<T, W>(t.grad_y, walk.at, k > 0 || aligned);
-                passes[k] = t.gate == MASK ? t.mask[walk.at] : ~0u;
-                walk.next();
+                read(t, k, walk.at, reads_x, k > 0 || geometry.aligned, false);
+                walk.next(geometry);
             }
         }
     }
-    /// What passes of lane `i`.
-    __device__ A gated(const Coefs<A, W> &coefs, unsigned gate, unsigned k, int i) const {
-        const A value = Element<T>::widen(g[k].element[i]);
+    /// Reads the k-th vector. `last`: it will not be read again.
+    __device__ void read(const Tensors<T> &t, unsigned k, Index place, bool reads_x, bool aligned, bool last) {
+        at[k] = place;
+        if (reads_x) x[k] = last ? load_last<T, W>(t.x, place, aligned) : load<T, W>(t.x, place, aligned);
+        g[k] = last ? load_last<T, W>(t.grad_y, place, aligned) : load<T, W>(t.grad_y, place, aligned);
+        passes[k] = t.gate == MASK ? t.mask[place] : ~0u;
+    }
+    /// Leaves of the k-th gradient what passes.
+    __device__ void pass(const Coefs<A, W> &coefs, unsigned gate, unsigned k) {
+        if (gate == OPEN) return;
         if (gate == RECOMPUTE) {
-            return coefs.normalize(i, Element<T>::widen(x[k].element[i])) <= Element<T>::ZERO ? A(0) : value;
+            passes[k] = 0;
+#pragma unroll
+            for (int i = 0; i < W; i++) {
+                const A y = coefs.normalize(i, Element<T>::widen(x[k].element[i]));
+                passes[k] |= unsigned(!(y <= Element<T>::ZERO)) << i;
+            }
         }
-        return passes[k] >> i & 1 ? value : A(0);
+#pragma unroll
+        for (int i = 0; i < W; i++) {
+            if (!(passes[k] >> i & 1)) g[k].element[i] = Element<T>::narrow(A(0));
+        }
+    }
+    /// Adds what has passed of the k-th.
+    __device__ void add_to(Sums<A, W> &sums, const Coefs<A, W> &coefs, unsigned k) const {
+#pragma unroll
+        for (int i = 0; i < W; i++) {
+            const A distance = Element<T>::widen(x[k].element[i]) - coefs.mean[i];
+            sums.add(i, Element<T>::widen(g[k].element[i]), distance);
+        }
     }
 };
 
@@ -55,47 +98,36 @@ template <class T, int W, unsigned AHEAD> struct Batch {
 template <class T, int W>
 __device__ void backward_sums(const Geometry &g, const Channels<AccOf<T>> &by, const Tensors<T> &t,
                               double2 *partials) {
-    using E = Element<T>;
     using A = AccOf<T>;
     constexpr unsigned AHEAD = 2;
     __shared__ Shared<A> shared;
-    Walk walk(g, false);
-    const Coefs<A, W> coefs(g, walk, by, shared);
-    Part parts[W];
-    A sum[W], product[W];
-#pragma unroll
-    for (int i = 0; i < W; i++) {
-        parts[i] = {0, 0, 0};
-        sum[i] = product[i] = 0;
-    }
+    auto walk = Walk<u64>::of_block(g, false);
+    const Coefs<A, W> coefs(g, walk, by, shared.values());
+    Sums<A, W> sums;
     for (unsigned begin = 0; begin < walk.count;) {
-        Batch<T, W, AHEAD> batch(t, walk, begin, true, g.aligned);
+        Batch<T, W, AHEAD, u64> batch(g, t, walk, begin, true);
 #pragma unroll
         for (unsigned k = 0; k < AHEAD; k++) {
             if (k < batch.count) {
-                Vector<T, W> grad_x, grad_residual;
+                batch.pass(coefs, t.gate, k);
+                batch.add_to(sums, coefs, k);
+            }
+        }
 #pragma unroll
-                for (int i = 0; i < W; i++) {
-                    const A passed = batch.gated(coefs, t.gate, k, i);
-                    sum[i] += passed;
-                    product[i] = fma_rn(passed, E::widen(batch.x[k].element[i]) - coefs.mean[i], product[i]);
-                    grad_x.element[i] = E::narrow(coefs.scale[i] * passed);
-                    grad_residual.element[i] = E::narrow(passed);
-                }
-                if (t.grad_x) store<T, W>(t.grad_x, batch.at[k], grad_x, k > 0 || g.aligned);
-                if (t.grad_residual) store<T, W>(t.grad_residual, batch.at[k], grad_residual, k > 0 || g.aligned);
+        for (unsigned k = 0; k < AHEAD; k++) {
+            if (k < batch.count) {
+                const Vector<T, W> &passed = batch.g[k];
+                if (t.grad_residual) store<T, W>(t.grad_residual, batch.at[k], passed, k > 0 || g.aligned);
+                if (t.grad_x) store<T, W>(t.grad_x, batch.at[k], coefs.scaled(passed), k > 0 || g.aligned);
             }
         }
         begin += batch.count;
-        if (begin % SEGMENT == 0 || begin == walk.count) {
-#pragma unroll
-            for (int i = 0; i < W; i++) {
-                parts[i].first += sum[i];
-                parts[i].second += product[i];
-                sum[i] = product[i] = 0;
-            }
-        }
+        if (begin % SEGMENT == 0) sums.end_segment();
     }
+    sums.end_segment();
+    Part parts[W];
+#pragma unroll
+    for (int i = 0; i < W; i++) parts[i] = {0, double(sums.sum[i]), double(sums.product[i])};
     reduce<A, W, Add>(g, walk, parts, partials, shared);
 }
 
@@ -104,6 +136,30 @@ template <class A> struct Gradients {
     A *grad_weight, *grad_bias, *sums, *coefs;
     unsigned *nonfinite;
 };
+
+/// What follows from a channel's sums, of gradients and of gradients times the distance from the rounded mean.
+template <class A>
+__device__ void finish_gradients(unsigned c, u64 channels, u64 count, double sum, double product,
+                                 const Gradients<A> &out, bool accumulate) {
+    const double rest = out.mean_rest ? out.mean_rest[c] : 0, invstd = out.invstd[c];
+    const double sum_xhat = (product - or_zero(rest * sum)) * invstd;
+    if (out.sums) {
+        out.sums[c] = A(sum);
+        out.sums[channels + c] = A(sum_xhat);
+        if (c == 0) out.sums[2 * channels] = A(count);
+    }
+    if (out.grad_weight) out.grad_weight[c] = A((accumulate ? out.grad_weight[c] : 0.0) + sum_xhat);
+    if (out.grad_bias) out.grad_bias[c] = A((accumulate ? out.grad_bias[c] : 0.0) + sum);
+    if (out.coefs) {
+        const A *const total = out.total_sums;
+        const double m = total ? double(total[2 * channels]) : double(count);
+        const double mean_g = (total ? double(total[c]) : sum) / m;
+        const double slope = (total ? double(total[channels + c]) : sum_xhat) / m * invstd;
+        out.coefs[c] = A(mean_g - or_zero(rest * slope));
+        out.coefs[channels + c] = A(slope);
+    }
+    if (out.nonfinite && !(isfinite(sum) && isfinite(sum_xhat))) atomicOr(out.nonfinite, 1u);
+}
 
 template <class A>
 __device__ void backward_finalize(const Merge &merge, const Gradients<A> &out, bool accumulate,
@@ -118,66 +174,61 @@ __device__ void backward_finalize(const Merge &merge, const Gradients<A> &out, b
         }
     }
     const Part all = warp_merge<Add>(own);
-    if (lane != 0) return;
-
-    // The tiles subtracted the rounded mean.
-    const double rest = out.mean_rest ? out.mean_rest[c] : 0, invstd = out.invstd[c];
-    const double sum = all.first, product = all.second - or_zero(rest * sum), sum_xhat = product * invstd;
-    const u64 channels = merge.channels;
-    if (out.sums) {
-        out.sums[c] = A(sum);
-        out.sums[channels + c] = A(sum_xhat);
-        if (c == 0) out.sums[2 * channels] = A(merge.count);
-    }
-    if (out.grad_weight) out.grad_weight[c] = A((accumulate ? out.grad_weight[c] : 0.0) + sum_xhat);
-    if (out.grad_bias) out.grad_bias[c] = A((accumulate ? out.grad_bias[c] : 0.0) + sum);
-    if (out.coefs) {
-        const A *const total = out.total_sums;
-        const double m = total ? double(total[2 * channels]) : double(merge.count);
-        const double mean_g = (total ? double(total[c]) : sum) / m;
-        const double slope = (total ? double(total[channels + c]) : sum_xhat) / m * invstd;
-        out.coefs[c] = A(mean_g - or_zero(rest * slope));
-        out.coefs[channels + c] = A(slope);
-    }
-    if (out.nonfinite && !(isfinite(sum) && isfinite(sum_xhat))) atomicOr(out.nonfinite, 1u);
+    if (lane == 0) finish_gradients(c, merge.channels, merge.count, all.first, all.second, out, accumulate);
 }
+
+/// The part of x's gradient that flows through the statistics, by lane.
+template <class A, int W> struct Through {
+    A mean_g[W], slope[W];
+
+    /// `coefs`: what the sums came to; without those nothing flows.
+    template <class Index>
+    __device__ Through(const Geometry &g, const Walk<Index> &walk, const A *coefs, const Table<A> &table) {
+        for (unsigned k = threadIdx.x; k < channels_of(g, walk.slice); k += blockDim.x) {
+            const u64 c = u64(walk.slice) * g.slice_channels + k;
+            table.at(3, k) = coefs ? coefs[c] : A(0);
+            table.at(4, k) = coefs ? coefs[g.channels + c] : A(0);
+        }
+        __syncthreads();
+        table.lanes(3, g, walk, mean_g);
+        table.lanes(4, g, walk, slope);
+    }
+    /// The gradient of x.
+    template <class T>
+    __device__ Vector<T, W> gradient(const Coefs<A, W> &coefs, const Vector<T, W> &x, const Vector<T, W> &passed) const {
+        using E = Element<T>;
+        Vector<T, W> grad_x;
+#pragma unroll
+        for (int i = 0; i < W; i++) {
+            const A distance = add_rn(E::widen(x.element[i]), -coefs.mean[i]);
+            const A centered = fma_rn(-distance, slope[i], add_rn(E::widen(passed.element[i]), -mean_g[i]));
+            grad_x.element[i] = E::narrow(mul_rn(coefs.scale[i], centered));
+        }
+        return grad_x;
+    }
+};
 
 /// The gradients, by coefficients that sums have set; without those, through frozen statistics.
 template <class T, int W>
 __device__ void backward_apply(const Geometry &g, const Channels<AccOf<T>> &by, const Tensors<T> &t,
                                const AccOf<T> *further) {
-    using E = Element<T>;
     using A = AccOf<T>;
     constexpr unsigned AHEAD = 2;
     __shared__ Shared<A> shared;
-    Walk walk(g, true);
-    const Coefs<A, W> coefs(g, walk, by, shared, true, further);
-    A mean_g[W], slope[W];
-#pragma unroll
-    for (int i = 0; i < W; i++) {
-        mean_g[i] = coefs.of(3, g, walk, i, shared);
-        slope[i] = coefs.of(4, g, walk, i, shared);
-    }
+    auto walk = Walk<u64>::of_block(g, true);
+    const Coefs<A, W> coefs(g, walk, by, shared.values());
+    const Through<A, W> through(g, walk, further, shared.values());
     const bool reads_x = further || t.gate == RECOMPUTE;
     for (unsigned begin = 0; begin < walk.count;) {
-        Batch<T, W, AHEAD> batch(t, walk, begin, reads_x, g.aligned);
+        Batch<T, W, AHEAD, u64> batch(g, t, walk, begin, reads_x);
 #pragma unroll
         for (unsigned k = 0; k < AHEAD; k++) {
             if (k < batch.count) {
-                Vector<T, W> grad_x, grad_residual;
-#pragma unroll
-                for (int i = 0; i < W; i++) {
-                    const A passed = batch.gated(coefs, t.gate, k, i);
-                    A centered = passed;
-                    if (further) {
-                        const A distance = add_rn(E::widen(batch.x[k].element[i]), -coefs.mean[i]);
-                        centered = fma_rn(-distance, slope[i], add_rn(passed, -mean_g[i]));
-                    }
-                    grad_x.element[i] = E::narrow(mul_rn(coefs.scale[i], centered));
-                    grad_residual.element[i] = E::narrow(passed);
-                }
-                if (t.grad_x) store<T, W>(t.grad_x, batch.at[k], grad_x, k > 0 || g.aligned);
-                if (t.grad_residual) store<T, W>(t.grad_residual, batch.at[k], grad_residual, k > 0 || g.aligned);
+                batch.pass(coefs, t.gate, k);
+                if (t.grad_residual) store<T, W>(t.grad_residual, batch.at[k], batch.g[k], k > 0 || g.aligned);
+                if (!t.grad_x) continue;
+                const auto grad_x = further ? through.gradient(coefs, batch.x[k], batch.g[k]) : coefs.scaled(batch.g[k]);
+                store<T, W>(t.grad_x, batch.at[k], grad_x, k > 0 || g.aligned);
             }
         }
         begin += batch.count;

@@ -29,7 +29,9 @@ template <> struct Element<__half> {
 template <> struct Element<__nv_bfloat16> {
     using Acc = float;
     static constexpr float ZERO = 0x1p-134f;
-    static __device__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
+    static __device__ float widen(__nv_bfloat16 value) {
+        return __uint_as_float(unsigned(__bfloat16_as_ushort(value)) << 16); // as newer targets have an instruction for
+    }
     static __device__ __nv_bfloat16 narrow(float value) { return __float2bfloat16_rn(value); }
 };
 template <class T> using AccOf = typename Element<T>::Acc;

@@ -2,8 +2,6 @@
 #pragma once
 #include "backward.cuh"
 
-#define KERNEL extern "C" __global__ void __launch_bounds__(256)
-
 #define TILED(name, T, W)                                                                                              \
     KERNEL stats_##name(const Geometry g, const T *x, double2 *partials) { stats<T, W>(g, x, partials); }              \
     KERNEL apply_##name(const Geometry g, const Channels<AccOf<T>> by, const T *x, const T *residual, T *y,            \

@@ -3,6 +3,8 @@
 #include "element.cuh"
 
 constexpr unsigned THREADS = 256;
+/// Two blocks of that many threads fit a multiprocessor.
+#define KERNEL extern "C" __global__ void __launch_bounds__(256, 2)
 /// Elements of a row of a slice that has several channels, at most.
 template <class A> constexpr unsigned COLUMNS = 2048 / sizeof(A);
 
@@ -11,47 +13,67 @@ struct Geometry {
     unsigned slices, slice_channels, channels, threads, aligned, reserved;
 };
 
-/// The vectors of a thread, one after the other.
-struct Walk {
+/// `threadIdx.x`, of which the compiler forgets what it has computed: a loop around does not keep that in registers.
+__device__ inline unsigned thread_anew() {
+    unsigned thread = threadIdx.x;
+    asm volatile("" : "+r"(thread));
+    return thread;
+}
+
+/// The vectors of a thread, one after the other. `Index` has room for the number of vectors of a tensor.
+template <class Index> struct Walk {
     unsigned slice, tile;
     /// The vector's place in the tensor, and in its row of the slice.
-    u64 at, v;
+    Index at, v;
     /// How many there are.
     unsigned count;
-    u64 step_at, step_v, wrap, width;
+    Index step_at, step_v;
 
-    /// `last_first`: blocks begin with what the pass before read last, which the cache still has.
-    __device__ Walk(const Geometry &g, bool last_first) {
-        const unsigned block = last_first ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-        slice = block % g.slices;
-        tile = block / g.slices;
-        width = g.width;
-        const u64 n = tile * g.tile + threadIdx.x, end = min((tile + u64(1)) * g.tile, g.vectors);
-        v = n % width;
-        at = n / width * g.row + slice * width + v;
+    /// Of this tile of this slice, those from the thread's step `first` on.
+    __device__ Walk(const Geometry &g, unsigned slice, unsigned tile, unsigned first = 0) : slice(slice), tile(tile) {
+        const unsigned thread = thread_anew();
+        const u64 n = tile * g.tile + u64(first) * g.threads + thread;
+        const u64 end = min((tile + u64(1)) * g.tile, g.vectors);
+        const Index width = g.width, row = g.row;
+        v = n % g.width;
+        at = Index(n / g.width) * row + slice * width + v;
         step_v = g.threads % width;
-        step_at = g.threads / width * g.row + step_v;
-        wrap = g.row - width;
-        const bool works = threadIdx.x < g.threads && n < end && slice * width + v < g.row;
+        step_at = g.threads / width * row + step_v;
+        const bool works = thread < g.threads && n < end && slice * width + v < row;
         count = works ? unsigned((end - n + g.threads - 1) / g.threads) : 0;
     }
-    __device__ void next() {
+    /// Of the block's tile. `last_first`: blocks begin with what the pass before read last, which the cache still has.
+    static __device__ Walk of_block(const Geometry &g, bool last_first) {
+        const unsigned block = last_first ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+        return {g, block % g.slices, block / g.slices};
+    }
+    __device__ void next(const Geometry &g) {
+        const Index width = g.width, row = g.row;
         at += step_at;
         v += step_v;
         if (v >= width) {
             v -= width;
-            at += wrap;
+            at += row - width;
         }
+    }
+    __device__ void previous(const Geometry &g) {
+        const Index width = g.width, row = g.row;
+        at -= step_at;
+        if (v < step_v) {
+            v += width;
+            at -= row - width;
+        }
+        v -= step_v;
     }
 };
 
 /// The channel, within its slice, of lane `i` of a thread's vectors.
-template <int W> __device__ unsigned channel_of(const Geometry &g, const Walk &walk, int i) {
+template <int W, class Index> __device__ unsigned channel_of(const Geometry &g, const Walk<Index> &walk, int i) {
     return g.slice_channels == 1 ? 0 : unsigned(walk.v * W + i) / unsigned(g.inner);
 }
 /// Channels of a slice; the last may have fewer.
-__device__ inline unsigned channels_of(const Geometry &g, const Walk &walk) {
-    return min(g.slice_channels, g.channels - walk.slice * g.slice_channels);
+__device__ inline unsigned channels_of(const Geometry &g, unsigned slice) {
+    return min(g.slice_channels, g.channels - slice * g.slice_channels);
 }
 
 /// What some values of a channel come to.
@@ -78,6 +100,20 @@ struct Chan {
     }
 };
 
+/// Values by channel of a slice, in shared memory.
+template <class A> struct Table {
+    A *values;
+    unsigned stride;
+
+    __device__ A &at(unsigned what, unsigned channel) const { return values[what * stride + channel]; }
+    /// Those of a thread's lanes.
+    template <int W, class Index>
+    __device__ void lanes(unsigned what, const Geometry &g, const Walk<Index> &walk, A (&to)[W]) const {
+#pragma unroll
+        for (int i = 0; i < W; i++) to[i] = walk.count > 0 ? at(what, channel_of<W>(g, walk, i)) : A(0);
+    }
+};
+
 /// Memory of a block; what one step leaves there, the next overwrites.
 template <class A> union Shared {
     A table[5][COLUMNS<A>];
@@ -85,6 +121,8 @@ template <class A> union Shared {
         Part stage[THREADS];
         double2 columns[COLUMNS<A>];
     } parts;
+
+    __device__ Table<A> values() { return {table[0], COLUMNS<A>}; }
 };
 
 __device__ inline unsigned half_above(unsigned n) { return n > 1 ? 1u << (31 - __clz(n - 1)) : 0; }
@@ -107,7 +145,7 @@ __device__ Part fold(Part *stage, Part own, unsigned row, unsigned rows, unsigne
 
 /// Merges what the lanes of all threads have, and writes a part for each channel of the slice.
 template <class A, int W, class Rule>
-__device__ void reduce(const Geometry &g, const Walk &walk, Part (&own)[W], double2 *partials, Shared<A> &shared) {
+__device__ void reduce(const Geometry &g, const Walk<u64> &walk, Part (&own)[W], double2 *partials, Shared<A> &shared) {
     const unsigned tiles = gridDim.x / g.slices;
     Part *const stage = shared.parts.stage;
     __syncthreads();
@@ -127,7 +165,7 @@ __device__ void reduce(const Geometry &g, const Walk &walk, Part (&own)[W], doub
     }
     __syncthreads();
     // The columns of a channel, of equal counts: those that `d` has merged so far are 2d apart.
-    const unsigned run = g.inner, channels = channels_of(g, walk);
+    const unsigned run = g.inner, channels = channels_of(g, walk.slice);
     const double each = double((min((walk.tile + u64(1)) * g.tile, g.vectors) - walk.tile * g.tile) / width);
     for (unsigned d = half_above(run); d > 0; d /= 2) {
         for (unsigned e = threadIdx.x; e < channels * run; e += blockDim.x) {

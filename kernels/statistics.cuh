@@ -1,16 +1,14 @@
 // Mean and variance of every channel: the parts of tiles, then what they come to.
 //
-// A thread sums distances from a pivot, the mean of what it has read, a segment at a time. Where that turns out to be
-// far from the segment's own mean, the segment, still in cache, is read again about that. So the squares do not cancel,
-// and the error does not grow with the mean. Segments, lanes, threads and tiles are merged by Chan's formula in f64, as
-// distances from the channel's first value.
+// A thread sums distances from a pivot, the mean of its first few values, which moves to the mean of all it has read
+// after every segment. What a pivot is away from the mean, those first values count as variance, too, so that the
+// squares lose three bits at most where they are taken from it: the error does not grow with the mean. Lanes, threads
+// and tiles are merged by Chan's formula in f64, as distances from the channel's first value.
 #pragma once
 #include "geometry.cuh"
 
-/// Vectors of a thread that are summed in the accumulating type.
+/// Vectors of a thread between which the pivot stays.
 constexpr unsigned SEGMENT = 32;
-/// A pivot is far if its squared distance from the mean is more than this many variances.
-constexpr int FAR = 4;
 /// Vectors that are loaded before the first is used.
 constexpr unsigned AHEAD = 4;
 
@@ -20,40 +18,38 @@ template <class T> __device__ AccOf<T> base_of(const T *x, u64 channel, u64 inne
     return isfinite(first) ? first : AccOf<T>(0);
 }
 
-/// Sums and squares of distances; `first`: these are the thread's first vectors, which set the pivot.
-template <class T, int W> struct Segment {
+/// Of each lane, the values that a thread has read: sums of their distances from the pivot, and of the squares.
+template <class T, int W> struct Moments {
     using A = AccOf<T>;
-    A sum[W], square[W];
+    unsigned count = 0;
+    A pivot[W], sum[W], square[W];
+    /// Squares of the segment.
+    A fresh[W];
 
-    __device__ void read(const T *x, Walk &walk, unsigned n, bool first, bool aligned, A (&pivot)[W]) {
+    __device__ Moments() {
 #pragma unroll
-        for (int i = 0; i < W; i++) sum[i] = square[i] = 0;
-        for (unsigned begin = 0, here; begin < n; begin += here) {
-            Vector<T, W> ahead[AHEAD];
-            here = min(at_once<W>(AHEAD, aligned), n - begin);
+        for (int i = 0; i < W; i++) pivot[i] = sum[i] = square[i] = fresh[i] = 0;
+    }
+    /// `n` of these vectors; segments are a whole number of `AHEAD`.
+    __device__ void add(const Vector<T, W> (&ahead)[AHEAD], unsigned n) {
+        if (count == 0) start(ahead, n);
 #pragma unroll
-            for (unsigned k = 0; k < AHEAD; k++) {
-                if (k < here) {
-                    ahead[k] = load<T, W>(x, walk.at, k > 0 || aligned);
-                    walk.next();
-                }
-            }
-            if (first && begin == 0) set(pivot, ahead, here);
+        for (unsigned k = 0; k < AHEAD; k++) {
+            if (k < n) {
 #pragma unroll
-            for (unsigned k = 0; k < AHEAD; k++) {
-                if (k < here) {
-#pragma unroll
-                    for (int i = 0; i < W; i++) {
-                        const A d = Element<T>::widen(ahead[k].element[i]) - pivot[i];
-                        sum[i] += d;
-                        square[i] = fma_rn(d, d, square[i]);
-                    }
+                for (int i = 0; i < W; i++) {
+                    const A d = Element<T>::widen(ahead[k].element[i]) - pivot[i];
+                    sum[i] += d;
+                    fresh[i] = fma_rn(d, d, fresh[i]);
                 }
             }
         }
+        count += n;
+        if (count % SEGMENT == 0) move();
     }
     /// Where nothing is known: the mean of a few values.
-    static __device__ void set(A (&pivot)[W], const Vector<T, W> (&few)[AHEAD], unsigned n) {
+    __device__ void start(const Vector<T, W> (&few)[AHEAD], unsigned n) {
+        const A each = A(1) / A(n);
 #pragma unroll
         for (int i = 0; i < W; i++) {
             const A one = Element<T>::widen(few[0].element[i]);
@@ -62,51 +58,42 @@ template <class T, int W> struct Segment {
             for (unsigned k = 1; k < AHEAD; k++) {
                 if (k < n) sum += Element<T>::widen(few[k].element[i]) - one;
             }
-            pivot[i] = one + sum / A(n);
+            pivot[i] = one + sum * each;
         }
     }
-    __device__ bool far(unsigned n) const {
-        bool any = false;
+    __device__ void move() {
+        const A n = A(count), each = A(1) / n;
 #pragma unroll
-        for (int i = 0; i < W; i++) any |= A(1 + FAR) * sum[i] * sum[i] > A(FAR) * A(n) * square[i];
-        return any;
+        for (int i = 0; i < W; i++) {
+            const A to = pivot[i] + sum[i] * each, d = to - pivot[i], left = sum[i] - n * d;
+            square[i] = square[i] + fresh[i] - d * (sum[i] + left);
+            pivot[i] = to;
+            sum[i] = left;
+            fresh[i] = 0;
+        }
     }
 };
 
 template <class T, int W> __device__ void stats(const Geometry &g, const T *x, double2 *partials) {
     using A = AccOf<T>;
     __shared__ Shared<A> shared;
-    Walk walk(g, false);
-    A base[W], pivot[W];
-    double offset[W], squares[W];
+    auto walk = Walk<u64>::of_block(g, false);
+    Moments<T, W> moments;
+    for (unsigned here; moments.count < walk.count;) {
+        Vector<T, W> ahead[AHEAD];
+        here = min(at_once<W>(AHEAD, g.aligned), walk.count - moments.count);
 #pragma unroll
-    for (int i = 0; i < W; i++) base[i] = pivot[i] = offset[i] = squares[i] = 0;
-    Segment<T, W> segment;
-    for (unsigned done = 0; done < walk.count;) {
-        const unsigned n = min(SEGMENT, walk.count - done);
-        const Walk start = walk;
-        segment.read(x, walk, n, done == 0, g.aligned, pivot);
-        if (segment.far(n)) {
-#pragma unroll
-            for (int i = 0; i < W; i++) pivot[i] += segment.sum[i] / A(n);
-            walk = start;
-            segment.read(x, walk, n, false, g.aligned, pivot);
+        for (unsigned k = 0; k < AHEAD; k++) {
+            if (k < here) {
+                ahead[k] = load<T, W>(x, walk.at, k > 0 || g.aligned);
+                walk.next(g);
+            }
         }
-        const double each = 1.0 / n, share = double(n) / (done + n), both = done * share;
-#pragma unroll
-        for (int i = 0; i < W; i++) {
-            if (done == 0) base[i] = pivot[i];
-            const double sum = segment.sum[i], own = segment.square[i] - sum * sum * each;
-            const double delta = (double(pivot[i]) - base[i]) + sum * each - offset[i];
-            offset[i] += delta * share;
-            squares[i] += (own < 0 ? 0 : own) + delta * delta * both; // NaN stays
-            pivot[i] = A(base[i] + offset[i]);
-        }
-        done += n;
+        moments.add(ahead, here);
     }
 
     A *const bases = shared.table[0];
-    for (unsigned c = threadIdx.x; c < channels_of(g, walk); c += blockDim.x) {
+    for (unsigned c = threadIdx.x; c < channels_of(g, walk.slice); c += blockDim.x) {
         bases[c] = base_of(x, u64(walk.slice) * g.slice_channels + c, g.inner);
     }
     __syncthreads();
@@ -115,8 +102,10 @@ template <class T, int W> __device__ void stats(const Geometry &g, const T *x, d
     for (int i = 0; i < W; i++) {
         parts[i] = {double(walk.count), 0, 0};
         if (walk.count > 0) {
-            parts[i].first = (double(base[i]) - bases[channel_of<W>(g, walk, i)]) + offset[i];
-            parts[i].second = squares[i];
+            const double sum = moments.sum[i], each = sum / walk.count;
+            const double squares = double(moments.square[i]) + moments.fresh[i] - sum * each;
+            parts[i].first = (double(moments.pivot[i]) - bases[channel_of<W>(g, walk, i)]) + each;
+            parts[i].second = squares < 0 ? 0 : squares; // NaN stays
         }
     }
     reduce<A, W, Chan>(g, walk, parts, partials, shared);
@@ -152,24 +141,46 @@ template <class A> __device__ void blend(A *running, double factor, double batch
 
 /// The definition, for channels whose sums are not finite: an infinity or a NaN among the values, or squares beyond
 /// f32.
-template <class T> __device__ Part wide_moments(const Merge &merge, unsigned channel, const T *x, double *base) {
+template <class T>
+__device__ Part wide_moments(u64 count, unsigned channel, unsigned channels, u64 inner, const T *x, double *base) {
     const auto sum = [&](auto term) {
         Part part = {0, 0, 0};
-        for (u64 n = threadIdx.x % 32; n < merge.count; n += 32) {
-            const u64 outer = n / merge.inner, i = n % merge.inner;
-            const u64 at = (outer * merge.channels + channel) * merge.inner + i;
+#pragma unroll 1
+        for (u64 n = thread_anew() % 32; n < count; n += 32) {
+            const u64 outer = n / inner, i = n % inner;
+            const u64 at = (outer * channels + channel) * inner + i;
             part.first += term(double(Element<T>::widen(x[at])));
         }
         return warp_merge<Add>(part).first;
     };
-    const double mean = sum([](double x) { return x; }) / merge.count;
+    const double mean = sum([](double x) { return x; }) / count;
     *base = mean;
-    return {double(merge.count), 0, sum([&](double x) { return (x - mean) * (x - mean); })};
+    return {double(count), 0, sum([&](double x) { return (x - mean) * (x - mean); })};
+}
+
+/// Statistics of a channel whose mean is `base + offset`.
+template <class A>
+__device__ void finish_stats(unsigned c, unsigned channels, u64 count, double base, double offset, double squares,
+                             const Outputs<A> &out) {
+    const double mean = base + offset, var = count > 0 ? squares / count : 0;
+    const A rounded = A(mean);
+    if (out.mean) out.mean[c] = rounded;
+    if (out.mean_rest) out.mean_rest[c] = A(or_zero((base - double(rounded)) + offset));
+    if (out.invstd) out.invstd[c] = A(1 / sqrt(var + out.eps));
+    if (out.running_mean && count > 0) {
+        blend(out.running_mean + c, out.factor, mean);
+        blend(out.running_var + c, out.factor, squares / (count - 1.0));
+    }
+    if (out.record) {
+        out.record[c] = rounded;
+        out.record[channels + c] = A(var);
+        if (c == 0) out.record[u64(2) * channels] = A(count);
+    }
+    if (out.nonfinite && !(isfinite(mean) && isfinite(var))) atomicOr(out.nonfinite, 1u);
 }
 
 template <class T>
 __device__ void stats_finalize(const Merge &merge, const Outputs<AccOf<T>> &out, const T *x, const double2 *partials) {
-    using A = AccOf<T>;
     const unsigned c = warp_channel(), lane = threadIdx.x % 32;
     if (c >= merge.channels) return;
     Part own = {0, 0, 0};
@@ -180,24 +191,8 @@ __device__ void stats_finalize(const Merge &merge, const Outputs<AccOf<T>> &out,
     }
     Part all = warp_merge<Chan>(own);
     double base = merge.count > 0 ? base_of(x, c, merge.inner) : 0;
-    if (!isfinite(all.second)) all = wide_moments(merge, c, x, &base);
-    if (lane != 0) return;
-
-    const double mean = base + all.first, var = merge.count > 0 ? all.second / merge.count : 0;
-    const A rounded = A(mean);
-    if (out.mean) out.mean[c] = rounded;
-    if (out.mean_rest) out.mean_rest[c] = A(or_zero((base - double(rounded)) + all.first));
-    if (out.invstd) out.invstd[c] = A(1 / sqrt(var + out.eps));
-    if (out.running_mean && merge.count > 0) {
-        blend(out.running_mean + c, out.factor, mean);
-        blend(out.running_var + c, out.factor, all.second / (merge.count - 1.0));
-    }
-    if (out.record) {
-        out.record[c] = rounded;
-        out.record[merge.channels + c] = A(var);
-        if (c == 0) out.record[u64(2) * merge.channels] = A(merge.count);
-    }
-    if (out.nonfinite && !(isfinite(mean) && isfinite(var))) atomicOr(out.nonfinite, 1u);
+    if (!isfinite(all.second)) all = wide_moments(merge.count, c, merge.channels, merge.inner, x, &base);
+    if (lane == 0) finish_stats(c, merge.channels, merge.count, base, all.first, all.second, out);
 }
 
 /// Statistics that are given, as a forward uses and saves them.

@@ -74,7 +74,7 @@ assemble() {
             { cat "$log" >&2 && fail "$1: ptxas $version does not take it"; }
         awk '
             /Compiling entry function/ { split($0, quoted, "\047"); kernel = quoted[2] }
-            /bytes spill stores/ { spilled = $5 + $9 }
+            /bytes stack frame/ { spilled = $1 } # what is spilled lies in it, and arrays that are not in registers
             /Used [0-9]+ registers/ {
                 match($0, /Used [0-9]+/)
                 print kernel, substr($0, RSTART + 5, RLENGTH - 5) (spilled ? " SPILLS " spilled " BYTES" : "")

@@ -66,8 +66,20 @@ step golden 300 bin/conformance --engine all tests/golden
 for folder in golden/*/; do
     [ -d "$folder" ] && step "golden-$(basename "$folder")" 600 bin/conformance --engine all "$folder"
 done
-step speed 900 bin/speed --quick --json
+# The suite's own inputs, under every tool; one engine's tests, as the others launch nothing.
+if sanitizer=$(command -v compute-sanitizer); then
+    for tool in memcheck racecheck initcheck synccheck; do
+        step "$tool" 900 "$sanitizer" --tool $tool --error-exitcode 9 \
+            bin/conformance --engine cuda tests/golden
+    done
+    step memcheck-suite 1800 "$sanitizer" --tool memcheck --error-exitcode 9 bin/test-suite cuda::every_shape
+else
+    printf '%-24s %s\n' sanitizer 'not here' >>"$report"
+fi
+step speed 900 bin/speed --engine cuda --json
 grep '^{' "$results/speed.log" >"$results/speed.jsonl"
+step speed-cpu 900 bin/speed --quick --json
+grep '^{' "$results/speed-cpu.log" >"$results/speed-cpu.jsonl"
 step train 300 bin/train --steps 200 --out "$results/train"
 
 {

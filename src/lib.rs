@@ -19,12 +19,12 @@ mod error; // what went wrong, both sides shown
 pub use cudarc; // its streams and slices are what `Cuda` works on
 
 pub use element::{DType, Element, Plain, Real};
-#[cfg(feature = "cuda")]
-pub use engine::Cuda;
 pub use engine::{
     Activation, Backward, Cpu, Engine, ForwardEval, ForwardTrain, Input, MergeStats, Op, Reference,
     Request, Running, Saved, Stats,
 };
+#[cfg(feature = "cuda")]
+pub use engine::{Cuda, Family, Tuning};
 pub use error::{Error, Result};
 pub use layer::{
     BatchNorm, Config, LoadReport, Mismatch, Momentum, Param, RunningStats, StateDict, Strict,

@@ -5,6 +5,8 @@
 #[path = "kernels/launch.rs"]
 #[allow(unsafe_code)]
 mod launch; // parameters as kernels/README.md lists them
+#[path = "kernels/resident.rs"]
+mod resident;
 #[path = "kernels/step.rs"]
 mod step; // the steps of each operation
 #[path = "support/mod.rs"]
@@ -61,7 +63,8 @@ fn agrees<E: Kernels>(profile: &str, lead: usize) {
             println!("{what}");
             let inputs = Inputs::<E>::new(&shape, epilogue, 1);
             let device = Device::new(profile);
-            let got = Step { device: &device, inputs: &inputs, layout, mode }.run();
+            let got =
+                Step { device: &device, inputs: &inputs, layout, mode, cuts: [None; 2] }.run();
             device.finish(&what);
             let mut right = oracle::forward(&inputs, mode);
             right.extend(oracle::backward(&inputs, mode, Want::all(epilogue), &got["y"], None));
@@ -109,7 +112,8 @@ fn pivots_follow_the_values() {
     moving.x[..4 * 32].iter_mut().for_each(|x| *x += 3e4);
     for inputs in [large, moving] {
         let device = Device::new("sm_90");
-        let got = Step { device: &device, inputs: &inputs, layout, mode: TRAIN }.run();
+        let got =
+            Step { device: &device, inputs: &inputs, layout, mode: TRAIN, cuts: [None; 2] }.run();
         device.finish("pivots");
         let mut right = oracle::forward(&inputs, TRAIN);
         right.extend(oracle::backward(&inputs, TRAIN, Want::all(Epilogue::FULL), &got["y"], None));
@@ -129,7 +133,8 @@ fn every_seed_gives_the_same_bits() {
         let outcomes = [1, 2, 3].map(|seed| {
             let device = Device::new("sm_90");
             device.set_seed(seed);
-            let got = Step { device: &device, inputs: &inputs, layout, mode }.run();
+            let got =
+                Step { device: &device, inputs: &inputs, layout, mode, cuts: [None; 2] }.run();
             device.finish("seeds");
             got
         });
@@ -148,7 +153,8 @@ fn traffic_is_what_the_table_says() {
         let inputs = Inputs::<f16>::new(&shape, Epilogue::PLAIN, 3);
         let device = Device::new("sm_90");
         let bytes = 2.0 * shape.len() as f64;
-        let mut step = Step { device: &device, inputs: &inputs, layout, mode: TRAIN };
+        let mut step =
+            Step { device: &device, inputs: &inputs, layout, mode: TRAIN, cuts: [None; 2] };
         step.run();
         let [forward, backward] = device.traffic().map(|b| b as f64 / bytes);
         assert!((3.0..3.0 * 1.05).contains(&forward), "{shape}: forward {forward}");

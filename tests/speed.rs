@@ -248,6 +248,35 @@ fn a_worker_computes_what_the_reference_does() {
     worker.end();
 }
 
+/// Everything but the times, which are 0 there.
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+#[test]
+fn the_cuda_engine_computes_what_it_is_timed_for() {
+    softcuda::install().unwrap();
+    let engine = batchnorm::Cuda::new(0).unwrap();
+    assert_eq!(job::version(&engine).split(' ').nth(2), Some("cuda"));
+    for case in small_cases() {
+        let mut ready = job::prepare(&engine, &case).unwrap();
+        assert!(ready.what.starts_with("cuda: "), "{}", ready.what);
+        assert_eq!(ready.job.time().unwrap(), 0.0);
+    }
+    let case = &small_cases()[0];
+    let mut floor = job::Timed::floor(&engine, case).unwrap();
+    assert_eq!(floor.time().unwrap(), 0.0);
+    let copies = softcuda::install().unwrap().device(0).used();
+    assert!(copies >= case.least_traffic() as u64, "{copies}");
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn times_are_those_of_a_real_device() {
+    let mut speed = Command::new(example("speed"));
+    let output =
+        speed.args(["--engine", "cuda", "--filter", "infer 256x1024 f32"]).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() || error.contains("CUDA driver"), "{error}");
+}
+
 #[test]
 fn a_worker_times_as_often_as_it_is_asked_to() {
     let mut worker = Worker::start("cpu");

@@ -43,7 +43,15 @@ impl Kind {
 }
 
 /// A floor ready to run.
-pub struct Floor {
+pub trait Floor {
+    /// Runs it once; seconds.
+    fn time(&mut self) -> Result<f64>;
+    /// What ran.
+    fn what(&self) -> &'static str;
+}
+
+/// The floor of the host's memory.
+pub struct HostFloor {
     kind: Kind,
     streaming: bool,
     x: Vec<f32>,
@@ -52,7 +60,7 @@ pub struct Floor {
     w: Vec<f32>,
 }
 
-impl Floor {
+impl HostFloor {
     /// The floor of a case: as many bytes, moved as f32 whatever the dtype.
     ///
     /// # Errors
@@ -74,7 +82,7 @@ impl Floor {
         floor.verify()?;
         let mut best = |streaming| {
             floor.streaming = streaming;
-            (0..7).map(|_| floor.time()).fold(f64::MAX, f64::min)
+            (0..7).map(|_| floor.run()).fold(f64::MAX, f64::min)
         };
         floor.streaming = best(true) < best(false);
         Ok(floor)
@@ -85,7 +93,7 @@ impl Floor {
             self.streaming = streaming;
             self.z.fill(f32::NAN);
             self.w.fill(f32::NAN);
-            self.time();
+            self.run();
             let y = |i| if self.kind == Kind::Copy { 0.0 } else { self.y[i] };
             let sums = self.z.iter().enumerate().all(|(i, z)| *z == self.x[i] + y(i));
             ensure!(sums && self.w.iter().zip(&self.y).all(|(w, y)| w == y), "{:?}", self.kind);
@@ -93,16 +101,8 @@ impl Floor {
         Ok(())
     }
 
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-    /// What ran.
-    pub fn what(&self) -> &'static str {
-        if self.streaming { "streaming stores" } else { "plain stores" }
-    }
-
     /// Runs it once; seconds.
-    pub fn time(&mut self) -> f64 {
+    fn run(&mut self) -> f64 {
         let (kind, streaming) = (self.kind, self.streaming);
         let start = Instant::now();
         let z = self.z.par_chunks_mut(CHUNK).zip(self.x.par_chunks(CHUNK));
@@ -124,6 +124,15 @@ impl Floor {
             }
         }
         start.elapsed().as_secs_f64()
+    }
+}
+
+impl Floor for HostFloor {
+    fn time(&mut self) -> Result<f64> {
+        Ok(self.run())
+    }
+    fn what(&self) -> &'static str {
+        if self.streaming { "streaming stores" } else { "plain stores" }
     }
 }
 

@@ -1,5 +1,6 @@
 //! An operation ready to run again and again on an engine, into memory that exists.
 use super::check::{self, Got};
+use super::floor::{Floor, HostFloor};
 use super::{Case, Pass, data};
 use anyhow::{Context, Result, ensure};
 use batchnorm::{
@@ -16,11 +17,19 @@ const MOMENTUM: f64 = 0.1;
 pub trait Timed: Engine {
     /// For version lines: the engine and what it runs on.
     fn describe(&self) -> String;
+    /// What runs for a case.
+    fn explain(&self, case: &Case) -> Result<String> {
+        Ok(format!("{} {}", self.name(), case.shape()?))
+    }
     /// Seconds that `operation` takes, when all of its work is done.
     fn time(&self, operation: impl FnOnce() -> Result<()>) -> Result<f64> {
         let start = Instant::now();
         operation()?;
         Ok(start.elapsed().as_secs_f64())
+    }
+    /// What the memory that it works in takes for as many bytes as the case must move.
+    fn floor(&self, case: &Case) -> Result<Box<dyn Floor>> {
+        Ok(Box::new(HostFloor::new(case)?))
     }
 }
 
@@ -144,7 +153,7 @@ impl<E: Element<Acc = f32>, G: Timed> Work<E, G> {
         work.run()?;
         let got = work.results()?;
         check::against_reference(case, &work.shape, &got)?;
-        let what = format!("{} {}", engine.name(), work.shape);
+        let what = engine.explain(case)?;
         Ok(Ready { sums: check::sums(&got), what, job: Box::new(work) })
     }
 

@@ -6,12 +6,14 @@
 //! [`floor`] is what the memory alone would take, [`turn`] measures.
 #![allow(dead_code)] // every user takes a part
 use anyhow::{Context, Result, bail, ensure};
-use batchnorm::{DType, Shape};
+use batchnorm::{Activation, DType, Request, Shape};
 use serde::Deserialize;
 use std::fmt;
 
 pub mod check;
 pub mod data;
+#[cfg(feature = "cuda")]
+pub mod device;
 #[allow(unsafe_code)]
 pub mod floor;
 pub mod job;
@@ -116,6 +118,17 @@ impl Case {
             axis = dims.len() - 1;
         }
         Ok(Shape::new(&dims, axis)?)
+    }
+    /// What is asked of an engine.
+    pub fn request(&self) -> Request {
+        let Op { pass, relu, residual } = self.op;
+        let op = match pass {
+            Pass::Train => batchnorm::Op::ForwardTrain,
+            Pass::Infer => batchnorm::Op::ForwardEval,
+            Pass::Backward => batchnorm::Op::Backward,
+        };
+        let activation = if relu { Activation::Relu } else { Activation::Identity };
+        Request { op, dtype: self.dtype, activation, residual, in_place: false }
     }
     pub fn layout_name(&self) -> &'static str {
         LAYOUTS.iter().find(|(_, l)| *l == self.layout).map_or("?", |(name, _)| name)

@@ -9,6 +9,8 @@
 //! Every case is compared with the f64 reference before it is timed. `benches/table/table.json`
 //! lists the cases, `benches/record/README.md` says what a record of them must say.
 use anyhow::{Result, ensure};
+#[cfg(feature = "cuda")]
+use batchnorm::Cuda;
 use batchnorm::{Cpu, Reference};
 use clap::{Parser, ValueEnum};
 use std::process::ExitCode;
@@ -53,6 +55,9 @@ struct Arguments {
 enum EngineName {
     Cpu,
     Reference,
+    /// On CUDA device 0, which must be a real one: times of the tests' software device say nothing.
+    #[cfg(feature = "cuda")]
+    Cuda,
 }
 
 fn main() -> Result<ExitCode> {
@@ -63,6 +68,8 @@ fn main() -> Result<ExitCode> {
         return match engine {
             EngineName::Cpu => worker::serve(&Cpu::default()),
             EngineName::Reference => worker::serve(&Reference),
+            #[cfg(feature = "cuda")]
+            EngineName::Cuda => worker::serve(&Cuda::new(0)?),
         };
     }
     let words: Vec<&str> = arguments.filter.split_whitespace().collect();
@@ -82,5 +89,7 @@ fn main() -> Result<ExitCode> {
     match arguments.engine {
         EngineName::Cpu => sweep.run(&Cpu::default(), &cases),
         EngineName::Reference => sweep.run(&Reference, &cases),
+        #[cfg(feature = "cuda")]
+        EngineName::Cuda => sweep.run(&Cuda::new(0)?, &cases),
     }
 }

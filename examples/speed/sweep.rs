@@ -1,5 +1,5 @@
 //! All cases on one engine, in turns with their floors.
-use crate::table::floor::Floor;
+use crate::table::floor::{Floor, Kind};
 use crate::table::job::{self, Ready, Timed};
 use crate::table::turn::{Summary, Turns, repetitions};
 use crate::table::{Case, turn};
@@ -21,7 +21,7 @@ pub struct Sweep {
 struct Measured {
     what: String,
     sums: Vec<f64>,
-    floor: Floor,
+    floor: Box<dyn Floor>,
     engine_times: Summary,
     floor_times: Summary,
 }
@@ -87,12 +87,12 @@ impl Sweep {
 
     fn measure<G: Timed>(&self, engine: &G, case: &Case) -> Result<Measured> {
         let Ready { mut job, what, sums } = job::prepare(engine, case)?;
-        let mut floor = Floor::new(case)?;
+        let mut floor = engine.floor(case)?;
         let n = repetitions(TURN, job.time()?);
-        let floor_n = repetitions(TURN, floor.time());
+        let floor_n = repetitions(TURN, floor.time()?);
         let (mut engine_turns, mut floor_turns) = (Turns::default(), turn::Turns::default());
         for _ in 0..self.rounds {
-            floor_turns.add(floor_n, || Ok(floor.time()))?;
+            floor_turns.add(floor_n, || floor.time())?;
             engine_turns.add(n, || job.time())?;
         }
         let (engine_times, floor_times) = (engine_turns.summary(), floor_turns.summary());
@@ -119,7 +119,7 @@ fn row(case: &Case, m: &Measured) -> io::Result<()> {
 fn records(case: &Case, peer: &str, threads: usize, m: &Measured) -> io::Result<()> {
     let mut engine = merged(about(case, peer, threads), m.engine_times.fields());
     (engine["impl"], engine["check"]) = (m.what.as_str().into(), m.sums.clone().into());
-    let floor = about(case, m.floor.kind().name(), threads);
+    let floor = about(case, Kind::of(case.op).name(), threads);
     let mut floor = merged(floor, m.floor_times.fields());
     floor["impl"] = m.floor.what().into();
     line(&floor)?;

@@ -1,5 +1,5 @@
 //! Arguments by name, and the one check that every engine makes before it writes.
-use super::saved::{Buffers, Forward};
+use super::saved::{Buffers, Forward, Opened};
 use super::{Engine, Op, Request, Saved};
 use crate::{Element, Error, Memory, Plain, Real, Result, Shape};
 
@@ -168,6 +168,10 @@ pub struct Stats<'a, M: Memory, E: Element> {
 pub struct MergeStats<'a, M: Memory, P: Real> {
     /// The records of all parts, one after the other. A part may be empty.
     pub records: M::View<'a, P>,
+    /// How many values per channel the caller knows to be counted in the records, such as those of
+    /// its own part; 0 where it knows of none. From 2 on an engine on a device need not read the
+    /// counts back, for which it would wait.
+    pub known: usize,
     /// Left alone if absent, or if all parts are empty.
     pub running: Option<Running<'a, M, P>>,
     /// Length C, for [`ForwardEval::mean`].
@@ -197,12 +201,12 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
         self.running.as_ref().map_or(Ok(()), |r| r.check(c))?;
         check_values_per_channel("x", shape.per_channel())
     }
-    /// Takes and opens what is to be saved; an engine calls it when nothing else can fail.
+    /// Takes and opens what is to be saved; an engine calls it when no check can fail any more.
     pub(crate) fn open<G: Engine<Memory = M>>(
         &mut self,
         engine: &G,
         shape: &Shape,
-    ) -> Result<Option<&'a mut Buffers<M, E::Acc>>> {
+    ) -> Result<Option<Opened<'a, M, E::Acc>>> {
         let request = Request {
             op: Op::ForwardTrain,
             dtype: E::DTYPE,
@@ -240,7 +244,7 @@ impl<'a, M: Memory, E: Element> ForwardEval<'a, M, E> {
         &mut self,
         engine: &G,
         shape: &Shape,
-    ) -> Result<Option<&'a mut Buffers<M, E::Acc>>> {
+    ) -> Result<Option<Opened<'a, M, E::Acc>>> {
         let request = Request {
             op: Op::ForwardEval,
             dtype: E::DTYPE,
@@ -324,7 +328,7 @@ fn open<'s, M: Memory, P: Real, G: Engine<Memory = M>>(
     request: Request,
     (weight, bias): (bool, bool),
     saved: Option<&'s mut Saved<M, P>>,
-) -> Result<Option<&'s mut Buffers<M, P>>> {
+) -> Result<Option<Opened<'s, M, P>>> {
     let Some(saved) = saved else { return Ok(None) };
     let forward = Forward {
         shape: *shape,

@@ -14,7 +14,7 @@ pub use args::{
 pub(crate) use args::{check_eps, check_momentum};
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
-pub use cuda::Cuda;
+pub use cuda::{Cuda, Family, Tuning};
 pub use reference::Reference;
 pub use saved::Saved;
 

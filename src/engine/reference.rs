@@ -1,6 +1,6 @@
 //! The definition of batch normalization, in f64, one channel at a time. Never made faster.
 use super::args::check_values_per_channel;
-use super::saved::Buffers;
+use super::saved::{Buffers, Opened};
 use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain, Input};
 use super::{MergeStats, Request, Running, Stats};
 use crate::{Element, Host, Real, Result, Shape};
@@ -29,7 +29,7 @@ impl Engine for Reference {
 
     fn forward_train<E: Element>(&self, shape: &Shape, mut args: Train<'_, E>) -> Result<()> {
         args.check(shape)?;
-        let saved = args.open(self, shape)?;
+        let saved = args.open(self, shape)?.map(Opened::filled);
         let ForwardTrain { x, residual, weight, bias, activation, eps, mut running, y, .. } = args;
         let x_view = Input::View(x);
         let mut output = Output { x: x_view, residual, weight, bias, activation, eps, y, saved };
@@ -43,7 +43,7 @@ impl Engine for Reference {
 
     fn forward_eval<E: Element>(&self, shape: &Shape, mut args: Eval<'_, E>) -> Result<()> {
         args.check(shape)?;
-        let saved = args.open(self, shape)?;
+        let saved = args.open(self, shape)?.map(Opened::filled);
         let ForwardEval { x, residual, weight, bias, activation, mean, var, eps, y, .. } = args;
         let mut output = Output { x, residual, weight, bias, activation, eps, y, saved };
         for c in 0..shape.channels() {

@@ -42,6 +42,33 @@ pub(crate) struct Buffers<M: Memory, P: Real> {
     reserve_len: usize,
 }
 
+/// What a forward is about to fill, and the mark that it did.
+pub(crate) struct Opened<'s, M: Memory, P: Real> {
+    pub buffers: &'s mut Buffers<M, P>,
+    pub mark: Mark<'s>,
+}
+
+/// What a [`Saved`] is marked with once a forward has filled it.
+#[must_use = "without it a backward finds nothing saved"]
+pub(crate) struct Mark<'s> {
+    place: &'s mut Option<Forward>,
+    forward: Forward,
+}
+
+impl Mark<'_> {
+    pub fn filled(self) {
+        *self.place = Some(self.forward);
+    }
+}
+
+impl<'s, M: Memory, P: Real> Opened<'s, M, P> {
+    /// For an engine that cannot fail any more.
+    pub fn filled(self) -> &'s mut Buffers<M, P> {
+        self.mark.filled();
+        self.buffers
+    }
+}
+
 impl<M: Memory, P: Real> Saved<M, P> {
     /// Nothing saved, nothing allocated.
     pub fn new() -> Self {
@@ -64,27 +91,28 @@ impl<M: Memory, P: Real> Saved<M, P> {
         self.forward.map(|f| !f.batch_statistics)
     }
 
-    /// Buffers for a forward that is about to run and cannot fail any more on the host's side.
+    /// Buffers for a forward that is about to run. Until it says that they are filled, nothing is
+    /// saved.
     pub(crate) fn open(
         &mut self,
         memory: &M,
         forward: Forward,
         reserve_len: usize,
-    ) -> Result<&mut Buffers<M, P>> {
+    ) -> Result<Opened<'_, M, P>> {
+        self.forward = None;
         let channels = forward.shape.channels();
         let fits = |b: &Buffers<M, P>| b.channels == channels && b.reserve_len >= reserve_len;
         let buffers = match self.buffers.take() {
             Some(buffers) if fits(&buffers) => buffers,
             _ => {
-                self.forward = None;
                 let reserve = (reserve_len > 0).then(|| memory.zeros(reserve_len)).transpose()?;
                 let zeros = || memory.zeros(channels);
                 let (mean, mean_rest, invstd) = (zeros()?, zeros()?, zeros()?);
                 Buffers { mean, mean_rest, invstd, reserve, channels, reserve_len }
             }
         };
-        self.forward = Some(forward);
-        Ok(self.buffers.insert(buffers))
+        let buffers = self.buffers.insert(buffers);
+        Ok(Opened { buffers, mark: Mark { place: &mut self.forward, forward } })
     }
 
     /// What a forward left, if there was one.

@@ -126,7 +126,7 @@ mod tests {
         let (_, mut saved) = bn.forward(&shape, &x).unwrap();
         let mut forward = *saved.made().unwrap().0;
         forward.engine = "another";
-        saved.open(&Host, forward, 0).unwrap();
+        saved.open(&Host, forward, 0).unwrap().filled();
         let error = bn.backward(&saved, &x, &x).unwrap_err();
         let (what, forward, backward) = ("engine", "another".into(), "reference".into());
         assert_eq!(error, Error::Saved { what, forward, backward });

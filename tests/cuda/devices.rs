@@ -1,21 +1,24 @@
 //! Golden cases on every profile, and more than one engine at a time.
-use crate::support::cuda::on_device;
+use crate::support::cuda::{SPLIT, on_device, resident};
 use crate::support::files::checkout;
 use crate::support::golden::{Case, compute, files, judge};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
 use batchnorm::{Activation, DType, Op, Shape};
-use batchnorm::{Cuda, Engine, Error, ForwardEval, Input, Memory, Request};
+use batchnorm::{Cuda, Engine, Error, ForwardEval, Input, Memory, MergeStats, Request, Tuning};
 
-/// Every golden case on a device that nobody else has, and nothing that the device complains about.
+/// Every golden case on a device that nobody else has, by every family, and nothing that the device
+/// complains about.
 fn golden_cases_pass_on(profile: &str) {
     let softcuda = softcuda::install().unwrap();
     let device = softcuda.exclusive(softcuda::ordinal(profile).unwrap());
     let engine = on_device(device.ordinal()).unwrap();
     for file in files(&checkout("tests/golden")).unwrap() {
         let case = Case::read(&file).unwrap();
-        let verdicts = judge(&case, &compute(&engine, &case).unwrap()).unwrap();
-        let wrong: Vec<_> = verdicts.iter().filter(|verdict| !verdict.pass).collect();
-        assert!(wrong.is_empty(), "{profile}: {}: {wrong:?}", case.name);
+        for tuning in [Tuning::default(), SPLIT, resident(0), resident(2)] {
+            let verdicts = judge(&case, &compute(&engine.tuned(tuning), &case).unwrap()).unwrap();
+            let wrong: Vec<_> = verdicts.iter().filter(|verdict| !verdict.pass).collect();
+            assert!(wrong.is_empty(), "{profile}, {tuning:?}: {}: {wrong:?}", case.name);
+        }
     }
     drop(engine);
     assert_eq!(device.faults(), [""; 0]);
@@ -42,7 +45,7 @@ fn golden_cases_pass_on_a_mini_device() {
 }
 
 fn inputs(seed: u64) -> Inputs<f32> {
-    Inputs::new(&Shape::new(&[6, 35, 11], 1).unwrap(), Epilogue::FULL, seed)
+    Inputs::new(&Shape::new(&[6, 36, 240], 1).unwrap(), Epilogue::FULL, seed)
 }
 
 fn step(engine: &Cuda, inputs: &Inputs<f32>) -> Vec<run::Outcome> {
@@ -57,13 +60,20 @@ fn step(engine: &Cuda, inputs: &Inputs<f32>) -> Vec<run::Outcome> {
 fn streams_and_threads_change_no_bit() {
     let softcuda = softcuda::install().unwrap();
     let device = softcuda.exclusive(softcuda::ordinal("sm_80").unwrap());
-    let engine = on_device(device.ordinal()).unwrap();
+    for tuning in [SPLIT, resident(1), resident(2)] {
+        streams_and_threads(&device, tuning);
+    }
+    assert_eq!(device.faults(), [""; 0]);
+}
+
+fn streams_and_threads(device: &softcuda::Device, tuning: Tuning) {
+    let engine = on_device(device.ordinal()).unwrap().tuned(tuning);
     let alone: Vec<_> = (0..4).map(|seed| step(&engine, &inputs(seed))).collect();
     let context = engine.stream().context().clone();
     let engines: Vec<Cuda> = (0..4)
         .map(|k| match k {
             0 | 1 => engine.clone(),
-            _ => Cuda::on_stream(context.new_stream().unwrap()).unwrap(),
+            _ => Cuda::on_stream(context.new_stream().unwrap()).unwrap().tuned(tuning),
         })
         .collect();
     for seed in 1..4 {
@@ -78,7 +88,6 @@ fn streams_and_threads_change_no_bit() {
             }
         });
     }
-    assert_eq!(device.faults(), [""; 0]);
 }
 
 #[test]
@@ -144,7 +153,37 @@ fn explanations_name_kernels_and_blocks() {
     let (dtype, activation) = (DType::F16, Activation::Relu);
     let request =
         Request { op: Op::ForwardTrain, dtype, activation, residual: false, in_place: false };
-    let text = engine.explain(&Shape::new(&[6272, 1024], 1).unwrap(), request).unwrap();
+    let shape = Shape::new(&[6272, 1024], 1).unwrap();
+    let text = engine.tuned(SPLIT).explain(&shape, request).unwrap();
     assert!(text.starts_with("cuda: stats, stats_finalize, apply; "), "{text}");
     assert!(text.contains("vectors of 8, 256 threads: "), "{text}");
+    let text = engine.tuned(resident(3)).explain(&shape, request).unwrap();
+    assert!(text.starts_with("cuda: forward_resident; "), "{text}");
+    assert!(text.contains(" groups of 3 blocks, 256 threads, "), "{text}");
+}
+
+#[test]
+fn merging_waits_only_where_counts_may_be_too_few() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_75").unwrap());
+    let engine = on_device(device.ordinal()).unwrap();
+    let records = engine.memory().upload(&[1f32, 2.0, 0.5, 0.5, 9.0]).unwrap();
+    let [mut mean, mut var] = [(); 2].map(|()| engine.memory().zeros::<f32>(2).unwrap());
+    for (known, launched) in [(2, 0), (1, 1)] {
+        // What is queued is done when something waits for it.
+        engine.stream().synchronize().unwrap();
+        device.reset();
+        for _ in 0..2 {
+            let args = MergeStats::<batchnorm::Device, f32> {
+                records: records.as_view(),
+                known,
+                running: None,
+                mean: mean.as_view_mut(),
+                var: var.as_view_mut(),
+            };
+            engine.merge_stats(args).unwrap();
+        }
+        assert_eq!(device.launches().len(), launched, "{known} values are known");
+    }
+    assert_eq!(engine.memory().download(mean.as_view()).unwrap(), [1.0, 2.0]);
 }

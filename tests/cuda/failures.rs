@@ -1,12 +1,12 @@
 //! What fails leaves an engine that works.
-use crate::support::cuda::on_device;
+use crate::support::cuda::{SPLIT, on_device, resident};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
-use batchnorm::{Cuda, Error, Result, Shape};
+use batchnorm::{Cuda, Error, Result, Shape, Tuning};
 use softcuda::{Code, FailurePoint};
 
 /// One step with the seed's inputs.
 fn step(engine: &Cuda) -> Result<Vec<run::Outcome>> {
-    let shape = Shape::new(&[6, 5, 12], 1).unwrap();
+    let shape = Shape::new(&[6, 5, 240], 1).unwrap();
     let inputs = Inputs::<f32>::new(&shape, Epilogue::FULL, 5);
     let mut saved = SavedOn::<Cuda, f32>::new();
     let forward = run::forward(engine, &inputs, Mode::Train(Some(0.1)), Some(&mut saved))?;
@@ -15,22 +15,23 @@ fn step(engine: &Cuda) -> Result<Vec<run::Outcome>> {
 }
 
 /// Lets each call of a kind fail in its turn, until a step has no more of them: how many there were.
-fn failures_at(point: FailurePoint, code: Code, call: &str) -> u64 {
+fn failures_at(point: FailurePoint, code: Code, tuning: Tuning, call: &str) -> u64 {
+    let engine_on = |ordinal| on_device(ordinal).map(|engine| engine.tuned(tuning));
     let softcuda = softcuda::install().unwrap();
     let device = softcuda.exclusive(softcuda::ordinal("sm_75").unwrap());
-    let right = step(&on_device(device.ordinal()).unwrap()).unwrap();
+    let right = step(&engine_on(device.ordinal()).unwrap()).unwrap();
     let mut failed = 0;
     loop {
         assert!(failed < 1000, "a step ends");
         device.reset();
         device.fail(point, failed, code);
-        let engine = on_device(device.ordinal());
+        let engine = engine_on(device.ordinal());
         let first = engine.as_ref().map_err(Clone::clone).and_then(step);
         let Err(error) = first else { break };
         assert!(matches!(error, Error::Device { .. }), "{error}");
         assert!(error.to_string().starts_with(call), "{error}");
         // The failure is spent: the same engine goes on, if there is one.
-        let engine = engine.or_else(|_| on_device(device.ordinal())).unwrap();
+        let engine = engine.or_else(|_| engine_on(device.ordinal())).unwrap();
         let again = step(&engine).unwrap();
         assert!(again.iter().zip(&right).all(|(a, b)| same_bits(a, b)), "failure {failed}");
         failed += 1;
@@ -42,21 +43,62 @@ fn failures_at(point: FailurePoint, code: Code, call: &str) -> u64 {
 
 #[test]
 fn launches_that_fail() {
-    let failed = failures_at(FailurePoint::Launch, Code::LaunchOutOfResources, "cuLaunchKernel: ");
-    assert_eq!(failed, 6);
+    let ways = [(SPLIT, 6, "cuLaunchKernel: "), (resident(1), 2, "cuLaunchKernel: ")];
+    for (tuning, launches, call) in
+        [ways[0], ways[1], (resident(2), 2, "cuLaunchCooperativeKernel: ")]
+    {
+        let code = Code::LaunchOutOfResources;
+        assert_eq!(failures_at(FailurePoint::Launch, code, tuning, call), launches, "{tuning:?}");
+    }
+}
+
+/// Whatever an earlier forward had saved is gone, too: half of it may be overwritten.
+#[test]
+fn a_forward_that_fails_saves_nothing() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_80").unwrap());
+    let engine = on_device(device.ordinal()).unwrap();
+    let shape = Shape::new(&[6, 5, 240], 1).unwrap();
+    let inputs = Inputs::<f32>::new(&shape, Epilogue::FULL, 5);
+    let want = Want::all(inputs.epilogue);
+    let train = Mode::Train(Some(0.1));
+    for (tuning, mode) in [(SPLIT, train), (resident(2), train), (SPLIT, Mode::Eval)] {
+        let engine = engine.tuned(tuning);
+        let mut saved = SavedOn::<Cuda, f32>::new();
+        let mut failed = 0;
+        loop {
+            run::forward(&engine, &inputs, mode, Some(&mut saved)).unwrap();
+            run::backward(&engine, &inputs, want, &saved, None).unwrap();
+            device.reset();
+            device.fail(FailurePoint::Launch, failed, Code::LaunchOutOfResources);
+            if run::forward(&engine, &inputs, mode, Some(&mut saved)).is_ok() {
+                break;
+            }
+            assert_eq!((saved.shape(), saved.is_frozen()), (None, None));
+            assert!(saved.mean().is_none() && saved.invstd().is_none());
+            let error = run::backward(&engine, &inputs, want, &saved, None).unwrap_err();
+            assert!(matches!(error, Error::Invalid { what: "saved", .. }), "{error}");
+            failed += 1;
+        }
+        device.reset();
+        assert!(failed > 0);
+    }
 }
 
 #[test]
 fn memory_that_runs_out() {
-    let failed = failures_at(FailurePoint::Allocation, Code::OutOfMemory, "cuMemAlloc: ");
+    let failed =
+        failures_at(FailurePoint::Allocation, Code::OutOfMemory, resident(2), "cuMemAlloc: ");
     assert!(failed > 10, "{failed}");
 }
 
 #[test]
 fn modules_that_do_not_load() {
-    let failed =
-        failures_at(FailurePoint::Module, Code::UnsupportedPtxVersion, "cuModuleLoadData: ");
-    assert_eq!(failed, 1);
+    let code = Code::UnsupportedPtxVersion;
+    for (tuning, modules) in [(SPLIT, 1), (resident(0), 2)] {
+        let failed = failures_at(FailurePoint::Module, code, tuning, "cuModuleLoadData: ");
+        assert_eq!(failed, modules, "{tuning:?}");
+    }
 }
 
 #[test]

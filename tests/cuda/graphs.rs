@@ -1,10 +1,10 @@
 //! A captured step gives, at every launch, what the step gives.
-use crate::support::cuda::on_device;
+use crate::support::cuda::{SPLIT, on_device, resident};
 use batchnorm::cudarc::driver::CudaSlice;
 use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use batchnorm::{
     Activation, Backward, Cuda, DType, Engine, Error, ForwardTrain, Input, Memory, Op, Request,
-    Result, Running, Saved, Shape,
+    Result, Running, Saved, Shape, Tuning,
 };
 
 const MODE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -28,7 +28,7 @@ fn values(len: usize, seed: usize) -> Vec<f32> {
 
 impl Tensors {
     fn new(engine: &Cuda) -> Result<Self> {
-        let (on, shape) = (engine.memory(), Shape::new(&[9, 6, 20], 1)?);
+        let (on, shape) = (engine.memory(), Shape::new(&[9, 6, 160], 1)?);
         let (n, c) = (shape.len(), shape.channels());
         Ok(Self {
             shape,
@@ -98,12 +98,25 @@ fn capturable(ordinal: usize) -> Cuda {
 fn a_graph_replays_a_step() {
     let softcuda = softcuda::install().unwrap();
     let device = softcuda.exclusive(softcuda::ordinal("sm_90").unwrap());
-    let engine = capturable(device.ordinal());
-    let mut replayed = Tensors::new(&engine).unwrap();
-    replayed.step(&engine).unwrap(); // makes all memory
+    for (tuning, launches) in [(SPLIT, 6), (Tuning::default(), 2), (resident(2), 2)] {
+        let engine = capturable(device.ordinal()).tuned(tuning);
+        replays(&engine);
+        device.reset();
+        Tensors::new(&engine).unwrap().step(&engine).unwrap();
+        engine.stream().synchronize().unwrap();
+        let seen = device.launches();
+        assert_eq!(seen.len(), launches, "{tuning:?}");
+        assert_eq!(seen.iter().all(|launch| launch.cooperative), tuning == resident(2));
+        assert_eq!(device.faults(), [""; 0]);
+    }
+}
+
+fn replays(engine: &Cuda) {
+    let mut replayed = Tensors::new(engine).unwrap();
+    replayed.step(engine).unwrap(); // makes all memory
     let stream = engine.stream().clone();
     stream.begin_capture(MODE).unwrap();
-    replayed.step(&engine).unwrap();
+    replayed.step(engine).unwrap();
     let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
     // A larger step in between makes a larger workspace: the graph keeps the one it has.
     let large = Shape::new(&[64, 64, 256], 1).unwrap();
@@ -116,17 +129,16 @@ fn a_graph_replays_a_step() {
     };
     engine.prepare(&large, request).unwrap();
 
-    let mut right = Tensors::new(&engine).unwrap();
-    right.step(&engine).unwrap();
+    let mut right = Tensors::new(engine).unwrap();
+    right.step(engine).unwrap();
     for seed in 0..4 {
         let x = values(right.shape.len(), seed);
         engine.memory().write(&x, replayed.x.as_view_mut()).unwrap();
         engine.memory().write(&x, right.x.as_view_mut()).unwrap();
         graph.launch().unwrap();
-        right.step(&engine).unwrap();
-        assert_eq!(replayed.results(&engine).unwrap(), right.results(&engine).unwrap());
+        right.step(engine).unwrap();
+        assert_eq!(replayed.results(engine).unwrap(), right.results(engine).unwrap());
     }
-    assert_eq!(device.faults(), [""; 0]);
 }
 
 #[test]

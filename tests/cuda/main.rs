@@ -1,11 +1,13 @@
 //! What only the `Cuda` engine has, on the software device: other devices, streams, graphs,
-//! failures, traffic. The suite runs it on everything that engines have in common.
+//! failures, regimes, traffic. The suite runs it on everything that engines have in common.
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod alignment; // tensors at odd addresses
 mod devices; // golden cases on every profile; several devices, streams and threads
 mod failures; // launches, memory and modules that fail
 mod graphs; // a captured step
+mod regimes; // every way through a step, on a device where small tensors take them all
 mod traffic; // bytes that kernels read and write

@@ -1,7 +1,7 @@
 //! What kernels read and write of global memory, against the sizes of the tensors.
-use crate::support::cuda::on_device;
+use crate::support::cuda::{self, on_device};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
-use batchnorm::{Activation, Cuda, Element, Shape};
+use batchnorm::{Activation, Cuda, Element, Family, Shape, Tuning};
 use half::f16;
 
 /// Reads and writes in units of a tensor.
@@ -23,22 +23,32 @@ impl Passes {
     }
 }
 
+const SPLIT: (&str, Tuning) = ("mini", cuda::SPLIT);
+/// On a device that has room for a million elements.
+const RESIDENT: (&str, Tuning) = ("sm_90", Tuning { family: Family::Fastest, spared: 0 });
+
 /// The passes of a forward, and of a backward where one is asked for.
 fn measure<E: Element>(
+    (profile, tuning): (&str, Tuning),
     shape: &Shape,
     epilogue: Epilogue,
     mode: Mode,
     want: Option<Want>,
 ) -> [Passes; 2] {
     let softcuda = softcuda::install().unwrap();
-    let device = softcuda.exclusive(softcuda::ordinal("mini").unwrap());
-    let engine = on_device(device.ordinal()).unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal(profile).unwrap());
+    let engine = on_device(device.ordinal()).unwrap().tuned(tuning);
     let inputs = Inputs::<E>::new(shape, epilogue, 3);
     let bytes = (shape.len() * size_of::<E>()) as f64;
     let mut seen = 0;
     let mut passes = || {
         let launches = device.launches().split_off(seen);
         seen += launches.len();
+        let resident =
+            launches.iter().filter(|launch| launch.kernel.contains("_resident_")).count();
+        let in_one = launches.len() == 1 && resident == 1;
+        let trains = matches!(mode, Mode::Train(_)) && tuning.family != Family::Split;
+        assert_eq!((in_one, resident > 0), (trains, trains), "{shape}");
         let sum = |of: fn(&softcuda::Report) -> u64| {
             launches.iter().map(|launch| of(&launch.counts)).sum::<u64>() as f64 / bytes
         };
@@ -65,10 +75,33 @@ const RELU: Epilogue = Epilogue { activation: Activation::Relu, ..Epilogue::PLAI
 #[test]
 fn inference_reads_and_writes_once() {
     for shape in shapes() {
-        let [forward, _] = measure::<f32>(&shape, RELU, Mode::Eval, None);
+        let [forward, _] = measure::<f32>(SPLIT, &shape, RELU, Mode::Eval, None);
         forward.is_at_most(&format!("f32 {shape}"), 1.0, 1.0, 1.02);
-        let [forward, _] = measure::<f16>(&shape, RELU, Mode::Eval, None);
+        let [forward, _] = measure::<f16>(SPLIT, &shape, RELU, Mode::Eval, None);
         forward.is_at_most(&format!("f16 {shape}"), 1.0, 1.0, 1.05);
+    }
+}
+
+#[test]
+fn a_resident_step_reads_and_writes_every_tensor_once() {
+    fn train<E: Element>(shape: &Shape) {
+        let passes = |epilogue| {
+            let want = Want { sums: false, ..Want::all(epilogue) };
+            measure::<E>(RESIDENT, shape, epilogue, Mode::Train(Some(0.1)), Some(want))
+        };
+        let what = format!("{} {shape}", E::DTYPE);
+        let [forward, backward] = passes(RELU);
+        forward.is_at_most(&format!("{what}, forward"), 1.0, 1.0, 1.05);
+        backward.is_at_most(&format!("{what}, backward"), 2.0, 1.0, 1.05);
+        // x and residual, y and mask; gradient of y, x and mask, gradients of both.
+        let [forward, backward] = passes(Epilogue::FULL);
+        let more = |passes: Passes, plain: f64| passes.reads + passes.writes - plain;
+        assert!(more(forward, 2.0) <= 1.1 + 0.05 * 2.0, "{what}, forward: {forward:?}");
+        assert!(more(backward, 3.0) <= 1.1 + 0.05 * 3.0, "{what}, backward: {backward:?}");
+    }
+    for shape in shapes() {
+        train::<f32>(&shape);
+        train::<f16>(&shape);
     }
 }
 
@@ -77,7 +110,7 @@ fn training_reads_twice_and_its_backward_four_times() {
     fn train<E: Element>(shape: &Shape) {
         let want = Want { sums: false, ..Want::all(RELU) };
         let mode = Mode::Train(Some(0.1));
-        let [forward, backward] = measure::<E>(shape, RELU, mode, Some(want));
+        let [forward, backward] = measure::<E>(SPLIT, shape, RELU, mode, Some(want));
         forward.is_at_most(&format!("{} {shape}, forward", E::DTYPE), 2.0, 1.0, 1.05);
         backward.is_at_most(&format!("{} {shape}, backward", E::DTYPE), 4.0, 1.0, 1.05);
     }
@@ -91,11 +124,11 @@ fn training_reads_twice_and_its_backward_four_times() {
 fn frozen_statistics_take_one_pass_back() {
     for shape in shapes() {
         let want = Want { sums: false, ..Want::all(RELU) };
-        let [_, backward] = measure::<f32>(&shape, RELU, Mode::Eval, Some(want));
+        let [_, backward] = measure::<f32>(SPLIT, &shape, RELU, Mode::Eval, Some(want));
         backward.is_at_most(&format!("f32 {shape}"), 2.0, 1.0, 1.05);
         // Frozen parameters, too, and no ReLU: x is not read.
         let alone = Want { grad_weight: false, grad_bias: false, ..want };
-        let [_, backward] = measure::<f32>(&shape, Epilogue::PLAIN, Mode::Eval, Some(alone));
+        let [_, backward] = measure::<f32>(SPLIT, &shape, Epilogue::PLAIN, Mode::Eval, Some(alone));
         backward.is_at_most(&format!("f32 {shape}, grad_x alone"), 1.0, 1.0, 1.05);
     }
 }

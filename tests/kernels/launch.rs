@@ -1,5 +1,6 @@
 //! Devices, memory and launches: parameters as kernels/README.md lists them.
 use batchnorm::Shape;
+use cudarc::driver::sys::CUfunction_attribute;
 use cudarc::driver::{
     CudaContext, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig,
     PushKernelArg, ValidAsZeroBits,
@@ -15,12 +16,20 @@ macro_rules! modules {
         [$(($name, modules!(@ $name, 90, 80, 75))),*]
     };
     (@ $name:literal, $($target:literal),*) => {
-        [$(($target, include_str!(concat!("../../kernels/ptx/split_", $name, ".sm_", $target, ".ptx")))),*]
+        [$(($target, include_str!(concat!("../../kernels/ptx/", $name, ".sm_", $target, ".ptx")))),*]
     };
 }
 
-/// The PTX of every type of elements, the highest target first.
-const MODULES: [(&str, [(i32, &str); 3]); 4] = modules!["f64", "f32", "f16", "bf16"];
+/// The PTX of every family and type of elements, the highest target first.
+const MODULES: [(&str, [(i32, &str); 3]); 7] = modules![
+    "split_f64",
+    "split_f32",
+    "split_f16",
+    "split_bf16",
+    "resident_f32",
+    "resident_f16",
+    "resident_bf16"
+];
 
 /// How a shape is cut.
 #[derive(Debug, Clone, Copy)]
@@ -82,17 +91,27 @@ impl Layout {
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Geometry {
-    vectors: u64,
-    tile: u64,
+    pub vectors: u64,
+    pub tile: u64,
     row: u64,
-    width: u64,
+    pub width: u64,
     inner: u64,
     pub slices: u32,
-    slice_channels: u32,
+    pub slice_channels: u32,
     channels: u32,
     pub threads: u32,
     aligned: u32,
     reserved: u32,
+}
+
+/// Blocks, steps that are kept, and the addresses of partials and words.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Group {
+    pub blocks: u32,
+    pub kept: u32,
+    pub partials: u64,
+    pub words: u64,
 }
 
 /// `mean`, `mean_rest`, `invstd`, `weight`, `bias`.
@@ -127,6 +146,8 @@ pub struct Gradients(pub [u64; 8]);
 // SAFETY: they have the layout of the kernels' structures, and no padding.
 unsafe impl DeviceRepr for Geometry {}
 // SAFETY: as above.
+unsafe impl DeviceRepr for Group {}
+// SAFETY: as above.
 unsafe impl DeviceRepr for Channels {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for Merge {}
@@ -139,13 +160,31 @@ unsafe impl DeviceRepr for Gradients {}
 #[derive(Debug, Clone, Copy)]
 pub enum Arg {
     Geometry(Geometry),
+    Group(Group),
     Channels(Channels),
     Merge(Merge),
     Outputs(Outputs),
     Gradients(Gradients),
     Pointer(u64),
     U32(u32),
+    U64(u64),
     F64(f64),
+}
+
+/// How a kernel is launched.
+#[derive(Debug, Clone, Copy)]
+pub struct Grid {
+    pub blocks: usize,
+    pub threads: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    pub cooperative: bool,
+}
+
+impl Grid {
+    pub fn of(blocks: usize, threads: u32) -> Self {
+        Self { blocks, threads, shared: 0, cooperative: false }
+    }
 }
 
 /// Elements in device memory, some way behind an aligned address.
@@ -210,43 +249,43 @@ impl Device {
         self.stream.clone_dtoh(&mem.slice.slice(mem.lead..)).unwrap()
     }
 
-    /// Launches `kernel` of the module of this type of elements.
-    pub fn launch(
-        &self,
-        dtype: &'static str,
-        kernel: &str,
-        blocks: usize,
-        threads: u32,
-        args: &[Arg],
-    ) {
+    /// Launches `kernel` of the module of this family and type of elements.
+    pub fn launch(&self, module: &str, kernel: &str, grid: Grid, args: &[Arg]) {
+        let &(name, targets) = MODULES.iter().find(|(name, _)| *name == module).unwrap();
         let mut modules = self.modules.borrow_mut();
-        let module = modules.entry(dtype).or_insert_with(|| {
+        let module = modules.entry(name).or_insert_with(|| {
             let (major, minor) = self.stream.context().compute_capability().unwrap();
-            let (_, targets) = MODULES.iter().find(|(name, _)| *name == dtype).unwrap();
             let fits = targets.iter().find(|(target, _)| *target <= 10 * major + minor).unwrap();
             self.stream.context().load_module(Ptx::from_src(fits.1)).unwrap()
         });
         let function = module.load_function(kernel).unwrap();
+        let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(most, grid.shared as i32).unwrap();
         let mut builder = self.stream.launch_builder(&function);
         for arg in args {
             match arg {
                 Arg::Geometry(v) => builder.arg(v),
+                Arg::Group(v) => builder.arg(v),
                 Arg::Channels(v) => builder.arg(v),
                 Arg::Merge(v) => builder.arg(v),
                 Arg::Outputs(v) => builder.arg(v),
                 Arg::Gradients(v) => builder.arg(v),
                 Arg::Pointer(v) => builder.arg(v),
                 Arg::U32(v) => builder.arg(v),
+                Arg::U64(v) => builder.arg(v),
                 Arg::F64(v) => builder.arg(v),
             };
         }
         let shape = LaunchConfig {
-            grid_dim: (blocks as u32, 1, 1),
-            block_dim: (threads, 1, 1),
-            shared_mem_bytes: 0,
+            grid_dim: (grid.blocks as u32, 1, 1),
+            block_dim: (grid.threads, 1, 1),
+            shared_mem_bytes: grid.shared,
         };
         // SAFETY: the parameters are those of kernels/README.md; the device tells of any other.
-        unsafe { builder.launch(shape) }.unwrap();
+        let launched = unsafe {
+            if grid.cooperative { builder.launch_cooperative(shape) } else { builder.launch(shape) }
+        };
+        launched.unwrap();
     }
 
     /// Bytes of global memory that the launches since the last call loaded and stored, up to the

@@ -1,5 +1,5 @@
-//! A forward and its backward by the kernels of the split family.
-use crate::launch::{Arg, Channels, Device, Gradients, Layout, Mem, Merge, Outputs};
+//! A forward and its backward, each by the kernels of either family.
+use crate::launch::{Arg, Channels, Device, Gradients, Grid, Group, Layout, Mem, Merge, Outputs};
 use crate::support::run::{Inputs, Mode, Outcome, widen};
 use batchnorm::{Activation, Element};
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
@@ -21,12 +21,23 @@ macro_rules! kernels {
 }
 kernels! { f64, "f64"; f32, "f32"; f16, "f16"; bf16, "bf16"; }
 
-/// What is run, and how.
+/// How the resident family shares out the slices.
+#[derive(Debug, Clone, Copy)]
+pub struct Cut {
+    /// Of a group.
+    pub blocks: usize,
+    pub groups: usize,
+    /// Steps that a block keeps.
+    pub kept: usize,
+}
+
+/// What is run, and how; forward and backward by the split family where there is no cut for them.
 pub struct Step<'a, E: Kernels> {
     pub device: &'a Device,
     pub inputs: &'a Inputs<E>,
     pub layout: Layout,
     pub mode: Mode,
+    pub cuts: [Option<Cut>; 2],
 }
 
 /// What a forward leaves.
@@ -58,17 +69,50 @@ impl<E: Kernels> Step<'_, E> {
         let args = [&[Arg::Geometry(geometry)], args].concat();
         let blocks = geometry.slices as usize * self.merge().tiles as usize;
         let kernel = format!("{kernel}_{}_{suffix}", E::NAME);
-        self.device.launch(E::NAME, &kernel, blocks, geometry.threads.next_multiple_of(32), &args);
+        let grid = Grid::of(blocks, geometry.threads.next_multiple_of(32));
+        self.device.launch(&format!("split_{}", E::NAME), &kernel, grid, &args);
     }
     /// `channels` channels for each block.
     fn by_channel(&self, kernel: &str, channels: usize, args: &[Arg]) {
         let kernel = format!("{kernel}_{}", E::NAME);
-        self.device.launch(E::NAME, &kernel, self.channels().div_ceil(channels), 128, args);
+        let grid = Grid::of(self.channels().div_ceil(channels), 128);
+        self.device.launch(&format!("split_{}", E::NAME), &kernel, grid, args);
+    }
+    /// Groups of blocks. `tensors` are kept in shared memory.
+    fn grouped(&self, kernel: &str, cut: Cut, tensors: usize, words: &Mem<u32>, args: &[Arg]) {
+        let mut geometry = self.layout.geometry::<E>(&self.inputs.shape);
+        let (threads, lanes) = (geometry.threads as usize, self.layout.width_of::<E>());
+        let steps = (geometry.vectors as usize).div_ceil(threads);
+        let of_block = steps.div_ceil(cut.blocks);
+        let kept = cut.kept.min(of_block);
+        geometry.tile = (of_block * threads) as u64;
+        let (block, channels) = (threads.next_multiple_of(32), geometry.slice_channels as usize);
+        let width = if channels == 1 { 1 } else { geometry.width as usize };
+        let slots = if width <= 32 { block / 32 } else { threads / width };
+        let scratch = 16 + 40 * channels + 8 * lanes * width * slots;
+        let shared = 16 * threads * kept * tensors + scratch.next_multiple_of(16);
+        let blocks = cut.blocks * cut.groups;
+        let partials = self.device.unwritten::<f64>(2 * blocks * channels, 0);
+        let group = Group {
+            blocks: cut.blocks as u32,
+            kept: kept as u32,
+            partials: if cut.blocks > 1 { partials.ptr() } else { 0 },
+            words: if cut.blocks > 1 { words.ptr() } else { 0 },
+        };
+        let args = [&[Arg::Geometry(geometry), Arg::Group(group)], args].concat();
+        let grid = Grid {
+            blocks,
+            threads: block as u32,
+            shared: shared as u32,
+            cooperative: cut.blocks > 1,
+        };
+        let kernel = format!("{kernel}_{}", E::NAME);
+        self.device.launch(&format!("resident_{}", E::NAME), &kernel, grid, &args);
     }
 
     /// Everything that the kernels can give.
     pub fn run(&self) -> Outcome {
-        let Self { device, inputs, layout, mode } = self;
+        let Self { device, inputs, layout, mode, cuts } = self;
         let epilogue = inputs.epilogue;
         let (n, c) = (inputs.shape.len(), self.channels());
         let relu = epilogue.activation == Activation::Relu;
@@ -85,8 +129,18 @@ impl<E: Kernels> Step<'_, E> {
         let nonfinite = device.upload(&[0u32], 0);
         let ptr = Arg::Pointer;
         let Statistics { mean: m, rest, invstd } = &statistics;
+        let by = [m.ptr(), rest.ptr(), invstd.ptr(), weight.ptr(), bias.ptr()];
+        let by = Arg::Channels(Channels(by));
+        let y = device.unwritten::<E>(n, layout.lead);
+        let masks = relu && epilogue.residual;
+        let mask = device.unwritten::<u8>(n / layout.width_of::<E>(), 0);
+        let mask = if masks { mask.ptr() } else { 0 };
+        let r = if epilogue.residual { residual.ptr() } else { 0 };
+        let pointers = [x.ptr(), r, y.ptr(), mask].map(ptr);
+        let last = [&pointers[..], &[Arg::U32(relu.into())]].concat();
+        // Zero once: every launch leaves them so that any other can follow.
+        let words = device.upload(&[0u32; 32 * 16], 0);
         if let Mode::Train(factor) = mode {
-            self.tiled("stats", &[ptr(x.ptr()), ptr(partials.ptr())]);
             let record = device.unwritten::<E::Acc>(2 * c + 1, 0);
             let pointers = [
                 m.ptr(),
@@ -98,9 +152,20 @@ impl<E: Kernels> Step<'_, E> {
                 nonfinite.ptr(),
             ];
             let outputs = Outputs { eps: inputs.eps, factor: factor.unwrap_or(0.0), pointers };
-            let args = [Arg::Merge(self.merge()), Arg::Outputs(outputs)];
-            let args = [&args[..], &[ptr(x.ptr()), ptr(partials.ptr())]].concat();
-            self.by_channel("stats_finalize", 4, &args);
+            if let Some(cut) = cuts[0] {
+                let first = [
+                    Arg::Outputs(outputs),
+                    ptr(weight.ptr()),
+                    ptr(bias.ptr()),
+                    Arg::U64(inputs.shape.per_channel() as u64),
+                ];
+                self.grouped("forward_resident", cut, 1, &words, &[&first, &last[..]].concat());
+            } else {
+                self.tiled("stats", &[ptr(x.ptr()), ptr(partials.ptr())]);
+                let args = [Arg::Merge(self.merge()), Arg::Outputs(outputs)];
+                let args = [&args[..], &[ptr(x.ptr()), ptr(partials.ptr())]].concat();
+                self.by_channel("stats_finalize", 4, &args);
+            }
             self.judge_record(&widen(&device.download(&record)), &widen(&device.download(m)));
         } else {
             let pointers = [mean.ptr(), var.ptr(), m.ptr(), rest.ptr(), invstd.ptr()].map(ptr);
@@ -108,15 +173,9 @@ impl<E: Kernels> Step<'_, E> {
             let args = [&args[..], &pointers, &[ptr(nonfinite.ptr())]].concat();
             self.by_channel("eval", 128, &args);
         }
-        let by = [m.ptr(), rest.ptr(), invstd.ptr(), weight.ptr(), bias.ptr()];
-        let by = Arg::Channels(Channels(by));
-        let y = device.unwritten::<E>(n, layout.lead);
-        let masks = relu && epilogue.residual;
-        let mask = device.unwritten::<u8>(n / layout.width_of::<E>(), 0);
-        let mask = if masks { mask.ptr() } else { 0 };
-        let r = if epilogue.residual { residual.ptr() } else { 0 };
-        let pointers = [x.ptr(), r, y.ptr(), mask].map(ptr);
-        self.tiled("apply", &[&[by], &pointers[..], &[Arg::U32(relu.into())]].concat());
+        if *mode == Mode::Eval || cuts[0].is_none() {
+            self.tiled("apply", &[&[by], &last[..]].concat());
+        }
 
         let mut outcome = Outcome::from([("y", widen(&device.download(&y)))]);
         if matches!(mode, Mode::Train(_)) {
@@ -127,7 +186,7 @@ impl<E: Kernels> Step<'_, E> {
         outcome.insert("saved_invstd", widen(&device.download(invstd)));
         let gate = if masks { 2 } else { u32::from(relu) };
         let read = [by, ptr(x.ptr()), ptr(0), ptr(mask), Arg::U32(gate)];
-        self.backward(read, &statistics, &partials, &mut outcome);
+        self.backward(read, &statistics, (&partials, &words), &mut outcome);
         assert_eq!(device.download(&nonfinite), [0]);
         outcome
     }
@@ -136,10 +195,10 @@ impl<E: Kernels> Step<'_, E> {
         &self,
         mut read: [Arg; 5],
         statistics: &Statistics<E::Acc>,
-        partials: &Mem<f64>,
+        (partials, words): (&Mem<f64>, &Mem<u32>),
         outcome: &mut Outcome,
     ) {
-        let Self { device, inputs, layout, mode } = self;
+        let Self { device, inputs, layout, mode, cuts } = self;
         let (n, c) = (inputs.shape.len(), self.channels());
         let frozen = *mode == Mode::Eval;
         let ptr = Arg::Pointer;
@@ -149,8 +208,6 @@ impl<E: Kernels> Step<'_, E> {
         read[2] = ptr(grad_x.ptr());
         let wants = inputs.epilogue.residual;
         let outputs = [grad_x.ptr(), if wants { grad_residual.ptr() } else { 0 }].map(ptr);
-        let first = if frozen { outputs } else { [ptr(0); 2] };
-        self.tiled("backward_sums", &[&read[..], &[ptr(partials.ptr())], &first].concat());
         let [grad_weight, grad_bias] = [(); 2].map(|()| device.unwritten::<E::Acc>(c, 0));
         let sums = device.unwritten::<E::Acc>(2 * c + 1, 0);
         let coefs = device.unwritten::<E::Acc>(2 * c, 0);
@@ -164,10 +221,20 @@ impl<E: Kernels> Step<'_, E> {
             coefs.ptr(),
             0,
         ]);
-        let args = [Arg::Merge(self.merge()), Arg::Gradients(gradients), Arg::U32(0)];
-        self.by_channel("backward_finalize", 4, &[&args[..], &[ptr(partials.ptr())]].concat());
-        if !frozen {
-            self.tiled("backward_apply", &[&read[..], &[ptr(coefs.ptr())], &outputs].concat());
+        if let (Some(cut), false) = (cuts[1], frozen) {
+            let count = Arg::U64(inputs.shape.per_channel() as u64);
+            let [by, tensors @ ..] = read;
+            let first = [by, Arg::Gradients(gradients), count];
+            let args = [&first, &tensors[..], &[Arg::U32(0)], &outputs].concat();
+            self.grouped("backward_resident", cut, 2, words, &args);
+        } else {
+            let first = if frozen { outputs } else { [ptr(0); 2] };
+            self.tiled("backward_sums", &[&read[..], &[ptr(partials.ptr())], &first].concat());
+            let args = [Arg::Merge(self.merge()), Arg::Gradients(gradients), Arg::U32(0)];
+            self.by_channel("backward_finalize", 4, &[&args[..], &[ptr(partials.ptr())]].concat());
+            if !frozen {
+                self.tiled("backward_apply", &[&read[..], &[ptr(coefs.ptr())], &outputs].concat());
+            }
         }
         outcome.insert("grad_x", widen(&device.download(&grad_x)));
         if wants {

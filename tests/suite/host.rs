@@ -176,8 +176,13 @@ fn records<E: Element, G: Engine<Memory = Host>>(
     let [mut mean, mut var] = [&inputs.mean, &inputs.var].map(|v| Framed::new(v));
     let (mean_view, var_view) = (mean.get_mut(), var.get_mut());
     let records = record.get();
-    let args =
-        MergeStats::<Host, E::Acc> { records, running: None, mean: mean_view, var: var_view };
+    let args = MergeStats::<Host, E::Acc> {
+        records,
+        known: 0,
+        running: None,
+        mean: mean_view,
+        var: var_view,
+    };
     engine.merge_stats(args).unwrap();
     assert_eq!(mean.values(what), right["mean"], "{what}: merged mean");
     assert_eq!(var.values(what), right["var"], "{what}: merged variance");

@@ -1,23 +1,50 @@
-//! The `Cuda` engine of tests: on the software device, so that it runs anywhere; on a real one
-//! where `BATCHNORM_REQUIRE_GPU=1` asks for that, which is an error where there is none.
-use batchnorm::{Cuda, Result};
+//! The `Cuda` engine of tests: on a real device where there is one, else on the software device.
+//! `BATCHNORM_REQUIRE_GPU=1` makes it an error that there is none, `BATCHNORM_REQUIRE_GPU=0` takes
+//! the software device whatever there is.
+use batchnorm::{Cuda, Family, Result, Tuning};
+use std::num::NonZeroU32;
 use std::sync::OnceLock;
 
-/// Whether a real device is asked for.
+/// Whether tests run on a real device. A driver is not asked: once it is loaded, the software
+/// device cannot take its place.
 pub fn is_real() -> bool {
-    std::env::var_os("BATCHNORM_REQUIRE_GPU").is_some_and(|value| value == "1")
+    match std::env::var("BATCHNORM_REQUIRE_GPU").as_deref() {
+        Ok("1") => true,
+        Ok("0") => false,
+        _ => std::fs::read_dir("/dev").is_ok_and(|mut files| {
+            files.any(|file| file.is_ok_and(|file| is_device(&file.file_name().to_string_lossy())))
+        }),
+    }
+}
+
+/// `nvidia0`, not `nvidiactl`.
+fn is_device(file: &str) -> bool {
+    let number = file.strip_prefix("nvidia").unwrap_or_default();
+    !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// The engine that all tests of a program share, on device 0.
 pub fn engine() -> Cuda {
     static ENGINE: OnceLock<Cuda> = OnceLock::new();
-    ENGINE.get_or_init(|| on_device(0).expect("a CUDA device")).clone()
+    let make = || if is_real() { Cuda::new(0) } else { on_device(0) };
+    ENGINE.get_or_init(|| make().expect("a CUDA device")).clone()
 }
 
-/// An engine of its own on a device.
+/// The same, by the kernels that go without shared memory.
+pub fn split() -> Cuda {
+    engine().tuned(SPLIT)
+}
+
+/// An engine of its own on a software device.
 pub fn on_device(ordinal: usize) -> Result<Cuda> {
-    if !is_real() {
-        softcuda::install().expect("the software device");
-    }
+    softcuda::install().expect("the software device");
     Cuda::new(ordinal)
+}
+
+/// A launch for every pass.
+pub const SPLIT: Tuning = Tuning { family: Family::Split, spared: 0 };
+
+/// One launch wherever it can be, by groups of at most so many blocks; 0: whatever is fastest.
+pub fn resident(blocks: u32) -> Tuning {
+    Tuning { family: Family::Resident { blocks: NonZeroU32::new(blocks) }, spared: 0 }
 }

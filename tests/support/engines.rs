@@ -13,6 +13,8 @@ macro_rules! every_engine {
         every_engine!(@ cpu, batchnorm::Cpu::default(); $($test),+);
         #[cfg(all(feature = "cuda", target_os = "linux"))]
         every_engine!(@ cuda, crate::support::cuda::engine(); $($test),+);
+        #[cfg(all(feature = "cuda", target_os = "linux"))]
+        every_engine!(@ cuda_split, crate::support::cuda::split(); $($test),+);
     };
     (@ $name:ident, $engine:expr; $($test:ident),+) => {
         mod $name {

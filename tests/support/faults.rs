@@ -171,6 +171,7 @@ pub fn merge<P: Real, G: Engine>(
     let records = engine.memory().upload(records).unwrap();
     let args = MergeStats::<G::Memory, P> {
         records: G::Memory::view(&records),
+        known: 0,
         running: Some(Running {
             mean: G::Memory::view_mut(&mut running_mean),
             var: G::Memory::view_mut(&mut running_var),

@@ -311,6 +311,7 @@ pub fn merge_stats<P: Real, G: Engine>(
     let mut running_var = on.upload(running_var)?;
     let args = MergeStats::<G::Memory, P> {
         records: G::Memory::view(&records),
+        known: 0,
         running: running.is_some().then(|| Running {
             mean: G::Memory::view_mut(&mut running_mean),
             var: G::Memory::view_mut(&mut running_var),

@@ -5,7 +5,7 @@
 //! `stats`, `moments` and `normalize` (in `train`), `grad` (in `backward`). Where a tile holds its
 //! channels whole, one task takes all steps on it; otherwise every step is a round over all tiles.
 use super::args::check_values_per_channel;
-use super::saved::Buffers;
+use super::saved::{Buffers, Opened};
 use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain, Input};
 use super::{MergeStats, Request, Running, Stats};
 use crate::{Element, Host, Real, Result, Shape};
@@ -79,7 +79,7 @@ impl Engine for Cpu {
         mut args: ForwardTrain<'_, Host, E>,
     ) -> Result<()> {
         args.check(shape)?;
-        let saved = args.open(self, shape)?;
+        let saved = args.open(self, shape)?.map(Opened::filled);
         let parameters = Parameters { weight: args.weight, bias: args.bias };
         let output = Output {
             x: Some(args.x),
@@ -99,7 +99,7 @@ impl Engine for Cpu {
         mut args: ForwardEval<'_, Host, E>,
     ) -> Result<()> {
         args.check(shape)?;
-        let mut saved = args.open(self, shape)?;
+        let mut saved = args.open(self, shape)?.map(Opened::filled);
         let plan = Plan::once(shape);
         let parameters = Parameters { weight: args.weight, bias: args.bias };
         let output = Output {

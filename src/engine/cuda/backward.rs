@@ -1,11 +1,13 @@
 //! The backward through statistics of the batch, of all parts of it, or frozen ones.
 use super::launch::{Channels, Gradients, Tensors};
+use super::resident::Step;
 use super::{Cuda, Layout, Pointers, Ptr, home};
 use crate::engine::{Activation, Backward, Input};
 use crate::{Device, Element, Memory, Result, Shape};
 
 impl Cuda {
-    /// Sums of the tiles and of the channels, then the gradients, as far as they are asked for.
+    /// Sums of the tiles and of the channels, then the gradients, as far as they are asked for; or
+    /// all of it in one launch.
     pub(super) fn gradients<E: Element>(
         &self,
         shape: &Shape,
@@ -38,8 +40,14 @@ impl Cuda {
         let adds_up = wants_sums || through_sums && !has_total;
 
         let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
+        // What reads its tensors twice.
+        let resident = match through_sums && !has_total {
+            true => self.resident(shape, E::DTYPE, Step::Backward)?,
+            false => None,
+        };
         let layout = Layout::new::<E::Acc>(&plan);
         let layout = if adds_up { layout } else { Layout::of_channels::<E::Acc>(&plan) };
+        let layout = layout.or(resident.as_ref().map(|(plan, _)| plan));
         let room = self.shared.workspace.room(&self.memory, layout)?;
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
 
@@ -81,6 +89,14 @@ impl Cuda {
             nonfinite: self.shared.workspace.nonfinite(),
         };
 
+        if let Some((plan, kernels)) = resident.filter(|_| tensors.are_aligned()) {
+            return self.in_one_launch(&plan, partials, |group| {
+                let accumulate = args.accumulate;
+                launcher.backward_resident(
+                    &kernels, &plan, group, channels, gradients, tensors, accumulate,
+                )
+            });
+        }
         let none = Tensors { grad_x: Ptr::NULL, grad_residual: Ptr::NULL, ..tensors };
         let is_written = !(tensors.grad_x.is_null() && tensors.grad_residual.is_null());
         if adds_up {

@@ -1,11 +1,13 @@
 //! Both forwards, and statistics for synchronized ones.
 use super::launch::{Channels, Outputs};
+use super::resident::Step;
 use super::{Cuda, Layout, Pointers, Ptr, home};
+use crate::engine::saved::Mark;
 use crate::engine::{Activation, ForwardEval, ForwardTrain, Input, MergeStats, Running, Stats};
 use crate::{Device, Element, Error, Memory, Real, Result, Shape};
 
 impl Cuda {
-    /// Statistics of the tiles, of the channels, then y.
+    /// Statistics of the tiles, of the channels, then y; or all of it in one launch.
     pub(super) fn train<E: Element>(
         &self,
         shape: &Shape,
@@ -22,8 +24,11 @@ impl Cuda {
             ("y", home(&args.y)),
         ])?;
         let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
-        let room = self.shared.workspace.room(&self.memory, Layout::new::<E::Acc>(&plan))?;
-        let saved = args.open(self, shape)?;
+        let resident = self.resident(shape, E::DTYPE, Step::Forward)?;
+        let layout = Layout::new::<E::Acc>(&plan).or(resident.as_ref().map(|(plan, _)| plan));
+        let room = self.shared.workspace.room(&self.memory, layout)?;
+        let (saved, mark) =
+            args.open(self, shape)?.map(|opened| (opened.buffers, opened.mark)).unzip();
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
 
         let ForwardTrain { x, residual, weight, bias, activation, eps, running, y, .. } = args;
@@ -60,10 +65,21 @@ impl Cuda {
             record: Ptr::NULL,
             nonfinite,
         };
-        launcher.stats(&plan, x, partials)?;
-        launcher.stats_finalize(&plan, outputs, x, partials)?;
-        let channels = Channels { mean, mean_rest, invstd, weight, bias };
-        launcher.apply(&plan, channels, x, residual, y, mask, relu)
+        let aligned = [x, residual, y].iter().all(|tensor| tensor.is_aligned());
+        if let Some((plan, kernels)) = resident.filter(|_| aligned) {
+            self.in_one_launch(&plan, partials, |group| {
+                launcher.forward_resident(
+                    &kernels, &plan, group, outputs, weight, bias, x, residual, y, mask, relu,
+                )
+            })?;
+        } else {
+            launcher.stats(&plan, x, partials)?;
+            launcher.stats_finalize(&plan, outputs, x, partials)?;
+            let channels = Channels { mean, mean_rest, invstd, weight, bias };
+            launcher.apply(&plan, channels, x, residual, y, mask, relu)?;
+        }
+        mark.into_iter().for_each(Mark::filled);
+        Ok(())
     }
 
     /// 1 / sqrt(var + eps), then y.
@@ -88,7 +104,8 @@ impl Cuda {
         let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
         let layout = Layout::of_channels::<E::Acc>(&plan);
         let room = self.shared.workspace.room(&self.memory, layout)?;
-        let saved = args.open(self, shape)?;
+        let (saved, mark) =
+            args.open(self, shape)?.map(|opened| (opened.buffers, opened.mark)).unzip();
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
 
         let ForwardEval { x, residual, weight, bias, activation, mean, var, eps, y, .. } = args;
@@ -115,7 +132,9 @@ impl Cuda {
         let (count, nonfinite) = (plan.geometry.channels, self.shared.workspace.nonfinite());
         launcher.eval(count, eps, mean, var, saved_mean, saved_rest, invstd, nonfinite)?;
         let channels = Channels { mean, mean_rest: Ptr::NULL, invstd, weight, bias };
-        launcher.apply(&plan, channels, x, residual, y, mask, relu)
+        launcher.apply(&plan, channels, x, residual, y, mask, relu)?;
+        mark.into_iter().for_each(Mark::filled);
+        Ok(())
     }
 
     /// The statistics of a part of a batch.
@@ -159,7 +178,7 @@ impl Cuda {
         let (channels, parts) = (of_32_bits("channels", channels)?, of_32_bits("parts", parts)?);
         let kernels = self.kernels::<P>()?;
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
-        let MergeStats { records, running, mean, var } = args;
+        let MergeStats { records, running, mean, var, .. } = args;
         let (factor, running) = match running {
             Some(Running { mean, var, factor }) => {
                 (factor, (pointers.write(mean), pointers.write(var)))

@@ -3,9 +3,10 @@
 //! What makes a launch sound is checked before it: a [`Ptr`] comes from a view of this context or
 //! from the workspace, `check` of the arguments has compared every length with the shape, and the
 //! plan that `geometry` and `merge` come from covers exactly the elements of that shape.
-use super::module::{Kernels, Tiled};
+use super::module::{Kernels, ResidentKernels, Tiled};
 use super::plan::{Geometry, Plan};
 use super::pointers::Ptr;
+use super::resident::Resident;
 use crate::memory::refused;
 use crate::{Element, Result};
 use cudarc::driver::{CudaFunction, CudaStream, result};
@@ -79,6 +80,26 @@ pub(super) struct Tensors<E> {
     pub gate: u32,
     pub grad_x: Ptr<E>,
     pub grad_residual: Ptr<E>,
+}
+
+/// The blocks that share a slice, and where they tell each other what they found.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Group {
+    blocks: u32,
+    kept: u32,
+    partials: Ptr<f64>,
+    words: Ptr<u32>,
+}
+
+impl Group {
+    pub fn new(plan: &Resident, partials: Ptr<f64>, words: Ptr<u32>) -> Self {
+        let &Resident { blocks, kept, .. } = plan;
+        match blocks {
+            1 => Self { blocks, kept, partials: Ptr::NULL, words: Ptr::NULL },
+            _ => Self { blocks, kept, partials, words },
+        }
+    }
 }
 
 /// The addresses of a kernel's arguments, which the driver copies while it launches.
@@ -225,6 +246,82 @@ impl Launcher<'_> {
         self.tiles(&self.tiled(plan).backward_apply, plan, arguments)
     }
 
+    /// All blocks of a grid, which wait for each other where groups have several.
+    fn groups(
+        &self,
+        kernel: &CudaFunction,
+        plan: &Resident,
+        arguments: &mut [*mut c_void],
+    ) -> Result<()> {
+        self.stream.context().bind_to_thread().map_err(refused("cuCtxSetCurrent"))?;
+        let (function, stream) = (kernel.cu_function(), self.stream.cu_stream());
+        let (grid, block) =
+            ((plan.grid(), 1, 1), (plan.geometry.threads.next_multiple_of(32), 1, 1));
+        if plan.blocks == 1 {
+            // SAFETY: as in `submit`.
+            let launched = unsafe {
+                result::launch_kernel(function, grid, block, plan.shared, stream, arguments)
+            };
+            return launched.map_err(refused(CALL));
+        }
+        // SAFETY: as in `submit`; and the driver refuses a grid whose blocks do not all run at once.
+        let launched = unsafe {
+            result::launch_cooperative_kernel(function, grid, block, plan.shared, stream, arguments)
+        };
+        launched.map_err(refused("cuLaunchCooperativeKernel"))
+    }
+
+    #[allow(clippy::too_many_arguments)] // the kernel has them
+    pub fn forward_resident<E: Element>(
+        &self,
+        kernels: &ResidentKernels,
+        plan: &Resident,
+        group: Group,
+        outputs: Outputs<E::Acc>,
+        weight: Ptr<E::Acc>,
+        bias: Ptr<E::Acc>,
+        x: Ptr<E>,
+        residual: Ptr<E>,
+        y: Ptr<E>,
+        mask: Ptr<u8>,
+        relu: bool,
+    ) -> Result<()> {
+        let (geometry, count, relu) = (plan.geometry, plan.count, u32::from(relu));
+        let arguments =
+            arguments![geometry, group, outputs, weight, bias, count, x, residual, y, mask, relu];
+        self.groups(&kernels.forward, plan, arguments)
+    }
+
+    #[allow(clippy::too_many_arguments)] // the kernel has them
+    pub fn backward_resident<E: Element>(
+        &self,
+        kernels: &ResidentKernels,
+        plan: &Resident,
+        group: Group,
+        channels: Channels<E::Acc>,
+        gradients: Gradients<E::Acc>,
+        tensors: Tensors<E>,
+        accumulate: bool,
+    ) -> Result<()> {
+        let (geometry, count, accumulate) = (plan.geometry, plan.count, u32::from(accumulate));
+        let Tensors { x, grad_y, mask, gate, grad_x, grad_residual } = tensors;
+        let arguments = arguments![
+            geometry,
+            group,
+            channels,
+            gradients,
+            count,
+            x,
+            grad_y,
+            mask,
+            gate,
+            accumulate,
+            grad_x,
+            grad_residual
+        ];
+        self.groups(&kernels.backward, plan, arguments)
+    }
+
     #[allow(clippy::too_many_arguments)] // the kernel has them
     pub fn merge_stats<A>(
         &self,
@@ -240,6 +337,14 @@ impl Launcher<'_> {
         let arguments =
             arguments![channels, parts, records, factor, running_mean, running_var, mean, var];
         self.submit(self.kernels.merge_stats()?, channels.div_ceil(BLOCK), BLOCK, arguments)
+    }
+}
+
+impl<E> Tensors<E> {
+    /// Whether each starts at a multiple of 16 bytes.
+    pub fn are_aligned(&self) -> bool {
+        let tensors = [self.x, self.grad_y, self.grad_x, self.grad_residual];
+        tensors.iter().all(|tensor| tensor.is_aligned())
     }
 }
 
@@ -260,6 +365,7 @@ mod tests {
         assert_eq!(size_of::<Merge>(), 32);
         assert_eq!(size_of::<Outputs<f32>>(), 72);
         assert_eq!(size_of::<Gradients<f64>>(), 64);
+        assert_eq!(size_of::<Group>(), 24);
         assert_eq!(size_of::<Ptr<f64>>(), 8);
     }
 }

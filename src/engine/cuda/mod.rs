@@ -1,7 +1,9 @@
 //! Our own kernels on a CUDA device.
 //!
-//! `plan` decides how a tensor is cut, `module` loads the kernels that `kernels/` holds, `launch`
-//! starts them, `forward` and `backward` are the order in which they follow each other.
+//! `plan` decides how a tensor is cut, and `resident` whether and how it stays in shared memory
+//! between two passes over it, as far as `tuning` leaves that to them. `module` loads the kernels that
+//! `kernels/` holds, `launch` starts them, `forward` and `backward` are the order in which they follow
+//! each other.
 use super::args::check_values_per_channel;
 use super::{
     Activation, Backward, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request, Stats,
@@ -10,12 +12,15 @@ use crate::memory::refused;
 use crate::{DType, Device, Element, Error, Memory, Real, Result, Shape, library};
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaStream, DeviceSlice};
-use launch::Launcher;
-use module::{Kernels, Modules};
+use launch::{Group, Launcher};
+use module::{Kernels, Modules, ResidentKernels};
 use plan::{Figures, Plan};
 use pointers::{Pointers, Ptr};
+use resident::{Plans, Resident, Step};
 use std::sync::Arc;
 use workspace::{Layout, Workspace};
+
+pub use tuning::{Family, Tuning};
 
 mod backward;
 mod forward;
@@ -24,6 +29,10 @@ mod launch;
 mod module;
 mod plan;
 mod pointers;
+#[cfg(test)]
+mod profiles;
+mod resident;
+mod tuning;
 mod workspace;
 
 const NAME: &str = "cuda";
@@ -32,22 +41,26 @@ const NAME: &str = "cuda";
 /// or more. Only the driver is needed, no CUDA toolkit.
 ///
 /// An operation queues its kernels on the stream and returns; arguments that other streams use are
-/// waited for as cudarc does it. [`Engine::merge_stats`] alone waits for the device, for as long as
-/// it takes to read a count; not where a graph is captured.
+/// waited for as cudarc does it. [`Engine::merge_stats`] alone may wait for the device, to read
+/// counts: where the caller knows of less than two values, and no graph is captured.
 ///
 /// Results are bit for bit repeatable on one device, and may differ in rounding between devices of
-/// different size. Clones share stream and workspace. The workspace never moves, so that a graph
-/// that was captured from a step stays valid while a clone of the engine lives; a step before the
-/// capture, or [`Engine::prepare`], makes all memory.
+/// different size, unless [`Family::Split`] is asked for.
+///
+/// Clones share stream and workspace. The workspace never moves, so that a graph that was captured
+/// from a step stays valid while a clone of the engine lives; a step before the capture, or
+/// [`Engine::prepare`], makes all memory.
 #[derive(Clone)]
 pub struct Cuda {
     memory: Device,
     shared: Arc<Shared>,
+    tuning: Tuning,
 }
 
 struct Shared {
     modules: Arc<Modules>,
     figures: Figures,
+    plans: Plans,
     workspace: Workspace,
 }
 
@@ -70,19 +83,19 @@ impl Cuda {
     /// As [`Cuda::new`].
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
         let context = stream.context();
-        let attribute = |attribute| {
-            let value = context.attribute(attribute).map_err(refused("cuDeviceGetAttribute"))?;
-            Ok(u32::try_from(value).unwrap_or(0).max(1))
-        };
-        let figures = Figures {
-            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-            threads: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?,
-        };
+        let figures = figures(context)?;
         let modules = Modules::of(context)?;
         modules.check_capability()?;
         let memory = Device::new(stream);
-        let workspace = Workspace::new(&memory)?;
-        Ok(Self { memory, shared: Arc::new(Shared { modules, figures, workspace }) })
+        let workspace = Workspace::new(&memory, Resident::words_len(&figures))?;
+        let shared = Arc::new(Shared { modules, figures, plans: Plans::default(), workspace });
+        Ok(Self { memory, shared, tuning: Tuning::default() })
+    }
+
+    /// The same engine, choosing its kernels so: it shares stream and workspace with this one, and
+    /// either takes what the other has saved.
+    pub fn tuned(&self, tuning: Tuning) -> Self {
+        Self { tuning, ..self.clone() }
     }
 
     /// The stream.
@@ -102,22 +115,63 @@ impl Cuda {
     /// How it would serve a request: its kernels and how they cut the tensor.
     ///
     /// # Errors
-    /// As [`Engine::supports`].
+    /// As [`Engine::supports`]; or the driver does not load the kernels.
     pub fn explain(&self, shape: &Shape, request: Request) -> Result<String> {
-        let plan = Plan::new(shape, width(request.dtype), self.shared.figures)?;
-        let steps = match request.op {
-            Op::ForwardTrain => "stats, stats_finalize, apply",
-            Op::ForwardEval => "eval, apply",
-            Op::Backward => "backward_sums, backward_finalize, backward_apply",
-            Op::BackwardEval => "backward_sums, backward_finalize",
-            Op::Stats => "stats, stats_finalize",
+        let plan = self.cut(shape, request.dtype)?;
+        let (steps, resident) = match request.op {
+            Op::ForwardTrain => ("stats, stats_finalize, apply", Some(Step::Forward)),
+            Op::ForwardEval => ("eval, apply", None),
+            Op::Backward => {
+                ("backward_sums, backward_finalize, backward_apply", Some(Step::Backward))
+            }
+            Op::BackwardEval => ("backward_sums, backward_finalize", None),
+            Op::Stats => ("stats, stats_finalize", None),
             Op::MergeStats => return Ok(format!("{NAME}: merge_stats, a thread per channel")),
         };
-        Ok(format!("{NAME}: {steps}; {plan}"))
+        let resident =
+            resident.map(|step| self.resident(shape, request.dtype, step)).transpose()?;
+        let Some((resident, _)) = resident.flatten() else {
+            return Ok(format!("{NAME}: {steps}; {plan}"));
+        };
+        let name = if request.op == Op::Backward { "backward" } else { "forward" };
+        let otherwise = "where a tensor does not start at a multiple of 16 bytes";
+        Ok(format!("{NAME}: {name}_resident; {resident}; {otherwise}: {steps}; {plan}"))
+    }
+
+    fn cut(&self, shape: &Shape, dtype: DType) -> Result<Plan> {
+        let alike = self.tuning.family == Family::Split;
+        Plan::new(shape, width(dtype), if alike { Figures::ANY } else { self.shared.figures })
+    }
+
+    /// How a step is done in one launch, if it is, and the kernels for that.
+    fn resident(
+        &self,
+        shape: &Shape,
+        dtype: DType,
+        step: Step,
+    ) -> Result<Option<(Resident, Arc<ResidentKernels>)>> {
+        let (Shared { figures, modules, plans, .. }, tuning) = (&*self.shared, self.tuning);
+        let make = || resident::plan(shape, width(dtype), step, figures, &tuning);
+        match plans.get((*shape, dtype, step, tuning), make) {
+            Some(plan) => Ok(modules.resident(dtype, figures)?.map(|kernels| (plan, kernels))),
+            None => Ok(None),
+        }
+    }
+
+    /// Launches with what the blocks of a group tell each other through.
+    fn in_one_launch(
+        &self,
+        plan: &Resident,
+        partials: Ptr<f64>,
+        launch: impl FnOnce(Group) -> Result<()>,
+    ) -> Result<()> {
+        let workspace = &self.shared.workspace;
+        let launched = launch(Group::new(plan, partials, workspace.words(&self.memory)?));
+        launched.inspect_err(|_| workspace.spoil_words())
     }
 
     fn plan<E: Element>(&self, shape: &Shape) -> Result<Plan> {
-        Plan::new(shape, size_of::<E>(), self.shared.figures)
+        self.cut(shape, E::DTYPE)
     }
 
     fn kernels<E: Element>(&self) -> Result<Arc<Kernels>> {
@@ -157,8 +211,28 @@ impl std::fmt::Debug for Cuda {
             .field("device", &context.ordinal())
             .field("stream", &stream.cu_stream())
             .field("figures", &figures)
+            .field("tuning", &self.tuning)
             .finish_non_exhaustive()
     }
+}
+
+/// What plans depend on.
+fn figures(context: &CudaContext) -> Result<Figures> {
+    let attribute = |attribute| {
+        let value = context.attribute(attribute).map_err(refused("cuDeviceGetAttribute"))?;
+        Ok(u32::try_from(value).unwrap_or(0))
+    };
+    Ok(Figures {
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1),
+        threads: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?.max(1),
+        shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
+        shared_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        shared_reserved: attribute(
+            Attribute::CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK,
+        )?,
+        cache: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
+        cooperative: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
+    })
 }
 
 /// The stream that some memory belongs to.
@@ -184,15 +258,21 @@ impl Engine for Cuda {
         &self.memory
     }
     fn supports(&self, shape: &Shape, request: Request) -> Result<()> {
-        Plan::new(shape, width(request.dtype), self.shared.figures).map(drop)
+        self.cut(shape, request.dtype).map(drop)
     }
     fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
-        let plan = Plan::new(shape, width(request.dtype), self.shared.figures)?;
+        let plan = self.cut(shape, request.dtype)?;
         self.shared.modules.kernels(request.dtype)?;
+        let resident = match request.op {
+            Op::ForwardTrain => self.resident(shape, request.dtype, Step::Forward)?,
+            Op::Backward => self.resident(shape, request.dtype, Step::Backward)?,
+            _ => None,
+        };
         let layout = match request.dtype {
             DType::F64 => Layout::new::<f64>(&plan),
             _ => Layout::new::<f32>(&plan),
         };
+        let layout = layout.or(resident.as_ref().map(|(plan, _)| plan));
         self.shared.workspace.room(&self.memory, layout).map(drop)
     }
     /// A bit per element, a byte per vector, where a residual hides the ReLU's input; otherwise
@@ -243,7 +323,7 @@ impl Engine for Cuda {
             ("mean", mean),
             ("var", var),
         ])?;
-        if !self.memory.is_capturing()? {
+        if args.known < 2 && !self.memory.is_capturing()? {
             self.check_total(channels, &args)?;
         }
         self.merge(channels, args)

@@ -1,25 +1,28 @@
 //! The compiled kernels, loaded once for each context that has an engine.
+use super::plan::{Figures, THREADS};
+use super::resident::occupancy;
 use crate::memory::refused;
 use crate::{DType, Error, Result};
+use cudarc::driver::sys::CUfunction_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
 use cudarc::nvrtc::Ptx;
+use miniz_oxide::inflate::decompress_to_vec;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// The PTX of one type of elements: targets, the newest first.
-type Targets = [(i32, &'static str); 3];
+/// Every module's PTX, compressed, by target, the newest first: `kernels/pack.rs` makes it.
+type Packed = &'static [(&'static str, &'static [(i32, &'static [u8])])];
+const PTX: Packed = include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
 
-macro_rules! ptx {
-    ($name:literal) => {
-        [ptx!($name, 90), ptx!($name, 80), ptx!($name, 75)]
-    };
-    ($name:literal, $target:literal) => {
-        ($target, include_str!(concat!("../../../kernels/ptx/", $name, ".sm_", $target, ".ptx")))
-    };
+/// A module's PTX for a device of this capability, if there is one.
+fn ptx(module: &str, capability: i32) -> Option<&'static [u8]> {
+    let (_, targets) = PTX.iter().find(|(name, _)| *name == module)?;
+    targets.iter().find(|(target, _)| *target <= capability).map(|(_, packed)| *packed)
 }
 
-/// By [`index`].
-const PTX: [Targets; 4] =
-    [ptx!("split_f64"), ptx!("split_f32"), ptx!("split_f16"), ptx!("split_bf16")];
+fn unpacked(packed: &[u8]) -> Option<String> {
+    String::from_utf8(decompress_to_vec(packed).ok()?).ok()
+}
+
 const DTYPES: [DType; 4] = [DType::F64, DType::F32, DType::F16, DType::Bf16];
 
 fn index(dtype: DType) -> usize {
@@ -52,11 +55,7 @@ pub(super) struct Kernels {
 
 impl Kernels {
     fn load(context: &Arc<CudaContext>, capability: i32, dtype: DType) -> Result<Self> {
-        let [newest, middle, oldest] = PTX[index(dtype)];
-        let fits = |(target, _): &(i32, &str)| *target <= capability;
-        let (_, ptx) = [newest, middle].into_iter().find(fits).unwrap_or(oldest);
-        let module =
-            context.load_module(Ptx::from_src(ptx)).map_err(refused("cuModuleLoadData"))?;
+        let module = load(context, &format!("split_{dtype}"), capability)?;
         let tiled = |way: &str| {
             let kernel = |name: &str| function(&module, &format!("{name}_{dtype}_{way}"));
             Ok(Tiled {
@@ -79,6 +78,36 @@ impl Kernels {
     }
 }
 
+/// The kernels of one type of elements that take a step in one launch.
+pub(super) struct ResidentKernels {
+    pub forward: CudaFunction,
+    pub backward: CudaFunction,
+}
+
+impl ResidentKernels {
+    /// None where the driver's compiler gave them more registers than `kernels/README.md` promises,
+    /// so that less blocks fit a multiprocessor than plans count on.
+    fn load(modules: &Modules, dtype: DType, figures: &Figures) -> Result<Option<Self>> {
+        let module = load(&modules.context, &format!("resident_{dtype}"), modules.capability)?;
+        let kernels = Self {
+            forward: function(&module, &format!("forward_resident_{dtype}"))?,
+            backward: function(&module, &format!("backward_resident_{dtype}"))?,
+        };
+        let bytes = i32::try_from(figures.shared_block).unwrap_or(i32::MAX);
+        let mut fit = true;
+        for kernel in [&kernels.forward, &kernels.backward] {
+            let set = kernel
+                .set_attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes);
+            set.map_err(refused("cuFuncSetAttribute"))?;
+            let blocks =
+                kernel.occupancy_max_active_blocks_per_multiprocessor(THREADS as u32, 0, None);
+            let blocks = blocks.map_err(refused("cuOccupancyMaxActiveBlocksPerMultiprocessor"))?;
+            fit &= blocks >= occupancy(figures);
+        }
+        Ok(fit.then_some(kernels))
+    }
+}
+
 impl Kernels {
     /// For records, which hold f32 or f64.
     pub fn merge_stats(&self) -> Result<&CudaFunction> {
@@ -87,6 +116,19 @@ impl Kernels {
             Error::Unsupported { engine: super::NAME, reason }
         })
     }
+}
+
+fn load(context: &Arc<CudaContext>, name: &str, capability: i32) -> Result<Arc<CudaModule>> {
+    let text = ptx(name, capability).and_then(unpacked).ok_or_else(|| {
+        let reason = format!("no module {name} for compute capability {}", dotted(capability));
+        Error::Unsupported { engine: super::NAME, reason }
+    })?;
+    context.load_module(Ptx::from_src(text)).map_err(refused("cuModuleLoadData"))
+}
+
+/// `9.0` of 90.
+fn dotted(capability: i32) -> String {
+    format!("{}.{}", capability / 10, capability % 10)
 }
 
 fn function(module: &Arc<CudaModule>, name: &str) -> Result<CudaFunction> {
@@ -98,6 +140,7 @@ pub(super) struct Modules {
     context: Arc<CudaContext>,
     capability: i32,
     loaded: [Mutex<Option<Arc<Kernels>>>; DTYPES.len()],
+    resident: [Mutex<Option<Option<Arc<ResidentKernels>>>>; DTYPES.len()],
 }
 
 impl Modules {
@@ -113,16 +156,18 @@ impl Modules {
             return Ok(modules);
         }
         let (context, capability) = (context.clone(), 10 * major + minor);
-        let modules = Arc::new(Self { context, capability, loaded: Default::default() });
+        let (loaded, resident) = Default::default();
+        let modules = Arc::new(Self { context, capability, loaded, resident });
         all.push(Arc::downgrade(&modules));
         Ok(modules)
     }
 
     /// Refuses a device that no kernel is made for.
     pub fn check_capability(&self) -> Result<()> {
-        let least = PTX.iter().flatten().map(|(target, _)| *target).min().unwrap_or(0);
+        let targets = PTX.iter().flat_map(|(_, targets)| *targets).map(|(target, _)| *target);
+        let least = targets.min().unwrap_or(0);
         if self.capability < least {
-            let [least, has] = [least, self.capability].map(|c| format!("{}.{}", c / 10, c % 10));
+            let [least, has] = [least, self.capability].map(dotted);
             let reason = format!("expected compute capability {least} or more, got {has}");
             return Err(Error::Unsupported { engine: super::NAME, reason });
         }
@@ -138,20 +183,58 @@ impl Modules {
         let kernels = Arc::new(Kernels::load(&self.context, self.capability, dtype)?);
         Ok(loaded.insert(kernels).clone())
     }
+
+    /// Those that take a step in one launch, where the device has room for them.
+    pub fn resident(
+        &self,
+        dtype: DType,
+        figures: &Figures,
+    ) -> Result<Option<Arc<ResidentKernels>>> {
+        let place = &self.resident[index(dtype)];
+        let mut loaded = place.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernels) = &*loaded {
+            return Ok(kernels.clone());
+        }
+        let kernels = ResidentKernels::load(self, dtype, figures)?.map(Arc::new);
+        Ok(loaded.insert(kernels).clone())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Looks at what is committed, too: nothing is lost where targets share a text.
     #[test]
-    fn every_type_has_its_own_ptx_for_every_target() {
-        for dtype in DTYPES {
-            for (target, ptx) in PTX[index(dtype)] {
-                assert!(ptx.contains(&format!("\n.target sm_{target}")), "{dtype} {target}");
-                assert!(ptx.contains(&format!(".entry apply_{dtype}_v(")), "{dtype} {target}");
-                assert!(ptx.contains("\n.version 7.8"), "{dtype} {target}: drivers from 520 on");
+    fn every_type_has_its_ptx_for_every_target() {
+        let lines = |text: &str| -> Vec<String> {
+            let lines = text.lines().filter(|line| !line.starts_with(".target "));
+            lines.map(str::to_owned).collect()
+        };
+        let split = DTYPES.map(|dtype| (format!("split_{dtype}"), format!("apply_{dtype}_v")));
+        let resident = DTYPES.into_iter().filter(|dtype| *dtype != DType::F64);
+        let resident = resident
+            .map(|dtype| (format!("resident_{dtype}"), format!("forward_resident_{dtype}")));
+        for (module, entry) in split.into_iter().chain(resident) {
+            for target in [75, 80, 90] {
+                let text = ptx(&module, target).and_then(unpacked).unwrap();
+                let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/ptx");
+                let made = format!("{folder}/{module}.sm_{target}.ptx");
+                let made = std::fs::read_to_string(made).unwrap();
+                let made_for = format!("\n.target sm_{target}");
+                assert!(made.contains(&made_for), "{module} {target}");
+                assert!(lines(&text) == lines(&made), "{module} {target}");
+                assert!(text.contains(&format!(".entry {entry}(")), "{module} {target}");
+                assert!(text.contains("\n.version 7.8"), "{module} {target}: drivers from 520 on");
             }
         }
+        assert_eq!(ptx("split_f32", 70), None);
+    }
+
+    #[test]
+    fn the_packed_modules_are_small() {
+        let packed: usize =
+            PTX.iter().flat_map(|(_, targets)| *targets).map(|(_, p)| p.len()).sum();
+        assert!(packed < 1 << 20, "{packed}");
     }
 }

@@ -9,6 +9,29 @@ pub(super) struct Figures {
     pub multiprocessors: u32,
     /// At a time, of each multiprocessor.
     pub threads: u32,
+    /// Bytes of shared memory of each.
+    pub shared: u32,
+    /// Of these, for a block at most.
+    pub shared_block: u32,
+    /// What each block takes beside its own.
+    pub shared_reserved: u32,
+    /// Bytes of the cache that all share.
+    pub cache: u32,
+    /// Whether blocks of a launch may wait for each other.
+    pub cooperative: bool,
+}
+
+impl Figures {
+    /// Of no device, for plans that are the same on all.
+    pub const ANY: Self = Self {
+        multiprocessors: 128,
+        threads: 2048,
+        shared: 0,
+        shared_block: 0,
+        shared_reserved: 0,
+        cache: 0,
+        cooperative: false,
+    };
 }
 
 /// The first argument of every kernel that walks over tensors.
@@ -37,7 +60,7 @@ pub(super) struct Geometry {
 }
 
 /// Most threads of a block.
-const THREADS: u64 = 256;
+pub(super) const THREADS: u64 = 256;
 /// Steps of a tile, at least: fewer make what a block reads of its channels dear.
 const LEAST_STEPS: u64 = 8;
 /// Bytes of each channel in a tile, at least, for 4-byte statistics: what a tile costs beside its
@@ -63,19 +86,19 @@ pub(super) struct Plan {
 }
 
 /// Outer, channels, inner; one channel is a single row, however it was folded.
-fn folded(shape: &Shape) -> (u64, u64, u64) {
+pub(super) fn folded(shape: &Shape) -> (u64, u64, u64) {
     let [outer, channels, inner] = [shape.outer(), shape.channels(), shape.inner()];
     let [outer, channels, inner] = [outer as u64, channels as u64, inner as u64];
     if channels == 1 { (1, 1, outer * inner) } else { (outer, channels, inner) }
 }
 
 /// The most elements of several channels in a row of their slice.
-fn widest(element: u64, lanes: u64) -> u64 {
+pub(super) fn widest(element: u64, lanes: u64) -> u64 {
     (2048 / element.max(4)).min(THREADS * lanes)
 }
 
 /// Elements of a vector, and the fewest channels whose rows are whole vectors.
-fn form(shape: &Shape, element: u64) -> (u64, u64) {
+pub(super) fn form(shape: &Shape, element: u64) -> (u64, u64) {
     let (_, channels, inner) = folded(shape);
     let lanes = 16 / element;
     let least = lanes / gcd(inner, lanes);

@@ -1,34 +1,8 @@
 //! Every element once, whatever the shape and the device; and what the kernels ask of a geometry.
 use super::*;
+use crate::engine::cuda::profiles::{PROFILES, Sizes};
 
-const PROFILES: [Figures; 4] = [
-    Figures { multiprocessors: 132, threads: 2048 },
-    Figures { multiprocessors: 108, threads: 2048 },
-    Figures { multiprocessors: 40, threads: 1024 },
-    Figures { multiprocessors: 1, threads: 1 },
-];
 const WIDTHS: [usize; 3] = [2, 4, 8];
-
-/// A generator of small numbers, most of them odd sizes of tensors.
-struct Sizes(u64);
-
-impl Sizes {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
-        (self.0 >> 33) as usize % limit
-    }
-    fn shape(&mut self) -> Shape {
-        let edge = [1, 2, 3, 4, 7, 8, 16, 49, 64, 127, 255, 256, 257, 512, 640];
-        let mut size = |limit| match self.below(3) {
-            0 => edge[self.below(edge.len())].min(limit),
-            _ => 1 + self.below(limit),
-        };
-        let channels = size(700);
-        let inner = size((20_000 / channels).max(1));
-        let outer = size((40_000 / (channels * inner)).max(1));
-        Shape::new(&[outer, channels, inner], 1).unwrap()
-    }
-}
 
 /// Calls `visit` with block, tile and first element of every vector that a block takes, as the
 /// kernels go over them.
@@ -50,7 +24,7 @@ fn every_element_is_covered_once_and_counted_where_it_lies() {
     let mut sizes = Sizes(1);
     for round in 0..3000 {
         let shape = sizes.shape();
-        let (element, figures) = (WIDTHS[round % 3], PROFILES[round % 4]);
+        let (element, figures) = (WIDTHS[round % 3], PROFILES[round % PROFILES.len()]);
         let plan = Plan::new(&shape, element, figures).unwrap();
         let what = format!("{shape}, {element} bytes: {plan:?}");
         let mut seen = vec![0u8; shape.len()];

@@ -1,9 +1,11 @@
 //! What a step works in beside its arguments.
 use super::plan::Plan;
 use super::pointers::Ptr;
+use super::resident::Resident;
 use crate::memory::refused;
 use crate::{Device, Error, Memory, Result};
 use cudarc::driver::{CudaSlice, DevicePtr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Memory for the steps of one stream. It grows to the largest step and never moves: what it has
@@ -17,6 +19,15 @@ pub(super) struct Workspace {
     /// The bytes of a `u32`.
     nonfinite: Mutex<CudaSlice<u8>>,
     nonfinite_at: u64,
+    words: Words,
+}
+
+/// Where blocks that wait for each other count themselves: zeros, but for what a launch is doing.
+struct Words {
+    words: Mutex<CudaSlice<u8>>,
+    at: u64,
+    /// Whether a launch failed since they were zeros.
+    spoilt: AtomicBool,
 }
 
 /// The workspace while a step is launched.
@@ -45,6 +56,10 @@ impl Layout {
     pub fn of_channels<A>(plan: &Plan) -> Self {
         Self { partials: 0, ..Self::new::<A>(plan) }
     }
+    /// Room for either, in case that tensors do not lie as this plan wants them.
+    pub fn or(self, plan: Option<&Resident>) -> Self {
+        Self { partials: self.partials.max(plan.map_or(0, Resident::partials)), ..self }
+    }
     fn bytes(&self) -> u64 {
         self.partials + 5 * self.channels * self.width
     }
@@ -69,10 +84,14 @@ impl Room<'_> {
 }
 
 impl Workspace {
-    pub fn new(memory: &Device) -> Result<Self> {
+    pub fn new(memory: &Device, words_len: usize) -> Result<Self> {
         let nonfinite = memory.zeros::<u8>(size_of::<u32>())?;
         let nonfinite_at = nonfinite.device_ptr(memory.stream()).0;
-        Ok(Self { rooms: Mutex::default(), nonfinite: Mutex::new(nonfinite), nonfinite_at })
+        let words = memory.zeros::<u8>(words_len)?;
+        let at = words.device_ptr(memory.stream()).0;
+        let words = Words { words: Mutex::new(words), at, spoilt: AtomicBool::new(false) };
+        let nonfinite = Mutex::new(nonfinite);
+        Ok(Self { rooms: Mutex::default(), nonfinite, nonfinite_at, words })
     }
 
     /// Room for a step; made now if there is none as large.
@@ -91,6 +110,21 @@ impl Workspace {
         Ok(Room { address, layout, _launching: rooms })
     }
 
+    /// Where the blocks of a launch count themselves.
+    pub fn words(&self, memory: &Device) -> Result<Ptr<u32>> {
+        let Words { words, at, spoilt } = &self.words;
+        if spoilt.load(Ordering::Relaxed) {
+            let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
+            memory.stream().memset_zeros(&mut *words).map_err(refused("cuMemsetD8Async"))?;
+            spoilt.store(false, Ordering::Relaxed);
+        }
+        Ok(Ptr::at(*at))
+    }
+    /// Says that a launch failed that counts there.
+    pub fn spoil_words(&self) {
+        self.words.spoilt.store(true, Ordering::Relaxed);
+    }
+
     /// What becomes 1 where a step finds a statistic or a sum that is not finite.
     pub fn nonfinite(&self) -> Ptr<u32> {
         Ptr::at(self.nonfinite_at)
@@ -104,5 +138,29 @@ impl Workspace {
             memory.stream().memset_zeros(&mut *flag).map_err(refused("cuMemsetD8Async"))?;
         }
         Ok(found)
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use cudarc::driver::CudaContext;
+
+    #[test]
+    fn words_are_zeros_again_after_a_launch_that_failed() {
+        softcuda::install().unwrap();
+        let context = CudaContext::new(softcuda::ordinal("sm_75").unwrap()).unwrap();
+        let memory = Device::new(context.new_stream().unwrap());
+        let workspace = Workspace::new(&memory, 256).unwrap();
+        let content = || memory.download(workspace.words.words.lock().unwrap().as_view()).unwrap();
+        assert_eq!(content(), [0; 256]);
+        let left = [7; 256];
+        memory.write(&left, workspace.words.words.lock().unwrap().as_view_mut()).unwrap();
+        let before = workspace.words(&memory).unwrap();
+        assert_eq!(content(), left, "no launch failed");
+        workspace.spoil_words();
+        let after = workspace.words(&memory).unwrap();
+        assert_eq!(content(), [0; 256]);
+        assert_eq!(format!("{before:?}"), format!("{after:?}"), "they never move");
     }
 }

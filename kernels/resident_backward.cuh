@@ -1,0 +1,105 @@
+// The backward through the batch's statistics in one launch: x and the gradient of y are read once, as far as a group's
+// shared memory holds a slice. What is kept of the gradient is what passes the ReLU.
+#pragma once
+#include "resident.cuh"
+
+/// Pairs of vectors that are loaded before the first is used.
+constexpr unsigned PAIRS = 2;
+template <class T> using BatchOf = Batch<T, 16 / sizeof(T), PAIRS, unsigned>;
+
+/// Reads a thread's part of the slice, and keeps what fits.
+template <class T, int W>
+__device__ Sums<float, W> read_once(const Geometry &g, Steps walk, unsigned spilled, const Coefs<float, W> &coefs,
+                                    unsigned kept, const Tensors<T> &t, const Room &room) {
+    Sums<float, W> sums;
+    for (unsigned done = 0; done < walk.count;) {
+        BatchOf<T> batch;
+        batch.count = min(PAIRS, walk.count - done);
+#pragma unroll
+        for (unsigned k = 0; k < PAIRS; k++) {
+            if (k < batch.count) {
+                batch.read(t, k, walk.at, true, true, done + k >= spilled);
+                walk.next(g);
+            }
+        }
+#pragma unroll
+        for (unsigned k = 0; k < PAIRS; k++) {
+            if (k < batch.count) {
+                batch.pass(coefs, t.gate, k);
+                batch.add_to(sums, coefs, k);
+            }
+        }
+#pragma unroll
+        for (unsigned k = 0; k < PAIRS; k++) {
+            if (k < batch.count) {
+                if (t.grad_residual) store<T, W>(t.grad_residual, batch.at[k], batch.g[k], true);
+                if (done + k >= spilled) {
+                    room.keep(g, done + k - spilled, batch.x[k]);
+                    room.keep(g, kept + done + k - spilled, batch.g[k]);
+                }
+            }
+        }
+        done += batch.count;
+        if (done % SEGMENT == 0) sums.end_segment();
+    }
+    sums.end_segment();
+    return sums;
+}
+
+template <class T>
+__device__ void backward_resident(const Geometry &g, const Group &group, const Channels<float> &by,
+                                  const Gradients<float> &out, u64 count, const Tensors<T> &t, bool accumulate) {
+    constexpr int W = 16 / sizeof(T);
+    extern __shared__ uint4 shared[];
+    const Room room(shared, g, 2 * g.threads * group.kept);
+    const unsigned member = blockIdx.x % group.blocks, spills = spilled(g, group, member);
+    for (unsigned slice = blockIdx.x / group.blocks; slice < g.slices; slice += gridDim.x / group.blocks) {
+        const unsigned channels = channels_of(g, slice);
+        const u64 first = u64(slice) * g.slice_channels;
+        {
+            Steps walk(g, slice, member);
+            const Coefs<float, W> coefs(g, walk, by, room.table);
+            const auto sums = read_once<T, W>(g, walk, spills, coefs, group.kept, t, room);
+            add_up<W>(g, walk.slice, [&](int i) { return double(sums.sum[i]); }, room, &room.totals->x);
+            add_up<W>(g, walk.slice, [&](int i) { return double(sums.product[i]); }, room, &room.totals->y);
+        }
+        meet(g, group, channels, room, [&] {
+            for (unsigned c = threadIdx.x; c < channels; c += blockDim.x) {
+                const double2 total = room.totals[c];
+                finish_gradients(first + c, g.channels, count, total.x, total.y, out, accumulate);
+            }
+        });
+
+        const Steps walk(g, slice, member);
+        const unsigned spilled = min(spills, walk.count);
+        const Steps kept(g, slice, member, spilled);
+        const Coefs<float, W> coefs(g, walk, room.table);
+        const Through<float, W> through(g, walk, out.coefs, room.table);
+        Steps back = kept, on = kept;
+        for (unsigned left = spilled; left > 0;) {
+            BatchOf<T> batch;
+            batch.count = min(PAIRS, left);
+#pragma unroll
+            for (unsigned k = 0; k < PAIRS; k++) {
+                if (k < batch.count) {
+                    back.previous(g);
+                    batch.read(t, k, back.at, true, true, true);
+                }
+            }
+#pragma unroll
+            for (unsigned k = 0; k < PAIRS; k++) {
+                if (k < batch.count) {
+                    batch.pass(coefs, t.gate, k);
+                    const auto grad_x = through.gradient(coefs, batch.x[k], batch.g[k]);
+                    store<T, W>(t.grad_x, batch.at[k], grad_x, true);
+                }
+            }
+            left -= batch.count;
+        }
+        for (unsigned step = 0; step < kept.count; step++) {
+            const auto x = room.again<T, W>(g, step), passed = room.again<T, W>(g, group.kept + step);
+            store<T, W>(t.grad_x, on.at, through.gradient(coefs, x, passed), true);
+            on.next(g);
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Every element once, whatever the shape and the device; what the kernels ask of a plan; and which
+//! regime tensors get that are known from networks.
+use super::*;
+use crate::engine::cuda::profiles::{PROFILES, Sizes};
+use std::num::NonZeroU32;
+
+const STEPS: [Step; 2] = [Step::Forward, Step::Backward];
+
+fn tunings() -> [Tuning; 5] {
+    let resident = |blocks| Family::Resident { blocks: NonZeroU32::new(blocks) };
+    [
+        Tuning::default(),
+        Tuning { family: resident(0), spared: 0 },
+        Tuning { family: resident(1), spared: 0 },
+        Tuning { family: resident(3), spared: 0 },
+        Tuning { family: resident(0), spared: 5 },
+    ]
+}
+
+/// All elements that the blocks of all groups take, as the kernels go over them.
+fn seen(shape: &Shape, plan: &Resident) -> Vec<u8> {
+    let g = plan.geometry;
+    let mut seen = vec![0; shape.len()];
+    for group in 0..plan.groups {
+        for slice in (group..g.slices).step_by(plan.groups as usize) {
+            for block in 0..u64::from(plan.blocks) {
+                for n in block * g.tile..((block + 1) * g.tile).min(g.vectors) {
+                    let column = u64::from(slice) * g.width + n % g.width;
+                    if column < g.row {
+                        let first = (n / g.width * g.row + column) * u64::from(plan.lanes);
+                        let vector = first as usize..(first + u64::from(plan.lanes)) as usize;
+                        seen[vector].iter_mut().for_each(|n| *n += 1);
+                    }
+                }
+            }
+        }
+    }
+    seen
+}
+
+#[test]
+fn every_element_is_covered_once() {
+    let (mut sizes, mut plans) = (Sizes(3), 0);
+    for round in 0..6000 {
+        let shape = sizes.shape();
+        let (element, step) = ([2, 4][round % 2], STEPS[round / 2 % 2]);
+        let (figures, tuning) = (PROFILES[round % PROFILES.len()], tunings()[round % 5]);
+        let Some(plan) = plan(&shape, element, step, &figures, &tuning) else { continue };
+        let what = format!("{shape}, {element} bytes, {figures:?}, {tuning:?}: {plan:?}");
+        assert!(seen(&shape, &plan).iter().all(|&n| n == 1), "{what}");
+        plans += 1;
+    }
+    assert!(plans > 1000, "{plans}");
+}
+
+#[test]
+fn plans_are_what_the_kernels_ask_for() {
+    let mut sizes = Sizes(4);
+    for round in 0..3000 {
+        let shape = sizes.shape();
+        for figures in PROFILES {
+            for tuning in tunings() {
+                for step in STEPS {
+                    check(&shape, [2, 4][round % 2], step, &figures, &tuning);
+                }
+            }
+        }
+    }
+}
+
+fn check(shape: &Shape, element: usize, step: Step, figures: &Figures, tuning: &Tuning) -> bool {
+    let Some(plan) = plan(shape, element, step, figures, tuning) else { return false };
+    let (g, what) =
+        (plan.geometry, format!("{shape}, {element}, {figures:?}, {tuning:?}: {plan:?}"));
+    let [threads, k] = [u64::from(g.threads), u64::from(g.slice_channels)];
+    let [blocks, groups, kept] = [plan.blocks, plan.groups, plan.kept].map(u64::from);
+    assert!((1..=THREADS).contains(&threads) && g.tile % threads == 0, "{what}");
+    assert_eq!(u64::from(plan.lanes) * element as u64, 16, "{what}");
+    assert_eq!(g.aligned, 1, "{what}");
+    assert!(blocks * g.tile >= g.vectors && (blocks - 1) * g.tile < g.vectors, "{what}");
+    assert!(groups >= 1 && groups <= u64::from(g.slices), "{what}");
+    assert_eq!(u64::from(g.slices), u64::from(g.channels).div_ceil(k), "{what}");
+    assert_eq!(g.width * u64::from(plan.lanes), k * g.inner, "{what}");
+    assert_eq!(g.row * u64::from(plan.lanes), u64::from(g.channels) * g.inner, "{what}");
+    assert_eq!(plan.count, shape.per_channel() as u64, "{what}");
+    if k > 1 {
+        assert!(g.width <= THREADS && threads % g.width == 0 && k * g.inner <= 512, "{what}");
+    }
+    // They fit, all of those that wait for each other at the same time.
+    let shared = figures.shared / occupancy(figures) - figures.shared_reserved;
+    assert!(plan.shared <= shared.min(figures.shared_block) && kept <= plan.steps(), "{what}");
+    let tensors = if step == Step::Forward { 1 } else { 2 };
+    assert!(u64::from(plan.shared) > 16 * threads * kept * tensors + 56, "{what}");
+    let free = figures.multiprocessors.saturating_sub(tuning.spared).max(1);
+    if blocks > 1 {
+        assert!(figures.cooperative, "{what}");
+        assert!(blocks * groups <= u64::from(free * occupancy(figures)), "{what}");
+        assert!(128 * groups as usize <= Resident::words_len(figures), "{what}");
+        assert_eq!(plan.partials(), 16 * blocks * groups * k, "{what}");
+    } else {
+        assert_eq!((groups, plan.partials()), (u64::from(g.slices), 0), "{what}");
+    }
+    if let Family::Resident { blocks: Some(most) } = tuning.family {
+        assert!(plan.blocks <= most.get(), "{what}");
+    }
+    true
+}
+
+#[test]
+fn tensors_past_2_to_the_31_are_covered_to_their_end() {
+    let dims: [[usize; 3]; 6] = [
+        [2, 4, 1 << 30],
+        [1 << 26, 64, 1],
+        [256, 64, 1_000_008],
+        [3_000_000_000, 1, 1],
+        [1 << 24, 304, 7],
+        [2, (1 << 31) - 8, 8],
+    ];
+    let mut plans = 0;
+    for dims in dims {
+        let shape = Shape::new(&dims, 1).unwrap();
+        for element in [2, 4] {
+            for figures in PROFILES {
+                for tuning in tunings() {
+                    plans += usize::from(check(&shape, element, Step::Forward, &figures, &tuning));
+                    plans += usize::from(check(&shape, element, Step::Backward, &figures, &tuning));
+                    let Some(plan) = plan(&shape, element, Step::Forward, &figures, &tuning) else {
+                        continue;
+                    };
+                    // The last vector of the last slice is the last of the tensor.
+                    let g = plan.geometry;
+                    let before = u64::from(g.slices - 1) * g.width;
+                    let row = (g.vectors - 1) / g.width;
+                    let end = (row * g.row + before + (g.row - before)) * u64::from(plan.lanes);
+                    assert_eq!(end, shape.len() as u64, "{plan:?}");
+                }
+            }
+        }
+    }
+    assert!(plans > 200, "{plans}");
+}
+
+/// f16, channels last, 256 samples, on an H200: bytes beside one read and one write for each tensor,
+/// as if nothing were in the cache.
+#[test]
+fn tensors_of_networks_stay_on_the_device() {
+    let cases: [([usize; 2], [f64; 2]); 6] = [
+        // channels, plane; how much of what is read is read again, forward and backward, at most
+        ([64, 112 * 112], [0.94, 0.97]),
+        ([64, 56 * 56], [0.45, 0.74]),
+        ([256, 56 * 56], [0.45, 0.74]),
+        ([512, 28 * 28], [0.0, 0.46]),
+        ([1024, 14 * 14], [0.0, 0.0]),
+        ([2048, 7 * 7], [0.0, 0.0]),
+    ];
+    for ([channels, plane], most) in cases {
+        let shape = Shape::new(&[256 * plane, channels], 1).unwrap();
+        for (step, most) in STEPS.into_iter().zip(most) {
+            let plan = plan(&shape, 2, step, &PROFILES[0], &Tuning::default()).unwrap();
+            let again = 1.0 - f64::from(plan.kept) / plan.steps() as f64;
+            assert!(again <= most, "{shape}, {step:?}: {again}, {plan}");
+            assert!(plan.geometry.width * 16 >= 64, "{shape}, {step:?}: {plan}");
+            let busy =
+                f64::from(plan.grid()) * f64::from(plan.geometry.slices.div_ceil(plan.groups));
+            assert!(busy >= 0.8 * 264.0, "{shape}, {step:?}: {plan}");
+        }
+    }
+}
+
+#[test]
+fn what_the_kernels_cannot_do_has_no_plan() {
+    let on = |dims: &[usize], element, family| {
+        let shape = Shape::new(dims, 1).unwrap();
+        let tuning = Tuning { family, spared: 0 };
+        plan(&shape, element, Step::Forward, &PROFILES[0], &tuning)
+    };
+    let forced = Family::Resident { blocks: None };
+    assert!(on(&[64, 32, 49], 4, forced).is_some());
+    assert_eq!(on(&[64, 32, 49], 4, Family::Split), None);
+    assert_eq!(on(&[64, 32, 49], 8, forced), None, "f64");
+    assert_eq!(on(&[64, 35, 49], 4, forced), None, "rows that are not whole vectors");
+    assert_eq!(on(&[0, 32, 49], 4, forced), None, "nothing");
+    assert_eq!(on(&[2, (1 << 31) - 8, 8], 4, forced), None, "2^32 vectors");
+    assert!(on(&[2, (1 << 31) - 8, 8], 2, forced).is_some(), "some less");
+    let shape = Shape::new(&[64, 32, 49], 1).unwrap();
+    let none = PROFILES[PROFILES.len() - 1];
+    let tuning = Tuning { family: forced, spared: 0 };
+    assert_eq!(plan(&shape, 4, Step::Forward, &none, &tuning), None, "no shared memory");
+}
+
+#[test]
+fn spared_multiprocessors_are_left_alone() {
+    let shape = Shape::new(&[802_816, 64], 1).unwrap();
+    let family = Family::Resident { blocks: None };
+    let grid = |spared| {
+        plan(&shape, 2, Step::Forward, &PROFILES[0], &Tuning { family, spared }).unwrap().grid()
+    };
+    assert!(grid(0) > 224);
+    assert!((200..=224).contains(&grid(20)), "{}", grid(20));
+    assert!(grid(1000) <= 2);
+}
