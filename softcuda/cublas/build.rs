@@ -1,3 +1,5 @@
+//! Names the library for the loader and marks it with its sources.
+
 #[path = "../mark.rs"]
 mod mark;
 
