@@ -8,7 +8,7 @@ use std::ptr;
 
 use common::{
     Activation, BAD_PARAM, Format, NOT_SUPPORTED, OK, PER_ACTIVATION, PERSISTENT, SPATIAL, Tensor,
-    cudnn, strides,
+    cudnn, norm::strides,
 };
 use cudarc::cudnn::sys::{self, cudnnDataType_t as Type, *};
 
