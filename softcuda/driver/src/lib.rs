@@ -36,6 +36,7 @@ mod work;
 
 pub use code::Code;
 pub use control::{Device, Exclusive, Softcuda};
-pub use install::{InstallError, install};
+pub use install::install;
 pub use profile::{PROFILES, Profile, ordinal};
 pub use report::{FailurePoint, LaunchReport, Report, Traffic};
+pub use softlibrary::InstallError;

@@ -37,8 +37,8 @@ fn child() {
             "installed".to_owned()
         }
         Err(InstallError::Stale { path }) => format!("stale: {}", path.display()),
-        Err(InstallError::NotFound { searched }) => format!("not found: {}", searched.len()),
-        Err(InstallError::DriverLoaded { name }) => format!("loaded: {name}"),
+        Err(InstallError::NotFound { searched, .. }) => format!("not found: {}", searched.len()),
+        Err(InstallError::Loaded { name, .. }) => format!("loaded: {name}"),
         Err(other) => panic!("{other}"),
     };
     println!("{seen}");
