@@ -21,3 +21,24 @@ pub fn on_device(ordinal: usize) -> Result<Cuda> {
     }
     Cuda::new(ordinal)
 }
+
+/// The same where cuBLAS is called too: the software one on the software device.
+pub fn beside_cublas() -> Cuda {
+    let engine = engine();
+    if !is_real() {
+        softcublas::install().expect("the software cuBLAS");
+    }
+    engine
+}
+
+/// On the software devices: that nothing was wrong with device 0, and that cuBLAS refused this
+/// thread nothing.
+#[track_caller]
+pub fn assert_no_faults() {
+    if !is_real() {
+        let softcuda = softcuda::install().expect("the software device");
+        assert_eq!(softcuda.device(0).faults(), [""; 0]);
+        let cublas = softcublas::install().expect("the software cuBLAS");
+        assert_eq!((cublas.refusals(), cublas.faults()), (vec![], vec![]));
+    }
+}
