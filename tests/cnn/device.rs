@@ -66,8 +66,9 @@ fn refusals<S: Spatial>(memory: &S::Memory, spatial: &S) -> Vec<String> {
 #[test]
 fn every_operation_is_that_of_the_cpu() {
     let engine = support::cuda::beside_cublas();
-    let spatial = CudaSpatial::new(engine.memory()).unwrap();
-    for layout in LAYOUTS {
+    let engines = support::cuda::of_every_target();
+    for (engine, layout) in engines.iter().flat_map(|e| LAYOUTS.map(|layout| (e, layout))) {
+        let spatial = CudaSpatial::new(engine.memory()).unwrap();
         let got = operations(engine.memory(), &spatial, layout);
         let expected = operations(Cpu::default().memory(), &HostSpatial, layout);
         // The same sums in the same order.
@@ -76,6 +77,7 @@ fn every_operation_is_that_of_the_cpu() {
             assert!(got.iter().zip(expected).all(near), "{layout:?} {i}: {got:?} {expected:?}");
         }
     }
+    let spatial = CudaSpatial::new(engine.memory()).unwrap();
     let got = refusals(engine.memory(), &spatial);
     assert_eq!(got, refusals(Cpu::default().memory(), &HostSpatial));
     assert!(got[1].starts_with("im2col, columns: expected 36 elements for Images"), "{got:?}");

@@ -31,6 +31,15 @@ pub fn beside_cublas() -> Cuda {
     engine
 }
 
+/// An engine beside cuBLAS for each PTX that ships: on the software devices of its target, or on
+/// the real one.
+pub fn of_every_target() -> Vec<Cuda> {
+    let first = beside_cublas();
+    let others = if is_real() { &[][..] } else { &["sm_80", "sm_75"] };
+    let on = |name: &&str| on_device(softcuda::ordinal(name).expect("a profile")).expect(name);
+    std::iter::once(first).chain(others.iter().map(on)).collect()
+}
+
 /// On the software devices: that nothing was wrong with device 0, and that cuBLAS refused this
 /// thread nothing.
 #[track_caller]

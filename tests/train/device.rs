@@ -103,12 +103,14 @@ fn operations<B: Backend>(memory: &B::Memory, backend: &B) -> Vec<(String, Vec<f
 
 #[test]
 fn every_operation_is_that_of_the_cpu() {
-    let (engine, backend) = cuda();
-    let got = operations(engine.memory(), &backend);
     let expected = operations(Cpu::default().memory(), &HostBackend);
-    assert_eq!(got.len(), expected.len());
-    for ((what, got), (_, expected)) in got.iter().zip(&expected) {
-        close(what, got, expected, 4e-6);
+    for engine in support::cuda::of_every_target() {
+        let backend = CudaBackend::new(engine.memory()).unwrap();
+        let got = operations(engine.memory(), &backend);
+        assert_eq!(got.len(), expected.len());
+        for ((what, got), (_, expected)) in got.iter().zip(&expected) {
+            close(what, got, expected, 4e-6);
+        }
     }
 }
 
