@@ -19,7 +19,7 @@ check=false
 if [ "${1:-}" = --check ]; then check=true && shift; fi
 folders=("$@")
 if [ ${#folders[@]} = 0 ]; then
-    for folder in kernels softcuda/kernels; do
+    for folder in kernels examples/kernels softcuda/kernels; do
         if [ -d "$folder" ]; then folders+=("$folder"); fi
     done
 fi

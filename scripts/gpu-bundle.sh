@@ -23,7 +23,7 @@ export CARGO_TARGET_DIR=$checkout/target/bundle
 export RUSTFLAGS="--remap-path-prefix=$checkout=batchnorm --remap-path-prefix=$cargo_home=cargo"
 export CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_INCREMENTAL=0
 tests=(suite allocation)
-examples=(conformance speed train)
+examples=(cnn conformance speed train)
 mkdir -p "$out"/{bin,golden}
 cargo build --release --locked "${examples[@]/#/--example=}"
 cargo build --release --locked -p softcuda --example compare_kernels

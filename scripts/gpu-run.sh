@@ -80,7 +80,13 @@ step speed 900 bin/speed --engine cuda --json
 grep '^{' "$results/speed.log" >"$results/speed.jsonl"
 step speed-cpu 900 bin/speed --quick --json
 grep '^{' "$results/speed-cpu.log" >"$results/speed-cpu.jsonl"
-step train 300 bin/train --steps 200 --out "$results/train"
+# On the device, and on the CPU beside it: the same curves within rounding. Needs cuBLAS.
+for device in cuda cpu; do
+    step "train-$device" 300 bin/train --device $device --steps 200 --out "$results/train-$device"
+    for layout in nchw nhwc; do
+        step "cnn-$layout-$device" 300 bin/cnn --device $device --layout $layout
+    done
+done
 
 {
     printf '\n%d of the steps above did not end well\n\n' "$failed"

@@ -18,8 +18,14 @@ use example::{checkpoint, plot, report};
 #[path = "../examples/train/main.rs"]
 mod example;
 
+#[path = "support/mod.rs"]
+mod support;
+
 #[path = "train/checkpoints.rs"]
 mod checkpoints;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+#[path = "train/device.rs"]
+mod device;
 #[path = "train/gradients.rs"]
 mod gradients;
 #[path = "train/mnist.rs"]
@@ -168,6 +174,7 @@ fn bad_options_say_what_was_expected() {
         assert!(error.contains(&expected), "{error}");
     }
     assert!(refused("--activation tanh").contains("[possible values: sigmoid, relu]"));
+    assert!(refused("--device tpu").contains("[possible values: auto, cuda, cpu]"));
     for line in ["--steps 0", "--batch 1", "--test-every 0"] {
         assert!(refused(line).contains("is not in"), "{line}");
     }

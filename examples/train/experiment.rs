@@ -32,6 +32,7 @@ pub struct Experiment<'a, G: Engine, B> {
     batch: Batch<G::Memory>,
     test: Batch<G::Memory>,
     engine: G,
+    backend: B,
 }
 
 /// Images where the networks are, and where they are put together.
@@ -95,16 +96,18 @@ impl<'a, M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>> Experiment<'a
             batch: Batch::new(memory, batch, inputs)?,
             test,
             engine: engine.clone(),
+            backend: backend.clone(),
         })
     }
 
     /// One step of both networks on the same images, at the same time where there are threads.
     pub fn step(&mut self) -> Result<()> {
-        let Self { with, without, batch, .. } = self;
+        let Self { with, without, batch, backend, .. } = self;
         let indices = self.sampler.batch(self.step);
         batch.load(self.engine.memory(), &self.data.train, indices.iter().copied())?;
         let (Batch { x, labels, .. }, rate) = (&*batch, self.settings.learning_rate);
-        let both = rayon::join(|| with.step(x, labels, rate), || without.step(x, labels, rate));
+        let (a, b) = (|| with.step(x, labels, rate), || without.step(x, labels, rate));
+        let both = backend.join(a, b);
         both.0.context("with batch normalization")?;
         both.1.context("without batch normalization")?;
         self.step += 1;
@@ -123,8 +126,8 @@ impl<'a, M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>> Experiment<'a
 
     /// How the networks do now.
     pub fn evaluate(&mut self) -> Result<Point> {
-        let Self { with, without, test: Batch { x, labels, .. }, .. } = self;
-        let both = rayon::join(|| with.evaluate(x, labels), || without.evaluate(x, labels));
+        let Self { with, without, test: Batch { x, labels, .. }, backend, .. } = self;
+        let both = backend.join(|| with.evaluate(x, labels), || without.evaluate(x, labels));
         Ok(Point { step: self.step, with: both.0?, without: both.1? })
     }
 

@@ -14,12 +14,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use batchnorm::{Cpu, Engine, Memory};
+use batchnorm::{Engine, Memory};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use backend::{Backend, HostBackend};
+use backend::Backend;
 use data::Data;
+use device::Place;
 use experiment::Experiment;
 use options::Options;
 
@@ -27,6 +28,7 @@ use options::Options;
 pub(crate) mod backend;
 pub(crate) mod checkpoint;
 pub(crate) mod data;
+pub(crate) mod device;
 pub(crate) mod experiment;
 pub(crate) mod idx;
 pub(crate) mod network;
@@ -49,7 +51,13 @@ fn main() -> Result<ExitCode> {
             std::process::exit(INTERRUPTED.into());
         }
     })?;
-    let finished = train(&Cpu::default(), &HostBackend, &options, &stop, &mut io::stdout())?;
+    let (place, to) = (Place::new(options.device)?, &mut io::stdout());
+    writeln!(to, "device: {}", place.name())?;
+    let finished = match &place {
+        Place::Cpu { engine, backend, .. } => train(engine, backend, &options, &stop, to)?,
+        #[cfg(feature = "cuda")]
+        Place::Cuda { engine, backend, .. } => train(engine, backend, &options, &stop, to)?,
+    };
     Ok(if finished { ExitCode::SUCCESS } else { INTERRUPTED.into() })
 }
 

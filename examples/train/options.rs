@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use clap::{Parser, value_parser};
 
 use super::backend::Nonlinearity;
+use super::device::Device;
 
 /// Trains one network twice on handwritten digits, with and without batch normalization before
 /// its nonlinearities, from the same weights and on the same batches: the experiment of Ioffe and
@@ -20,13 +21,17 @@ pub struct Options {
     /// Of SGD, for both networks.
     #[arg(long, default_value_t = 0.5, value_parser = positive)]
     pub learning_rate: f32,
+    /// Where to train.
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
     /// When to end [default: 10000; 50000 with --mnist].
     #[arg(long, value_parser = value_parser!(u64).range(1..=1 << 53))]
     pub steps: Option<u64>,
     /// Images in a step; batch normalization needs 2.
     #[arg(long, default_value_t = 60, value_parser = value_parser!(u64).range(2..))]
     pub batch: u64,
-    /// Of weights and batches: the same seed gives the same bits, on any number of threads.
+    /// Of weights and batches: the same seed gives the same bits on the same device, on any number
+    /// of threads, and the same curve within rounding on another one.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Steps from one test to the next [default: 10; 100 with --mnist].

@@ -48,3 +48,33 @@ pub const SPLIT: Tuning = Tuning { family: Family::Split, spared: 0 };
 pub fn resident(blocks: u32) -> Tuning {
     Tuning { family: Family::Resident { blocks: NonZeroU32::new(blocks) }, spared: 0 }
 }
+
+/// The same where cuBLAS is called too: the software one on the software device.
+pub fn beside_cublas() -> Cuda {
+    let engine = engine();
+    if !is_real() {
+        softcublas::install().expect("the software cuBLAS");
+    }
+    engine
+}
+
+/// An engine beside cuBLAS for each PTX that ships: on the software devices of its target, or on
+/// the real one.
+pub fn of_every_target() -> Vec<Cuda> {
+    let first = beside_cublas();
+    let others = if is_real() { &[][..] } else { &["sm_80", "sm_75"] };
+    let on = |name: &&str| on_device(softcuda::ordinal(name).expect("a profile")).expect(name);
+    std::iter::once(first).chain(others.iter().map(on)).collect()
+}
+
+/// On the software devices: that nothing was wrong with device 0, and that cuBLAS refused this
+/// thread nothing.
+#[track_caller]
+pub fn assert_no_faults() {
+    if !is_real() {
+        let softcuda = softcuda::install().expect("the software device");
+        assert_eq!(softcuda.device(0).faults(), [""; 0]);
+        let cublas = softcublas::install().expect("the software cuBLAS");
+        assert_eq!((cublas.refusals(), cublas.faults()), (vec![], vec![]));
+    }
+}

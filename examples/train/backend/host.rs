@@ -1,81 +1,9 @@
-//! What a network needs besides batch normalization: matrix products, the nonlinearity, the loss,
-//! SGD. One trait, and its implementation for ordinary memory; another place gets another one,
-//! and the network stays as it is.
-use anyhow::{Context, Result, ensure};
-use batchnorm::{Host, Memory};
+use anyhow::{Result, ensure};
+use batchnorm::Host;
 use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-/// What follows a normalized (or plain) linear layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Nonlinearity {
-    /// `1 / (1 + exp(-v))`
-    Sigmoid,
-    /// `max(v, 0)`
-    Relu,
-}
-
-impl Nonlinearity {
-    /// As on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Nonlinearity::Sigmoid => "sigmoid",
-            Nonlinearity::Relu => "relu",
-        }
-    }
-}
-
-/// A row-major matrix in a product: as it lies there, or transposed.
-pub enum Operand<'a, M: Memory> {
-    Plain(M::View<'a, f32>),
-    Transposed(M::View<'a, f32>),
-}
-
-/// Arithmetic on one kind of memory. Nothing here allocates a tensor, and nothing needs to wait:
-/// what the host wants to know it downloads from `scores`. Results do not depend on the number of
-/// threads.
-pub trait Backend: Clone + Send + Sync + 'static {
-    /// Where its arguments lie: that of the engine beside it.
-    type Memory: Memory;
-
-    /// `c = a b`, where a is `m` x `k`, b is `k` x `n` and c is `m` x `n` (after transposing).
-    fn matmul(
-        &self,
-        size: [usize; 3],
-        a: Operand<'_, Self::Memory>,
-        b: Operand<'_, Self::Memory>,
-        c: ViewMut<'_, Self>,
-    ) -> Result<()>;
-    /// Adds `bias` to every row of `y`.
-    fn add_bias(&self, bias: View<'_, Self>, y: ViewMut<'_, Self>) -> Result<()>;
-    /// Sums the rows of `grad_y`: the gradient of that bias.
-    fn sum_rows(&self, grad_y: View<'_, Self>, grad_bias: ViewMut<'_, Self>) -> Result<()>;
-    /// Applies the nonlinearity in place.
-    fn activate(&self, nonlinearity: Nonlinearity, y: ViewMut<'_, Self>) -> Result<()>;
-    /// Turns the gradient of the nonlinearity's output `y` into that of its input, in place.
-    fn activate_backward(
-        &self,
-        nonlinearity: Nonlinearity,
-        y: View<'_, Self>,
-        grad: ViewMut<'_, Self>,
-    ) -> Result<()>;
-    /// Softmax and cross-entropy, averaged over the rows of `logits`, one label per row. Writes
-    /// the loss and the number of rows whose largest logit is the label's to `scores`, and the
-    /// gradient of the loss to `grad` where there is one.
-    fn cross_entropy(
-        &self,
-        logits: View<'_, Self>,
-        labels: <Self::Memory as Memory>::View<'_, u8>,
-        scores: ViewMut<'_, Self>,
-        grad: Option<ViewMut<'_, Self>>,
-    ) -> Result<()>;
-    /// `value -= learning_rate * grad`
-    fn sgd(&self, learning_rate: f32, grad: View<'_, Self>, value: ViewMut<'_, Self>)
-    -> Result<()>;
-}
-
-pub type View<'a, B> = <<B as Backend>::Memory as Memory>::View<'a, f32>;
-pub type ViewMut<'a, B> = <<B as Backend>::Memory as Memory>::ViewMut<'a, f32>;
+use super::{Backend, Nonlinearity, Operand, products, rows, same};
 
 /// The backend beside the engines that work on ordinary memory, on the calling thread.
 #[derive(Debug, Clone, Copy, Default)]
@@ -91,10 +19,11 @@ impl Backend for HostBackend {
         b: Operand<'_, Host>,
         c: &mut [f32],
     ) -> Result<()> {
-        let got = c.len();
-        let mut c = ArrayViewMut2::from_shape((m, n), c)
-            .with_context(|| format!("matmul, c: expected {m} x {n} elements, got {got}"))?;
-        general_mat_mul(1.0, &matrix("a", m, k, a)?, &matrix("b", k, n, b)?, 0.0, &mut c);
+        let (_, [to_a, to_b]) = products([m, k, n], [a.len(), b.len(), c.len()])?;
+        for (i, c) in c.chunks_exact_mut(m * n).enumerate() {
+            let (a, b) = (matrix([m, k], i * to_a, &a)?, matrix([k, n], i * to_b, &b)?);
+            general_mat_mul(1.0, &a, &b, 0.0, &mut ArrayViewMut2::from_shape((m, n), c)?);
+        }
         Ok(())
     }
 
@@ -181,31 +110,26 @@ impl Backend for HostBackend {
         value.iter_mut().zip(grad).for_each(|(value, grad)| *value -= learning_rate * grad);
         Ok(())
     }
+
+    fn join<A: Send, B: Send>(
+        &self,
+        a: impl FnOnce() -> A + Send,
+        b: impl FnOnce() -> B + Send,
+    ) -> (A, B) {
+        rayon::join(a, b)
+    }
 }
 
+/// The one that begins at `at`.
 fn matrix<'a>(
-    what: &str,
-    rows: usize,
-    columns: usize,
-    operand: Operand<'a, Host>,
+    [rows, columns]: [usize; 2],
+    at: usize,
+    operand: &Operand<'a, Host>,
 ) -> Result<ArrayView2<'a, f32>> {
-    let (data, dims, transposed) = match operand {
+    let (data, dims, transposed) = match *operand {
         Operand::Plain(data) => (data, (rows, columns), false),
         Operand::Transposed(data) => (data, (columns, rows), true),
     };
-    let got = data.len();
-    let matrix = ArrayView2::from_shape(dims, data)
-        .with_context(|| format!("matmul, {what}: expected {rows} x {columns}, got {got}"))?;
+    let matrix = ArrayView2::from_shape(dims, &data[at..][..rows * columns])?;
     Ok(if transposed { matrix.reversed_axes() } else { matrix })
-}
-
-fn rows(what: &str, columns: usize, len: usize) -> Result<()> {
-    let whole = columns > 0 && len.is_multiple_of(columns);
-    ensure!(whole, "{what}: expected a multiple of {columns} elements, got {len}");
-    Ok(())
-}
-
-fn same(what: &str, expected: usize, got: usize) -> Result<()> {
-    ensure!(expected == got, "{what}: expected {expected} elements, got {got}");
-    Ok(())
 }
