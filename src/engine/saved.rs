@@ -72,7 +72,10 @@ impl<M: Memory, P: Real> Saved<M, P> {
         reserve_len: usize,
     ) -> Result<&mut Buffers<M, P>> {
         let channels = forward.shape.channels();
-        let fits = |b: &Buffers<M, P>| b.channels == channels && b.reserve_len >= reserve_len;
+        // Buffers of another engine may hold what this one neither writes nor wants to find.
+        let is_own = self.forward.is_none_or(|before| before.engine == forward.engine);
+        let fits =
+            |b: &Buffers<M, P>| is_own && b.channels == channels && b.reserve_len >= reserve_len;
         let buffers = match self.buffers.take() {
             Some(buffers) if fits(&buffers) => buffers,
             _ => {
@@ -85,6 +88,12 @@ impl<M: Memory, P: Real> Saved<M, P> {
         };
         self.forward = Some(forward);
         Ok(self.buffers.insert(buffers))
+    }
+
+    /// Nothing is saved any more: the forward that was to fill it did not run.
+    #[cfg(feature = "cudnn")]
+    pub(crate) fn forget(&mut self) {
+        self.forward = None;
     }
 
     /// What a forward left, if there was one.

@@ -5,8 +5,9 @@ use crate::engine::{Activation, Backward, Input};
 use crate::{Device, Element, Memory, Result, Shape};
 
 impl Cuda {
-    /// Sums of the tiles and of the channels, then the gradients, as far as they are asked for.
-    pub(super) fn gradients<E: Element>(
+    /// Sums of the tiles and of the channels, then the gradients, as far as they are asked for. The
+    /// arguments are checked.
+    pub(in crate::engine) fn gradients<E: Element>(
         &self,
         shape: &Shape,
         args: Backward<'_, Device, E>,

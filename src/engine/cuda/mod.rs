@@ -3,17 +3,17 @@
 //! `plan` decides how a tensor is cut, `module` loads the kernels that `kernels/` holds, `launch`
 //! starts them, `forward` and `backward` are the order in which they follow each other.
 use super::args::check_values_per_channel;
+use super::pointers::{self, Pointers, Ptr, home};
 use super::{
     Activation, Backward, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request, Stats,
 };
 use crate::memory::refused;
-use crate::{DType, Device, Element, Error, Memory, Real, Result, Shape, library};
+use crate::{DType, Device, Element, Memory, Real, Result, Shape, library};
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
-use cudarc::driver::{CudaContext, CudaStream, DeviceSlice};
+use cudarc::driver::{CudaContext, CudaStream};
 use launch::Launcher;
 use module::{Kernels, Modules};
 use plan::{Figures, Plan};
-use pointers::{Pointers, Ptr};
 use std::sync::Arc;
 use workspace::{Layout, Workspace};
 
@@ -23,7 +23,6 @@ mod forward;
 mod launch;
 mod module;
 mod plan;
-mod pointers;
 mod workspace;
 
 const NAME: &str = "cuda";
@@ -128,24 +127,12 @@ impl Cuda {
         Launcher { kernels, stream: self.stream() }
     }
 
-    /// Refuses arguments of another device: their addresses mean nothing on this one.
+    /// Refuses arguments of another device.
     fn check_here<const N: usize>(
         &self,
         arguments: [(&'static str, Option<&Arc<CudaStream>>); N],
     ) -> Result<()> {
-        let here = self.stream().context();
-        let ordinal = here.ordinal();
-        for (what, stream) in arguments {
-            let Some(there) = stream.map(|stream| stream.context()) else { continue };
-            if !Arc::ptr_eq(here, there) && here != there {
-                let reason = format!(
-                    "expected memory of this engine's context on device {ordinal}, got another's, on device {}",
-                    there.ordinal()
-                );
-                return Err(Error::invalid(what, reason));
-            }
-        }
-        Ok(())
+        pointers::check_here(self.stream(), arguments)
     }
 }
 
@@ -159,11 +146,6 @@ impl std::fmt::Debug for Cuda {
             .field("figures", &figures)
             .finish_non_exhaustive()
     }
-}
-
-/// The stream that some memory belongs to.
-fn home<V: DeviceSlice<T>, T>(view: &V) -> Option<&Arc<CudaStream>> {
-    Some(view.stream())
 }
 
 fn width(dtype: DType) -> usize {
@@ -219,7 +201,7 @@ impl Engine for Cuda {
         args: ForwardEval<'_, Device, E>,
     ) -> Result<()> {
         args.check(shape)?;
-        self.eval(shape, args)
+        self.eval(shape, args, true)
     }
 
     fn backward<E: Element>(&self, shape: &Shape, args: Backward<'_, Device, E>) -> Result<()> {
