@@ -1,7 +1,7 @@
 //! Overflow of the persistent mode, graphs, threads, explanations.
 use crate::support::cudnn::on_device;
 use crate::support::oracle::{self, judge};
-use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
+use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Spread, Want, same_bits};
 use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use batchnorm::{
     Activation, Cudnn, DType, Engine, ForwardTrain, Memory, Op, Request, Saved, Shape,
@@ -71,6 +71,47 @@ fn an_overflow_is_told_when_it_is_asked_for_and_steps_do_not_wait() {
     let right = planes(|i| i as f32);
     run::forward(&persistent, &right, Mode::Train(None), None).unwrap();
     assert!(engine.take_overflow().unwrap());
+}
+
+/// cuDNN saves the mean rounded to f32: as much as that may cost, and our kernels less.
+#[test]
+fn a_mean_far_away_costs_gradients_no_more_than_its_rounding() {
+    let shape = Shape::new(&[40, 6, 25], 1).unwrap();
+    let (mode, want) = (Mode::Train(None), Want { sums: false, ..Want::all(Epilogue::PLAIN) });
+    let mut beyond = 0;
+    for seed in 0..8 {
+        let spread = Spread { mean: 5000.0, std: 0.5 };
+        let inputs = Inputs::<f32>::spread(&shape, Epilogue::PLAIN, spread, seed);
+        let right = oracle::backward(&inputs, mode, want, &[], None);
+        let (x, engine) = (inputs.wide(), crate::support::cudnn::engine());
+        let mut saved = SavedOn::<Cudnn, f32>::new();
+        run::forward(&engine, &inputs, mode, Some(&mut saved)).unwrap();
+        let got = run::backward(&engine, &inputs, want, &saved, None).unwrap();
+        let granted = 2e-6 * 1000f64.sqrt();
+        for c in 0..6 {
+            let of = |v: &[f64]| -> Vec<f64> {
+                let mine = v.iter().enumerate().filter(|(i, _)| i / 25 % 6 == c);
+                mine.map(|(_, v)| *v).collect()
+            };
+            let (xs, sum_g) = (of(&x.x), of(&x.grad_y).iter().sum::<f64>());
+            let mean = xs.iter().sum::<f64>() / 1000.0;
+            let var = xs.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 1000.0;
+            let cost = mean.abs() / (var + inputs.eps).sqrt() * sum_g.abs() * 2f64.powi(-24);
+            let right = right["grad_weight"].values[c];
+            let error = (got["grad_weight"][c] - right).abs();
+            assert!(error <= cost + granted * right.abs().max(1.0), "{error:e}, {cost:e}");
+            beyond += usize::from(error > granted * right.abs().max(1.0));
+        }
+    }
+    assert!(beyond > 0, "a case that shows it");
+    let ours = crate::support::cuda::engine();
+    let inputs =
+        Inputs::<f32>::spread(&shape, Epilogue::PLAIN, Spread { mean: 5000.0, std: 0.5 }, 0);
+    let mut saved = SavedOn::<batchnorm::Cuda, f32>::new();
+    run::forward(&ours, &inputs, mode, Some(&mut saved)).unwrap();
+    let got = run::backward(&ours, &inputs, want, &saved, None).unwrap();
+    let right = oracle::backward(&inputs, mode, want, &[], None);
+    judge("cuda", DType::F32, &shape, &got, &right);
 }
 
 #[test]

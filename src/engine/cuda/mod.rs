@@ -55,8 +55,9 @@ impl Cuda {
     /// which context that means depends on the thread.
     ///
     /// # Errors
-    /// [`Error::Library`] where there is no CUDA driver, [`Error::Device`] where there is no such
-    /// device, [`Error::Unsupported`] where it is too old.
+    /// [`Error::Library`](crate::Error::Library) where there is no CUDA driver,
+    /// [`Error::Device`](crate::Error::Device) where there is no such device,
+    /// [`Error::Unsupported`](crate::Error::Unsupported) where it is too old.
     pub fn new(ordinal: usize) -> Result<Self> {
         library::driver()?;
         let context = CudaContext::new(ordinal).map_err(refused("cuDevicePrimaryCtxRetain"))?;
@@ -93,7 +94,7 @@ impl Cuda {
     /// not finite, on this engine and its clones. Waits for the stream.
     ///
     /// # Errors
-    /// [`Error::Device`].
+    /// [`Error::Device`](crate::Error::Device).
     pub fn take_nonfinite(&self) -> Result<bool> {
         self.shared.workspace.take_nonfinite(&self.memory)
     }

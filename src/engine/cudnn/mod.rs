@@ -41,6 +41,10 @@ const NAME: &str = "cudnn";
 /// f64 is never persistent. Sums of the persistent mode may overflow where channels come first,
 /// which it is asked for by [`Cudnn::persistent`] alone: [`Cudnn::take_overflow`] tells.
 ///
+/// The mean is saved in f32 (f64 for f64), rounded: where it is thousands of deviations away from 0,
+/// `grad_weight` errs by up to `|mean| * invstd * |sum(g)|` half units of f32, and `grad_x` with it.
+/// Our kernels save what the rounding leaves.
+///
 /// An operation queues its work on the stream and returns. Clones share stream, handle and
 /// workspace; a graph that was captured from a step stays valid while one of them lives, and a step
 /// before the capture, or [`Engine::prepare`] and a [`Saved`](crate::Saved) that was used, makes
