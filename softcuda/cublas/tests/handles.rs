@@ -67,6 +67,33 @@ fn products_stand_in_the_order_of_their_stream() {
 }
 
 #[test]
+fn streams_of_one_handle_do_not_disturb_each_other() {
+    let (device, stream, mut blas) = blas();
+    // SAFETY: the two streams have nothing in common.
+    unsafe { stream.context().disable_event_tracking() };
+    let streams = [stream.clone(), stream.context().new_stream().unwrap()];
+    let mut matrices = [1f32, 2.0].map(|x| {
+        let a = stream.clone_htod(&[x, 0.0, 0.0, x]).unwrap();
+        (a, stream.alloc_zeros::<f32>(4).unwrap())
+    });
+    stream.synchronize().unwrap();
+    for seed in 1..21 {
+        device.set_seed(seed);
+        for (stream, (a, c)) in streams.iter().zip(&mut matrices) {
+            // SAFETY: as above.
+            unsafe { blas.set_stream(stream.clone()) }.unwrap();
+            stream.memset_zeros(c).unwrap();
+            assert_eq!(multiply(&blas, two_by_two(), a, c), Status::CUBLAS_STATUS_SUCCESS);
+        }
+        stream.context().synchronize().unwrap();
+        let [one, two] = [0, 1].map(|i| stream.clone_dtoh(&matrices[i].1).unwrap());
+        assert_eq!((one, two), (vec![1.0, 0.0, 0.0, 1.0], vec![4.0, 0.0, 0.0, 4.0]), "seed {seed}");
+    }
+    // SAFETY: as above.
+    unsafe { blas.set_stream(stream) }.unwrap();
+}
+
+#[test]
 fn a_graph_repeats_products() {
     let (device, stream, blas) = blas();
     // SAFETY: there is one stream.

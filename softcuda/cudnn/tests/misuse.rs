@@ -87,10 +87,10 @@ fn two_threads_in_a_call_with_one_handle() {
                 std::ptr::with_exposed_provenance_mut(raw),
             )
         };
+        let_go.send(()).unwrap(); // before anything can fail here
+        assert_eq!(waiting.join().unwrap(), OK);
         assert_eq!(status, Status::CUDNN_STATUS_INTERNAL_ERROR);
         assert!(cudnn().refusals()[0].contains("another thread is in a call"));
-        let_go.send(()).unwrap();
-        assert_eq!(waiting.join().unwrap(), OK);
     });
     // SAFETY: made above; all work is done.
     drop(unsafe { Box::from_raw(ends) });
