@@ -24,7 +24,8 @@ struct Arguments {
     engine: String,
     /// A folder of *.safetensors files.
     dir: PathBuf,
-    /// Write what was computed to this folder, as ENGINE-CASE.safetensors.
+    /// Write what was computed to this folder, as ENGINE-CASE.safetensors, where an engine refused
+    /// nothing.
     #[arg(long)]
     out: Option<PathBuf>,
 }
@@ -43,8 +44,13 @@ fn main() -> Result<ExitCode> {
     let engines: Vec<_> = engines.collect();
 
     #[cfg(all(feature = "cuda", target_os = "linux"))]
-    if engines.iter().any(|(name, _)| *name == "cuda") && !support::cuda::is_real() {
-        eprintln!("cuda runs on the tests' software device: there is no other");
+    if engines.iter().any(|(name, _)| ["cuda", "cudnn", "gpu"].contains(name))
+        && !support::cuda::is_real()
+    {
+        eprintln!(
+            "cuda, cudnn and gpu run on the tests' software device, with a software cuDNN; \
+             there is no other here"
+        );
     }
 
     let mut report = Report::new(&files);
@@ -53,8 +59,12 @@ fn main() -> Result<ExitCode> {
         match Case::read(file) {
             Ok(case) => {
                 for (name, compute) in &engines {
-                    let verdicts = run(&case, name, *compute, out.as_deref());
+                    let (verdicts, refused) = match run(&case, name, *compute, out.as_deref()) {
+                        Ok((verdicts, refused)) => (Ok(verdicts), refused),
+                        Err(error) => (Err(error), Vec::new()),
+                    };
                     report.case(name, &case.name, verdicts)?;
+                    report.refused(name, &case.name, &refused)?;
                 }
             }
             Err(error) => report.case("-", &stem(file), Err(error))?,
@@ -63,15 +73,20 @@ fn main() -> Result<ExitCode> {
     report.summary()
 }
 
-/// What is right and wrong with one engine on one case.
-fn run(case: &Case, engine: &str, compute: Compute, out: Option<&Path>) -> Result<Vec<Verdict>> {
-    let computed = compute(case)?;
-    if let Some(out) = out {
+/// What is right and wrong with one engine on one case, and what it does not serve.
+fn run(
+    case: &Case,
+    engine: &str,
+    compute: Compute,
+    out: Option<&Path>,
+) -> Result<(Vec<Verdict>, Vec<String>)> {
+    let ran = compute(case)?;
+    if let Some(out) = out.filter(|_| ran.refused.is_empty()) {
         let path = out.join(format!("{engine}-{}.safetensors", case.name));
-        let bytes = golden::serialize(case, &computed)?;
+        let bytes = golden::serialize(case, &ran.tensors)?;
         std::fs::write(&path, bytes).with_context(|| path.display().to_string())?;
     }
-    golden::judge(case, &computed)
+    Ok((ran.judge(case)?, ran.refused))
 }
 
 fn stem(file: &Path) -> String {
@@ -132,6 +147,14 @@ impl Report {
         self.tensors += verdicts.len();
         self.failed_tensors += failed;
         self.failed_runs += usize::from(failed > 0);
+        Ok(())
+    }
+
+    fn refused(&self, engine: &str, case: &str, refused: &[String]) -> io::Result<()> {
+        let (width, mut to) = (self.width, io::stdout().lock());
+        for reason in refused {
+            writeln!(to, "{case:width$}  {engine:9}  refused: {reason}")?;
+        }
         Ok(())
     }
 

@@ -56,6 +56,14 @@ pub enum Error {
         /// Where they were looked for.
         reason: String,
     },
+    /// A shared library that an engine needs is there, and does not do: it is too old, say.
+    #[error("{library}: {reason}")]
+    LibraryUnfit {
+        /// What it is.
+        library: &'static str,
+        /// What was expected, and what it has.
+        reason: String,
+    },
     /// A device refused a call, or failed at it. What the operation was to write is undefined then.
     #[error("{call}: {reason}")]
     Device {

@@ -3,7 +3,7 @@
 
 mod layer; // policy: configuration, parameters, running statistics, modes, state dicts
 
-mod engine; // arithmetic: the trait and its arguments; `Reference` defines, `Cpu` and `Cuda` are fast
+mod engine; // arithmetic: the trait and its arguments; `Reference` defines, the others are fast
 
 mod memory; // where numbers live: `Host`, `Device`
 mod shape; // any rank and layout -> (outer, channels, inner)
@@ -23,6 +23,8 @@ pub use engine::{
     Activation, Backward, Cpu, Engine, ForwardEval, ForwardTrain, Input, MergeStats, Op, Reference,
     Request, Running, Saved, Stats,
 };
+#[cfg(feature = "cudnn")]
+pub use engine::{Choice, Cudnn, Gpu, Rule};
 #[cfg(feature = "cuda")]
 pub use engine::{Cuda, Family, Tuning};
 pub use error::{Error, Result};

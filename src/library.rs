@@ -15,6 +15,42 @@ pub(crate) fn driver() -> Result<()> {
     Ok(())
 }
 
+/// The cuDNN whose statuses mean what cudarc's bindings say: any version 9.
+#[cfg(feature = "cudnn")]
+const CUDNN: std::ops::Range<usize> = 90_000..100_000;
+
+/// Makes sure that there is a cuDNN to call, of the right version, with these functions.
+#[cfg(feature = "cudnn")]
+pub(crate) fn cudnn(functions: &[&str]) -> Result<()> {
+    static FIT: OnceLock<Library> = OnceLock::new();
+    if FIT.get().is_some() {
+        return Ok(());
+    }
+    let library = load("cuDNN", &names(&["cudnn"], &[12, 11, 10, 9, 1]))?;
+    let unfit = |reason| Err(Error::LibraryUnfit { library: "cuDNN", reason });
+    // SAFETY: so it is declared in every cudnn.h.
+    let version = unsafe { library.get::<unsafe extern "C" fn() -> usize>("cudnnGetVersion") };
+    let version = match version {
+        // SAFETY: it takes nothing and may be called at any time.
+        Ok(version) => unsafe { version() },
+        Err(error) => return unfit(format!("expected a cudnnGetVersion: {error}")),
+    };
+    // Until version 8 the major version was counted in thousands.
+    let major = if version < 10_000 { 1000 } else { 10_000 };
+    let name = format!("{}.{}.{}", version / major, version % major / 100, version % 100);
+    if !CUDNN.contains(&version) {
+        return unfit(format!("expected version 9, got {name}"));
+    }
+    // SAFETY: not called as this type.
+    let has = |name: &str| unsafe { library.get::<unsafe extern "C" fn()>(name) }.is_ok();
+    let missing: Vec<&str> = functions.iter().copied().filter(|name| !has(name)).collect();
+    if !missing.is_empty() {
+        return unfit(format!("version {name} does not have {}", missing.join(", ")));
+    }
+    let _ = FIT.set(library); // or another thread has
+    Ok(())
+}
+
 /// What libraries may be called: without a version, then with each of these.
 fn names(libraries: &[&str], versions: &[u32]) -> Vec<String> {
     let names = libraries.iter().flat_map(|library| {

@@ -7,7 +7,9 @@ use super::backend::HostBackend;
 use super::backend::cuda::CudaBackend;
 
 /// What normalizes on a CUDA device.
-#[cfg(feature = "cuda")]
+#[cfg(feature = "cudnn")]
+pub type CudaEngine = batchnorm::Gpu;
+#[cfg(all(feature = "cuda", not(feature = "cudnn")))]
 pub type CudaEngine = batchnorm::Cuda;
 
 /// As on the command line.

@@ -215,7 +215,8 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
             in_place: false,
         };
         let parameters = (self.weight.is_some(), self.bias.is_some());
-        open(engine, shape, request, parameters, self.saved.take())
+        let reserve_len = engine.reserve_len(shape, request);
+        open(engine, shape, request, parameters, reserve_len, self.saved.take())
     }
 }
 
@@ -253,7 +254,8 @@ impl<'a, M: Memory, E: Element> ForwardEval<'a, M, E> {
             in_place: matches!(self.x, Input::InPlace),
         };
         let parameters = (self.weight.is_some(), self.bias.is_some());
-        open(engine, shape, request, parameters, self.saved.take())
+        let reserve_len = engine.reserve_len(shape, request);
+        open(engine, shape, request, parameters, reserve_len, self.saved.take())
     }
 }
 
@@ -322,11 +324,13 @@ impl<M: Memory, P: Real> MergeStats<'_, M, P> {
     }
 }
 
-fn open<'s, M: Memory, P: Real, G: Engine<Memory = M>>(
+/// Buffers for what a forward saves.
+pub(crate) fn open<'s, M: Memory, P: Real, G: Engine<Memory = M>>(
     engine: &G,
     shape: &Shape,
     request: Request,
     (weight, bias): (bool, bool),
+    reserve_len: usize,
     saved: Option<&'s mut Saved<M, P>>,
 ) -> Result<Option<Opened<'s, M, P>>> {
     let Some(saved) = saved else { return Ok(None) };
@@ -340,7 +344,7 @@ fn open<'s, M: Memory, P: Real, G: Engine<Memory = M>>(
         batch_statistics: request.op == Op::ForwardTrain,
         engine: engine.name(),
     };
-    saved.open(engine.memory(), forward, engine.reserve_len(shape, request)).map(Some)
+    saved.open(engine.memory(), forward, reserve_len).map(Some)
 }
 
 /// Training with one value per channel has no variance. None at all is an empty batch, no error.

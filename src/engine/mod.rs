@@ -5,6 +5,12 @@ mod args;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cudnn")]
+mod cudnn;
+#[cfg(feature = "cudnn")]
+mod gpu;
+#[cfg(feature = "cuda")]
+mod pointers;
 mod reference;
 mod saved;
 
@@ -15,6 +21,10 @@ pub(crate) use args::{check_eps, check_momentum};
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use cuda::{Cuda, Family, Tuning};
+#[cfg(feature = "cudnn")]
+pub use cudnn::Cudnn;
+#[cfg(feature = "cudnn")]
+pub use gpu::{Choice, Gpu, Rule};
 pub use reference::Reference;
 pub use saved::Saved;
 

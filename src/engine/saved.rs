@@ -38,6 +38,8 @@ pub(crate) struct Buffers<M: Memory, P: Real> {
     pub invstd: M::Buf<P>,
     /// At least `Engine::reserve_len` bytes, in the engine's own format; none if that is 0.
     pub reserve: Option<M::Buf<u8>>,
+    /// Whose they are.
+    engine: &'static str,
     channels: usize,
     reserve_len: usize,
 }
@@ -101,14 +103,18 @@ impl<M: Memory, P: Real> Saved<M, P> {
     ) -> Result<Opened<'_, M, P>> {
         self.forward = None;
         let channels = forward.shape.channels();
-        let fits = |b: &Buffers<M, P>| b.channels == channels && b.reserve_len >= reserve_len;
+        // Buffers of another engine may hold what this one neither writes nor wants to find.
+        let fits = |b: &Buffers<M, P>| {
+            b.engine == forward.engine && b.channels == channels && b.reserve_len >= reserve_len
+        };
         let buffers = match self.buffers.take() {
             Some(buffers) if fits(&buffers) => buffers,
             _ => {
                 let reserve = (reserve_len > 0).then(|| memory.zeros(reserve_len)).transpose()?;
                 let zeros = || memory.zeros(channels);
                 let (mean, mean_rest, invstd) = (zeros()?, zeros()?, zeros()?);
-                Buffers { mean, mean_rest, invstd, reserve, channels, reserve_len }
+                let engine = forward.engine;
+                Buffers { mean, mean_rest, invstd, reserve, engine, channels, reserve_len }
             }
         };
         let buffers = self.buffers.insert(buffers);

@@ -10,20 +10,30 @@ mod run;
 
 pub use case::{Case, files};
 pub use judge::{Verdict, judge};
-pub use run::{compute, serialize};
+pub use run::{Ran, compute, compute_served, serialize};
 
 /// Tensors by name. All values are held in f64, which holds those of every dtype exactly.
 pub type Tensors = BTreeMap<&'static str, Vec<f64>>;
 
 /// Runs an engine over a case.
-pub type Compute = fn(&Case) -> anyhow::Result<Tensors>;
+pub type Compute = fn(&Case) -> anyhow::Result<Ran>;
 
 /// Every engine on this machine: one line each.
 pub const ENGINES: &[(&str, Compute)] = &[
-    ("reference", |case| compute(&Reference, case)),
-    ("cpu", |case| compute(&Cpu::default(), case)),
+    ("reference", |case| compute(&Reference, case).map(Ran::all)),
+    ("cpu", |case| compute(&Cpu::default(), case).map(Ran::all)),
     #[cfg(all(feature = "cuda", target_os = "linux"))]
-    ("cuda", |case| compute(&super::cuda::engine(), case)),
+    ("cuda", |case| compute(&super::cuda::engine(), case).map(Ran::all)),
+    #[cfg(all(feature = "cudnn", target_os = "linux"))]
+    ("cudnn", |case| match super::cudnn::find() {
+        // A host without it refuses everything.
+        Err(error @ (batchnorm::Error::Library { .. } | batchnorm::Error::LibraryUnfit { .. })) => {
+            Ok(Ran { tensors: Tensors::new(), refused: vec![error.to_string()] })
+        }
+        engine => compute_served(&engine?, case),
+    }),
+    #[cfg(all(feature = "cudnn", target_os = "linux"))]
+    ("gpu", |case| compute(&super::cudnn::gpu(), case).map(Ran::all)),
 ];
 
 /// What a tensor holds, which decides its shape, its type and its tolerance.

@@ -3,6 +3,8 @@
 
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 pub mod cuda;
+#[cfg(all(feature = "cudnn", target_os = "linux"))]
+pub mod cudnn;
 pub mod engines;
 pub mod faults;
 pub mod files;

@@ -82,11 +82,12 @@ impl Cuda {
         Ok(())
     }
 
-    /// 1 / sqrt(var + eps), then y.
-    pub(super) fn eval<E: Element>(
+    /// 1 / sqrt(var + eps), then y; without `applies` only what is saved. The arguments are checked.
+    pub(in crate::engine) fn eval<E: Element>(
         &self,
         shape: &Shape,
         mut args: ForwardEval<'_, Device, E>,
+        applies: bool,
     ) -> Result<()> {
         let x_home = match &args.x {
             Input::View(x) => home(x),
@@ -131,6 +132,9 @@ impl Cuda {
 
         let (count, nonfinite) = (plan.geometry.channels, self.shared.workspace.nonfinite());
         launcher.eval(count, eps, mean, var, saved_mean, saved_rest, invstd, nonfinite)?;
+        if !applies {
+            return Ok(());
+        }
         let channels = Channels { mean, mean_rest: Ptr::NULL, invstd, weight, bias };
         launcher.apply(&plan, channels, x, residual, y, mask, relu)?;
         mark.into_iter().for_each(Mark::filled);

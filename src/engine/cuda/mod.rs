@@ -5,17 +5,17 @@
 //! `kernels/` holds, `launch` starts them, `forward` and `backward` are the order in which they follow
 //! each other.
 use super::args::check_values_per_channel;
+use super::pointers::{self, Pointers, Ptr, home};
 use super::{
     Activation, Backward, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request, Stats,
 };
 use crate::memory::refused;
-use crate::{DType, Device, Element, Error, Memory, Real, Result, Shape, library};
+use crate::{DType, Device, Element, Memory, Real, Result, Shape, library};
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
-use cudarc::driver::{CudaContext, CudaStream, DeviceSlice};
+use cudarc::driver::{CudaContext, CudaStream};
 use launch::{Group, Launcher};
 use module::{Kernels, Modules, ResidentKernels};
 use plan::{Figures, Plan};
-use pointers::{Pointers, Ptr};
 use resident::{Plans, Resident, Step};
 use std::sync::Arc;
 use workspace::{Layout, Workspace};
@@ -28,7 +28,6 @@ mod forward;
 mod launch;
 mod module;
 mod plan;
-mod pointers;
 #[cfg(test)]
 mod profiles;
 mod resident;
@@ -69,8 +68,9 @@ impl Cuda {
     /// which context that means depends on the thread.
     ///
     /// # Errors
-    /// [`Error::Library`] where there is no CUDA driver, [`Error::Device`] where there is no such
-    /// device, [`Error::Unsupported`] where it is too old.
+    /// [`Error::Library`](crate::Error::Library) where there is no CUDA driver,
+    /// [`Error::Device`](crate::Error::Device) where there is no such device,
+    /// [`Error::Unsupported`](crate::Error::Unsupported) where it is too old.
     pub fn new(ordinal: usize) -> Result<Self> {
         library::driver()?;
         let context = CudaContext::new(ordinal).map_err(refused("cuDevicePrimaryCtxRetain"))?;
@@ -107,7 +107,7 @@ impl Cuda {
     /// not finite, on this engine and its clones. Waits for the stream.
     ///
     /// # Errors
-    /// [`Error::Device`].
+    /// [`Error::Device`](crate::Error::Device).
     pub fn take_nonfinite(&self) -> Result<bool> {
         self.shared.workspace.take_nonfinite(&self.memory)
     }
@@ -182,24 +182,12 @@ impl Cuda {
         Launcher { kernels, stream: self.stream() }
     }
 
-    /// Refuses arguments of another device: their addresses mean nothing on this one.
+    /// Refuses arguments of another device.
     fn check_here<const N: usize>(
         &self,
         arguments: [(&'static str, Option<&Arc<CudaStream>>); N],
     ) -> Result<()> {
-        let here = self.stream().context();
-        let ordinal = here.ordinal();
-        for (what, stream) in arguments {
-            let Some(there) = stream.map(|stream| stream.context()) else { continue };
-            if !Arc::ptr_eq(here, there) && here != there {
-                let reason = format!(
-                    "expected memory of this engine's context on device {ordinal}, got another's, on device {}",
-                    there.ordinal()
-                );
-                return Err(Error::invalid(what, reason));
-            }
-        }
-        Ok(())
+        pointers::check_here(self.stream(), arguments)
     }
 }
 
@@ -233,11 +221,6 @@ fn figures(context: &CudaContext) -> Result<Figures> {
         cache: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
         cooperative: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
     })
-}
-
-/// The stream that some memory belongs to.
-fn home<V: DeviceSlice<T>, T>(view: &V) -> Option<&Arc<CudaStream>> {
-    Some(view.stream())
 }
 
 fn width(dtype: DType) -> usize {
@@ -299,7 +282,7 @@ impl Engine for Cuda {
         args: ForwardEval<'_, Device, E>,
     ) -> Result<()> {
         args.check(shape)?;
-        self.eval(shape, args)
+        self.eval(shape, args, true)
     }
 
     fn backward<E: Element>(&self, shape: &Shape, args: Backward<'_, Device, E>) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Decides whether what an engine computed is right.
 use super::super::tolerance::agrees;
 use super::bars::Bars;
-use super::{COMPUTED, Case, Content, Entry, Tensors, compute, narrow, widen, with_element};
+use super::{COMPUTED, Case, Content, Entry, Ran, Tensors, compute, narrow, widen, with_element};
 use anyhow::{Result, ensure};
 use batchnorm::{Activation, DType, Reference};
 
@@ -38,6 +38,32 @@ pub fn judge(case: &Case, computed: &Tensors) -> Result<Vec<Verdict>> {
             pass.verdict(entry)
         })
         .collect()
+}
+
+impl Ran {
+    /// [`judge`], of those that were computed where the engine has refused any.
+    pub fn judge(&self, case: &Case) -> Result<Vec<Verdict>> {
+        if self.refused.is_empty() {
+            return judge(case, &self.tensors);
+        }
+        judge_served(case, &self.tensors)
+    }
+}
+
+fn judge_served(case: &Case, computed: &Tensors) -> Result<Vec<Verdict>> {
+    let mut verdicts = Vec::new();
+    for (eval, y) in [(false, "y"), (true, "y_eval")] {
+        if !computed.contains_key(y) {
+            continue;
+        }
+        let pass = Pass::new(case, computed, eval)?;
+        let own = |entry: &&Entry| entry.name.ends_with("_eval") == eval;
+        let there = |entry: &&Entry| computed.contains_key(entry.name);
+        for entry in COMPUTED.iter().filter(own).filter(there) {
+            verdicts.push(pass.verdict(entry)?);
+        }
+    }
+    Ok(verdicts)
 }
 
 /// Training, or the same with the running statistics given.

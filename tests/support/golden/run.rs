@@ -2,13 +2,35 @@
 use super::{COMPUTED, Case, Entry, Tensors, narrow, widen, with_element};
 use anyhow::{Context, Result, ensure};
 use batchnorm::{
-    Backward, DType, Element, Engine, ForwardEval, ForwardTrain, Input, Memory, Real, Running,
-    Saved, Stats,
+    Backward, DType, Element, Engine, Error, ForwardEval, ForwardTrain, Input, Memory, Real,
+    Running, Saved, Stats,
 };
 use safetensors::{Dtype, tensor::TensorView};
 
+/// What an engine makes of a case.
+#[derive(Debug, Clone)]
+pub struct Ran {
+    pub tensors: Tensors,
+    /// What it does not serve, and why: those tensors are not there.
+    pub refused: Vec<String>,
+}
+
+impl Ran {
+    /// By an engine that serves everything.
+    pub fn all(tensors: Tensors) -> Self {
+        Self { tensors, refused: Vec::new() }
+    }
+}
+
 /// All of [`COMPUTED`] that the case has, by this engine in the case's own dtype.
 pub fn compute<G: Engine>(engine: &G, case: &Case) -> Result<Tensors> {
+    let Ran { tensors, refused } = compute_served(engine, case)?;
+    ensure!(refused.is_empty(), "{}: {}: refused {refused:?}", case.name, engine.name());
+    Ok(tensors)
+}
+
+/// The same by an engine that may refuse an operation.
+pub fn compute_served<G: Engine>(engine: &G, case: &Case) -> Result<Ran> {
     with_element!(case.dtype, E => Run::<G, E>::new(engine, case)?.all())
         .with_context(|| format!("{}: {}", case.name, engine.name()))
 }
@@ -85,11 +107,24 @@ impl<'a, G: Engine, E: Element> Run<'a, G, E> {
         })
     }
 
-    fn all(mut self) -> Result<Tensors> {
-        self.stats()?;
-        self.train()?;
-        self.eval()?;
-        Ok(self.computed)
+    fn all(mut self) -> Result<Ran> {
+        let mut refused = Vec::new();
+        let mut is_refused = |name: &str, done: Result<()>| match done {
+            Err(error) => match error.downcast_ref() {
+                Some(Error::Unsupported { .. }) => {
+                    refused.push(format!("{name}: {error}"));
+                    Ok(true)
+                }
+                _ => Err(error),
+            },
+            Ok(()) => Ok(false),
+        };
+        is_refused("stats", self.stats())?;
+        is_refused("train", self.train())?;
+        if is_refused("eval and back", self.eval(true))? {
+            is_refused("eval", self.eval(false))?;
+        }
+        Ok(Ran { tensors: self.computed, refused })
     }
 
     fn keep<T: Element>(&mut self, name: &'static str, buf: &Buf<G, T>) -> Result<()> {
@@ -142,7 +177,8 @@ impl<'a, G: Engine, E: Element> Run<'a, G, E> {
         self.backward(&saved, ["grad_x", "grad_residual", "grad_weight", "grad_bias"])
     }
 
-    fn eval(&mut self) -> Result<()> {
+    /// With a backward, or alone.
+    fn eval(&mut self, saves: bool) -> Result<()> {
         let Self { engine, case, .. } = *self;
         let memory = engine.memory();
         let mean: Buf<G, E::Acc> = upload(memory, case.tensor("running_mean")?)?;
@@ -159,10 +195,13 @@ impl<'a, G: Engine, E: Element> Run<'a, G, E> {
             var: G::Memory::view(&var),
             eps: case.eps,
             y: G::Memory::view_mut(&mut y),
-            saved: Some(&mut saved),
+            saved: saves.then_some(&mut saved),
         };
         engine.forward_eval(&case.shape, args)?;
         self.keep("y_eval", &y)?;
+        if !saves {
+            return Ok(());
+        }
         let names = ["grad_x_eval", "grad_residual_eval", "grad_weight_eval", "grad_bias_eval"];
         self.backward(&saved, names)
     }

@@ -52,7 +52,14 @@ impl Statistics {
             (0..x.len()).for_each(|i| sums[norm.group(i)] += value(i));
             sums.into_iter().map(|sum| sum / count).collect::<Vec<f64>>()
         };
-        let mean = average(&|i| x[i]);
+        // From the first value on, so that values that are all the same have exactly that mean.
+        let mut first = vec![None; groups];
+        for (i, x) in x.iter().enumerate() {
+            first[norm.group(i)].get_or_insert(if x.is_finite() { *x } else { 0.0 });
+        }
+        let first: Vec<f64> = first.into_iter().map(Option::unwrap_or_default).collect();
+        let mean = average(&|i| x[i] - first[norm.group(i)]);
+        let mean: Vec<f64> = mean.iter().zip(&first).map(|(mean, first)| mean + first).collect();
         let var = average(&|i| (x[i] - mean[norm.group(i)]).powi(2));
         Self { mean, var, count }
     }

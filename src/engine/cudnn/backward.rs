@@ -1,0 +1,82 @@
+//! The backward through the batch's own statistics.
+use super::form::Form;
+use super::launch::Gradients;
+use super::limits::Details;
+use super::{Cudnn, Space};
+use crate::engine::pointers::{Pointers, Ptr, home};
+use crate::engine::{Backward, Input, Op, Request};
+use crate::{Device, Element, Error, Memory, Result, Shape};
+
+impl Cudnn {
+    pub(super) fn gradients<E: Element>(
+        &self,
+        shape: &Shape,
+        args: Backward<'_, Device, E>,
+    ) -> Result<()> {
+        let (forward, saved) = args.saved.made()?;
+        let request = Request {
+            op: if forward.batch_statistics { Op::Backward } else { Op::BackwardEval },
+            dtype: E::DTYPE,
+            activation: forward.activation,
+            residual: forward.residual,
+            in_place: matches!(args.grad_y, Input::InPlace),
+        };
+        let details = Details {
+            lacks_grad_x: args.grad_x.is_none(),
+            lacks_grad_residual: args.grad_residual.is_none(),
+            sums: args.sums.is_some() || args.total_sums.is_some(),
+            ..Details::default()
+        };
+        let form = Form::new(shape, request, details, self.persistent)?;
+        let Input::View(grad_y) = args.grad_y else { return Ok(()) }; // a limit
+        self.check_here([
+            ("saved", home(&saved.mean)),
+            ("x", home(&args.x)),
+            ("grad_y", home(&grad_y)),
+            ("weight", args.weight.as_ref().and_then(home)),
+            ("bias", args.bias.as_ref().and_then(home)),
+            ("grad_x", args.grad_x.as_ref().and_then(home)),
+            ("grad_residual", args.grad_residual.as_ref().and_then(home)),
+            ("grad_weight", args.grad_weight.as_ref().and_then(home)),
+            ("grad_bias", args.grad_bias.as_ref().and_then(home)),
+        ])?;
+
+        let mut desk = self.desk();
+        let sizes = desk.describe(&form)?;
+        let [workspace, _] = desk.spaces(&self.memory, &sizes)?;
+        let Backward { x, weight, bias, grad_x, grad_residual, grad_weight, grad_bias, .. } = args;
+        let parameters =
+            (weight.is_some() && grad_weight.is_some(), bias.is_some() && grad_bias.is_some());
+        let constants = self.constants_for::<E::Acc>(&mut desk, shape, parameters)?;
+        let mut pointers = Pointers::new(self.stream());
+        let reserve = saved.reserve.as_ref();
+        let kept = reserve.map_or(0, |reserve| reserve.len());
+        let y_at = sizes.reserve_end();
+        let needed = form.kept(&sizes);
+        if kept < needed {
+            let reason = format!("expected {needed} bytes that the forward put aside, got {kept}");
+            return Err(Error::invalid("saved", reason));
+        }
+        let reserve = pointers.read_some(reserve.map(Device::view));
+        let gradients = Gradients {
+            x: pointers.read(x),
+            y: match form.activates() {
+                true => Ptr::at(reserve.address() + y_at as u64),
+                false => Ptr::NULL,
+            },
+            dy: pointers.read(grad_y),
+            dz: pointers.write_some(grad_residual),
+            dx: pointers.write_some(grad_x),
+            scale: weight.map_or(constants.ones, |weight| pointers.read(weight)),
+            bias: bias.map_or(constants.zeros, |bias| pointers.read(bias)),
+            dscale: grad_weight.map_or(constants.grad_weight, |grad| pointers.write(grad)),
+            dbias: grad_bias.map_or(constants.grad_bias, |grad| pointers.write(grad)),
+            accumulate: args.accumulate,
+            eps: 1e-5,
+            saved: [&saved.mean, &saved.invstd].map(|buf| pointers.read(Device::view(buf))),
+            workspace,
+            reserve: Space { at: reserve, bytes: sizes.reserve },
+        };
+        desk.gradients(&form, &gradients)
+    }
+}

@@ -1,0 +1,182 @@
+//! How a tensor is described to cuDNN, and by which of its calls it is served: pure, and tested on
+//! its own.
+use super::desk::Sizes;
+use super::limits::{self, Ask, Details, is_channels_last};
+use crate::engine::{Activation, Op, Request};
+use crate::{DType, Result, Shape};
+use cudarc::cudnn::sys::{
+    cudnnBatchNormMode_t as Mode, cudnnBatchNormOps_t as Ops, cudnnDataType_t,
+};
+use std::ffi::c_int;
+
+/// What a call says beside its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Form {
+    pub mode: Mode,
+    pub ops: Ops,
+    pub data_type: cudnnDataType_t,
+    /// In NCHW order, as cuDNN always has them.
+    pub dims: [c_int; 4],
+    pub strides: [c_int; 4],
+    pub is_channels_last: bool,
+    /// By the `Ex` calls, which take a workspace and pass a reserve space on.
+    pub is_extended: bool,
+}
+
+impl Form {
+    /// Of a request that no limit forbids. With `persistent` the persistent mode serves tensors
+    /// with their channels first, too.
+    pub fn new(
+        shape: &Shape,
+        request: Request,
+        details: Details,
+        persistent: bool,
+    ) -> Result<Self> {
+        limits::check(&Ask { shape, request, details })?;
+        let is_channels_last = is_channels_last(shape);
+        let rows = shape.per_channel();
+        let n = match is_channels_last {
+            true if rows.is_multiple_of(shape.batch()) => shape.batch(),
+            true => 1,
+            false => shape.outer(),
+        };
+        // None overflows: the number of elements has been checked.
+        let [n, c, h] = [n, shape.channels(), rows / n].map(|size| size as c_int);
+        let strides = if is_channels_last { [h * c, 1, c, c] } else { [c * h, h, 1, 1] };
+        let ops = match request.activation {
+            Activation::Identity => Ops::CUDNN_BATCHNORM_OPS_BN,
+            Activation::Relu if request.residual => Ops::CUDNN_BATCHNORM_OPS_BN_ADD_ACTIVATION,
+            Activation::Relu => Ops::CUDNN_BATCHNORM_OPS_BN_ACTIVATION,
+        };
+        let is_fused = ops != Ops::CUDNN_BATCHNORM_OPS_BN;
+        let trains = request.op != Op::ForwardEval;
+        let is_wide = request.dtype == DType::F64;
+        let mode = if is_fused {
+            Mode::CUDNN_BATCHNORM_SPATIAL_PERSISTENT
+        } else if is_channels_last && h == 1 {
+            Mode::CUDNN_BATCHNORM_PER_ACTIVATION
+        } else if trains && !is_wide && (is_channels_last || persistent) {
+            Mode::CUDNN_BATCHNORM_SPATIAL_PERSISTENT
+        } else {
+            Mode::CUDNN_BATCHNORM_SPATIAL
+        };
+        let is_half = matches!(request.dtype, DType::F16 | DType::Bf16);
+        let is_persistent = mode == Mode::CUDNN_BATCHNORM_SPATIAL_PERSISTENT;
+        let is_extended = is_persistent && is_channels_last && is_half;
+        let data_type = match request.dtype {
+            DType::F64 => cudnnDataType_t::CUDNN_DATA_DOUBLE,
+            DType::F32 => cudnnDataType_t::CUDNN_DATA_FLOAT,
+            DType::F16 => cudnnDataType_t::CUDNN_DATA_HALF,
+            DType::Bf16 => cudnnDataType_t::CUDNN_DATA_BFLOAT16,
+        };
+        let dims = [n, c, h, 1];
+        Ok(Self { mode, ops, data_type, dims, strides, is_channels_last, is_extended })
+    }
+
+    /// Bytes that a forward puts aside: what cuDNN asks for; and y, which it wants again where an
+    /// activation follows.
+    pub fn kept(&self, sizes: &Sizes) -> usize {
+        let [n, c, h, _] = self.dims.map(|size| size as usize);
+        // An activation goes with f16 or bf16: a limit.
+        if self.activates() { sizes.reserve_end() + 2 * n * c * h } else { sizes.reserve }
+    }
+    /// Whether a residual is added.
+    pub fn adds(&self) -> bool {
+        self.ops == Ops::CUDNN_BATCHNORM_OPS_BN_ADD_ACTIVATION
+    }
+    /// Whether an activation follows.
+    pub fn activates(&self) -> bool {
+        self.ops != Ops::CUDNN_BATCHNORM_OPS_BN
+    }
+}
+
+/// `CUDNN_BATCHNORM_SPATIAL, CUDNN_BATCHNORM_OPS_BN, 4 x 64 x 49 x 1 as NCHW`.
+impl std::fmt::Display for Form {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ([n, c, h, w], order) =
+            (self.dims, if self.is_channels_last { "NHWC" } else { "NCHW" });
+        write!(f, "{:?}, {:?}, {n} x {c} x {h} x {w} as {order}", self.mode, self.ops)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn form(shape: Result<Shape>, op: Op, dtype: DType, activation: Activation) -> Form {
+        let request = Request { op, dtype, activation, residual: false, in_place: false };
+        Form::new(&shape.unwrap(), request, Details::default(), false).unwrap()
+    }
+
+    #[test]
+    fn layouts_are_described_as_they_lie() {
+        let (train, eval, plain) = (Op::ForwardTrain, Op::ForwardEval, Activation::Identity);
+        let spatial = Mode::CUDNN_BATCHNORM_SPATIAL;
+        let persistent = Mode::CUDNN_BATCHNORM_SPATIAL_PERSISTENT;
+        let nchw = form(Shape::new(&[4, 6, 5, 7], 1), train, DType::F16, plain);
+        assert_eq!((nchw.dims, nchw.strides), ([4, 6, 35, 1], [210, 35, 1, 1]));
+        assert_eq!((nchw.mode, nchw.is_extended), (spatial, false));
+        for (op, dtype, mode, is_extended) in [
+            (train, DType::F16, persistent, true),
+            (train, DType::F32, persistent, false),
+            (train, DType::F64, spatial, false),
+            (eval, DType::F16, spatial, false),
+        ] {
+            let nhwc = form(Shape::new(&[4, 5, 7, 6], 3), op, dtype, plain);
+            assert_eq!((nhwc.dims, nhwc.strides), ([4, 6, 35, 1], [210, 1, 6, 6]));
+            assert_eq!((nhwc.mode, nhwc.is_extended), (mode, is_extended), "{op:?} {dtype}");
+        }
+        let rows = form(Shape::new(&[9, 6], 1), train, DType::F16, plain);
+        assert_eq!((rows.dims, rows.strides), ([9, 6, 1, 1], [6, 1, 6, 6]));
+        assert_eq!(rows.mode, Mode::CUDNN_BATCHNORM_PER_ACTIVATION);
+        let relu = form(Shape::new(&[9, 6], 1), train, DType::F16, Activation::Relu);
+        assert_eq!((relu.mode, relu.is_extended), (persistent, true));
+        // A middle axis has its rows first; one channel lies anywhere.
+        let middle = form(Shape::new(&[2, 3, 4, 5], 2), train, DType::F32, plain);
+        assert_eq!((middle.dims, middle.strides), ([6, 4, 5, 1], [20, 5, 1, 1]));
+        let one = form(Shape::new(&[4, 1, 6], 1), train, DType::F16, Activation::Relu);
+        assert_eq!((one.dims, one.strides), ([4, 1, 6, 1], [6, 1, 1, 1]));
+    }
+
+    #[test]
+    fn the_first_limit_that_is_exceeded_is_named() {
+        let request = Request {
+            op: Op::ForwardTrain,
+            dtype: DType::F32,
+            activation: Activation::Relu,
+            residual: false,
+            in_place: false,
+        };
+        let refused = |dims: &[usize], request| {
+            let shape = Shape::new(dims, 1).unwrap();
+            Form::new(&shape, request, Details::default(), false).unwrap_err().to_string()
+        };
+        assert_eq!(
+            refused(&[4, 6, 5], request),
+            "cudnn: a ReLU behind the normalization needs f16, got f32"
+        );
+        let half = Request { dtype: DType::F16, residual: true, ..request };
+        assert_eq!(refused(&[4, 6], half), "cudnn: a residual needs channels % 4 == 0, got 6");
+        let plain = Request { activation: Activation::Identity, ..request };
+        assert_eq!(
+            refused(&[1 << 20, 2, 1 << 10], plain),
+            "cudnn: expected at most 2147483647 elements, got 2147483648"
+        );
+    }
+
+    #[test]
+    fn what_is_unknown_is_not_refused() {
+        let request = Request {
+            op: Op::ForwardTrain,
+            dtype: DType::Bf16,
+            activation: Activation::Identity,
+            residual: false,
+            in_place: false,
+        };
+        let shape = Shape::new(&[880_802, 4], 1).unwrap();
+        let details = Details::default();
+        assert!(Form::new(&shape, request, details, false).is_ok());
+        let unknown = limits::unknown(&Ask { shape: &shape, request, details });
+        assert_eq!(unknown, ["bf16", "a batch of more than 880801, here 880802"]);
+    }
+}

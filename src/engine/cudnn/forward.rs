@@ -1,0 +1,135 @@
+//! Both forwards.
+use super::form::Form;
+use super::launch::{Inference, Training};
+use super::limits::Details;
+use super::{Cudnn, Space};
+use crate::engine::args::open;
+use crate::engine::pointers::{Pointers, Ptr, home};
+use crate::engine::saved::Mark;
+use crate::engine::{ForwardEval, ForwardTrain, Input, Op, Request, Running};
+use crate::{Device, Element, Memory, Result, Shape};
+
+impl Cudnn {
+    pub(super) fn train<E: Element>(
+        &self,
+        shape: &Shape,
+        args: ForwardTrain<'_, Device, E>,
+    ) -> Result<()> {
+        let request = Request {
+            op: Op::ForwardTrain,
+            dtype: E::DTYPE,
+            activation: args.activation,
+            residual: args.residual.is_some(),
+            in_place: false,
+        };
+        let form = Form::new(shape, request, Details::default(), self.persistent)?;
+        let running = args.running.as_ref();
+        self.check_here([
+            ("x", home(&args.x)),
+            ("residual", args.residual.as_ref().and_then(home)),
+            ("weight", args.weight.as_ref().and_then(home)),
+            ("bias", args.bias.as_ref().and_then(home)),
+            ("running_mean", running.and_then(|r| home(&r.mean))),
+            ("running_var", running.and_then(|r| home(&r.var))),
+            ("y", home(&args.y)),
+        ])?;
+        // Refuses what is unknown before anything is saved.
+        let kept = form.kept(&self.desk().describe(&form)?);
+
+        let ForwardTrain { x, residual, weight, bias, eps, running, y, saved, .. } = args;
+        let parameters = (weight.is_some(), bias.is_some());
+        let opened = open(self, shape, request, parameters, kept, saved)?;
+        let (buffers, mark) = opened.map(|opened| (opened.buffers, opened.mark)).unzip();
+        let mut desk = self.desk();
+        let sizes = desk.describe(&form)?;
+        let [workspace, unsaved] = desk.spaces(&self.memory, &sizes)?;
+        let constants = self.constants_for::<E::Acc>(&mut desk, shape, parameters)?;
+        let mut pointers = Pointers::new(self.stream());
+        let (factor, running) = match running {
+            Some(Running { mean, var, factor }) => {
+                (factor, [pointers.write(mean), pointers.write(var)])
+            }
+            None => (0.0, [Ptr::NULL; 2]),
+        };
+        let (statistics, kept) = match buffers {
+            Some(saved) => {
+                let statistics = [&mut saved.mean, &mut saved.invstd];
+                let kept = pointers.write_some(saved.reserve.as_mut().map(Device::view_mut));
+                (statistics.map(|buf| pointers.write(Device::view_mut(buf))), kept)
+            }
+            None => ([Ptr::NULL; 2], Ptr::NULL),
+        };
+        let own = Space { at: kept, bytes: sizes.reserve };
+        let reserve = if kept.is_null() { unsaved } else { own };
+        let y = pointers.write(y);
+        let training = Training {
+            x: pointers.read(x),
+            z: pointers.read_some(residual),
+            y,
+            scale: weight.map_or(constants.ones, |weight| pointers.read(weight)),
+            bias: bias.map_or(constants.zeros, |bias| pointers.read(bias)),
+            factor,
+            running,
+            eps,
+            saved: statistics,
+            workspace,
+            reserve,
+        };
+        desk.training(&form, &training)?;
+        if form.activates() && !kept.is_null() {
+            // Backward asks for y again, which the caller may have dropped by then.
+            let to = Ptr::at(kept.address() + sizes.reserve_end() as u64);
+            desk.copy(y, to, shape.len())?;
+        }
+        mark.into_iter().for_each(Mark::filled);
+        Ok(())
+    }
+
+    pub(super) fn eval<E: Element>(
+        &self,
+        shape: &Shape,
+        args: ForwardEval<'_, Device, E>,
+    ) -> Result<()> {
+        let request = Request {
+            op: Op::ForwardEval,
+            dtype: E::DTYPE,
+            activation: args.activation,
+            residual: args.residual.is_some(),
+            in_place: matches!(args.x, Input::InPlace),
+        };
+        let details = Details { saves_frozen: args.saved.is_some(), ..Details::default() };
+        let form = Form::new(shape, request, details, self.persistent)?;
+        let x_home = match &args.x {
+            Input::View(x) => home(x),
+            Input::InPlace => None,
+        };
+        self.check_here([
+            ("x", x_home),
+            ("weight", args.weight.as_ref().and_then(home)),
+            ("bias", args.bias.as_ref().and_then(home)),
+            ("mean", home(&args.mean)),
+            ("var", home(&args.var)),
+            ("y", home(&args.y)),
+        ])?;
+        let ForwardEval { x, weight, bias, mean, var, eps, y, .. } = args;
+        let mut desk = self.desk();
+        desk.describe(&form)?;
+        let parameters = (weight.is_some(), bias.is_some());
+        let constants = self.constants_for::<E::Acc>(&mut desk, shape, parameters)?;
+        let mut pointers = Pointers::new(self.stream());
+        let y = pointers.write(y);
+        let inference = Inference {
+            x: match x {
+                Input::View(x) => pointers.read(x),
+                Input::InPlace => y,
+            },
+            y,
+            scale: weight.map_or(constants.ones, |weight| pointers.read(weight)),
+            bias: bias.map_or(constants.zeros, |bias| pointers.read(bias)),
+            mean: pointers.read(mean),
+            var: pointers.read(var),
+            eps,
+        };
+        desk.inference(&form, &inference)
+    }
+}

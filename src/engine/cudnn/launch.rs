@@ -1,0 +1,263 @@
+//! One function for each call, with arguments of their types.
+//!
+//! What makes a call sound is checked before it: a [`Ptr`] comes from a view of this context or
+//! from the desk, `check` of the arguments has compared every length with the shape, the form
+//! describes exactly the elements of that shape, and the desk's descriptors are those of the form
+//! ([`Desk::describe`]).
+use super::desk::{Desk, Sizes, Space};
+use super::form::Form;
+use super::raw;
+use crate::engine::pointers::Ptr;
+use crate::memory::refused;
+use crate::{Element, Real, Result};
+use cudarc::cudnn::sys::cudnnTensorDescriptor_t;
+use cudarc::driver::result;
+use std::ffi::c_void;
+use std::ptr::null_mut;
+
+/// Of a forward by the batch's statistics. Pairs are there or null together.
+#[derive(Debug)]
+pub(super) struct Training<E: Element> {
+    pub x: Ptr<E>,
+    /// The residual, where the form adds one.
+    pub z: Ptr<E>,
+    pub y: Ptr<E>,
+    pub scale: Ptr<E::Acc>,
+    pub bias: Ptr<E::Acc>,
+    pub factor: f64,
+    pub running: [Ptr<E::Acc>; 2],
+    pub eps: f64,
+    pub saved: [Ptr<E::Acc>; 2],
+    pub workspace: Space,
+    pub reserve: Space,
+}
+
+/// Of a forward by statistics that are given.
+#[derive(Debug)]
+pub(super) struct Inference<E: Element> {
+    pub x: Ptr<E>,
+    pub y: Ptr<E>,
+    pub scale: Ptr<E::Acc>,
+    pub bias: Ptr<E::Acc>,
+    pub mean: Ptr<E::Acc>,
+    pub var: Ptr<E::Acc>,
+    pub eps: f64,
+}
+
+/// Of a backward.
+#[derive(Debug)]
+pub(super) struct Gradients<E: Element> {
+    pub x: Ptr<E>,
+    /// The forward's, where the form has an activation.
+    pub y: Ptr<E>,
+    pub dy: Ptr<E>,
+    /// The residual's gradient, where the form adds one.
+    pub dz: Ptr<E>,
+    pub dx: Ptr<E>,
+    pub scale: Ptr<E::Acc>,
+    pub bias: Ptr<E::Acc>,
+    pub dscale: Ptr<E::Acc>,
+    pub dbias: Ptr<E::Acc>,
+    /// Adds to `dscale` and `dbias`.
+    pub accumulate: bool,
+    /// Any: the saved statistics have it in them.
+    pub eps: f64,
+    pub saved: [Ptr<E::Acc>; 2],
+    pub workspace: Space,
+    pub reserve: Space,
+}
+
+fn at<T>(pointer: Ptr<T>) -> *mut c_void {
+    raw::device_pointer(pointer.address())
+}
+
+/// A host number behind a pointer.
+fn host<A: Real>(value: &A) -> *const c_void {
+    std::ptr::from_ref(value).cast()
+}
+
+fn some(descriptor: cudnnTensorDescriptor_t, is_there: bool) -> cudnnTensorDescriptor_t {
+    if is_there { descriptor } else { null_mut() }
+}
+
+impl Desk {
+    /// What the extended calls need.
+    pub(super) fn sizes(&mut self, form: &Form) -> Result<Sizes> {
+        let (handle, mode, ops) = (self.handle.raw()?, form.mode, form.ops);
+        let (t, p, act) = (self.tensor.raw(), self.parameters.raw(), self.activation.raw());
+        let (z, y) = (some(t, form.adds()), some(t, form.activates()));
+        // SAFETY: handle and descriptors live.
+        unsafe {
+            Ok(Sizes {
+                forward: raw::get_batch_normalization_forward_training_ex_workspace_size(
+                    handle, mode, ops, t, z, t, p, act,
+                )?,
+                backward: raw::get_batch_normalization_backward_ex_workspace_size(
+                    handle, mode, ops, t, y, t, z, t, p, act,
+                )?,
+                reserve: raw::get_batch_normalization_training_ex_reserve_space_size(
+                    handle, mode, ops, act, t,
+                )?,
+            })
+        }
+    }
+
+    pub(super) fn training<E: Element>(&mut self, form: &Form, args: &Training<E>) -> Result<()> {
+        let (handle, mode, t) = (self.handle.raw()?, form.mode, self.tensor.raw());
+        let (p, act) = (self.parameters.raw(), self.activation.raw());
+        let [one, zero] = [1.0, 0.0].map(E::Acc::from_f64);
+        let (alpha, beta) = (host(&one), host(&zero));
+        let [running_mean, running_var] = args.running.map(at);
+        let [save_mean, save_inv_var] = args.saved.map(at);
+        let (x, z, y, scale, bias) =
+            (at(args.x), at(args.z), at(args.y), at(args.scale), at(args.bias));
+        let Training { factor, eps, workspace, reserve, .. } = *args;
+        if !form.is_extended {
+            // SAFETY: see the head of this file.
+            return unsafe {
+                raw::batch_normalization_forward_training(
+                    handle,
+                    mode,
+                    alpha,
+                    beta,
+                    t,
+                    x,
+                    t,
+                    y,
+                    p,
+                    scale,
+                    bias,
+                    factor,
+                    running_mean,
+                    running_var,
+                    eps,
+                    save_mean,
+                    save_inv_var,
+                )
+            };
+        }
+        // SAFETY: see the head of this file; the spaces are as large as they say.
+        unsafe {
+            raw::batch_normalization_forward_training_ex(
+                handle,
+                mode,
+                form.ops,
+                alpha,
+                beta,
+                t,
+                x,
+                some(t, form.adds()),
+                z,
+                t,
+                y,
+                p,
+                scale,
+                bias,
+                factor,
+                running_mean,
+                running_var,
+                eps,
+                save_mean,
+                save_inv_var,
+                act,
+                at(workspace.at),
+                workspace.bytes,
+                at(reserve.at),
+                reserve.bytes,
+            )
+        }
+    }
+
+    /// Copies a tensor.
+    pub(super) fn copy<E: Element>(&self, from: Ptr<E>, to: Ptr<E>, len: usize) -> Result<()> {
+        let (bytes, stream) = (len * size_of::<E>(), self.handle.stream().cu_stream());
+        // SAFETY: both addresses are those of tensors as long, apart from each other; the call
+        // before has made the context current.
+        let copied =
+            unsafe { result::memcpy_dtod_async(to.address(), from.address(), bytes, stream) };
+        copied.map_err(refused("cuMemcpyDtoDAsync"))
+    }
+
+    pub(super) fn inference<E: Element>(&mut self, form: &Form, args: &Inference<E>) -> Result<()> {
+        let (handle, mode, t) = (self.handle.raw()?, form.mode, self.tensor.raw());
+        let [one, zero] = [1.0, 0.0].map(E::Acc::from_f64);
+        // SAFETY: see the head of this file.
+        unsafe {
+            raw::batch_normalization_forward_inference(
+                handle,
+                mode,
+                host(&one),
+                host(&zero),
+                t,
+                at(args.x),
+                t,
+                at(args.y),
+                self.parameters.raw(),
+                at(args.scale),
+                at(args.bias),
+                at(args.mean),
+                at(args.var),
+                args.eps,
+            )
+        }
+    }
+
+    pub(super) fn gradients<E: Element>(&mut self, form: &Form, args: &Gradients<E>) -> Result<()> {
+        let (handle, mode, t) = (self.handle.raw()?, form.mode, self.tensor.raw());
+        let (p, act) = (self.parameters.raw(), self.activation.raw());
+        let [one, zero] = [1.0, 0.0].map(E::Acc::from_f64);
+        let (alpha, beta) = (host(&one), host(&zero));
+        let beta_param = if args.accumulate { alpha } else { beta };
+        let [mean, inv_var] = args.saved.map(at);
+        let (x, y, dy) = (at(args.x), at(args.y), at(args.dy));
+        let (dz, dx) = (at(args.dz), at(args.dx));
+        let (scale, bias) = (at(args.scale), at(args.bias));
+        let (dscale, dbias) = (at(args.dscale), at(args.dbias));
+        let Gradients { eps, workspace, reserve, .. } = *args;
+        if !form.is_extended {
+            // SAFETY: see the head of this file.
+            return unsafe {
+                raw::batch_normalization_backward(
+                    handle, mode, alpha, beta, alpha, beta_param, t, x, t, dy, t, dx, p, scale,
+                    dscale, dbias, eps, mean, inv_var,
+                )
+            };
+        }
+        let (y_desc, z_desc) = (some(t, form.activates()), some(t, form.adds()));
+        // SAFETY: see the head of this file; the spaces are as large as they say.
+        unsafe {
+            raw::batch_normalization_backward_ex(
+                handle,
+                mode,
+                form.ops,
+                alpha,
+                beta,
+                alpha,
+                beta_param,
+                t,
+                x,
+                y_desc,
+                y,
+                t,
+                dy,
+                z_desc,
+                dz,
+                t,
+                dx,
+                p,
+                scale,
+                bias,
+                dscale,
+                dbias,
+                eps,
+                mean,
+                inv_var,
+                act,
+                at(workspace.at),
+                workspace.bytes,
+                at(reserve.at),
+                reserve.bytes,
+            )
+        }
+    }
+}

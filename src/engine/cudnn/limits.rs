@@ -1,0 +1,208 @@
+//! What cuDNN does not serve: a table that is asked before every call.
+//!
+//! A row is documented (NVIDIA's reference manual for cuDNN 9), measured (on the library that it
+//! names), or unknown. What is unknown is called, and a refusal of cuDNN becomes the same error.
+use crate::engine::{Activation, Op, Request};
+use crate::{DType, Error, Result, Shape};
+
+/// How a limit is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    Documented,
+    Measured,
+    Unknown,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ask<'a> {
+    pub shape: &'a Shape,
+    pub request: Request,
+    pub details: Details,
+}
+
+/// What a request does not say about a call's arguments.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Details {
+    /// An evaluation is to leave something for a backward.
+    pub saves_frozen: bool,
+    pub lacks_grad_x: bool,
+    pub lacks_grad_residual: bool,
+    /// Sums of a part of a batch are asked for, or given.
+    pub sums: bool,
+}
+
+pub(super) struct Limit {
+    pub known: Known,
+    /// What is expected and what came, where it came to more than the limit.
+    pub exceeded: fn(&Ask) -> Option<String>,
+}
+
+/// Whether something follows the normalization.
+fn is_fused(request: &Request) -> bool {
+    request.activation == Activation::Relu || request.residual
+}
+
+/// Whether each channel's values lie a row of channels apart: what cuDNN calls NHWC.
+pub(super) fn is_channels_last(shape: &Shape) -> bool {
+    shape.inner() == 1 || shape.channels() == 1
+}
+
+const MOST: usize = i32::MAX as usize;
+
+pub(super) const LIMITS: &[Limit] = &[
+    Limit {
+        // Operations.
+        known: Known::Documented,
+        exceeded: |ask| match ask.request.op {
+            Op::ForwardTrain | Op::ForwardEval | Op::Backward => None,
+            Op::BackwardEval => Some("there is no backward through frozen statistics".into()),
+            Op::Stats => Some("there is no call for statistics alone".into()),
+            Op::MergeStats => Some("there is no call that merges statistics".into()),
+        },
+    },
+    Limit {
+        // Frozen statistics.
+        known: Known::Documented,
+        exceeded: |ask| {
+            let reason = "there is no backward through frozen statistics: expected nothing to save";
+            ask.details.saves_frozen.then(|| reason.into())
+        },
+    },
+    Limit {
+        // Parts of a batch.
+        known: Known::Documented,
+        exceeded: |ask| {
+            let reason =
+                "backward has no sums of a part of a batch: expected no sums, no total_sums";
+            ask.details.sums.then(|| reason.into())
+        },
+    },
+    Limit {
+        // All gradients.
+        known: Known::Documented,
+        exceeded: |ask| {
+            let Details { lacks_grad_x, lacks_grad_residual, .. } = ask.details;
+            let what = match (lacks_grad_x, lacks_grad_residual && ask.request.residual) {
+                (true, _) => "grad_x",
+                (false, true) => "grad_residual",
+                (false, false) => return None,
+            };
+            Some(format!("backward writes every tensor: expected a {what}, got none"))
+        },
+    },
+    Limit {
+        // In place: the manual allows no output to be an input, and cuDNN would not see that it is.
+        known: Known::Documented,
+        exceeded: |ask| {
+            let Request { op, in_place, .. } = ask.request;
+            let reason = "expected an output apart from the input, got it in place";
+            (in_place && op != Op::ForwardEval).then(|| reason.into())
+        },
+    },
+    Limit {
+        // No elements.
+        known: Known::Documented,
+        exceeded: |ask| {
+            let reason = || format!("a descriptor has dimensions from 1 on, got {}", ask.shape);
+            ask.shape.is_empty().then(reason)
+        },
+    },
+    Limit {
+        // Elements: cudnnSetTensorNdDescriptor of 9.26.0 answers NOT_SUPPORTED.
+        known: Known::Measured,
+        exceeded: |ask| {
+            let n = ask.shape.len();
+            (n > MOST).then(|| format!("expected at most {MOST} elements, got {n}"))
+        },
+    },
+    Limit {
+        // Residual without ReLU.
+        known: Known::Documented,
+        exceeded: |ask| {
+            let Request { residual, activation, .. } = ask.request;
+            let reason = "a residual is added before an activation: expected a ReLU, got none";
+            (residual && activation == Activation::Identity).then(|| reason.into())
+        },
+    },
+    Limit {
+        // Evaluation alone.
+        known: Known::Documented,
+        exceeded: |ask| {
+            let reason = "evaluation has nothing behind it: expected no ReLU, got one";
+            (ask.request.op == Op::ForwardEval && is_fused(&ask.request)).then(|| reason.into())
+        },
+    },
+    Limit {
+        // Dtype of a ReLU.
+        known: Known::Documented,
+        exceeded: |ask| {
+            let dtype = ask.request.dtype;
+            let is_wide = matches!(dtype, DType::F32 | DType::F64);
+            (is_fused(&ask.request) && is_wide)
+                .then(|| format!("a ReLU behind the normalization needs f16, got {dtype}"))
+        },
+    },
+    Limit {
+        // Layout of a ReLU.
+        known: Known::Documented,
+        exceeded: |ask| {
+            let shape = ask.shape;
+            (is_fused(&ask.request) && !is_channels_last(shape)).then(|| {
+                format!("a ReLU behind the normalization needs channels last, got {shape}")
+            })
+        },
+    },
+    Limit {
+        // Channels of a residual.
+        known: Known::Documented,
+        exceeded: |ask| {
+            let c = ask.shape.channels();
+            (ask.request.residual && !c.is_multiple_of(4))
+                .then(|| format!("a residual needs channels % 4 == 0, got {c}"))
+        },
+    },
+    Limit {
+        // Evaluation in place, where every element depends on itself alone.
+        known: Known::Unknown,
+        exceeded: |ask| ask.request.in_place.then(|| "evaluation in place".into()),
+    },
+    Limit {
+        // Bf16 with a ReLU.
+        known: Known::Unknown,
+        exceeded: |ask| {
+            let is_bf16 = ask.request.dtype == DType::Bf16;
+            (is_bf16 && is_fused(&ask.request)).then(|| "bf16 with a ReLU".into())
+        },
+    },
+    Limit {
+        // Bf16.
+        known: Known::Unknown,
+        exceeded: |ask| (ask.request.dtype == DType::Bf16).then(|| "bf16".into()),
+    },
+    Limit {
+        // Batch: where PyTorch turns to its own kernels, for versions that are old by now.
+        known: Known::Unknown,
+        exceeded: |ask| {
+            let most = if ask.request.op == Op::ForwardEval { 65_535 } else { 880_801 };
+            let n = ask.shape.batch();
+            (n > most).then(|| format!("a batch of more than {most}, here {n}"))
+        },
+    },
+];
+
+/// Refuses what exceeds a limit that is documented or measured.
+pub(super) fn check(ask: &Ask) -> Result<()> {
+    for limit in LIMITS.iter().filter(|limit| limit.known != Known::Unknown) {
+        if let Some(reason) = (limit.exceeded)(ask) {
+            return Err(Error::Unsupported { engine: super::NAME, reason });
+        }
+    }
+    Ok(())
+}
+
+/// What nobody knows about such a call before it is made.
+pub(super) fn unknown(ask: &Ask) -> Vec<String> {
+    let unknown = LIMITS.iter().filter(|limit| limit.known == Known::Unknown);
+    unknown.filter_map(|limit| (limit.exceeded)(ask)).collect()
+}

@@ -1,0 +1,254 @@
+//! NVIDIA's cuDNN: its batch normalization calls of before the graph API, which version 9 still
+//! has.
+//!
+//! `limits` is what it is not asked for, `form` how a tensor is described to it, `raw` calls it,
+//! `desk` is what the steps of a stream share, `launch` makes typed calls of `forward` and
+//! `backward`.
+use super::pointers;
+use super::{
+    Activation, Backward, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request, Stats,
+};
+use crate::memory::refused;
+use crate::{DType, Device, Element, Error, Real, Result, Shape, library};
+use cudarc::cudnn::sys::{cudnnErrQueryMode_t, cudnnStatus_t};
+use cudarc::driver::{CudaContext, CudaStream};
+use desk::{Constants, Desk, Space};
+use form::Form;
+use limits::{Ask, Details};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+mod backward;
+mod desk;
+mod form;
+mod forward;
+#[allow(unsafe_code)]
+mod launch;
+mod limits;
+#[allow(unsafe_code)]
+mod raw;
+
+const NAME: &str = "cudnn";
+
+/// Batch normalization by NVIDIA's cuDNN, version 9, on one stream of a CUDA device.
+///
+/// It serves what cuDNN serves and refuses the rest with [`Error::Unsupported`], which names the
+/// limit; [`Gpu`](crate::Gpu) serves everything. Beyond a limit are statistics without a
+/// normalization, backward through frozen ones, evaluation with a ReLU, a ReLU on anything but f16
+/// with channels last, and a backward in place. A call that nobody has tried is made, and becomes
+/// the same error where cuDNN refuses it.
+///
+/// Modes: per activation for N x C, persistent for channels last in training, spatial otherwise;
+/// f64 is never persistent. Sums of the persistent mode may overflow where channels come first,
+/// which it is asked for by [`Cudnn::persistent`] alone: [`Cudnn::take_overflow`] tells.
+///
+/// The mean is saved in f32 (f64 for f64), rounded: where it is thousands of deviations away from 0,
+/// `grad_weight` errs by up to `|mean| * invstd * |sum(g)|` half units of f32, and `grad_x` with it.
+/// Our kernels save what the rounding leaves.
+///
+/// An operation queues its work on the stream and returns. Clones share stream, handle and
+/// workspace; a graph that was captured from a step stays valid while one of them lives, and a step
+/// before the capture, or [`Engine::prepare`] and a [`Saved`](crate::Saved) that was used, makes
+/// all memory. cuDNN wants a ReLU's output again in backward, so `Saved` keeps a copy of it.
+#[derive(Clone)]
+pub struct Cudnn {
+    memory: Device,
+    desk: Arc<Mutex<Desk>>,
+    persistent: bool,
+}
+
+impl Cudnn {
+    /// On a new stream of a device, by its ordinal.
+    ///
+    /// # Errors
+    /// [`Error::Library`] where there is no CUDA driver or no cuDNN, [`Error::LibraryUnfit`] where
+    /// it is not version 9, [`Error::Device`] where there is no such device.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        library::driver()?;
+        let context = CudaContext::new(ordinal).map_err(refused("cuDevicePrimaryCtxRetain"))?;
+        Self::on_stream(context.new_stream().map_err(refused("cuStreamCreate"))?)
+    }
+
+    /// On this stream.
+    ///
+    /// # Errors
+    /// As [`Cudnn::new`].
+    pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
+        library::cudnn(raw::SYMBOLS)?;
+        let desk = Arc::new(Mutex::new(Desk::new(&stream)?));
+        Ok(Self { memory: Device::new(stream), desk, persistent: false })
+    }
+
+    /// The same, in the persistent mode where channels come first, too: it may be faster, and its
+    /// sums may overflow.
+    pub fn persistent(self) -> Self {
+        Self { persistent: true, ..self }
+    }
+
+    /// The stream.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        self.memory.stream()
+    }
+
+    /// The version of the library, 92100 for 9.21.0.
+    pub fn version(&self) -> usize {
+        raw::version()
+    }
+
+    /// Whether sums of the persistent mode have overflowed since this last said so, on this engine
+    /// and its clones. Steps do not ask; this waits for the stream.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn take_overflow(&self) -> Result<bool> {
+        let found = self.query(cudnnErrQueryMode_t::CUDNN_ERRQUERY_BLOCKING)?;
+        Ok(found == cudnnStatus_t::CUDNN_STATUS_RUNTIME_FP_OVERFLOW)
+    }
+
+    /// As [`Cudnn::take_overflow`] without waiting: `None` while the stream is at work.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn poll_overflow(&self) -> Result<Option<bool>> {
+        let found = self.query(cudnnErrQueryMode_t::CUDNN_ERRQUERY_NONBLOCKING)?;
+        Ok(match found {
+            cudnnStatus_t::CUDNN_STATUS_RUNTIME_IN_PROGRESS => None,
+            found => Some(found == cudnnStatus_t::CUDNN_STATUS_RUNTIME_FP_OVERFLOW),
+        })
+    }
+
+    fn query(&self, mode: cudnnErrQueryMode_t) -> Result<cudnnStatus_t> {
+        self.desk().handle.query_runtime_error(mode)
+    }
+
+    /// How it would serve a request: mode, operations, how the tensor is described, and what is
+    /// unknown about it.
+    ///
+    /// # Errors
+    /// As [`Engine::supports`].
+    pub fn explain(&self, shape: &Shape, request: Request) -> Result<String> {
+        let details = Details::default();
+        let form = Form::new(shape, request, details, self.persistent)?;
+        let calls = match (form.is_extended, request.op) {
+            (_, Op::ForwardEval) => "ForwardInference",
+            (false, Op::Backward) => "Backward",
+            (true, Op::Backward) => "BackwardEx",
+            (false, _) => "ForwardTraining",
+            (true, _) => "ForwardTrainingEx",
+        };
+        let mut text = format!("{NAME}: cudnnBatchNormalization{calls}, {form}");
+        for unknown in limits::unknown(&Ask { shape, request, details }) {
+            text += &format!("; not known before the call: {unknown}");
+        }
+        Ok(text)
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Constants where weight or bias is absent; none of their addresses is used where both are
+    /// there.
+    fn constants_for<A: Real>(
+        &self,
+        desk: &mut Desk,
+        shape: &Shape,
+        (weight, bias): (bool, bool),
+    ) -> Result<Constants<A>> {
+        let channels = if weight && bias { 0 } else { shape.channels() };
+        desk.constants(&self.memory, channels)
+    }
+
+    /// Refuses arguments of another device.
+    fn check_here<const N: usize>(
+        &self,
+        arguments: [(&'static str, Option<&Arc<CudaStream>>); N],
+    ) -> Result<()> {
+        pointers::check_here(self.stream(), arguments)
+    }
+}
+
+impl std::fmt::Debug for Cudnn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let stream = self.stream();
+        f.debug_struct("Cudnn")
+            .field("device", &stream.context().ordinal())
+            .field("stream", &stream.cu_stream())
+            .field("persistent", &self.persistent)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine for Cudnn {
+    type Memory = Device;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+    fn memory(&self) -> &Device {
+        &self.memory
+    }
+    fn supports(&self, shape: &Shape, request: Request) -> Result<()> {
+        let form = Form::new(shape, request, Details::default(), self.persistent)?;
+        self.desk().describe(&form).map(drop)
+    }
+    fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
+        let form = Form::new(shape, request, Details::default(), self.persistent)?;
+        let mut desk = self.desk();
+        let sizes = desk.describe(&form)?;
+        desk.spaces(&self.memory, &sizes)?;
+        match request.dtype {
+            DType::F64 => desk.constants::<f64>(&self.memory, shape.channels()).map(drop),
+            _ => desk.constants::<f32>(&self.memory, shape.channels()).map(drop),
+        }
+    }
+    /// What cuDNN asks for; and y, which it wants again where a ReLU follows. 0 for what it does
+    /// not serve.
+    fn reserve_len(&self, shape: &Shape, request: Request) -> usize {
+        let form = Form::new(shape, request, Details::default(), self.persistent);
+        form.and_then(|form| Ok(form.kept(&self.desk().describe(&form)?))).unwrap_or(0)
+    }
+
+    fn forward_train<E: Element>(
+        &self,
+        shape: &Shape,
+        args: ForwardTrain<'_, Device, E>,
+    ) -> Result<()> {
+        args.check(shape)?;
+        self.train(shape, args)
+    }
+
+    fn forward_eval<E: Element>(
+        &self,
+        shape: &Shape,
+        args: ForwardEval<'_, Device, E>,
+    ) -> Result<()> {
+        args.check(shape)?;
+        self.eval(shape, args)
+    }
+
+    fn backward<E: Element>(&self, shape: &Shape, args: Backward<'_, Device, E>) -> Result<()> {
+        args.check(self, shape)?;
+        self.gradients(shape, args)
+    }
+
+    fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Device, E>) -> Result<()> {
+        args.check(shape)?;
+        Err(self.no_call(Op::Stats, E::DTYPE, shape))
+    }
+
+    fn merge_stats<P: Real>(&self, args: MergeStats<'_, Device, P>) -> Result<()> {
+        let shape = Shape::new(&[1, args.check()?], 1)?;
+        Err(self.no_call(Op::MergeStats, P::DTYPE, &shape))
+    }
+}
+
+impl Cudnn {
+    /// The limit that forbids an operation.
+    fn no_call(&self, op: Op, dtype: DType, shape: &Shape) -> Error {
+        let activation = Activation::Identity;
+        let request = Request { op, dtype, activation, residual: false, in_place: false };
+        let ask = Ask { shape, request, details: Details::default() };
+        let refused = limits::check(&ask).err();
+        refused.unwrap_or_else(|| Error::invalid("op", format!("expected a limit for {op:?}")))
+    }
+}

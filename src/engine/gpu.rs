@@ -1,0 +1,307 @@
+//! Our kernels or cuDNN, whichever is faster: per operation, dtype and shape, by a table.
+use super::{
+    Activation, Backward, Cuda, Cudnn, Engine, ForwardEval, ForwardTrain, Input, MergeStats, Op,
+    Request, Running, Stats,
+};
+use crate::memory::refused;
+use crate::{DType, Device, Element, Error, Memory, Real, Result, Shape, library};
+use cudarc::driver::{CudaContext, CudaStream};
+use std::sync::Arc;
+
+/// Which of the engines behind [`Gpu`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// [`Cuda`]: our kernels, which serve everything.
+    Cuda,
+    /// [`Cudnn`], where it serves the request.
+    Cudnn,
+}
+
+/// A line of the table: the first that fits a request decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// [`Op::ForwardTrain`] or [`Op::ForwardEval`]; both if absent. A backward follows its forward,
+    /// and only our kernels have the other operations.
+    pub op: Option<Op>,
+    /// Any if absent.
+    pub dtype: Option<DType>,
+    /// Whether channels are the last axis; either if absent.
+    pub channels_last: Option<bool>,
+    /// From how many elements on.
+    pub from: usize,
+    /// Up to how many elements, these included.
+    pub to: usize,
+    /// What serves it.
+    pub take: Choice,
+}
+
+impl Rule {
+    /// For whatever is asked.
+    pub const fn always(take: Choice) -> Self {
+        Self { op: None, dtype: None, channels_last: None, from: 0, to: usize::MAX, take }
+    }
+
+    fn fits(&self, shape: &Shape, request: &Request) -> bool {
+        self.op.is_none_or(|op| op == request.op)
+            && self.dtype.is_none_or(|dtype| dtype == request.dtype)
+            && self.channels_last.is_none_or(|last| last == (shape.inner() == 1))
+            && (self.from..=self.to).contains(&shape.len())
+    }
+}
+
+/// Where cuDNN has been measured to be faster than our kernels, each with the device and the date
+/// of its record in `benches/record`. None has been yet: our kernels serve everything.
+const MEASURED: &[Rule] = &[];
+
+/// Batch normalization on a CUDA device by [`Cuda`] or [`Cudnn`], whichever a table of measurements
+/// prefers. It serves everything, and works where there is no cuDNN: what cuDNN does not serve, our
+/// kernels do.
+///
+/// A backward follows the engine that made its [`Saved`](crate::Saved). So that every gradient can
+/// be had, cuDNN takes no training forward with a ReLU; after one without, our kernels give the
+/// gradients that cuDNN does not. What is saved never decides. cuDNN is loaded where a rule takes
+/// it; what it makes of special values is its own: it does not promise, as our kernels do, that a
+/// constant channel gives exactly its bias.
+///
+/// Clones share everything; see [`Cuda`] for streams, graphs and workspaces.
+#[derive(Debug, Clone)]
+pub struct Gpu {
+    cuda: Cuda,
+    /// Or why there is none; absent where no rule takes it.
+    cudnn: Option<std::result::Result<Cudnn, Error>>,
+    rules: Arc<[Rule]>,
+}
+
+/// What serves a request, and why.
+enum Pick<'a> {
+    Cuda(String),
+    Cudnn(&'a Cudnn, String),
+}
+
+impl Gpu {
+    /// On a new stream of a device, by its ordinal.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`].
+    pub fn new(ordinal: usize) -> Result<Self> {
+        library::driver()?;
+        let context = CudaContext::new(ordinal).map_err(refused("cuDevicePrimaryCtxRetain"))?;
+        Self::on_stream(context.new_stream().map_err(refused("cuStreamCreate"))?)
+    }
+
+    /// On this stream.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`].
+    pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
+        let this = Self { cuda: Cuda::on_stream(stream)?, cudnn: None, rules: Arc::new([]) };
+        Ok(this.with_rules(MEASURED))
+    }
+
+    /// The same by another table. Where no rule fits, our kernels serve.
+    pub fn with_rules(mut self, rules: &[Rule]) -> Self {
+        if self.cudnn.is_none() && rules.iter().any(|rule| rule.take == Choice::Cudnn) {
+            self.cudnn = Some(Cudnn::on_stream(self.stream().clone()));
+        }
+        Self { rules: rules.into(), ..self }
+    }
+
+    /// The stream.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        self.cuda.stream()
+    }
+    /// Our kernels.
+    pub fn cuda(&self) -> &Cuda {
+        &self.cuda
+    }
+    /// cuDNN, if it is installed and a rule takes it.
+    pub fn cudnn(&self) -> Option<&Cudnn> {
+        self.cudnn.as_ref()?.as_ref().ok()
+    }
+
+    /// Which engine serves a request, how, and why that one.
+    ///
+    /// # Errors
+    /// As [`Engine::supports`].
+    pub fn explain(&self, shape: &Shape, request: Request) -> Result<String> {
+        Ok(match self.pick(shape, request) {
+            Pick::Cuda(why) => format!("{}; {why}", self.cuda.explain(shape, request)?),
+            Pick::Cudnn(cudnn, why) => format!("{}; {why}", cudnn.explain(shape, request)?),
+        })
+    }
+
+    fn pick(&self, shape: &Shape, request: Request) -> Pick<'_> {
+        match request.op {
+            Op::ForwardTrain | Op::ForwardEval => {}
+            Op::Backward => return Pick::Cuda("if our kernels ran the forward".into()),
+            _ => return Pick::Cuda("cuDNN has no such call".into()),
+        }
+        let fits = |(_, rule): &(usize, &Rule)| rule.fits(shape, &request);
+        let Some((line, rule)) = self.rules.iter().enumerate().find(fits) else {
+            return Pick::Cuda(
+                "no rule fits, which is how it is until cuDNN measures faster".into(),
+            );
+        };
+        let why = format!("by rule {line}");
+        let cudnn = match (rule.take, &self.cudnn) {
+            (Choice::Cudnn, Some(Ok(cudnn))) => cudnn,
+            (Choice::Cudnn, Some(Err(error))) => {
+                return Pick::Cuda(format!("{why} it would be cuDNN, but {error}"));
+            }
+            _ => return Pick::Cuda(why),
+        };
+        let gates = request.op == Op::ForwardTrain && request.activation == Activation::Relu;
+        if gates {
+            let reason = "cuDNN's backward through a ReLU gives not all gradients";
+            return Pick::Cuda(format!("{why} it would be cuDNN, but {reason}"));
+        }
+        match cudnn.supports(shape, request) {
+            Ok(()) => Pick::Cudnn(cudnn, why),
+            Err(error) => Pick::Cuda(format!("{why} it would be cuDNN, but {error}")),
+        }
+    }
+}
+
+/// `None` where the engine does not serve it, and nothing has been done.
+fn served(done: Result<()>) -> Option<Result<()>> {
+    match done {
+        Err(Error::Unsupported { .. }) => None,
+        done => Some(done),
+    }
+}
+
+impl Engine for Gpu {
+    type Memory = Device;
+
+    fn name(&self) -> &'static str {
+        "gpu"
+    }
+    fn memory(&self) -> &Device {
+        self.cuda.memory()
+    }
+    fn supports(&self, shape: &Shape, request: Request) -> Result<()> {
+        self.cuda.supports(shape, request)
+    }
+    fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
+        if let Pick::Cudnn(cudnn, _) = self.pick(shape, request) {
+            cudnn.prepare(shape, request)?;
+        }
+        self.cuda.prepare(shape, request)
+    }
+    /// The most that either engine puts aside.
+    fn reserve_len(&self, shape: &Shape, request: Request) -> usize {
+        let own = self.cuda.reserve_len(shape, request);
+        match self.pick(shape, request) {
+            Pick::Cuda(_) => own,
+            Pick::Cudnn(cudnn, _) => own.max(cudnn.reserve_len(shape, request)),
+        }
+    }
+
+    fn forward_train<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: ForwardTrain<'_, Device, E>,
+    ) -> Result<()> {
+        args.check(shape)?;
+        let request = Request {
+            op: Op::ForwardTrain,
+            dtype: E::DTYPE,
+            activation: args.activation,
+            residual: args.residual.is_some(),
+            in_place: false,
+        };
+        if let Pick::Cudnn(cudnn, _) = self.pick(shape, request) {
+            let again = ForwardTrain {
+                x: args.x.slice(..),
+                residual: args.residual.as_ref().map(Device::reborrow),
+                weight: args.weight.as_ref().map(Device::reborrow),
+                bias: args.bias.as_ref().map(Device::reborrow),
+                activation: args.activation,
+                eps: args.eps,
+                running: args.running.as_mut().map(|running| Running {
+                    mean: running.mean.slice_mut(..),
+                    var: running.var.slice_mut(..),
+                    factor: running.factor,
+                }),
+                y: args.y.slice_mut(..),
+                saved: args.saved.as_deref_mut(),
+            };
+            if let Some(done) = served(cudnn.forward_train(shape, again)) {
+                return done;
+            }
+        }
+        self.cuda.forward_train(shape, args)
+    }
+
+    fn forward_eval<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: ForwardEval<'_, Device, E>,
+    ) -> Result<()> {
+        args.check(shape)?;
+        let request = Request {
+            op: Op::ForwardEval,
+            dtype: E::DTYPE,
+            activation: args.activation,
+            residual: args.residual.is_some(),
+            in_place: matches!(args.x, Input::InPlace),
+        };
+        if let Pick::Cudnn(cudnn, _) = self.pick(shape, request) {
+            let again = ForwardEval {
+                x: args.x.as_ref().map(Device::reborrow),
+                residual: args.residual.as_ref().map(Device::reborrow),
+                weight: args.weight.as_ref().map(Device::reborrow),
+                bias: args.bias.as_ref().map(Device::reborrow),
+                activation: args.activation,
+                mean: args.mean.slice(..),
+                var: args.var.slice(..),
+                eps: args.eps,
+                y: args.y.slice_mut(..),
+                saved: None,
+            };
+            match served(cudnn.forward_eval(shape, again)) {
+                // The backward is ours.
+                Some(Ok(())) if args.saved.is_some() => return self.cuda.eval(shape, args, false),
+                Some(done) => return done,
+                None => {}
+            }
+        }
+        self.cuda.forward_eval(shape, args)
+    }
+
+    fn backward<E: Element>(&self, shape: &Shape, mut args: Backward<'_, Device, E>) -> Result<()> {
+        let (forward, _) = args.saved.made()?;
+        let Some(cudnn) = self.cudnn().filter(|cudnn| cudnn.name() == forward.engine) else {
+            return self.cuda.backward(shape, args);
+        };
+        args.check(cudnn, shape)?;
+        let gates = forward.activation == Activation::Relu;
+        let again = Backward {
+            saved: args.saved,
+            x: args.x.slice(..),
+            grad_y: args.grad_y.as_ref().map(Device::reborrow),
+            weight: args.weight.as_ref().map(Device::reborrow),
+            bias: args.bias.as_ref().map(Device::reborrow),
+            grad_x: args.grad_x.as_mut().map(Device::reborrow_mut),
+            grad_residual: args.grad_residual.as_mut().map(Device::reborrow_mut),
+            grad_weight: args.grad_weight.as_mut().map(Device::reborrow_mut),
+            grad_bias: args.grad_bias.as_mut().map(Device::reborrow_mut),
+            accumulate: args.accumulate,
+            sums: args.sums.as_mut().map(Device::reborrow_mut),
+            total_sums: args.total_sums.as_ref().map(Device::reborrow),
+        };
+        match cudnn.backward(shape, again) {
+            // Statistics alone are saved, which mean the same to both.
+            Err(Error::Unsupported { .. }) if !gates => self.cuda.gradients(shape, args),
+            done => done,
+        }
+    }
+
+    fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Device, E>) -> Result<()> {
+        self.cuda.stats(shape, args)
+    }
+
+    fn merge_stats<P: Real>(&self, args: MergeStats<'_, Device, P>) -> Result<()> {
+        self.cuda.merge_stats(args)
+    }
+}
