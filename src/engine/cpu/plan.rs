@@ -169,7 +169,7 @@ impl Plan {
             return self.inner();
         }
         let mut whole = self.inner();
-        while whole % 8 > 0 {
+        while !whole.is_multiple_of(8) {
             whole *= 2;
         }
         match BLOCK / whole {
