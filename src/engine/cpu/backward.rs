@@ -1,6 +1,7 @@
 //! The backward: sums, then gradients, of a tile while it is in cache.
+use super::coefs::Strip;
 use super::grad::{self, Gate, Gradients, Read};
-use super::lanes::{Scratch, Strip};
+use super::lanes::Scratch;
 use super::normalize::walk;
 use super::plan::{Plan, Tile};
 use super::simd::vectorized;

@@ -1,5 +1,6 @@
 //! The backward's steps: the sums of every channel, then the gradients of x and residual.
-use super::lanes::{self, At, BLOCK, Lanes, Scratch, Strip};
+use super::coefs::{At, Strip};
+use super::lanes::{self, BLOCK, Lanes, Scratch};
 use super::normalize::{Step, column_coefs};
 use super::plan::{Plan, Tile};
 use super::tiles::{Writer, clipped};

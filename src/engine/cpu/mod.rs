@@ -9,7 +9,8 @@ use super::saved::{Buffers, Opened};
 use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain, Input};
 use super::{MergeStats, Request, Running, Stats};
 use crate::{Element, Host, Real, Result, Shape};
-use lanes::{Scratch, Strip};
+use coefs::Strip;
+use lanes::Scratch;
 use moments::Moments;
 use normalize::{Normalize, walk};
 use plan::{Plan, Tile};
@@ -19,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tiles::{Elements, TileMut, Writer, for_each_tile};
 
 mod backward;
+mod coefs;
 mod grad;
 mod lanes;
 mod moments;

@@ -1,5 +1,6 @@
 //! Step 2 of the forwards: normalize, add, activate, round, note what the ReLU let through.
-use super::lanes::{self, At, BLOCK, LINE, Runs, Same, Scratch, Strip};
+use super::coefs::{At, LINE, Runs, Same, Strip};
+use super::lanes::{self, BLOCK, Scratch};
 use super::plan::{Plan, Tile};
 use super::tiles::{TileMut, Writer, clipped};
 use crate::{Element, Real};

@@ -1,6 +1,7 @@
 //! Tasks that write disjoint tiles of the same memory, on all threads. The other file with
 //! `unsafe`; what it offers is safe.
-use super::lanes::{self, BLOCK};
+use super::coefs;
+use super::lanes::BLOCK;
 use super::plan::{Plan, Tile};
 use super::simd;
 use crate::Element;
@@ -232,7 +233,7 @@ impl<'p, E: Element> Writer<'p, E> {
     /// Values of the tile's first row until one starts a cache line.
     #[inline(always)]
     pub fn to_line(&self, tile: &Tile) -> usize {
-        lanes::to_line(self.tile.row(tile.rows.start, tile.cols.clone()))
+        coefs::to_line(self.tile.row(tile.rows.start, tile.cols.clone()))
     }
     /// What is there, if it was said that it would be read.
     #[inline(always)]

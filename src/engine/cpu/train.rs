@@ -1,5 +1,5 @@
 //! The training forward: statistics, then normalization, of a tile while it is in cache.
-use super::lanes::Strip;
+use super::coefs::Strip;
 use super::moments::{self, Merged};
 use super::plan::{Plan, Tile};
 use super::simd::vectorized;
