@@ -132,11 +132,10 @@ impl Cuda {
 
         let (count, nonfinite) = (plan.geometry.channels, self.shared.workspace.nonfinite());
         launcher.eval(count, eps, mean, var, saved_mean, saved_rest, invstd, nonfinite)?;
-        if !applies {
-            return Ok(());
+        if applies {
+            let channels = Channels { mean, mean_rest: Ptr::NULL, invstd, weight, bias };
+            launcher.apply(&plan, channels, x, residual, y, mask, relu)?;
         }
-        let channels = Channels { mean, mean_rest: Ptr::NULL, invstd, weight, bias };
-        launcher.apply(&plan, channels, x, residual, y, mask, relu)?;
         mark.into_iter().for_each(Mark::filled);
         Ok(())
     }
