@@ -3,9 +3,9 @@ use super::{
     Activation, Backward, Cuda, Cudnn, Engine, ForwardEval, ForwardTrain, Input, MergeStats, Op,
     Request, Running, Stats,
 };
-use crate::memory::refused;
-use crate::{DType, Device, Element, Error, Memory, Real, Result, Shape, library};
-use cudarc::driver::{CudaContext, CudaStream};
+use crate::memory::new_stream;
+use crate::{DType, Device, Element, Error, Memory, Real, Result, Shape};
+use cudarc::driver::CudaStream;
 use std::sync::Arc;
 
 /// Which of the engines behind [`Gpu`].
@@ -84,9 +84,7 @@ impl Gpu {
     /// # Errors
     /// As [`Cuda::new`].
     pub fn new(ordinal: usize) -> Result<Self> {
-        library::driver()?;
-        let context = CudaContext::new(ordinal).map_err(refused("cuDevicePrimaryCtxRetain"))?;
-        Self::on_stream(context.new_stream().map_err(refused("cuStreamCreate"))?)
+        Self::on_stream(new_stream(ordinal)?)
     }
 
     /// On this stream.

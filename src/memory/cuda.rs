@@ -1,7 +1,7 @@
 use super::Memory;
-use crate::{Error, Plain, Result};
+use crate::{Error, Plain, Result, library};
 use cudarc::driver::sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DriverError};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DriverError};
 use std::sync::Arc;
 
 /// Memory of a CUDA device, made and copied on one stream: `CudaSlice<T>`, `CudaView<T>`, `CudaViewMut<T>`.
@@ -47,6 +47,14 @@ impl Device {
         // SAFETY: the allocation is live, nobody else has it, and it is long enough for nothing.
         Ok(unsafe { self.stream.upgrade_device_ptr(slice.leak(), 0) })
     }
+}
+
+/// A new stream of a device. Never the default one: with several devices, which context that means
+/// depends on the thread.
+pub(crate) fn new_stream(ordinal: usize) -> Result<Arc<CudaStream>> {
+    library::driver()?;
+    let context = CudaContext::new(ordinal).map_err(refused("cuDevicePrimaryCtxRetain"))?;
+    context.new_stream().map_err(refused("cuStreamCreate"))
 }
 
 /// What becomes of a driver's refusal of this call.

@@ -9,7 +9,7 @@ mod host;
 #[cfg(feature = "cuda")]
 pub use cuda::Device;
 #[cfg(feature = "cuda")]
-pub(crate) use cuda::refused;
+pub(crate) use cuda::{new_stream, refused};
 pub use host::Host;
 
 /// A place where numbers live. Engines on the same memory take the same arguments.

@@ -9,8 +9,8 @@ use super::pointers::{self, Pointers, Ptr, home};
 use super::{
     Activation, Backward, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request, Stats,
 };
-use crate::memory::refused;
-use crate::{DType, Device, Element, Memory, Real, Result, Shape, library};
+use crate::memory::{new_stream, refused};
+use crate::{DType, Device, Element, Memory, Real, Result, Shape};
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaStream};
 use launch::{Group, Launcher};
@@ -64,17 +64,14 @@ struct Shared {
 }
 
 impl Cuda {
-    /// On a new stream of a device, by its ordinal. Never the default one: with several devices,
-    /// which context that means depends on the thread.
+    /// On a new stream of a device, by its ordinal.
     ///
     /// # Errors
     /// [`Error::Library`](crate::Error::Library) where there is no CUDA driver,
     /// [`Error::Device`](crate::Error::Device) where there is no such device,
     /// [`Error::Unsupported`](crate::Error::Unsupported) where it is too old.
     pub fn new(ordinal: usize) -> Result<Self> {
-        library::driver()?;
-        let context = CudaContext::new(ordinal).map_err(refused("cuDevicePrimaryCtxRetain"))?;
-        Self::on_stream(context.new_stream().map_err(refused("cuStreamCreate"))?)
+        Self::on_stream(new_stream(ordinal)?)
     }
 
     /// On this stream.

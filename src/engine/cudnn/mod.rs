@@ -8,10 +8,10 @@ use super::pointers;
 use super::{
     Activation, Backward, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request, Stats,
 };
-use crate::memory::refused;
+use crate::memory::new_stream;
 use crate::{DType, Device, Element, Error, Real, Result, Shape, library};
 use cudarc::cudnn::sys::{cudnnErrQueryMode_t, cudnnStatus_t};
-use cudarc::driver::{CudaContext, CudaStream};
+use cudarc::driver::CudaStream;
 use desk::{Constants, Desk, Space};
 use form::Form;
 use limits::{Ask, Details};
@@ -63,9 +63,7 @@ impl Cudnn {
     /// [`Error::Library`] where there is no CUDA driver or no cuDNN, [`Error::LibraryUnfit`] where
     /// it is not version 9, [`Error::Device`] where there is no such device.
     pub fn new(ordinal: usize) -> Result<Self> {
-        library::driver()?;
-        let context = CudaContext::new(ordinal).map_err(refused("cuDevicePrimaryCtxRetain"))?;
-        Self::on_stream(context.new_stream().map_err(refused("cuStreamCreate"))?)
+        Self::on_stream(new_stream(ordinal)?)
     }
 
     /// On this stream.
