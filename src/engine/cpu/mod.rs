@@ -4,9 +4,10 @@
 //! `plan` cuts the tensor into tiles, `tiles` runs a task for each, and the tasks take the steps:
 //! `stats`, `moments` and `normalize` (in `train`), `grad` (in `backward`). Where a tile holds its
 //! channels whole, one task takes all steps on it; otherwise every step is a round over all tiles.
+//! `compiled` leads from the trait to `operations`, where all of this is one type's.
 use super::args::check_values_per_channel;
-use super::saved::{Buffers, Opened};
-use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain, Input};
+use super::saved::Buffers;
+use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain};
 use super::{MergeStats, Request, Running, Stats};
 use crate::{Element, Host, Real, Result, Shape};
 use coefs::Strip;
@@ -17,14 +18,17 @@ use plan::{Plan, Tile};
 use simd::vectorized;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use tiles::{Elements, TileMut, Writer, for_each_tile};
+use tiles::{Elements, TileMut, Writer};
 
 mod backward;
 mod coefs;
+#[allow(unsafe_code)]
+mod compiled;
 mod grad;
 mod lanes;
 mod moments;
 mod normalize;
+mod operations;
 mod plan;
 #[allow(unsafe_code)]
 mod simd;
@@ -78,101 +82,23 @@ impl Engine for Cpu {
     fn forward_train<E: Element>(
         &self,
         shape: &Shape,
-        mut args: ForwardTrain<'_, Host, E>,
+        args: ForwardTrain<'_, Host, E>,
     ) -> Result<()> {
-        args.check(shape)?;
-        let saved = args.open(self, shape)?.map(Opened::filled);
-        let parameters = Parameters { weight: args.weight, bias: args.bias };
-        let output = Output {
-            x: Some(args.x),
-            residual: args.residual,
-            relu: args.activation == Activation::Relu,
-        };
-        let ForwardTrain { x, eps, y, .. } = args;
-        self.train(shape, x, output, parameters, eps, y, saved, |channels, moments| {
-            update(&mut args.running, channels, |k| moments.get(k));
-        });
-        Ok(())
+        compiled::run::<compiled::ForwardTrain, E>(self, shape, args)
     }
-
     fn forward_eval<E: Element>(
         &self,
         shape: &Shape,
-        mut args: ForwardEval<'_, Host, E>,
+        args: ForwardEval<'_, Host, E>,
     ) -> Result<()> {
-        args.check(shape)?;
-        let mut saved = args.open(self, shape)?.map(Opened::filled);
-        let plan = Plan::once(shape);
-        let parameters = Parameters { weight: args.weight, bias: args.bias };
-        let output = Output {
-            x: match args.x {
-                Input::View(x) => Some(x),
-                Input::InPlace => None,
-            },
-            residual: args.residual,
-            relu: args.activation == Activation::Relu,
-        };
-        self.with_workspace(shape.channels(), |invstds| {
-            for (invstd, var) in invstds.iter_mut().zip(args.var) {
-                *invstd = 1.0 / (var.to_f64() + args.eps).sqrt();
-            }
-            if let Some(saved) = &mut saved {
-                saved.mean.copy_from_slice(args.mean);
-                saved.mean_rest.fill(E::Acc::default());
-                let invstds = invstds.iter().map(|v| E::Acc::from_f64(*v));
-                saved.invstd.iter_mut().zip(invstds).for_each(|(saved, v)| *saved = v);
-            }
-            let invstds = &*invstds;
-            let outputs = (Elements::new(args.y), mask(&plan, output.masks(), saved));
-            for_each_tile(&plan, false, outputs, |tile, (y, mask)| {
-                output.write(
-                    &plan,
-                    &tile,
-                    #[inline(always)]
-                    |channels: Range<usize>, strip: &mut Strip<E::Acc>| {
-                        let mean = &args.mean[channels.clone()];
-                        let invstd = &invstds[channels.clone()];
-                        parameters.coefs(
-                            channels,
-                            #[inline(always)]
-                            |k| (mean[k], Real::from_f64(0.0), Real::from_f64(invstd[k])),
-                            strip,
-                        );
-                    },
-                    y,
-                    mask,
-                );
-            });
-        });
-        Ok(())
+        compiled::run::<compiled::ForwardEval, E>(self, shape, args)
     }
-
     fn backward<E: Element>(&self, shape: &Shape, args: Backward<'_, Host, E>) -> Result<()> {
-        args.check(self, shape)?;
-        let (forward, saved) = args.saved.made()?;
-        self.gradients(shape, forward, saved, args);
-        Ok(())
+        compiled::run::<compiled::Backward, E>(self, shape, args)
     }
-
     fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Host, E>) -> Result<()> {
-        args.check(shape)?;
-        let (mean, rest) = args.record.split_at_mut(shape.channels());
-        if shape.is_empty() {
-            mean.fill(Real::from_f64(0.0));
-            rest.fill(Real::from_f64(0.0));
-        } else {
-            self.moments(shape, args.x, |channels, moments| {
-                for (k, c) in channels.enumerate() {
-                    let moments = moments.get(k);
-                    (mean[c], rest[c]) =
-                        (Real::from_f64(moments.mean()), Real::from_f64(moments.var()));
-                }
-            });
-        }
-        rest[shape.channels()] = Real::from_f64(shape.per_channel() as f64);
-        Ok(())
+        compiled::run::<compiled::Stats, E>(self, shape, args)
     }
-
     fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Host, P>) -> Result<()> {
         let channels = args.check()?;
         let parts = || args.records.chunks_exact(2 * channels + 1);

@@ -1,5 +1,4 @@
-//! Code compiled for the vector units of the machine it runs on, and stores past its cache. One of
-//! two files with `unsafe`.
+//! Code compiled for the vector units of the machine it runs on, and stores past its cache.
 use crate::Plain;
 
 /// Runs `f`, compiled once for each vector width and called for the widest this machine has.

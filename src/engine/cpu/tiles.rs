@@ -1,5 +1,5 @@
-//! Tasks that write disjoint tiles of the same memory, on all threads. The other file with
-//! `unsafe`; what it offers is safe.
+//! Tasks that write disjoint tiles of the same memory, on all threads. What it
+//! offers is safe.
 use super::coefs;
 use super::lanes::BLOCK;
 use super::plan::{Plan, Tile};
