@@ -23,10 +23,10 @@ mod support {
                 )+}
             };
         }
-        macro_rules! every_host_engine {
+        macro_rules! others {
             ($($test:ident),+ $(,)?) => {};
         }
-        pub(crate) use {every_engine, every_host_engine};
+        pub(crate) use {every_engine, others as every_host_engine, others as split_kernels_too};
     }
 }
 

@@ -18,7 +18,10 @@ mod support {
                 )+}
             };
         }
-        pub(crate) use every_engine;
+        macro_rules! others {
+            ($($test:ident),+ $(,)?) => {};
+        }
+        pub(crate) use {every_engine, others as every_host_engine, others as split_kernels_too};
     }
 }
 

@@ -1,5 +1,5 @@
 //! Every engine, dtype, shape, operation and option against the f64 reference.
-use crate::support::engines::every_engine;
+use crate::support::engines::{every_engine, split_kernels_too};
 use crate::support::oracle::{self, judge, served};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
 use crate::support::shapes::{CASES, Case, Layout, SMALL};
@@ -19,6 +19,15 @@ every_engine![
     one_saved_serves_every_shape_and_epilogue,
     one_saved_serves_every_dtype_of_its_parameters,
     inputs_may_change_between_forwards_that_share_a_saved,
+];
+split_kernels_too![
+    every_shape_agrees_f64,
+    every_shape_agrees_f32,
+    every_shape_agrees_f16,
+    every_shape_agrees_bf16,
+    every_subset_of_gradients_is_the_whole,
+    every_presence_of_parameters_agrees,
+    running_statistics_follow_every_factor,
 ];
 
 fn every_shape_agrees_f64<G: Engine>(engine: &G) {

@@ -13,8 +13,6 @@ macro_rules! every_engine {
         every_engine!(@ cpu, batchnorm::Cpu::default(); $($test),+);
         #[cfg(all(feature = "cuda", target_os = "linux"))]
         every_engine!(@ cuda, crate::support::cuda::engine(); $($test),+);
-        #[cfg(all(feature = "cuda", target_os = "linux"))]
-        every_engine!(@ cuda_split, crate::support::cuda::split(); $($test),+);
     };
     (@ $name:ident, $engine:expr; $($test:ident),+) => {
         mod $name {
@@ -25,6 +23,14 @@ macro_rules! every_engine {
         }
     };
 }
+/// Makes a test of the split kernels, which [`batchnorm::Cuda`] leaves for resident ones where it can,
+/// beside those of [`every_engine`]: for tests of what kernels compute.
+macro_rules! split_kernels_too {
+    ($($test:ident),+ $(,)?) => {
+        #[cfg(all(feature = "cuda", target_os = "linux"))]
+        every_engine!(@ cuda_split, crate::support::cuda::split(); $($test),+);
+    };
+}
 /// As [`every_engine`], for tests that look into ordinary memory.
 macro_rules! every_host_engine {
     ($($test:ident),+ $(,)?) => {
@@ -32,4 +38,4 @@ macro_rules! every_host_engine {
         every_engine!(@ cpu_on_host, batchnorm::Cpu::default(); $($test),+);
     };
 }
-pub(crate) use {every_engine, every_host_engine};
+pub(crate) use {every_engine, every_host_engine, split_kernels_too};
