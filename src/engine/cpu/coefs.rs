@@ -1,5 +1,5 @@
 //! Coefficients of channels, and how loops over elements get those of every position.
-use super::lanes::BLOCK;
+use super::lanes::{BLOCK, GROUP};
 use crate::Real;
 use std::sync::atomic::{Ordering, compiler_fence};
 
@@ -171,6 +171,17 @@ impl<A: Real> Strip<A> {
             mean_g: self.mean_g[i],
             slope: self.slope[i],
         }
+    }
+}
+
+impl<A: Real> Strip<A> {
+    /// The forward's coefficients of the `i`th [`GROUP`], by position in it.
+    #[inline(always)]
+    pub fn group(&self, i: usize) -> impl Fn(usize) -> Coef<A> {
+        let group = |field: &[A; BLOCK]| field.as_chunks::<GROUP>().0[i];
+        let (mean, scale, bias) = (group(&self.mean), group(&self.scale), group(&self.bias));
+        #[inline(always)]
+        move |l| Coef { mean: mean[l], scale: scale[l], bias: bias[l], ..Coef::default() }
     }
 }
 

@@ -1,8 +1,9 @@
 //! The backward's steps: the sums of every channel, then the gradients of x and residual.
 use super::coefs::{At, Strip};
-use super::lanes::{self, BLOCK, Lanes, Scratch};
+use super::lanes::{self, BLOCK, GROUP, Lanes, Scratch};
 use super::normalize::{Step, column_coefs};
 use super::plan::{Plan, Tile};
+use super::simd::prefetch;
 use super::tiles::{Writer, clipped};
 use crate::{Element, Real};
 use std::ops::Range;
@@ -144,30 +145,41 @@ pub(super) fn sums<'g, E: Element>(
             // A shorter last row goes alone.
             while row + 2 <= pairs {
                 let [one, two] = &mut scratch;
+                let ahead = [row, row + 1].map(
+                    #[inline(always)]
+                    |row| {
+                        let (row, cols) = tile.ahead(row, &cols);
+                        let x = &read.x[clipped(row, cols.clone(), plan.width, plan.len())];
+                        (x, grad_y(row, cols))
+                    },
+                );
+                let ahead = |j: usize| {
+                    for (x, g) in ahead {
+                        prefetch(x, j, GROUP);
+                        prefetch(g, j, GROUP);
+                    }
+                };
                 let (x, g) = read.load(row, &cols, grad_y(row, cols.clone()), one);
                 let (x2, g2) = read.load(row + 1, &cols, grad_y(row + 1, cols.clone()), two);
+                let (x, g) = ([x, x2], [g, g2]);
                 let to = (&mut sum, &mut product);
                 match gate.recomputes() {
-                    true => {
-                        lanes::add_columns::<_, true, 2>([x, x2], [g, g2], &strip, zero, to.0, to.1)
+                    true => lanes::add_columns::<_, true, 2>(x, g, &strip, zero, to.0, to.1, ahead),
+                    false => {
+                        lanes::add_columns::<_, false, 2>(x, g, &strip, zero, to.0, to.1, ahead)
                     }
-                    false => lanes::add_columns::<_, false, 2>(
-                        [x, x2],
-                        [g, g2],
-                        &strip,
-                        zero,
-                        to.0,
-                        to.1,
-                    ),
                 }
                 row += 2;
             }
             while row < end {
                 let (x, g) = read.load(row, &cols, grad_y(row, cols.clone()), &mut scratch[0]);
+                let (x, g, none) = ([x], [g], |_| ());
                 let to = (&mut sum, &mut product);
                 match gate.recomputes() {
-                    true => lanes::add_columns::<_, true, 1>([x], [g], &strip, zero, to.0, to.1),
-                    false => lanes::add_columns::<_, false, 1>([x], [g], &strip, zero, to.0, to.1),
+                    true => lanes::add_columns::<_, true, 1>(x, g, &strip, zero, to.0, to.1, none),
+                    false => {
+                        lanes::add_columns::<_, false, 1>(x, g, &strip, zero, to.0, to.1, none)
+                    }
                 }
                 row += 1;
             }

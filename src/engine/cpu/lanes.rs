@@ -12,6 +12,9 @@ pub(super) const BLOCK: usize = 512;
 const LANES: usize = 32;
 const HALF: usize = LANES / 2;
 
+/// Columns that loops over several rows take at a time: the widest vector of f32, and a cache line.
+pub(super) const GROUP: usize = 16;
+
 /// Partial sums over many runs.
 #[derive(Clone, Copy)]
 pub(super) struct Lanes<A>([[A; HALF]; 2]);
@@ -87,20 +90,41 @@ pub(super) fn distances<A: Real>(x: &[A], pivot: A, sum: &mut Lanes<A>, squares:
 }
 
 /// Adds `d = x - pivot` and its square to their columns, of several rows at a time: sums in memory
-/// cost as much as the arithmetic of one row.
+/// cost as much as the arithmetic of one row. `ahead` is called with the column of every [`GROUP`].
 #[inline(always)]
 pub(super) fn column_distances<A: Real, const ROWS: usize>(
     rows: [&[A]; ROWS],
     pivot: &[A; BLOCK],
     sum: &mut [A; BLOCK],
     squares: &mut [A; BLOCK],
+    ahead: impl Fn(usize),
 ) {
     let n = block_len(rows[0].len());
     let rows = rows.map(
         #[inline(always)]
         |row| &row[..n],
     );
-    for j in 0..n {
+    let groups = rows.map(
+        #[inline(always)]
+        |row| row.as_chunks::<GROUP>().0,
+    );
+    let pivots = pivot.as_chunks::<GROUP>().0;
+    let (sums, squared) = (sum.as_chunks_mut().0, squares.as_chunks_mut().0);
+    for i in 0..n / GROUP {
+        ahead(GROUP * i);
+        let (pivot, mut s, mut q) = (pivots[i], [A::default(); GROUP], [A::default(); GROUP]);
+        for row in groups {
+            let x = row[i];
+            for l in 0..GROUP {
+                let d = x[l] - pivot[l];
+                s[l] += d;
+                q[l] += d * d;
+            }
+        }
+        add(&mut sums[i], s);
+        add(&mut squared[i], q);
+    }
+    for j in n - n % GROUP..n {
         let (mut s, mut q) = (A::default(), A::default());
         for row in rows {
             let d = row[j] - pivot[j];
@@ -110,6 +134,15 @@ pub(super) fn column_distances<A: Real, const ROWS: usize>(
         sum[j] += s;
         squares[j] += q;
     }
+}
+
+#[inline(always)]
+fn add<A: Real>(sums: &mut [A; GROUP], more: [A; GROUP]) {
+    let mut all = *sums;
+    for l in 0..GROUP {
+        all[l] += more[l];
+    }
+    *sums = all;
 }
 
 /// The sum of `term` over values, in eight lanes.
@@ -159,13 +192,30 @@ pub(super) fn add_columns<A: Real, const RELU: bool, const ROWS: usize>(
     zero: A,
     sum: &mut [A; BLOCK],
     product: &mut [A; BLOCK],
+    ahead: impl Fn(usize),
 ) {
     let n = block_len(x[ROWS - 1].len());
     let (mut xs, mut gs) = (x, grad_y);
     for r in 0..ROWS {
         (xs[r], gs[r]) = (&x[r][..n], &grad_y[r][..n]);
     }
-    for j in 0..n {
+    let (sums, products) = (sum.as_chunks_mut().0, product.as_chunks_mut().0);
+    for i in 0..n / GROUP {
+        ahead(GROUP * i);
+        let coef = at.group(i);
+        let (mut s, mut p) = ([A::default(); GROUP], [A::default(); GROUP]);
+        for r in 0..ROWS {
+            let (x, g) = (xs[r].as_chunks::<GROUP>().0[i], gs[r].as_chunks::<GROUP>().0[i]);
+            for l in 0..GROUP {
+                let g = gate::<A, RELU>(coef(l), x[l], g[l], zero);
+                s[l] += g;
+                p[l] += g * (x[l] - coef(l).mean);
+            }
+        }
+        add(&mut sums[i], s);
+        add(&mut products[i], p);
+    }
+    for j in n - n % GROUP..n {
         let coef = at.at(j);
         let (mut s, mut p) = (A::default(), A::default());
         for r in 0..ROWS {

@@ -58,7 +58,13 @@ impl Moments {
 /// What the offsets of a channel's mean count from: its first value.
 #[inline(always)]
 pub(super) fn base<E: Element>(plan: &Plan, x: &[E], c: usize) -> f64 {
-    let first = x[c * plan.inner()].widen().to_f64();
+    base_from(x[c * plan.inner()])
+}
+
+/// The same of the value itself.
+#[inline(always)]
+pub(super) fn base_from<E: Element>(first: E) -> f64 {
+    let first = first.widen().to_f64();
     if first.is_finite() { first } else { 0.0 }
 }
 

@@ -31,7 +31,10 @@ const TASK: usize = 64 << 10;
 const WHOLE_ROW: usize = 8 << 10;
 const PART_ROW: usize = 1 << 10;
 /// Least rows of a task of a column's sums: those sums are kept until all are merged.
-const SUMMED_ROWS: usize = 64;
+const SUMMED_ROWS: usize = 128;
+/// Rows from those that a loop sums to those that it asks for. Few fit between in the cache, and
+/// fewer come too late.
+const AHEAD: usize = 8;
 /// From here on, all tensors of an operation together, results are written past the cache.
 const LARGE_BYTES: usize = 32 << 20;
 /// Up to here, cutting is not worth a second pass over memory.
@@ -65,6 +68,20 @@ pub(super) struct Tile {
     pub block: usize,
     pub rows: Range<usize>,
     pub cols: Range<usize>,
+}
+
+impl Tile {
+    /// What a loop over strips of columns reads [`AHEAD`] rows later: of the next columns, where the
+    /// rows end.
+    #[inline(always)]
+    pub fn ahead(&self, row: usize, cols: &Range<usize>) -> (usize, Range<usize>) {
+        let later = row + AHEAD;
+        if later < self.rows.end {
+            return (later, cols.clone());
+        }
+        let next = cols.end..(cols.end + cols.len()).min(self.cols.end);
+        ((later - self.rows.len()).min(self.rows.end - 1), next)
+    }
 }
 
 impl Plan {

@@ -6,9 +6,10 @@
 //! where they are taken from it. So the error does not grow with the mean, and a constant channel
 //! has exactly its mean and variance 0. Segments, tiles and columns are merged by Chan's formula in
 //! f64, as distances from the channel's first value.
-use super::lanes::{self, BLOCK, Lanes};
-use super::moments::{Moments, base};
+use super::lanes::{self, BLOCK, GROUP, Lanes};
+use super::moments::{Moments, base, base_from};
 use super::plan::{Plan, Tile};
+use super::simd::prefetch;
 use super::tiles::clipped;
 use crate::{Element, Real};
 use std::ops::Range;
@@ -105,16 +106,21 @@ fn columns<E: Element>(
         let (offsets, squares) = (&mut offsets[here.clone()], &mut squares[here]);
         strip.start(plan, &cols, x);
         let row = |r: usize| &x[r * plan.width + start..][..cols.len()];
+        let ahead = |r: usize| {
+            let (row, cols) = tile.ahead(r, &cols);
+            &x[clipped(row, cols, plan.width, x.len())]
+        };
         for first in (tile.rows.start..tile.rows.start + full).step_by(STRIP_ROWS) {
             let rows = first..(first + STRIP_ROWS).min(tile.rows.start + full);
-            strip.add(first - tile.rows.start, rows, row, offsets, squares);
+            strip.add(first - tile.rows.start, rows, row, ahead, offsets, squares);
         }
         if full < tile.rows.len() {
             // The shorter last row has one more value for some of the columns.
             let last = tile.rows.end - 1;
             let values = &x[clipped(last, cols.clone(), plan.width, x.len())];
             let n = values.len();
-            strip.add(full, last..last + 1, |_| values, &mut offsets[..n], &mut squares[..n]);
+            let (offsets, squares) = (&mut offsets[..n], &mut squares[..n]);
+            strip.add(full, last..last + 1, |_| values, ahead, offsets, squares);
         }
     }
 }
@@ -140,10 +146,14 @@ impl<E: Element> Strip<E> {
     #[inline(always)]
     fn start(&mut self, plan: &Plan, cols: &Range<usize>, x: &[E]) {
         let channels = plan.channels_in(cols);
-        let firsts = x[channels.start * plan.inner()..].iter().step_by(plan.inner());
-        for (base, x) in self.own_bases[..channels.len()].iter_mut().zip(firsts) {
-            let first = x.widen().to_f64();
-            *base = if first.is_finite() { first } else { 0.0 };
+        let own = &mut self.own_bases[..channels.len()];
+        let x = &x[channels.start * plan.inner()..];
+        match plan.inner() {
+            1 => own.iter_mut().zip(x).for_each(|(base, x)| *base = base_from(*x)),
+            inner => {
+                let firsts = x.iter().step_by(inner);
+                own.iter_mut().zip(firsts).for_each(|(base, x)| *base = base_from(*x));
+            }
         }
         plan.expand(cols, &self.own_bases, &mut self.bases);
     }
@@ -154,6 +164,7 @@ impl<E: Element> Strip<E> {
         before: usize,
         rows: Range<usize>,
         row: impl Fn(usize) -> &'x [E],
+        ahead: impl Fn(usize) -> &'x [E],
         offsets: &mut [f64],
         squares: &mut [f64],
     ) {
@@ -163,23 +174,32 @@ impl<E: Element> Strip<E> {
         if before == 0 {
             self.pivot[..n].copy_from_slice(E::widened(row(rows.start), &mut self.scratch[0]));
             let few = rows.start..rows.end.min(rows.start + FIRST_ROWS);
-            self.distances(n, few.clone(), &row);
+            self.distances(n, few.clone(), &row, &ahead);
             let each = E::Acc::from_f64(1.0 / few.len() as f64);
             for (pivot, sum) in self.pivot[..n].iter_mut().zip(&self.sum[..n]) {
                 *pivot += *sum * each;
             }
-            offsets.fill(0.0);
-            squares.fill(0.0);
         }
-        self.distances(n, rows.clone(), &row);
-        let (each, before) = (1.0 / count, before as f64);
-        let (share, both) = (count / (before + count), before * count / (before + count));
+        self.distances(n, rows.clone(), &row, &ahead);
+        let each = 1.0 / count;
         let (pivot, bases) = (&mut self.pivot[..n], &self.bases[..n]);
-        let (sum, square) = (&self.sum[..n], &self.squares[..n]);
+        let (sums, products) = (&self.sum[..n], &self.squares[..n]);
+        if before == 0 {
+            for j in 0..n {
+                let sum = sums[j].to_f64();
+                let own = products[j].to_f64() - sum * sum * each;
+                offsets[j] = (pivot[j].to_f64() - bases[j]) + sum * each;
+                squares[j] = if own < 0.0 { 0.0 } else { own };
+                pivot[j] = E::Acc::from_f64(bases[j] + offsets[j]);
+            }
+            return;
+        }
+        let before = before as f64;
+        let (share, both) = (count / (before + count), before * count / (before + count));
         for j in 0..n {
-            let sum = sum[j].to_f64();
+            let sum = sums[j].to_f64();
             let offset = (pivot[j].to_f64() - bases[j]) + sum * each;
-            let own = square[j].to_f64() - sum * sum * each;
+            let own = products[j].to_f64() - sum * sum * each;
             let delta = offset - offsets[j];
             offsets[j] += delta * share;
             squares[j] += if own < 0.0 { 0.0 } else { own } + delta * delta * both;
@@ -188,7 +208,13 @@ impl<E: Element> Strip<E> {
     }
     /// Sums and squares of the rows' distances from the pivots.
     #[inline(always)]
-    fn distances<'x>(&mut self, n: usize, rows: Range<usize>, row: &impl Fn(usize) -> &'x [E]) {
+    fn distances<'x>(
+        &mut self,
+        n: usize,
+        rows: Range<usize>,
+        row: &impl Fn(usize) -> &'x [E],
+        ahead: &impl Fn(usize) -> &'x [E],
+    ) {
         self.sum[..n].fill(E::Acc::default());
         self.squares[..n].fill(E::Acc::default());
         let (pivot, sum, squares) = (&self.pivot, &mut self.sum, &mut self.squares);
@@ -202,11 +228,22 @@ impl<E: Element> Strip<E> {
                 E::widened(row(r + 2), c),
                 E::widened(row(r + 3), d),
             ];
-            lanes::column_distances(rows, pivot, sum, squares);
+            let ahead = [0, 1, 2, 3].map(
+                #[inline(always)]
+                |k| ahead(r + k),
+            );
+            lanes::column_distances(
+                rows,
+                pivot,
+                sum,
+                squares,
+                #[inline(always)]
+                |j| ahead.iter().for_each(|row| prefetch(row, j, GROUP)),
+            );
         }
         for r in one {
             let x = E::widened(row(r), &mut self.scratch[0]);
-            lanes::column_distances([x], pivot, sum, squares);
+            lanes::column_distances([x], pivot, sum, squares, |_| ());
         }
     }
 }
