@@ -2,6 +2,10 @@
 //! ahead.
 use super::coefs::LINE;
 use crate::Plain;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{
+    __m128i, __m512i, _mm_loadu_si128, _mm_stream_si128, _mm512_loadu_si512, _mm512_stream_si512,
+};
 
 /// Runs `f`, compiled once for each vector width and called for the widest this machine has.
 ///
@@ -44,22 +48,55 @@ pub(super) unsafe fn stream<T: Plain>(from: &[T], to: &mut [T]) {
     assert_eq!(from.len(), to.len());
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
         // SAFETY: any bytes make a vector, and all elements are numbers without padding; the
         // split puts `middle` at an address that the aligned stores need.
         let (head, middle, _) = unsafe { to.align_to_mut::<__m128i>() };
         let (start, len) = (head.len(), size_of_val(middle) / size_of::<T>());
         head.copy_from_slice(&from[..start]);
         let source = from[start..start + len].as_ptr().cast::<__m128i>();
-        for (i, place) in middle.iter_mut().enumerate() {
-            // SAFETY: `source` has as many bytes as `middle`; loads need no alignment, and
-            // `place` is aligned.
-            unsafe { _mm_stream_si128(place, _mm_loadu_si128(source.add(i))) };
+        if std::is_x86_feature_detected!("avx512f") {
+            // SAFETY: the machine has the feature, and `source` as many bytes as `middle`.
+            unsafe { stream_lines(source, middle) };
+        } else {
+            // SAFETY: `source` has as many bytes as `middle`.
+            unsafe { stream_quarters(source, middle) };
         }
         to[start + len..].copy_from_slice(&from[start + len..]);
     }
     #[cfg(not(target_arch = "x86_64"))]
     to.copy_from_slice(from);
+}
+
+/// Whole lines by one store each, a quarter of the stores; what stands before and behind them in
+/// quarters, for a line that is written partly past the cache and partly through it costs most.
+///
+/// # Safety
+/// As [`stream`]; `from` has as many bytes as `to`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn stream_lines(from: *const __m128i, to: &mut [__m128i]) {
+    // SAFETY: four quarters are a line, of whatever bytes; so `from` has those of all three parts,
+    // and the split puts `lines` where the aligned stores need them.
+    unsafe {
+        let (head, lines, tail) = to.align_to_mut::<__m512i>();
+        let (middle, end) = (from.add(head.len()), from.add(head.len() + 4 * lines.len()));
+        stream_quarters(from, head);
+        for (i, place) in lines.iter_mut().enumerate() {
+            _mm512_stream_si512(place, _mm512_loadu_si512(middle.cast::<__m512i>().add(i)));
+        }
+        stream_quarters(end, tail);
+    }
+}
+
+/// # Safety
+/// As [`stream_lines`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn stream_quarters(from: *const __m128i, to: &mut [__m128i]) {
+    for (i, place) in to.iter_mut().enumerate() {
+        // SAFETY: `from` has as many bytes as `to`; loads need no alignment, and `place` is aligned.
+        unsafe { _mm_stream_si128(place, _mm_loadu_si128(from.add(i))) };
+    }
 }
 
 /// Asks for the cache lines that start in `values[at..at + n]`, to be in the second-level cache when
