@@ -63,7 +63,8 @@ enum EngineName {
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let threads = arguments.threads.unwrap_or(0); // 0: as many as there are
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    // This thread is one of them: else it would work beside them, one more than was asked for.
+    rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build_global()?;
     if let Some(engine) = arguments.worker {
         return match engine {
             EngineName::Cpu => worker::serve(&Cpu::default()),
