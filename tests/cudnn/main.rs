@@ -29,6 +29,8 @@ mod support {
     }
 }
 
+#[path = "../suite/bad_input.rs"]
+mod bad_input;
 #[path = "../suite/conformance.rs"]
 mod conformance;
 #[path = "../suite/definition.rs"]
