@@ -22,7 +22,7 @@ cargo_home=${CARGO_HOME:-$HOME/.cargo}
 export CARGO_TARGET_DIR=$checkout/target/bundle
 export RUSTFLAGS="--remap-path-prefix=$checkout=batchnorm --remap-path-prefix=$cargo_home=cargo"
 export CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_INCREMENTAL=0
-tests=(suite allocation)
+tests=(suite allocation cudnn gpu)
 examples=(cnn conformance speed train)
 mkdir -p "$out"/{bin,golden}
 cargo build --release --locked "${examples[@]/#/--example=}"
@@ -41,8 +41,9 @@ for message in map(json.loads, sys.stdin):
 done
 
 # What they read, where they look for it.
-mkdir -p "$out/tests"
+mkdir -p "$out/tests/cudnn"
 cp -r tests/golden tests/state "$out/tests/"
+cp tests/cudnn/refused.txt "$out/tests/cudnn/"
 for folder in "${golden[@]}"; do cp -rL "$folder" "$out/golden/"; done
 "$out/bin/compare_kernels" --software --record "$out/kernels.safetensors"
 cp scripts/gpu-run.sh "$out/run.sh"
