@@ -172,9 +172,6 @@ impl<A: Real> Strip<A> {
             slope: self.slope[i],
         }
     }
-}
-
-impl<A: Real> Strip<A> {
     /// The forward's coefficients of the `i`th [`GROUP`], by position in it.
     #[inline(always)]
     pub fn group(&self, i: usize) -> impl Fn(usize) -> Coef<A> {
