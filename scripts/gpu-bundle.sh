@@ -46,6 +46,7 @@ cp -r tests/golden tests/state "$out/tests/"
 cp tests/cudnn/refused.txt "$out/tests/cudnn/"
 for folder in "${golden[@]}"; do cp -rL "$folder" "$out/golden/"; done
 "$out/bin/compare_kernels" --software --record "$out/kernels.safetensors"
+gzip "$out/kernels.safetensors" # a third
 cp scripts/gpu-run.sh "$out/run.sh"
 {
     echo "commit $(git rev-parse HEAD)$(git diff --quiet HEAD || echo ', with changes')"
