@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs everything in this bundle on a CUDA host: needs a driver, bash, coreutils and gzip; finds the NVIDIA libraries that
-# pip has installed. Every step runs, whatever became of those before it.
+# Runs everything in this bundle on a CUDA host: needs a driver, bash, coreutils and gzip; finds the NVIDIA libraries
+# that pip has installed. Every step runs, whatever became of those before it.
 #
 #   ./run.sh [RESULTS]     RESULTS (here, unless named): report.txt, and what every step wrote
 set -uo pipefail
