@@ -21,7 +21,8 @@ mod support {
         macro_rules! others {
             ($($test:ident),+ $(,)?) => {};
         }
-        pub(crate) use {every_engine, others as every_host_engine, others as split_kernels_too};
+        pub(crate) use {every_engine, every_engine as every_kernel};
+        pub(crate) use {others as every_host_engine, others as split_kernels_too};
     }
 }
 

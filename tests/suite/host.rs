@@ -1,5 +1,5 @@
 //! What only engines on ordinary memory can be asked: slices from the middle of larger ones.
-use crate::support::engines::{every_engine, every_host_engine};
+use crate::support::engines::every_host_engine;
 use crate::support::oracle::served;
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
 use crate::support::shapes::CASES;

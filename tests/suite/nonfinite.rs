@@ -1,5 +1,5 @@
 //! NaN, infinities, the largest values, constants and large means.
-use crate::support::engines::{every_engine, split_kernels_too};
+use crate::support::engines::every_kernel;
 use crate::support::oracle::{self, judge, served};
 use crate::support::run::{
     self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want, channel_of,
@@ -8,20 +8,7 @@ use crate::support::shapes::{CASES, Case, SMALL};
 use batchnorm::{Element, Engine, Real, Shape};
 use half::{bf16, f16};
 
-every_engine![
-    what_is_not_finite_stays_in_its_channel,
-    what_is_not_finite_in_a_residual_stays_where_it_is,
-    parameters_that_are_not_finite_stay_in_their_channel,
-    a_relu_keeps_nan_and_passes_its_gradient,
-    records_hold_the_mean_of_infinities,
-    the_largest_halves_are_ordinary,
-    values_whose_squares_fit_are_ordinary,
-    the_largest_values_stay_in_their_channel,
-    constant_channels_have_no_variance_and_give_their_bias,
-    large_means_cost_no_more_than_their_rounding,
-    means_that_move_within_a_channel_cost_no_digits,
-];
-split_kernels_too![
+every_kernel![
     what_is_not_finite_stays_in_its_channel,
     what_is_not_finite_in_a_residual_stays_where_it_is,
     parameters_that_are_not_finite_stay_in_their_channel,

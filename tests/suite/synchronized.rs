@@ -1,21 +1,12 @@
 //! Statistics in common, by hand: a batch in unequal parts is one batch, forward and backward.
-use crate::support::engines::{every_engine, split_kernels_too};
+use crate::support::engines::every_kernel;
 use crate::support::oracle::{self, Expected, Tensor, judge, served};
 use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want};
 use crate::support::shapes::{CASES, SMALL};
 use batchnorm::{Element, Engine, Real, Reference, Shape};
 use half::{bf16, f16};
 
-every_engine![
-    parts_are_one_batch_f64,
-    parts_are_one_batch_f32,
-    parts_are_one_batch_f16,
-    parts_are_one_batch_bf16,
-    records_of_every_shape_hold_its_statistics,
-    one_part_is_the_batch,
-    empty_parts_alone_leave_running_statistics,
-];
-split_kernels_too![
+every_kernel![
     parts_are_one_batch_f64,
     parts_are_one_batch_f32,
     parts_are_one_batch_f16,

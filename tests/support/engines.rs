@@ -9,10 +9,10 @@
 /// This is the place where engines are listed.
 macro_rules! every_engine {
     ($($test:ident),+ $(,)?) => {
-        every_engine!(@ reference, batchnorm::Reference; $($test),+);
-        every_engine!(@ cpu, batchnorm::Cpu::default(); $($test),+);
+        $crate::support::engines::every_engine!(@ reference, batchnorm::Reference; $($test),+);
+        $crate::support::engines::every_engine!(@ cpu, batchnorm::Cpu::default(); $($test),+);
         #[cfg(all(feature = "cuda", target_os = "linux"))]
-        every_engine!(@ cuda, crate::support::cuda::engine(); $($test),+);
+        $crate::support::engines::every_engine!(@ cuda, crate::support::cuda::engine(); $($test),+);
     };
     (@ $name:ident, $engine:expr; $($test:ident),+) => {
         mod $name {
@@ -28,14 +28,21 @@ macro_rules! every_engine {
 macro_rules! split_kernels_too {
     ($($test:ident),+ $(,)?) => {
         #[cfg(all(feature = "cuda", target_os = "linux"))]
-        every_engine!(@ cuda_split, crate::support::cuda::split(); $($test),+);
+        $crate::support::engines::every_engine!(@ cuda_split, crate::support::cuda::split(); $($test),+);
+    };
+}
+/// Both, for the same tests.
+macro_rules! every_kernel {
+    ($($test:ident),+ $(,)?) => {
+        $crate::support::engines::every_engine![$($test),+];
+        $crate::support::engines::split_kernels_too![$($test),+];
     };
 }
 /// As [`every_engine`], for tests that look into ordinary memory.
 macro_rules! every_host_engine {
     ($($test:ident),+ $(,)?) => {
-        every_engine!(@ reference_on_host, batchnorm::Reference; $($test),+);
-        every_engine!(@ cpu_on_host, batchnorm::Cpu::default(); $($test),+);
+        $crate::support::engines::every_engine!(@ reference_on_host, batchnorm::Reference; $($test),+);
+        $crate::support::engines::every_engine!(@ cpu_on_host, batchnorm::Cpu::default(); $($test),+);
     };
 }
-pub(crate) use {every_engine, every_host_engine, split_kernels_too};
+pub(crate) use {every_engine, every_host_engine, every_kernel, split_kernels_too};
