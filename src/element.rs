@@ -58,34 +58,6 @@ pub trait Element: Plain {
     fn widen(self) -> Self::Acc;
     /// From the accumulating type, to nearest, ties to even.
     fn narrow(acc: Self::Acc) -> Self;
-
-    /// `src` in the accumulating type: itself where that is its type, else a copy in `scratch`,
-    /// which must be as long.
-    #[doc(hidden)]
-    #[inline(always)]
-    fn widened<'a>(src: &'a [Self], scratch: &'a mut [Self::Acc]) -> &'a [Self::Acc] {
-        let scratch = &mut scratch[..src.len()];
-        for (wide, x) in scratch.iter_mut().zip(src) {
-            *wide = x.widen();
-        }
-        scratch
-    }
-    /// Lets `fill` write `dst` in the accumulating type: in place where that is its type, else in
-    /// `scratch`, which must be as long, and rounds. `fill` finds arbitrary values.
-    #[doc(hidden)]
-    #[inline(always)]
-    fn narrowed<R>(
-        dst: &mut [Self],
-        scratch: &mut [Self::Acc],
-        fill: impl FnOnce(&mut [Self::Acc]) -> R,
-    ) -> R {
-        let scratch = &mut scratch[..dst.len()];
-        let result = fill(scratch);
-        for (y, wide) in dst.iter_mut().zip(scratch) {
-            *y = Self::narrow(*wide);
-        }
-        result
-    }
 }
 
 /// A type that arithmetic is done in: f32 or f64, nothing else.
@@ -120,14 +92,6 @@ macro_rules! real {
             #[inline(always)]
             fn narrow(acc: $t) -> $t {
                 acc
-            }
-            #[inline(always)]
-            fn widened<'a>(src: &'a [$t], _: &'a mut [$t]) -> &'a [$t] {
-                src
-            }
-            #[inline(always)]
-            fn narrowed<R>(dst: &mut [$t], _: &mut [$t], fill: impl FnOnce(&mut [$t]) -> R) -> R {
-                fill(dst)
             }
         }
         impl Real for $t {
@@ -171,7 +135,7 @@ impl Element for f16 {
         // An addition rounds to the last place of 1/2, which is that of subnormal numbers.
         let subnormal = (f32::from_bits(rest) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
         let finite = if rest < LEAST { subnormal } else { normal };
-        let large = if rest > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
+        let large = if rest > 0x7f80_0000 { 0x7e00 | rest >> 13 & 0x1ff } else { 0x7c00 };
         f16::from_bits((sign | if rest >= INFINITE { large } else { finite }) as u16)
     }
 }

@@ -1,11 +1,11 @@
 //! The backward: sums, then gradients, of a tile while it is in cache.
 use super::coefs::Strip;
-use super::grad::{self, Gate, Gradients, Read};
+use super::grad::{self, Gate, Gradients, Read, Source};
 use super::lanes::Scratch;
 use super::normalize::walk;
 use super::plan::{Plan, Tile};
 use super::simd::vectorized;
-use super::tiles::{Elements, Slots, TileMut, Writer, clipped, for_each_tile};
+use super::tiles::{Elements, Slots, TileMut, Writer, for_each_tile};
 use super::{Cpu, Parameters};
 use crate::engine::saved::{Buffers, Forward};
 use crate::engine::{Activation, Backward, Input};
@@ -66,7 +66,7 @@ impl Cpu {
         let merge = |block: usize, slots: &mut [f64], kept: &mut [f64]| {
             vectorized(
                 #[inline(always)]
-                || {
+                |_| {
                     grad::merge(plan, slots, kept);
                     let (sums, products) = kept.split_at_mut(plan.block_channels());
                     let rests = &saved.mean_rest[plan.channels(block)];
@@ -83,24 +83,12 @@ impl Cpu {
                 let kept = Slots::new(kept, kept_len);
                 let all = (Slots::new(slots, slot_len), kept, tensors);
                 for_each_tile(plan, false, all, |tile, (slot, kept, tensors)| {
-                    let held = |row: usize, cols: Range<usize>| match (grad_y, &tensors.0) {
-                        (Some(g), _) => &g[clipped(row, cols, plan.width, g.len())],
-                        (None, Some(grad_x)) => grad_x.row(row, cols),
-                        (None, None) => &[],
+                    let grad_y = match (grad_y, &tensors.0) {
+                        (Some(g), _) => Source::View(g),
+                        (None, Some(grad_x)) => Source::Held(grad_x),
+                        (None, None) => Source::View(&[]),
                     };
-                    vectorized(
-                        #[inline(always)]
-                        || {
-                            grad::sums(
-                                read,
-                                &tile,
-                                held,
-                                #[inline(always)]
-                                |channels, strip: &mut _| coefs.set(channels, None, strip),
-                                slot,
-                            );
-                        },
-                    );
+                    sums_of(read, &tile, grad_y, coefs, slot);
                     merge(tile.block, slot, kept);
                     if writes_tensors {
                         outputs.write(&tile, coefs, Some(kept), tensors);
@@ -109,22 +97,7 @@ impl Cpu {
             } else {
                 let held = grad_y.or(grad_x.as_deref()).unwrap_or_default();
                 for_each_tile(plan, false, Slots::new(slots, slot_len), |tile, slot| {
-                    let held = |row: usize, cols: Range<usize>| {
-                        &held[clipped(row, cols, plan.width, held.len())]
-                    };
-                    vectorized(
-                        #[inline(always)]
-                        || {
-                            grad::sums(
-                                read,
-                                &tile,
-                                held,
-                                #[inline(always)]
-                                |channels, strip: &mut _| coefs.set(channels, None, strip),
-                                slot,
-                            );
-                        },
-                    );
+                    sums_of(read, &tile, Source::View(held), coefs, slot);
                 });
                 let blocks = slots.chunks_mut(block_len).zip(kept.chunks_mut(kept_len));
                 for (block, (slots, kept)) in blocks.enumerate() {
@@ -148,6 +121,30 @@ impl Cpu {
             }
         });
     }
+}
+
+/// Step 1 of a tile, compiled once for all cases.
+fn sums_of<E: Element>(
+    read: Read<'_, E>,
+    tile: &Tile,
+    grad_y: Source<'_, '_, E>,
+    coefs: Coefs<'_, E::Acc>,
+    slot: &mut [f64],
+) {
+    vectorized(
+        #[inline(always)]
+        |simd| {
+            grad::sums(
+                simd,
+                read,
+                tile,
+                grad_y,
+                #[inline(always)]
+                |channels, strip: &mut _| coefs.set(channels, None, strip),
+                slot,
+            );
+        },
+    );
 }
 
 /// What the rounded mean of a channel makes of something, and the mean does not; nothing where it is
@@ -259,15 +256,16 @@ impl<E: Element> Outputs<'_, E> {
         (grad_x, grad_residual): (Option<TileMut<'_, E>>, Option<TileMut<'_, E>>),
     ) {
         let Outputs { read, grad_y, frozen } = *self;
-        let scratch = Scratch::new();
         let grad_x = grad_x.map(|tile| Writer::new(read.plan, tile, 3, grad_y.is_none()));
         let grad_residual = grad_residual.map(|tile| Writer::new(read.plan, tile, 3, false));
-        let mut step = Gradients { read, grad_y, frozen, grad_x, grad_residual, scratch };
+        let (held, gated) = (Scratch::new(), Scratch::new());
+        let mut step = Gradients { read, grad_y, frozen, grad_x, grad_residual, held, gated };
         let first = read.plan.channels(tile.block).start;
         vectorized(
             #[inline(always)]
-            || {
+            |simd| {
                 walk(
+                    simd,
                     read.plan,
                     tile,
                     #[inline(always)]

@@ -1,7 +1,8 @@
 //! Coefficients of channels, and how loops over elements get those of every position.
-use super::lanes::{BLOCK, GROUP};
-use crate::Real;
-use std::sync::atomic::{Ordering, compiler_fence};
+use super::lanes::{GROUP, ROOM};
+use super::store::{Store, prefetch};
+use crate::{Element, Real};
+use std::ops::Range;
 
 /// Runs from here on are worth to be brought to the start of a cache line.
 const ALIGNED: usize = 128;
@@ -30,56 +31,113 @@ impl<A: Real> Coef<A> {
     }
 }
 
+/// Sets the coefficients of some channels.
+pub(super) type CoefsOf<'a, A> = dyn Fn(Range<usize>, &mut Strip<A>) + 'a;
+
 /// Coefficients by position.
 pub(super) trait At<A>: Copy {
-    /// `out[i] = op(coefficients of i, x[i], other[i])`.
-    fn map(self, x: &[A], other: &[A], out: &mut [A], op: impl Fn(Coef<A>, A, A) -> A + Copy);
+    /// Whether whole cache lines have one source, so that they can be stored past the cache at once.
+    const LINES: bool;
+    /// Whether every column has its own.
+    const BY_COLUMN: bool;
+    /// `out[i] = op(coefficients of i, x[i], other[i])`, rounded. Where it stores past the cache and
+    /// every column has its own coefficients, it asks for the same columns of `ahead`.
+    fn map<E: Element<Acc = A>>(
+        self,
+        store: Store,
+        x: &[E],
+        other: &[E],
+        out: &mut [E],
+        ahead: [&[E]; 2],
+        op: impl Fn(Coef<A>, A, A) -> A + Copy,
+    );
 }
 
 /// The same everywhere.
 #[derive(Clone, Copy)]
 pub(super) struct Same<A>(pub Coef<A>);
 impl<A: Real> At<A> for Same<A> {
-    /// In groups of fixed length down to single values: what is left over of a short run would
-    /// otherwise take as long as the run.
+    const LINES: bool = true;
+    const BY_COLUMN: bool = false;
     #[inline(always)]
-    fn map(self, x: &[A], other: &[A], out: &mut [A], op: impl Fn(Coef<A>, A, A) -> A + Copy) {
-        let (x, other) = (&x[..out.len()], &other[..out.len()]);
-        // Vectors that straddle cache lines cost up to a tenth of a long run.
-        let head = if out.len() < ALIGNED { 0 } else { to_line(out) };
-        let ((first, x), (first_other, other)) = (x.split_at(head), other.split_at(head));
-        let (first_out, out) = out.split_at_mut(head);
-        let (first, first_other, first_out) = self.groups::<4>(first, first_other, first_out, op);
-        self.groups::<1>(first, first_other, first_out, op);
-        let (x, other, out) = self.groups::<16>(x, other, out, op);
-        let (x, other, out) = self.groups::<4>(x, other, out, op);
-        self.groups::<1>(x, other, out, op);
+    fn map<E: Element<Acc = A>>(
+        self,
+        store: Store,
+        x: &[E],
+        other: &[E],
+        out: &mut [E],
+        _: [&[E]; 2],
+        op: impl Fn(Coef<A>, A, A) -> A + Copy,
+    ) {
+        run(
+            store,
+            x,
+            other,
+            out,
+            #[inline(always)]
+            |x, other| op(self.0, x, other),
+        );
     }
 }
-impl<A: Real> Same<A> {
-    /// Takes as many whole groups of `N` as there are; returns the rest.
-    #[inline(always)]
-    fn groups<'a, const N: usize>(
-        self,
-        x: &'a [A],
-        other: &'a [A],
-        out: &'a mut [A],
-        op: impl Fn(Coef<A>, A, A) -> A,
-    ) -> (&'a [A], &'a [A], &'a mut [A]) {
-        let ((xs, x), (others, other)) = (x.as_chunks::<N>(), other.as_chunks::<N>());
-        let (outs, out) = out.as_chunks_mut::<N>();
-        for ((x, other), out) in xs.iter().zip(others).zip(outs) {
-            // All are read before one is written: the compiler need not ask whether they overlap.
-            let (x, other, mut values) = (*x, *other, [A::default(); N]);
-            for l in 0..N {
-                values[l] = op(self.0, x[l], other[l]);
-            }
-            *out = values;
-            // The group is a vector; several groups would become gathered ones.
-            compiler_fence(Ordering::SeqCst);
+
+/// In groups of fixed length down to single values: what is left over of a short run would otherwise
+/// take as long as the run.
+#[inline(always)]
+fn run<E: Element>(
+    store: Store,
+    x: &[E],
+    other: &[E],
+    out: &mut [E],
+    op: impl Fn(E::Acc, E::Acc) -> E::Acc + Copy,
+) {
+    let (x, other) = (&x[..out.len()], &other[..out.len()]);
+    // Vectors that straddle cache lines cost up to a tenth of a long run.
+    let head = if out.len() < ALIGNED { 0 } else { to_line(out) };
+    let ((first, x), (first_other, other)) = (x.split_at(head), other.split_at(head));
+    let (first_out, out) = out.split_at_mut(head);
+    few(store, first, first_other, first_out, op);
+    let (x, other, out) = groups::<_, GROUP>(store, x, other, out, op);
+    few(store, x, other, out, op);
+}
+
+/// What is less than a group: by quarters of a line, which can be stored past the cache, too.
+#[inline(always)]
+fn few<E: Element>(
+    store: Store,
+    x: &[E],
+    other: &[E],
+    out: &mut [E],
+    op: impl Fn(E::Acc, E::Acc) -> E::Acc + Copy,
+) {
+    let (x, other, out) = match size_of::<E>() {
+        2 => groups::<_, 8>(store, x, other, out, op),
+        4 => groups::<_, 4>(store, x, other, out, op),
+        _ => groups::<_, 2>(store, x, other, out, op),
+    };
+    groups::<_, 1>(store, x, other, out, op);
+}
+
+/// Takes as many whole groups of `N` as there are; returns the rest.
+#[inline(always)]
+fn groups<'a, E: Element, const N: usize>(
+    store: Store,
+    x: &'a [E],
+    other: &'a [E],
+    out: &'a mut [E],
+    op: impl Fn(E::Acc, E::Acc) -> E::Acc,
+) -> (&'a [E], &'a [E], &'a mut [E]) {
+    let ((xs, x), (others, other)) = (x.as_chunks::<N>(), other.as_chunks::<N>());
+    let (outs, out) = out.as_chunks_mut::<N>();
+    for ((x, other), out) in xs.iter().zip(others).zip(outs) {
+        // All are read before one is written: the compiler need not ask whether they overlap.
+        let (x, other) = (store.simd.widen(x), store.simd.widen(other));
+        let mut values = [E::Acc::default(); N];
+        for l in 0..N {
+            values[l] = op(x[l], other[l]);
         }
-        (x, other, out)
+        store.put(&values, out, || ());
     }
+    (x, other, out)
 }
 
 /// Those of the runs of several channels, one after the other.
@@ -92,78 +150,100 @@ pub(super) struct Runs<'a, A> {
     pub start: usize,
 }
 impl<A: Real> At<A> for Runs<'_, A> {
+    const LINES: bool = false;
+    const BY_COLUMN: bool = false;
     #[inline(always)]
-    fn map(self, x: &[A], other: &[A], out: &mut [A], op: impl Fn(Coef<A>, A, A) -> A + Copy) {
+    fn map<E: Element<Acc = A>>(
+        self,
+        store: Store,
+        x: &[E],
+        other: &[E],
+        out: &mut [E],
+        _: [&[E]; 2],
+        op: impl Fn(Coef<A>, A, A) -> A + Copy,
+    ) {
         let Self { strip, inner, start } = self;
         let (mut channel, mut len) = (start / inner, inner - start % inner);
         let (mut done, n) = (0, out.len());
         while done < n {
-            let run = done..(done + len).min(n);
-            let out = &mut out[run.clone()];
-            Same(strip.at(channel)).map(&x[run.clone()], &other[run.clone()], out, op);
-            (done, len, channel) = (run.end, inner, channel + 1);
+            let at = done..(done + len).min(n);
+            let coef = strip.at(channel);
+            run(
+                store,
+                &x[at.clone()],
+                &other[at.clone()],
+                &mut out[at.clone()],
+                #[inline(always)]
+                |x, other| op(coef, x, other),
+            );
+            (done, len, channel) = (at.end, inner, channel + 1);
         }
     }
 }
 
 /// Those of a strip of columns, an array for each field, so that loops over columns become
 /// vectors.
+#[repr(align(64))] // a cache line
 pub(super) struct Strip<A> {
-    mean: [A; BLOCK],
-    scale: [A; BLOCK],
-    bias: [A; BLOCK],
-    mean_g: [A; BLOCK],
-    slope: [A; BLOCK],
+    mean: [A; PLACES],
+    scale: [A; PLACES],
+    bias: [A; PLACES],
+    mean_g: [A; PLACES],
+    slope: [A; PLACES],
+    /// Place of the first.
+    first: usize,
 }
+const PLACES: usize = ROOM + GROUP;
+
 impl<A: Real> Strip<A> {
     #[inline(always)]
     pub fn new() -> Self {
-        let zeros = [A::default(); BLOCK];
-        Self { mean: zeros, scale: zeros, bias: zeros, mean_g: zeros, slope: zeros }
+        let zeros = [A::default(); PLACES];
+        Self { mean: zeros, scale: zeros, bias: zeros, mean_g: zeros, slope: zeros, first: 0 }
+    }
+    /// Before it is filled: places the coefficients so that those of column `head` start a cache
+    /// line, as the values there do. Vectors that straddle two lines take twice as long to load.
+    #[inline(always)]
+    pub fn align(&mut self, head: usize) {
+        self.first = head.next_multiple_of(GROUP) - head;
     }
     /// Sets `mean`, `scale` and `bias` of the first `n`.
     #[inline(always)]
     pub fn fill(&mut self, n: usize, of: impl Fn(usize) -> (A, A, A)) {
-        for i in 0..block_len(n) {
-            (self.mean[i], self.scale[i], self.bias[i]) = of(i);
+        let at = self.first..self.first + n;
+        let (mean, scale) = (&mut self.mean[at.clone()], &mut self.scale[at.clone()]);
+        let bias = &mut self.bias[at];
+        for i in 0..n {
+            (mean[i], scale[i], bias[i]) = of(i);
         }
     }
     /// Sets `mean_g` and `slope` of the first `n`.
     #[inline(always)]
     pub fn fill_gradient(&mut self, n: usize, of: impl Fn(usize) -> (A, A)) {
-        for i in 0..block_len(n) {
-            (self.mean_g[i], self.slope[i]) = of(i);
+        let at = self.first..self.first + n;
+        let (mean_g, slope) = (&mut self.mean_g[at.clone()], &mut self.slope[at]);
+        for i in 0..n {
+            (mean_g[i], slope[i]) = of(i);
         }
     }
     /// Copies fields by `copy`: `mean_g` and `slope` only for a gradient.
     #[inline(always)]
-    pub fn from(
-        &mut self,
-        other: &Self,
-        gradient: bool,
-        mut copy: impl FnMut(&[A; BLOCK], &mut [A; BLOCK]),
-    ) {
-        copy(&other.mean, &mut self.mean);
-        copy(&other.scale, &mut self.scale);
-        copy(&other.bias, &mut self.bias);
-        if gradient {
-            copy(&other.mean_g, &mut self.mean_g);
-            copy(&other.slope, &mut self.slope);
+    pub fn from(&mut self, other: &Self, gradient: bool, copy: impl Fn(&[A], &mut [A])) {
+        let fields = [
+            (&other.mean, &mut self.mean),
+            (&other.scale, &mut self.scale),
+            (&other.bias, &mut self.bias),
+            (&other.mean_g, &mut self.mean_g),
+            (&other.slope, &mut self.slope),
+        ];
+        for (from, to) in fields.into_iter().take(if gradient { 5 } else { 3 }) {
+            copy(&from[other.first..], &mut to[self.first..]);
         }
     }
-}
-impl<A: Real> At<A> for &Strip<A> {
-    #[inline(always)]
-    fn map(self, x: &[A], other: &[A], out: &mut [A], op: impl Fn(Coef<A>, A, A) -> A + Copy) {
-        let n = block_len(out.len());
-        let (x, other, out) = (&x[..n], &other[..n], &mut out[..n]);
-        (0..n).for_each(|i| out[i] = op(self.at(i), x[i], other[i]));
-    }
-}
-impl<A: Real> Strip<A> {
     /// The coefficients of the `i`th.
     #[inline(always)]
     pub fn at(&self, i: usize) -> Coef<A> {
+        let i = self.first + i;
         Coef {
             mean: self.mean[i],
             scale: self.scale[i],
@@ -175,18 +255,102 @@ impl<A: Real> Strip<A> {
     /// The forward's coefficients of the `i`th [`GROUP`], by position in it.
     #[inline(always)]
     pub fn group(&self, i: usize) -> impl Fn(usize) -> Coef<A> {
-        let group = |field: &[A; BLOCK]| field.as_chunks::<GROUP>().0[i];
+        let group = |field: &[A; PLACES]| field[self.first..].as_chunks::<GROUP>().0[i];
         let (mean, scale, bias) = (group(&self.mean), group(&self.scale), group(&self.bias));
         #[inline(always)]
         move |l| Coef { mean: mean[l], scale: scale[l], bias: bias[l], ..Coef::default() }
     }
+    /// As [`few`].
+    #[inline(always)]
+    fn few<E: Element<Acc = A>>(
+        &self,
+        store: Store,
+        cols: Range<usize>,
+        from: [&[E]; 2],
+        out: &mut [E],
+        ahead: [&[E]; 2],
+        op: impl Fn(Coef<A>, A, A) -> A + Copy,
+    ) {
+        let end = cols.end;
+        let start = match size_of::<E>() {
+            2 => self.groups::<E, 8>(store, cols, from, out, ahead, op),
+            4 => self.groups::<E, 4>(store, cols, from, out, ahead, op),
+            _ => self.groups::<E, 2>(store, cols, from, out, ahead, op),
+        };
+        self.groups::<E, 1>(store, start..end, from, out, ahead, op);
+    }
+    /// `out[i] = op(coefficients of i, x[i], other[i])` of whole groups of `cols`; returns the column
+    /// behind them.
+    #[inline(always)]
+    fn groups<E: Element<Acc = A>, const N: usize>(
+        &self,
+        store: Store,
+        cols: Range<usize>,
+        from: [&[E]; 2],
+        out: &mut [E],
+        ahead: [&[E]; 2],
+        op: impl Fn(Coef<A>, A, A) -> A,
+    ) -> usize {
+        let at = self.first + cols.start..self.first + cols.end;
+        let fields = [&self.mean, &self.scale, &self.bias, &self.mean_g, &self.slope];
+        let [mean, scale, bias, mean_g, slope] = fields.map(
+            #[inline(always)]
+            |field| field[at.clone()].as_chunks::<N>().0,
+        );
+        let [xs, others] = from.map(
+            #[inline(always)]
+            |values| values[cols.clone()].as_chunks::<N>().0,
+        );
+        let outs = out[cols.clone()].as_chunks_mut::<N>().0;
+        for (i, out) in outs.iter_mut().enumerate() {
+            let (mean, scale, bias) = (mean[i], scale[i], bias[i]);
+            let (mean_g, slope) = (mean_g[i], slope[i]);
+            let (x, other) = (store.simd.widen(&xs[i]), store.simd.widen(&others[i]));
+            let mut values = [A::default(); N];
+            for l in 0..N {
+                let coef = Coef {
+                    mean: mean[l],
+                    scale: scale[l],
+                    bias: bias[l],
+                    mean_g: mean_g[l],
+                    slope: slope[l],
+                };
+                values[l] = op(coef, x[l], other[l]);
+            }
+            store.put(
+                &values,
+                out,
+                #[inline(always)]
+                || {
+                    prefetch(ahead[0], cols.start + i * N);
+                    prefetch(ahead[1], cols.start + i * N);
+                },
+            );
+        }
+        cols.start + xs.len() * N
+    }
 }
-
-/// Tells the compiler that no index passes the end of a strip.
-#[inline(always)]
-pub(super) fn block_len(n: usize) -> usize {
-    assert!(n <= BLOCK);
-    n
+impl<A: Real> At<A> for &Strip<A> {
+    const LINES: bool = true;
+    const BY_COLUMN: bool = true;
+    #[inline(always)]
+    fn map<E: Element<Acc = A>>(
+        self,
+        store: Store,
+        x: &[E],
+        other: &[E],
+        out: &mut [E],
+        ahead: [&[E]; 2],
+        op: impl Fn(Coef<A>, A, A) -> A + Copy,
+    ) {
+        let n = out.len();
+        assert!(n <= ROOM);
+        let head = if n < ALIGNED { 0 } else { to_line(out) };
+        let from = [x, other];
+        self.few(store, 0..head, from, out, ahead, op);
+        let end = self.groups::<E, GROUP>(store, head..n, from, out, ahead, op);
+        self.few(store, end..n, from, out, ahead, op);
+    }
 }
 
 /// Values until one starts a cache line, if there are so many.

@@ -1,11 +1,13 @@
 //! The backward's steps: the sums of every channel, then the gradients of x and residual.
 use super::coefs::{At, Strip};
-use super::lanes::{self, BLOCK, GROUP, Lanes, Scratch};
-use super::normalize::{Step, column_coefs};
+use super::lanes::{self, BLOCK, Lanes, Scratch};
+use super::normalize::{Step, ahead_of, column_coefs};
 use super::plan::{Plan, Tile};
-use super::simd::prefetch;
-use super::tiles::{Writer, clipped};
+use super::simd::Simd;
+use super::store::prefetch;
+use super::tiles::{TileMut, Writer, clipped};
 use crate::{Element, Real};
+use std::hint::black_box;
 use std::ops::Range;
 
 /// Values summed in the accumulating type before they are added up in f64.
@@ -32,18 +34,19 @@ impl Gate<'_> {
     }
     /// `grad_y` where the mask lets it pass, 0 elsewhere; without a mask, all of it.
     #[inline(always)]
-    fn masked<'s, A: Real>(
+    fn masked<'s, E: Element>(
         self,
+        simd: Simd,
         plan: &Plan,
         row: usize,
         cols: &Range<usize>,
-        grad_y: &'s [A],
-        g: &'s mut [A],
-    ) -> &'s [A] {
+        grad_y: &'s [E],
+        gated: &'s mut Scratch<E>,
+    ) -> &'s [E] {
         let Gate::Mask(mask) = self else { return grad_y };
-        let g = &mut g[..grad_y.len()];
         let bytes = clipped(row, plan.mask_cols(cols), plan.mask_width(), mask.len());
-        lanes::gate_masked(&mask[bytes], grad_y, g);
+        let g = gated.values(grad_y.len());
+        lanes::gate_masked(simd, &mask[bytes], grad_y, g);
         g
     }
 }
@@ -56,34 +59,33 @@ pub(super) struct Read<'a, E> {
     pub gate: Gate<'a>,
 }
 
-impl<'a, E: Element> Read<'a, E> {
-    /// x and what a mask lets pass of `grad_y`, widened.
+/// Where `grad_y` stands.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a, 'p, E> {
+    /// The whole tensor, or nothing, if nothing of it is read.
+    View(&'a [E]),
+    /// The tile, in what becomes `grad_x`.
+    Held(&'a TileMut<'p, E>),
+}
+
+impl<'a, E: Element> Source<'a, '_, E> {
     #[inline(always)]
-    fn load<'s>(
-        &self,
-        row: usize,
-        cols: &Range<usize>,
-        grad_y: &'s [E],
-        scratch: &'s mut Scratch<E::Acc>,
-    ) -> (&'s [E::Acc], &'s [E::Acc])
-    where
-        'a: 's,
-    {
-        let Read { plan, x, gate } = *self;
-        let x = &x[clipped(row, cols.clone(), plan.width, plan.len())];
-        let grad_y = E::widened(grad_y, &mut scratch.other);
-        let g = gate.masked(plan, row, cols, grad_y, &mut scratch.g);
-        (E::widened(x, &mut scratch.x), g)
+    fn row(self, plan: &Plan, row: usize, cols: Range<usize>) -> &'a [E] {
+        match self {
+            Source::View(all) => &all[clipped(row, cols, plan.width, all.len())],
+            Source::Held(tile) => tile.row(row, cols),
+        }
     }
 }
 
 /// `sum(g)` (first half of `slot`) and `sum(g * (x - mean))` (second half) of a tile's channels,
 /// or of its columns where runs are short.
 #[inline(always)]
-pub(super) fn sums<'g, E: Element>(
+pub(super) fn sums<E: Element>(
+    simd: Simd,
     read: Read<'_, E>,
     tile: &Tile,
-    grad_y: impl Fn(usize, Range<usize>) -> &'g [E],
+    grad_y: Source<'_, '_, E>,
     coefs: impl Fn(Range<usize>, &mut Strip<E::Acc>) + Copy,
     slot: &mut [f64],
 ) {
@@ -91,8 +93,7 @@ pub(super) fn sums<'g, E: Element>(
     let half = slot.len() / 2;
     let (sums, products) = slot.split_at_mut(half);
     let Read { plan, gate, .. } = read;
-    let zero = E::ROUNDS_TO_ZERO;
-    let mut scratch: [Scratch<E::Acc>; 2] = [Scratch::new(), Scratch::new()];
+    let mut gated = [Scratch::new(), Scratch::new()];
     let mut strip = Strip::new();
     if plan.long_runs {
         let run = plan.inner().min(tile.cols.len());
@@ -107,11 +108,14 @@ pub(super) fn sums<'g, E: Element>(
             for row in tile.rows.clone() {
                 for at in (start..start + run).step_by(BLOCK) {
                     let cols = at..(at + BLOCK).min(start + run);
-                    let (x, g) = read.load(row, &cols, grad_y(row, cols.clone()), &mut scratch[0]);
+                    let gate = black_box(gate); // as in `piece`
+                    let x = &read.x[clipped(row, cols.clone(), plan.width, plan.len())];
+                    let grad_y = grad_y.row(plan, row, cols.clone());
+                    let g = gate.masked(simd, plan, row, &cols, grad_y, &mut gated[0]);
                     let to = (&mut sum, &mut product);
                     match gate.recomputes() {
-                        true => lanes::gradient_sums::<_, true>(x, g, coef, zero, to.0, to.1),
-                        false => lanes::gradient_sums::<_, false>(x, g, coef, zero, to.0, to.1),
+                        true => lanes::gradient_sums::<_, true>(simd, x, g, coef, to.0, to.1),
+                        false => lanes::gradient_sums::<_, false>(simd, x, g, coef, to.0, to.1),
                     }
                     count += x.len();
                     if count >= SEGMENT {
@@ -140,48 +144,19 @@ pub(super) fn sums<'g, E: Element>(
             sum[..n].fill(E::Acc::default());
             product[..n].fill(E::Acc::default());
             let end = (first + STRIP_ROWS).min(tile.rows.end);
-            let pairs = end.min(full);
             let mut row = first;
             // A shorter last row goes alone.
-            while row + 2 <= pairs {
-                let [one, two] = &mut scratch;
-                let ahead = [row, row + 1].map(
-                    #[inline(always)]
-                    |row| {
-                        let (row, cols) = tile.ahead(row, &cols);
-                        let x = &read.x[clipped(row, cols.clone(), plan.width, plan.len())];
-                        (x, grad_y(row, cols))
-                    },
-                );
-                let ahead = |j: usize| {
-                    for (x, g) in ahead {
-                        prefetch(x, j, GROUP);
-                        prefetch(g, j, GROUP);
+            while row < end {
+                let to = (&mut sum, &mut product);
+                let gated = &mut gated;
+                row += match row + 2 <= end.min(full) {
+                    true => {
+                        add_rows::<_, 2>(simd, read, tile, row, &cols, grad_y, &strip, gated, to)
+                    }
+                    false => {
+                        add_rows::<_, 1>(simd, read, tile, row, &cols, grad_y, &strip, gated, to)
                     }
                 };
-                let (x, g) = read.load(row, &cols, grad_y(row, cols.clone()), one);
-                let (x2, g2) = read.load(row + 1, &cols, grad_y(row + 1, cols.clone()), two);
-                let (x, g) = ([x, x2], [g, g2]);
-                let to = (&mut sum, &mut product);
-                match gate.recomputes() {
-                    true => lanes::add_columns::<_, true, 2>(x, g, &strip, zero, to.0, to.1, ahead),
-                    false => {
-                        lanes::add_columns::<_, false, 2>(x, g, &strip, zero, to.0, to.1, ahead)
-                    }
-                }
-                row += 2;
-            }
-            while row < end {
-                let (x, g) = read.load(row, &cols, grad_y(row, cols.clone()), &mut scratch[0]);
-                let (x, g, none) = ([x], [g], |_| ());
-                let to = (&mut sum, &mut product);
-                match gate.recomputes() {
-                    true => lanes::add_columns::<_, true, 1>(x, g, &strip, zero, to.0, to.1, none),
-                    false => {
-                        lanes::add_columns::<_, false, 1>(x, g, &strip, zero, to.0, to.1, none)
-                    }
-                }
-                row += 1;
             }
             for (total, sum) in sums.iter_mut().zip(&sum) {
                 *total += sum.to_f64();
@@ -191,6 +166,44 @@ pub(super) fn sums<'g, E: Element>(
             }
         }
     }
+}
+
+/// Adds the columns of `R` rows; returns how many these were.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // the loops' state
+fn add_rows<E: Element, const R: usize>(
+    simd: Simd,
+    read: Read<'_, E>,
+    tile: &Tile,
+    row: usize,
+    cols: &Range<usize>,
+    grad_y: Source<'_, '_, E>,
+    strip: &Strip<E::Acc>,
+    gated: &mut [Scratch<E>; 2],
+    (sum, product): (&mut [E::Acc; BLOCK], &mut [E::Acc; BLOCK]),
+) -> usize {
+    let Read { plan, x, gate } = black_box(read); // as in `piece`
+    let none = &x[..0];
+    let (mut xs, mut gs, mut ahead) = ([none; R], [none; R], [[none; 2]; R]);
+    for (r, gated) in gated.iter_mut().take(R).enumerate() {
+        let row = row + r;
+        xs[r] = &x[clipped(row, cols.clone(), plan.width, plan.len())];
+        gs[r] = gate.masked(simd, plan, row, cols, grad_y.row(plan, row, cols.clone()), gated);
+        let (row, cols) = tile.ahead(row, cols);
+        let x = &x[clipped(row, cols.clone(), plan.width, plan.len())];
+        ahead[r] = [x, grad_y.row(plan, row, cols)];
+    }
+    let (x, g) = (xs, gs);
+    let ahead = |j: usize| {
+        if R > 1 {
+            ahead.as_flattened().iter().for_each(|row| prefetch(row, j));
+        }
+    };
+    match gate.recomputes() {
+        true => lanes::add_columns::<_, true, R>(simd, x, g, strip, sum, product, ahead),
+        false => lanes::add_columns::<_, false, R>(simd, x, g, strip, sum, product, ahead),
+    }
+    R
 }
 
 /// Adds up the slots of all tiles of a block, which are overwritten: `sum(g)` of its channels in
@@ -234,7 +247,10 @@ pub(super) struct Gradients<'a, 'p, E: Element> {
     pub frozen: bool,
     pub grad_x: Option<Writer<'p, E>>,
     pub grad_residual: Option<Writer<'p, E>>,
-    pub scratch: Scratch<E::Acc>,
+    /// For what `grad_x` held.
+    pub held: Scratch<E>,
+    /// For what passes the mask.
+    pub gated: Scratch<E>,
 }
 
 impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
@@ -248,47 +264,54 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
         }
     }
     #[inline(always)]
-    fn piece(&mut self, row: usize, cols: Range<usize>, at: impl At<E::Acc>) {
-        let Read { plan, x, gate } = self.read;
+    fn piece<C: At<E::Acc>>(
+        &mut self,
+        simd: Simd,
+        tile: &Tile,
+        row: usize,
+        cols: Range<usize>,
+        at: C,
+    ) {
+        let this = black_box(self); // as in the forward
+        let Read { plan, x, gate } = this.read;
         let range = clipped(row, cols.clone(), plan.width, plan.len());
-        let scratch = &mut self.scratch;
-        let x = match gate {
-            Gate::Open | Gate::Mask(_) if self.frozen => &scratch.x[..range.len()],
-            _ => E::widened(&x[range.clone()], &mut scratch.x),
+        let (frozen, recomputes) = (this.frozen, gate.recomputes());
+        let reads_x = !frozen || recomputes;
+        let grad_y = match (this.grad_y, &this.grad_x) {
+            (Some(grad_y), _) => &grad_y[range.clone()],
+            (None, Some(grad_x)) => this.held.copy(grad_x.held(row, cols.clone())),
+            (None, None) => return,
         };
-        let grad_y = match (self.grad_y, &self.grad_x) {
-            (Some(grad_y), _) => E::widened(&grad_y[range], &mut scratch.other),
-            (None, grad_x) => {
-                let grad_y = &mut scratch.other[..range.len()];
-                if let Some(grad_x) = grad_x {
-                    let held = grad_x.held(row, cols.clone());
-                    grad_y.copy_from_slice(E::widened(held, &mut scratch.out));
-                }
-                grad_y
+        let ahead = match this.grad_y {
+            Some(g) if C::BY_COLUMN => {
+                ahead_of(plan, [if reads_x { x } else { g }, g], tile, row, &cols)
             }
+            _ => [grad_y; 2],
         };
-        let g = gate.masked(plan, row, &cols, grad_y, &mut scratch.g);
-        if let Some(grad_residual) = &mut self.grad_residual {
+        let g = gate.masked(simd, plan, row, &cols, grad_y, &mut this.gated);
+        if let Some(grad_residual) = &mut this.grad_residual {
             grad_residual.write(
+                simd,
                 row,
                 cols.clone(),
-                &mut scratch.out,
+                true,
                 #[inline(always)]
-                |out| out.copy_from_slice(g),
+                |store, out| store.copy(g, out),
             );
         }
-        if let Some(grad_x) = &mut self.grad_x {
-            let (frozen, recomputes, zero) = (self.frozen, gate.recomputes(), E::ROUNDS_TO_ZERO);
+        if let Some(grad_x) = &mut this.grad_x {
+            let x = if reads_x { &x[range] } else { g };
             grad_x.write(
+                simd,
                 row,
                 cols,
-                &mut scratch.out,
+                C::LINES,
                 #[inline(always)]
-                |out| match (frozen, recomputes) {
-                    (true, true) => lanes::frozen_gradient::<_, true>(x, g, at, zero, out),
-                    (true, false) => lanes::frozen_gradient::<_, false>(x, g, at, zero, out),
-                    (false, true) => lanes::input_gradient::<_, true>(x, g, at, zero, out),
-                    (false, false) => lanes::input_gradient::<_, false>(x, g, at, zero, out),
+                |to, out| match (frozen, recomputes) {
+                    (true, true) => lanes::frozen_gradient::<_, true>(to, x, g, at, out, ahead),
+                    (true, false) => lanes::frozen_gradient::<_, false>(to, x, g, at, out, ahead),
+                    (false, true) => lanes::input_gradient::<_, true>(to, x, g, at, out, ahead),
+                    (false, false) => lanes::input_gradient::<_, false>(to, x, g, at, out, ahead),
                 },
             );
         }

@@ -10,7 +10,7 @@ use super::saved::Buffers;
 use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain};
 use super::{MergeStats, Request, Running, Stats};
 use crate::{Element, Host, Real, Result, Shape};
-use coefs::Strip;
+use coefs::{CoefsOf, Strip};
 use lanes::Scratch;
 use moments::Moments;
 use normalize::{Normalize, walk};
@@ -33,6 +33,8 @@ mod plan;
 #[allow(unsafe_code)]
 mod simd;
 mod stats;
+#[allow(unsafe_code)]
+mod store;
 #[allow(unsafe_code)]
 mod tiles;
 mod train;
@@ -159,20 +161,21 @@ impl<E: Element> Output<'_, E> {
     fn masks(&self) -> bool {
         self.relu && self.residual.is_some()
     }
+    /// Compiled once: `coefs` is called, not inlined.
     fn write(
         &self,
         plan: &Plan,
         tile: &Tile,
-        coefs: impl Fn(Range<usize>, &mut Strip<E::Acc>) + Copy,
+        coefs: &CoefsOf<'_, E::Acc>,
         y: TileMut<'_, E>,
         mask: Option<TileMut<'_, u8>>,
     ) {
         let Output { x, residual, relu } = *self;
         let y = Writer::new(plan, y, 2, x.is_none());
-        let mut step = Normalize { plan, x, residual, relu, y, mask, scratch: Scratch::new() };
+        let mut step = Normalize { plan, x, residual, relu, y, mask, held: Scratch::new() };
         vectorized(
             #[inline(always)]
-            || walk(plan, tile, coefs, &mut step),
+            |simd| walk(simd, plan, tile, coefs, &mut step),
         );
     }
 }

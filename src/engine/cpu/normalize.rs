@@ -1,9 +1,11 @@
 //! Step 2 of the forwards: normalize, add, activate, round, note what the ReLU let through.
 use super::coefs::{At, LINE, Runs, Same, Strip};
-use super::lanes::{self, BLOCK, Scratch};
+use super::lanes::{self, BLOCK, GROUP, Scratch};
 use super::plan::{Plan, Tile};
+use super::simd::Simd;
 use super::tiles::{TileMut, Writer, clipped};
 use crate::{Element, Real};
+use std::hint::black_box;
 use std::ops::Range;
 
 /// What is done with some columns of a row that share their coefficients' source.
@@ -15,13 +17,14 @@ pub(super) trait Step<A> {
     /// Values of the tile's first row until its output starts a cache line, if pieces may begin
     /// there.
     fn to_line(&self, tile: &Tile) -> usize;
-    fn piece(&mut self, row: usize, cols: Range<usize>, at: impl At<A>);
+    fn piece<C: At<A>>(&mut self, simd: Simd, tile: &Tile, row: usize, cols: Range<usize>, at: C);
 }
 
 /// Takes `step` over a tile, in the order of memory. `coefs` sets those of some channels, at most
 /// [`BLOCK`].
 #[inline(always)]
 pub(super) fn walk<A: Real, S: Step<A>>(
+    simd: Simd,
     plan: &Plan,
     tile: &Tile,
     coefs: impl Fn(Range<usize>, &mut Strip<A>) + Copy,
@@ -40,7 +43,7 @@ pub(super) fn walk<A: Real, S: Step<A>>(
                 if piece > inner {
                     for at in (start..end).step_by(piece) {
                         let runs = Runs { strip: &strip, inner, start: at - first * inner };
-                        step.piece(row, at..(at + piece).min(end), runs);
+                        step.piece(simd, tile, row, at..(at + piece).min(end), runs);
                     }
                     continue;
                 }
@@ -48,36 +51,41 @@ pub(super) fn walk<A: Real, S: Step<A>>(
                     let same = Same(strip.at(c - first));
                     let (start, end) = (start.max(c * inner), end.min((c + 1) * inner));
                     for at in (start..end).step_by(BLOCK) {
-                        step.piece(row, at..(at + BLOCK).min(end), same);
+                        step.piece(simd, tile, row, at..(at + BLOCK).min(end), same);
                     }
                 }
             }
         }
         return;
     }
-    // Two strips at a time: rows up to that long are taken in the order of memory.
-    let mut own = Strip::new();
-    let mut next = (tile.cols.len() > BLOCK).then(Strip::new);
-    // Vectors that straddle cache lines cost 5 to 8 %; a short piece pays in longer rows only.
-    let aligns = next.is_some() && (plan.width * size_of::<S::Element>()).is_multiple_of(LINE);
+    // Strips after the first start cache lines, if all rows do so at the same columns.
+    let line = LINE / size_of::<S::Element>();
+    let aligns = plan.width.is_multiple_of(line);
     let head = if aligns { step.to_line(tile) } else { 0 };
-    let head = tile.cols.start..tile.cols.start + head.min(tile.cols.len());
-    let strips = (head.end..tile.cols.end).step_by(2 * BLOCK);
-    for start in (!head.is_empty()).then_some(head.start).into_iter().chain(strips) {
-        let end = if start < head.end { head.end } else { tile.cols.end };
-        let cols = start..(start + BLOCK).min(end);
-        let more = cols.end..(cols.end + BLOCK).min(end);
+    let strip_from = |start: usize| {
+        let shorter = if head > 0 && start == tile.cols.start { line - head } else { 0 };
+        let end = start + BLOCK - shorter;
+        start..if end + GROUP < tile.cols.end { end } else { tile.cols.end }
+    };
+    // Two strips at a time: rows up to that long are taken in the order of memory.
+    let (mut own, mut next) = (Strip::new(), Strip::new());
+    let mut start = tile.cols.start;
+    while start < tile.cols.end {
+        strip.align(if start == tile.cols.start { head } else { 0 });
+        let cols = strip_from(start);
+        let more = strip_from(cols.end);
         column_coefs(plan, &cols, S::GRADIENT, coefs, &mut own, &mut strip);
-        let mut next = next.as_mut().filter(|_| !more.is_empty());
-        if let Some(next) = &mut next {
-            column_coefs(plan, &more, S::GRADIENT, coefs, &mut own, next);
+        if !more.is_empty() {
+            column_coefs(plan, &more, S::GRADIENT, coefs, &mut own, &mut next);
         }
+        let strips = [(cols, &strip), (more.clone(), &next)];
+        let strips = black_box(&strips[..if more.is_empty() { 1 } else { 2 }]); // one loop body
         for row in tile.rows.clone() {
-            step.piece(row, cols.clone(), &strip);
-            if let Some(next) = &next {
-                step.piece(row, more.clone(), &**next);
+            for (cols, strip) in strips {
+                step.piece(simd, tile, row, cols.clone(), *strip);
             }
         }
+        start = more.end;
     }
 }
 
@@ -98,6 +106,22 @@ pub(super) fn column_coefs<A: Real>(
     strip.from(own, gradient, |values, out| plan.expand(cols, values, out));
 }
 
+/// What a loop over columns should ask for, of two tensors or twice of one.
+#[inline(always)]
+pub(super) fn ahead_of<'a, E: Element>(
+    plan: &Plan,
+    tensors: [&'a [E]; 2],
+    tile: &Tile,
+    row: usize,
+    cols: &Range<usize>,
+) -> [&'a [E]; 2] {
+    let (row, cols) = tile.ahead(row, cols);
+    tensors.map(
+        #[inline(always)]
+        |tensor| &tensor[clipped(row, cols.clone(), plan.width, plan.len())],
+    )
+}
+
 /// `y = [relu](normalize(x) [+ residual])` over a tile.
 pub(super) struct Normalize<'a, 'p, E: Element> {
     pub plan: &'a Plan,
@@ -107,7 +131,7 @@ pub(super) struct Normalize<'a, 'p, E: Element> {
     pub relu: bool,
     pub y: Writer<'p, E>,
     pub mask: Option<TileMut<'p, u8>>,
-    pub scratch: Scratch<E::Acc>,
+    pub held: Scratch<E>,
 }
 
 impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
@@ -118,33 +142,44 @@ impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
         if self.mask.is_some() { 0 } else { self.y.to_line(tile) }
     }
     #[inline(always)]
-    fn piece(&mut self, row: usize, cols: Range<usize>, at: impl At<E::Acc>) {
-        let range = clipped(row, cols.clone(), self.plan.width, self.plan.len());
-        let scratch = &mut self.scratch;
-        let x = match self.x {
-            Some(x) => E::widened(&x[range.clone()], &mut scratch.x),
-            None => {
-                let held = self.y.held(row, cols.clone());
-                let x = &mut scratch.x[..held.len()];
-                x.copy_from_slice(E::widened(held, &mut scratch.out));
-                x
-            }
+    fn piece<C: At<E::Acc>>(
+        &mut self,
+        simd: Simd,
+        tile: &Tile,
+        row: usize,
+        cols: Range<usize>,
+        at: C,
+    ) {
+        // Questions for every piece, not ones that the compiler asks before the loops over pieces, to
+        // compile those for each combination of answers.
+        let this = black_box(self);
+        let plan = this.plan;
+        let range = clipped(row, cols.clone(), plan.width, plan.len());
+        let x = match this.x {
+            Some(x) => &x[range.clone()],
+            None => this.held.copy(this.y.held(row, cols.clone())),
         };
-        let residual = self.residual.map(|r| E::widened(&r[range], &mut scratch.other));
-        let mask = self.mask.as_mut().map(|m| m.row_mut(row, self.plan.mask_cols(&cols)));
-        let relu = self.relu;
-        self.y.write(
+        let residual = this.residual.map(|r| &r[range]);
+        let ahead = match (this.x, this.residual) {
+            (Some(a), Some(b)) if C::BY_COLUMN => ahead_of(plan, [a, b], tile, row, &cols),
+            (Some(a), None) if C::BY_COLUMN => ahead_of(plan, [a; 2], tile, row, &cols),
+            _ => [x; 2],
+        };
+        let mask = this.mask.as_mut().map(|m| m.row_mut(row, plan.mask_cols(&cols)));
+        let relu = this.relu;
+        this.y.write(
+            simd,
             row,
             cols,
-            &mut scratch.out,
+            C::LINES && mask.is_none(),
             #[inline(always)]
-            |y| {
+            |store, y| {
                 match relu {
-                    true => lanes::normalize::<_, true>(x, residual, at, y),
-                    false => lanes::normalize::<_, false>(x, residual, at, y),
+                    true => lanes::normalize::<_, true>(store, x, residual, at, y, ahead),
+                    false => lanes::normalize::<_, false>(store, x, residual, at, y, ahead),
                 }
                 if let Some(mask) = mask {
-                    lanes::mask_of(y, E::ROUNDS_TO_ZERO, mask);
+                    lanes::mask_of(simd, y, mask);
                 }
             },
         );

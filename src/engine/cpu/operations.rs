@@ -1,6 +1,7 @@
 //! The four operations on tensors, from the checks of their arguments to the rounds over tiles.
 use super::coefs::Strip;
 use super::plan::Plan;
+use super::simd::vectorized;
 use super::tiles::{Elements, for_each_tile};
 use super::{Cpu, Output, Parameters, mask, update};
 use crate::engine::saved::Opened;
@@ -62,15 +63,19 @@ impl Cpu {
                 output.write(
                     &plan,
                     &tile,
-                    #[inline(always)]
-                    |channels: Range<usize>, strip: &mut Strip<E::Acc>| {
+                    &|channels: Range<usize>, strip: &mut Strip<E::Acc>| {
                         let mean = &args.mean[channels.clone()];
                         let invstd = &invstds[channels.clone()];
-                        parameters.coefs(
-                            channels,
+                        vectorized(
                             #[inline(always)]
-                            |k| (mean[k], Real::from_f64(0.0), Real::from_f64(invstd[k])),
-                            strip,
+                            |_| {
+                                parameters.coefs(
+                                    channels,
+                                    #[inline(always)]
+                                    |k| (mean[k], Real::from_f64(0.0), Real::from_f64(invstd[k])),
+                                    strip,
+                                );
+                            },
                         );
                     },
                     y,

@@ -1,159 +1,280 @@
-//! Code compiled for the vector units of the machine it runs on, stores past its cache, and loads
-//! ahead.
-use super::coefs::LINE;
-use crate::Plain;
+//! Code compiled for the vector units of the machine it runs on, and what it does in groups.
+use crate::{DType, Element, Plain, Real};
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{
-    __m128i, __m512i, _mm_loadu_si128, _mm_stream_si128, _mm512_loadu_si512, _mm512_stream_si512,
-};
+use std::arch::x86_64::*;
+
+/// The vector instructions that code is compiled with, and so may use. Only [`vectorized`] makes
+/// one; where it is inlined, the compiler knows which.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Simd(Width);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+enum Width {
+    Any,
+    /// AVX2 and F16C.
+    Avx2,
+    /// AVX-512 F, VL, BW and DQ, too.
+    Avx512,
+}
 
 /// Runs `f`, compiled once for each vector width and called for the widest this machine has.
 ///
-/// Whatever `f` calls must be `#[inline(always)]`, itself included (`#[inline(always)] || ..`):
+/// Whatever `f` calls must be `#[inline(always)]`, itself included (`#[inline(always)] |simd| ..`):
 /// only what is inlined here is compiled with those instructions. Results do not depend on the
 /// width: the code sums in a fixed number of lanes and never fuses a multiplication with an
 /// addition.
 #[inline]
-pub(super) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
+pub(super) fn vectorized<R>(f: impl FnOnce(Simd) -> R) -> R {
     #[cfg(target_arch = "x86_64")]
     {
-        #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2")]
-        fn wide<R>(f: impl FnOnce() -> R) -> R {
-            f()
+        #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,f16c")]
+        fn wide<R>(f: impl FnOnce(Simd) -> R) -> R {
+            f(Simd(Width::Avx512))
         }
-        #[target_feature(enable = "avx2")]
-        fn middle<R>(f: impl FnOnce() -> R) -> R {
-            f()
+        #[target_feature(enable = "avx2,f16c")]
+        fn middle<R>(f: impl FnOnce(Simd) -> R) -> R {
+            f(Simd(Width::Avx2))
         }
         use std::is_x86_feature_detected as has;
-        if has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") {
-            // SAFETY: the machine has the features that `wide` is compiled with.
-            return unsafe { wide(f) };
-        }
-        if has!("avx2") {
-            // SAFETY: the machine has the feature that `middle` is compiled with.
+        if has!("avx2") && has!("f16c") {
+            if has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") {
+                // SAFETY: the machine has the features that `wide` is compiled with.
+                return unsafe { wide(f) };
+            }
+            // SAFETY: the machine has the features that `middle` is compiled with.
             return unsafe { middle(f) };
         }
     }
-    f()
+    f(Simd(Width::Any))
 }
 
-/// Copies `from` to `to` past the cache, which saves reading what is overwritten. Where this
-/// machine has no such stores, it is an ordinary copy.
-///
-/// # Safety
-/// The thread must call [`fence`] before anybody, itself included, reads or writes `to` again.
-#[inline(always)]
-pub(super) unsafe fn stream<T: Plain>(from: &[T], to: &mut [T]) {
-    assert_eq!(from.len(), to.len());
-    #[cfg(target_arch = "x86_64")]
-    {
-        // SAFETY: any bytes make a vector, and all elements are numbers without padding; the
-        // split puts `middle` at an address that the aligned stores need.
-        let (head, middle, _) = unsafe { to.align_to_mut::<__m128i>() };
-        let (start, len) = (head.len(), size_of_val(middle) / size_of::<T>());
-        head.copy_from_slice(&from[..start]);
-        let source = from[start..start + len].as_ptr().cast::<__m128i>();
-        if std::is_x86_feature_detected!("avx512f") {
-            // SAFETY: the machine has the feature, and `source` as many bytes as `middle`.
-            unsafe { stream_lines(source, middle) };
-        } else {
-            // SAFETY: `source` has as many bytes as `middle`.
-            unsafe { stream_quarters(source, middle) };
+impl Simd {
+    /// To the accumulating type, exactly.
+    #[inline(always)]
+    pub fn widen<E: Element, const N: usize>(self, values: &[E; N]) -> [E::Acc; N] {
+        let mut wide = [E::Acc::default(); N];
+        #[cfg(target_arch = "x86_64")]
+        if self.converts_f16::<E, N>() {
+            let (from, to) = (values.as_ptr().cast::<u16>(), wide.as_mut_ptr().cast::<f32>());
+            // SAFETY: E is f16 and its sums are f32; there are N of both, whole vectors of them; and
+            // the machine has the instructions.
+            unsafe {
+                if self.is_avx512() && N.is_multiple_of(16) {
+                    for i in (0..N).step_by(16) {
+                        let halves = _mm256_loadu_si256(from.add(i).cast());
+                        _mm512_storeu_ps(to.add(i), _mm512_cvtph_ps(halves));
+                    }
+                } else {
+                    for i in (0..N).step_by(8) {
+                        let halves = _mm_loadu_si128(from.add(i).cast());
+                        _mm256_storeu_ps(to.add(i), _mm256_cvtph_ps(halves));
+                    }
+                }
+            }
+            return wide;
         }
-        to[start + len..].copy_from_slice(&from[start + len..]);
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    to.copy_from_slice(from);
-}
-
-/// Whole lines by one store each, a quarter of the stores; what stands before and behind them in
-/// quarters, for a line that is written partly past the cache and partly through it costs most.
-///
-/// # Safety
-/// As [`stream`]; `from` has as many bytes as `to`.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn stream_lines(from: *const __m128i, to: &mut [__m128i]) {
-    // SAFETY: four quarters are a line, of whatever bytes; so `from` has those of all three parts,
-    // and the split puts `lines` where the aligned stores need them.
-    unsafe {
-        let (head, lines, tail) = to.align_to_mut::<__m512i>();
-        let (middle, end) = (from.add(head.len()), from.add(head.len() + 4 * lines.len()));
-        stream_quarters(from, head);
-        for (i, place) in lines.iter_mut().enumerate() {
-            _mm512_stream_si512(place, _mm512_loadu_si512(middle.cast::<__m512i>().add(i)));
+        for l in 0..N {
+            wide[l] = values[l].widen();
         }
-        stream_quarters(end, tail);
+        wide
     }
-}
-
-/// # Safety
-/// As [`stream_lines`].
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn stream_quarters(from: *const __m128i, to: &mut [__m128i]) {
-    for (i, place) in to.iter_mut().enumerate() {
-        // SAFETY: `from` has as many bytes as `to`; loads need no alignment, and `place` is aligned.
-        unsafe { _mm_stream_si128(place, _mm_loadu_si128(from.add(i))) };
-    }
-}
-
-/// Asks for the cache lines that start in `values[at..at + n]`, to be in the second-level cache when
-/// they are read; positions behind the end are allowed, and useless.
-///
-/// Hardware that fetches ahead follows one stream at a time, and none beyond a page. Loops over
-/// several rows that ask for rows to come, a line for every line they use, take half the time in
-/// memory and two thirds in the last-level cache; asking for many lines at once gains nothing, for
-/// only so many can be under way.
-#[inline(always)]
-pub(super) fn prefetch<T>(values: &[T], at: usize, n: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        let line = LINE / size_of::<T>();
-        for i in (at.next_multiple_of(line)..at + n).step_by(line) {
-            // SAFETY: every x86-64 machine has it, and whatever the address, it only takes time.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(values.as_ptr().wrapping_add(i).cast()) };
+    /// From the accumulating type, to nearest, ties to even.
+    #[inline(always)]
+    pub fn narrow<E: Element, const N: usize>(self, values: &[E::Acc; N]) -> [E; N] {
+        let mut narrow = [E::default(); N];
+        #[cfg(target_arch = "x86_64")]
+        if self.converts_f16::<E, N>() {
+            const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
+            let (from, to) = (values.as_ptr().cast::<f32>(), narrow.as_mut_ptr().cast::<u16>());
+            // SAFETY: as in `widen`.
+            unsafe {
+                if self.is_avx512() && N.is_multiple_of(16) {
+                    for i in (0..N).step_by(16) {
+                        let halves = _mm512_cvtps_ph::<NEAREST>(_mm512_loadu_ps(from.add(i)));
+                        _mm256_storeu_si256(to.add(i).cast(), halves);
+                    }
+                } else {
+                    for i in (0..N).step_by(8) {
+                        let halves = _mm256_cvtps_ph::<NEAREST>(_mm256_loadu_ps(from.add(i)));
+                        _mm_storeu_si128(to.add(i).cast(), halves);
+                    }
+                }
+            }
+            return narrow;
         }
+        for l in 0..N {
+            narrow[l] = E::narrow(values[l]);
+        }
+        narrow
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (values, at, n);
+    #[inline(always)]
+    pub fn is_avx2(self) -> bool {
+        self.0 >= Width::Avx2
+    }
+    #[inline(always)]
+    pub fn is_avx512(self) -> bool {
+        self.0 == Width::Avx512
+    }
+    /// Whether there is an instruction for so many at a time.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn converts_f16<E: Element, const N: usize>(self) -> bool {
+        E::DTYPE == DType::F16 && N.is_multiple_of(8) && self.is_avx2()
+    }
 }
 
-/// Orders what was streamed before whatever the thread does next.
-#[inline(always)]
-pub(super) fn fence() {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 machine has it.
-    unsafe {
-        std::arch::x86_64::_mm_sfence();
+impl Simd {
+    /// A bit for each value: 0 where it is zero or negative.
+    #[inline(always)]
+    pub fn positive<A: Real>(self, values: &[A; 8]) -> u8 {
+        #[cfg(target_arch = "x86_64")]
+        if self.is_avx2() {
+            let at = values.as_ptr();
+            // SAFETY: the machine has the instructions; the vectors are those 8 values.
+            return unsafe {
+                if A::DTYPE == DType::F32 {
+                    let v = _mm256_loadu_ps(at.cast());
+                    let positive = _mm256_cmp_ps::<_CMP_NLE_UQ>(v, _mm256_setzero_ps());
+                    _mm256_movemask_ps(positive) as u8
+                } else {
+                    let four = |at: *const A| {
+                        let v = _mm256_loadu_pd(at.cast());
+                        let positive = _mm256_cmp_pd::<_CMP_NLE_UQ>(v, _mm256_setzero_pd());
+                        _mm256_movemask_pd(positive) as u8
+                    };
+                    four(at) | four(at.add(4)) << 4
+                }
+            };
+        }
+        let stopped = |k: usize| u8::from(values[k] <= A::default()) << k;
+        !(0..8).map(stopped).fold(0, |all, bit| all | bit)
+    }
+    /// `values` where `bits` have a 1, zeros elsewhere: by arithmetic on their bits, for of a choice
+    /// between values the compiler may make branches, and of a ReLU's mask nobody can predict them.
+    #[inline(always)]
+    pub fn keep<E: Plain>(self, bits: u8, values: &[E; 8]) -> [E; 8] {
+        let mut kept = *values;
+        let all = kept.as_mut_ptr();
+        #[cfg(target_arch = "x86_64")]
+        if self.is_avx512() {
+            // SAFETY: the machine has the instructions, which take 8 numbers of their size.
+            unsafe {
+                match size_of::<E>() {
+                    2 => {
+                        let all = all.cast::<__m128i>();
+                        all.write_unaligned(_mm_maskz_mov_epi16(bits, all.read_unaligned()));
+                        return kept;
+                    }
+                    4 => {
+                        let all = all.cast::<__m256i>();
+                        all.write_unaligned(_mm256_maskz_mov_epi32(bits, all.read_unaligned()));
+                        return kept;
+                    }
+                    8 => {
+                        let all = all.cast::<__m512i>();
+                        all.write_unaligned(_mm512_maskz_mov_epi64(bits, all.read_unaligned()));
+                        return kept;
+                    }
+                    _ => (),
+                }
+            }
+        }
+        macro_rules! keep {
+            ($bits:ty) => {
+                for k in 0..8 {
+                    // SAFETY: the elements are 8 numbers of that size, as are their bits.
+                    unsafe {
+                        *all.cast::<$bits>().add(k) &= <$bits>::from(bits >> k & 1).wrapping_neg();
+                    }
+                }
+            };
+        }
+        match size_of::<E>() {
+            1 => keep!(u8),
+            2 => keep!(u16),
+            4 => keep!(u32),
+            _ => keep!(u64),
+        }
+        kept
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
+    /// With the widest vectors of this machine, and with none.
+    pub fn widths(test: impl Fn(Simd)) {
+        vectorized(&test);
+        test(Simd(Width::Any));
+    }
+
     #[test]
-    fn streamed_copies_are_copies() {
-        fn all<T: Plain>(value: impl Fn(usize) -> T) {
-            let from: Vec<T> = (0..200).map(value).collect();
-            for start in 0..20 {
-                for len in [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 64, 100, 179] {
-                    let mut to = [T::default(); 200];
-                    // SAFETY: fenced before `to` is read.
-                    unsafe { stream(&from[7..7 + len], &mut to[start..start + len]) };
-                    fence();
-                    assert!(to[..start].iter().all(|v| *v == T::default()));
-                    assert_eq!(to[start..start + len], from[7..7 + len]);
-                    assert!(to[start + len..].iter().all(|v| *v == T::default()));
-                }
+    fn instructions_convert_as_the_definition_does() {
+        use half::f16;
+        fn widened<const N: usize>(simd: Simd, start: u16) {
+            let values: [f16; N] = std::array::from_fn(|i| f16::from_bits(start + i as u16));
+            for (wide, x) in simd.widen(&values).iter().zip(values) {
+                let same = wide.to_bits() == x.widen().to_bits();
+                assert!(same || wide.is_nan() && x.is_nan(), "{x:e}");
             }
         }
-        all(|i| i as f32 + 1.0);
-        all(|i| i as f64 + 1.0);
-        all(|i| half::bf16::from_f32(i as f32 + 1.0));
-        all(|i| i as u8);
+        fn narrowed<const N: usize>(simd: Simd, start: u32) {
+            let values: [f32; N] =
+                std::array::from_fn(|i| f32::from_bits(start + 0x7ff * i as u32));
+            for (narrow, wide) in simd.narrow::<f16, N>(&values).iter().zip(values) {
+                assert_eq!(narrow.to_bits(), f16::narrow(wide).to_bits(), "{wide:e}");
+            }
+        }
+        widths(|simd| {
+            for start in (0..=u16::MAX).step_by(16) {
+                widened::<16>(simd, start);
+                widened::<8>(simd, start);
+                widened::<8>(simd, start + 8);
+            }
+            for start in (0..=u32::MAX - 0xffff).step_by(0x7fff) {
+                narrowed::<16>(simd, start);
+                narrowed::<8>(simd, start);
+            }
+        });
+    }
+
+    #[test]
+    fn bits_keep_their_values() {
+        fn all<E: Element>() {
+            let nan = E::Acc::from_f64(f64::NAN);
+            let values = std::array::from_fn(|k| {
+                if k == 3 { E::narrow(nan) } else { E::narrow(E::Acc::from_f64(-1.5)) }
+            });
+            widths(|simd| {
+                for bits in 0..=u8::MAX {
+                    for (k, (kept, v)) in simd.keep(bits, &values).iter().zip(values).enumerate() {
+                        let expected = if bits >> k & 1 == 1 { v } else { E::default() };
+                        assert_eq!(format!("{kept:?}"), format!("{expected:?}"), "{bits:b} at {k}");
+                    }
+                }
+            });
+        }
+        all::<f32>();
+        all::<f64>();
+        all::<half::bf16>();
+        all::<half::f16>();
+    }
+
+    #[test]
+    fn positive_values_have_a_bit() {
+        fn all<A: Real>() {
+            let some = [f64::NAN, 1.0, 0.0, -0.0, -1.0, f64::INFINITY, -f64::INFINITY, 1e-30];
+            let positive = 0b1010_0011_u8;
+            widths(|simd| {
+                for turn in 0..8 {
+                    let values = std::array::from_fn(|k| A::from_f64(some[(k + turn) % 8]));
+                    assert_eq!(simd.positive(&values), positive.rotate_right(turn as u32));
+                }
+            });
+        }
+        all::<f32>();
+        all::<f64>();
     }
 }

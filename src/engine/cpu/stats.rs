@@ -6,10 +6,11 @@
 //! where they are taken from it. So the error does not grow with the mean, and a constant channel
 //! has exactly its mean and variance 0. Segments, tiles and columns are merged by Chan's formula in
 //! f64, as distances from the channel's first value.
-use super::lanes::{self, BLOCK, GROUP, Lanes};
+use super::lanes::{self, BLOCK, Lanes};
 use super::moments::{Moments, base, base_from};
 use super::plan::{Plan, Tile};
-use super::simd::prefetch;
+use super::simd::Simd;
+use super::store::prefetch;
 use super::tiles::clipped;
 use crate::{Element, Real};
 use std::ops::Range;
@@ -25,43 +26,48 @@ const FIRST_ROWS: usize = STRIP_ROWS / 4;
 /// Offsets of the mean (first half of `slot`) and sums of squares (second half) of a tile's
 /// channels, or of its columns where runs are short.
 #[inline(always)]
-pub(super) fn moments<E: Element>(plan: &Plan, tile: &Tile, x: &[E], slot: &mut [f64]) {
+pub(super) fn moments<E: Element>(simd: Simd, plan: &Plan, tile: &Tile, x: &[E], slot: &mut [f64]) {
     let half = slot.len() / 2;
     let (offsets, squares) = slot.split_at_mut(half);
     if !plan.long_runs {
-        return columns(plan, tile, x, offsets, squares);
+        return columns(simd, plan, tile, x, offsets, squares);
     }
     let run = plan.inner().min(tile.cols.len());
     for (k, start) in tile.cols.clone().step_by(run).enumerate() {
         let at = |row: usize| row * plan.width + start;
         let base = base(plan, x, start / plan.inner());
-        let m = channel(base, tile.rows.len(), |r| &x[at(tile.rows.start + r)..][..run]);
+        let m = channel(simd, base, tile.rows.len(), |r| &x[at(tile.rows.start + r)..][..run]);
         (offsets[k], squares[k]) = (m.offset, m.squares);
     }
 }
 
 /// Moments of `runs` slices of equal length.
 #[inline(always)]
-fn channel<'x, E: Element>(base: f64, runs: usize, run: impl Fn(usize) -> &'x [E]) -> Moments {
+fn channel<'x, E: Element>(
+    simd: Simd,
+    base: f64,
+    runs: usize,
+    run: impl Fn(usize) -> &'x [E],
+) -> Moments {
     let len = run(0).len();
     let together = (SEGMENT / len).max(1);
     let first = run(0)[0].widen();
     let few = match len >= SEGMENT {
-        true => segment(base, first, 1, |_| &run(0)[..FIRST_VALUES]),
-        false => segment(base, first, together.min(runs).div_ceil(4), &run),
+        true => segment(simd, base, first, 1, |_| &run(0)[..FIRST_VALUES]),
+        false => segment(simd, base, first, together.min(runs).div_ceil(4), &run),
     };
     let mut all = Moments { base, offset: few.offset, ..Moments::default() };
     let pivot = |all: &Moments| E::Acc::from_f64(all.mean());
     if len >= SEGMENT {
         for r in 0..runs {
             for part in run(r).chunks(SEGMENT) {
-                all.append(segment(base, pivot(&all), 1, |_| part));
+                all.append(segment(simd, base, pivot(&all), 1, |_| part));
             }
         }
     } else {
         for first in (0..runs).step_by(together) {
             let runs = together.min(runs - first);
-            all.append(segment(base, pivot(&all), runs, |r| run(first + r)));
+            all.append(segment(simd, base, pivot(&all), runs, |r| run(first + r)));
         }
     }
     all
@@ -69,19 +75,17 @@ fn channel<'x, E: Element>(base: f64, runs: usize, run: impl Fn(usize) -> &'x [E
 
 #[inline(always)]
 fn segment<'x, E: Element>(
+    simd: Simd,
     base: f64,
     pivot: E::Acc,
     runs: usize,
     run: impl Fn(usize) -> &'x [E],
 ) -> Moments {
-    let mut scratch = [E::Acc::default(); BLOCK];
     let (mut sum, mut squares) = (Lanes::new(), Lanes::new());
     let mut count = 0;
     for r in 0..runs {
         count += run(r).len();
-        for x in run(r).chunks(BLOCK) {
-            lanes::distances(E::widened(x, &mut scratch), pivot, &mut sum, &mut squares);
-        }
+        lanes::distances(simd, run(r), pivot, &mut sum, &mut squares);
     }
     let (count, sum) = (count as f64, sum.total());
     let squares = squares.total() - sum * sum / count;
@@ -92,6 +96,7 @@ fn segment<'x, E: Element>(
 /// The same for every column of a tile, rows of a strip at a time.
 #[inline(always)]
 fn columns<E: Element>(
+    simd: Simd,
     plan: &Plan,
     tile: &Tile,
     x: &[E],
@@ -99,7 +104,7 @@ fn columns<E: Element>(
     squares: &mut [f64],
 ) {
     let full = tile.rows.len() - usize::from(plan.has_short_row(tile));
-    let mut strip = Strip::<E>::new();
+    let mut strip = Strip::<E>::new(simd);
     for start in tile.cols.clone().step_by(BLOCK) {
         let cols = start..(start + BLOCK).min(tile.cols.end);
         let here = start - tile.cols.start..cols.end - tile.cols.start;
@@ -127,7 +132,7 @@ fn columns<E: Element>(
 
 /// What the moments of a strip of columns are made with.
 struct Strip<E: Element> {
-    scratch: [[E::Acc; BLOCK]; 4],
+    simd: Simd,
     pivot: [E::Acc; BLOCK],
     sum: [E::Acc; BLOCK],
     squares: [E::Acc; BLOCK],
@@ -137,10 +142,10 @@ struct Strip<E: Element> {
 
 impl<E: Element> Strip<E> {
     #[inline(always)]
-    fn new() -> Self {
+    fn new(simd: Simd) -> Self {
         let zeros = [E::Acc::default(); BLOCK];
         let (bases, own_bases) = ([0.0; BLOCK], [0.0; BLOCK]);
-        Self { scratch: [zeros; 4], pivot: zeros, sum: zeros, squares: zeros, bases, own_bases }
+        Self { simd, pivot: zeros, sum: zeros, squares: zeros, bases, own_bases }
     }
     /// Turns to other columns.
     #[inline(always)]
@@ -172,7 +177,8 @@ impl<E: Element> Strip<E> {
         let squares = &mut squares[..n];
         let count = rows.len() as f64;
         if before == 0 {
-            self.pivot[..n].copy_from_slice(E::widened(row(rows.start), &mut self.scratch[0]));
+            let first = row(rows.start).iter();
+            self.pivot[..n].iter_mut().zip(first).for_each(|(pivot, x)| *pivot = x.widen());
             let few = rows.start..rows.end.min(rows.start + FIRST_ROWS);
             self.distances(n, few.clone(), &row, &ahead);
             let each = E::Acc::from_f64(1.0 / few.len() as f64);
@@ -221,29 +227,23 @@ impl<E: Element> Strip<E> {
         let (four, one) =
             (rows.start..rows.end - rows.len() % 4, rows.end - rows.len() % 4..rows.end);
         for r in four.step_by(4) {
-            let [a, b, c, d] = &mut self.scratch;
-            let rows = [
-                E::widened(row(r), a),
-                E::widened(row(r + 1), b),
-                E::widened(row(r + 2), c),
-                E::widened(row(r + 3), d),
-            ];
+            let rows = [row(r), row(r + 1), row(r + 2), row(r + 3)];
             let ahead = [0, 1, 2, 3].map(
                 #[inline(always)]
                 |k| ahead(r + k),
             );
             lanes::column_distances(
+                self.simd,
                 rows,
                 pivot,
                 sum,
                 squares,
                 #[inline(always)]
-                |j| ahead.iter().for_each(|row| prefetch(row, j, GROUP)),
+                |j| ahead.iter().for_each(|row| prefetch(row, j)),
             );
         }
         for r in one {
-            let x = E::widened(row(r), &mut self.scratch[0]);
-            lanes::column_distances([x], pivot, sum, squares, |_| ());
+            lanes::column_distances(self.simd, [row(r)], pivot, sum, squares, |_| ());
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Tasks that write disjoint tiles of the same memory, on all threads. What it
 //! offers is safe.
 use super::coefs;
-use super::lanes::BLOCK;
+use super::lanes::Scratch;
 use super::plan::{Plan, Tile};
-use super::simd;
+use super::simd::Simd;
+use super::store::{self, Store};
 use crate::Element;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -26,7 +27,7 @@ pub(super) fn for_each_tile<O: Outputs>(
         // not share an element of it.
         let part = unsafe { outputs.part(plan, &tile) };
         task(tile, part);
-        simd::fence(); // what the task has stored past the cache, if anything
+        store::fence(); // what the task has stored past the cache, if anything
     };
     let threads = rayon::current_num_threads().min(tiles);
     if plan.is_small() || threads < 2 {
@@ -216,19 +217,19 @@ impl<T> TileMut<'_, T> {
     }
 }
 
-/// How a task writes a tensor: into its memory or, where that is too large for the cache, first
-/// into a buffer of a block's size, and then past the cache.
+/// How a task writes a tensor: past the cache, where that is too small for it.
 pub(super) struct Writer<'p, E> {
     tile: TileMut<'p, E>,
-    buffer: Option<[E; BLOCK]>,
+    past_cache: bool,
+    buffer: Scratch<E>,
 }
 
 impl<'p, E: Element> Writer<'p, E> {
     /// `read` says that the task reads there, too, so that it is in cache anyway.
     #[inline(always)]
     pub fn new(plan: &Plan, tile: TileMut<'p, E>, tensors: usize, read: bool) -> Self {
-        let buffer = plan.is_large(size_of::<E>(), tensors) && !read;
-        Self { tile, buffer: buffer.then_some([E::default(); BLOCK]) }
+        let past_cache = plan.is_large(size_of::<E>(), tensors) && !read;
+        Self { tile, past_cache, buffer: Scratch::new() }
     }
     /// Values of the tile's first row until one starts a cache line.
     #[inline(always)]
@@ -238,27 +239,31 @@ impl<'p, E: Element> Writer<'p, E> {
     /// What is there, if it was said that it would be read.
     #[inline(always)]
     pub fn held(&self, row: usize, cols: Range<usize>) -> &[E] {
-        assert!(self.buffer.is_none(), "what is written past the cache is not read");
+        assert!(!self.past_cache, "what is written past the cache is not read");
         self.tile.row(row, cols)
     }
-    /// Lets `fill` write columns `cols` of `row` in the accumulating type, and rounds.
+    /// Lets `fill` write columns `cols` of `row`. What it does not write `as_lines`, or reads again,
+    /// and is to go past the cache, waits in a buffer until it has done.
     #[inline(always)]
     pub fn write(
         &mut self,
+        simd: Simd,
         row: usize,
         cols: Range<usize>,
-        scratch: &mut [E::Acc],
-        fill: impl FnOnce(&mut [E::Acc]),
+        as_lines: bool,
+        fill: impl FnOnce(Store, &mut [E]),
     ) {
-        match &mut self.buffer {
-            None => E::narrowed(self.tile.row_mut(row, cols), scratch, fill),
-            Some(buffer) => {
-                let values = &mut buffer[..self.tile.row(row, cols.clone()).len()];
-                E::narrowed(values, scratch, fill);
-                // SAFETY: nothing but this writer has the tile, it does not read what it streams
-                // (see `held`), and it lives within a task of `for_each_tile`, which fences.
-                unsafe { simd::stream(values, self.tile.row_mut(row, cols)) };
-            }
+        let to = self.tile.row_mut(row, cols);
+        // SAFETY: nothing but this writer has the tile, it does not read what it writes so (see
+        // `held`; nor does `fill`, by `as_lines`), and it lives within a task of `for_each_tile`,
+        // which fences.
+        let past = unsafe { Store::past_cache(simd) };
+        let buffered = self.past_cache && !as_lines;
+        let store = if self.past_cache && as_lines { past } else { Store::to_cache(simd) };
+        let values = if buffered { self.buffer.values(to.len()) } else { &mut *to };
+        fill(store, values);
+        if buffered {
+            past.copy(self.buffer.values(to.len()), to);
         }
     }
 }

@@ -44,18 +44,22 @@ impl Cpu {
                 output.write(
                     plan,
                     tile,
-                    #[inline(always)]
-                    |channels: Range<usize>, strip: &mut Strip<E::Acc>| {
+                    &|channels: Range<usize>, strip: &mut Strip<E::Acc>| {
                         let kept = kept.range(channels.start - first..channels.end - first);
-                        parameters.coefs(
-                            channels,
+                        vectorized(
                             #[inline(always)]
-                            |k| {
-                                let moments = kept.get(k);
-                                let (mean, rest) = moments.mean_and_rest();
-                                (mean, rest, invstd(moments.var()))
+                            |_| {
+                                parameters.coefs(
+                                    channels,
+                                    #[inline(always)]
+                                    |k| {
+                                        let moments = kept.get(k);
+                                        let (mean, rest) = moments.mean_and_rest();
+                                        (mean, rest, invstd(moments.var()))
+                                    },
+                                    strip,
+                                );
                             },
-                            strip,
                         );
                     },
                     y,
@@ -66,23 +70,17 @@ impl Cpu {
             if plan.whole_channels() {
                 let outputs = (Slots::new(slots, slot_len), Slots::new(kept, kept_len), tensors);
                 for_each_tile(plan, false, outputs, |tile, (slot, kept, tensors)| {
-                    vectorized(
-                        #[inline(always)]
-                        || {
-                            stats::moments(plan, &tile, x, slot);
-                            moments::merge(shape, plan, tile.block, x, slot, kept);
-                        },
-                    );
+                    moments_of(plan, &tile, x, slot);
+                    merge(shape, plan, tile.block, x, slot, kept);
                     write(&tile, kept, tensors);
                 });
             } else {
-                Self::moments_of(plan, x, slots);
+                for_each_tile(plan, false, Slots::new(slots, slot_len), |tile, slot| {
+                    moments_of(plan, &tile, x, slot);
+                });
                 let blocks = slots.chunks_mut(block_len).zip(kept.chunks_mut(kept_len));
                 for (block, (slots, kept)) in blocks.enumerate() {
-                    vectorized(
-                        #[inline(always)]
-                        || moments::merge(shape, plan, block, x, slots, kept),
-                    );
+                    merge(shape, plan, block, x, slots, kept);
                 }
                 for_each_tile(plan, true, tensors, |tile, tensors| {
                     write(&tile, &kept[tile.block * kept_len..][..kept_len], tensors);
@@ -92,7 +90,7 @@ impl Cpu {
                 let (channels, kept) = (plan.channels(block), Merged::new(kept, shape));
                 vectorized(
                     #[inline(always)]
-                    || {
+                    |_| {
                         if let Some(saved) = &mut saved {
                             let mean = saved.mean[channels.clone()].iter_mut();
                             let rest = saved.mean_rest[channels.clone()].iter_mut();
@@ -112,17 +110,6 @@ impl Cpu {
         });
     }
 
-    /// Step 1 of all tiles.
-    fn moments_of<E: Element>(plan: &Plan, x: &[E], slots: &mut [f64]) {
-        let slot_len = plan.slot_len();
-        for_each_tile(plan, false, Slots::new(slots, slot_len), |tile, slot| {
-            vectorized(
-                #[inline(always)]
-                || stats::moments(plan, &tile, x, slot),
-            );
-        });
-    }
-
     /// Every channel's moments, in order.
     pub(super) fn moments<E: Element>(
         &self,
@@ -135,12 +122,37 @@ impl Cpu {
         let slots_len = plan.tiles() * slot_len;
         self.with_workspace(slots_len + kept_len, |workspace| {
             let (slots, kept) = workspace.split_at_mut(slots_len);
-            Self::moments_of(plan, x, slots);
+            for_each_tile(plan, false, Slots::new(slots, slot_len), |tile, slot| {
+                moments_of(plan, &tile, x, slot);
+            });
             let blocks = slots.chunks_mut(slot_len * plan.tiles_per_block());
             for (block, slots) in blocks.enumerate() {
-                moments::merge(shape, plan, block, x, slots, kept);
+                merge(shape, plan, block, x, slots, kept);
                 publish(plan.channels(block), Merged::new(kept, shape));
             }
         });
     }
+}
+
+/// Step 1 of a tile, compiled once for all operations.
+fn moments_of<E: Element>(plan: &Plan, tile: &Tile, x: &[E], slot: &mut [f64]) {
+    vectorized(
+        #[inline(always)]
+        |simd| stats::moments(simd, plan, tile, x, slot),
+    );
+}
+
+/// And of a block.
+fn merge<E: Element>(
+    shape: &Shape,
+    plan: &Plan,
+    block: usize,
+    x: &[E],
+    slots: &mut [f64],
+    kept: &mut [f64],
+) {
+    vectorized(
+        #[inline(always)]
+        |_| moments::merge(shape, plan, block, x, slots, kept),
+    );
 }

@@ -1,0 +1,251 @@
+//! Stores, past the cache or not, and loads ahead.
+use super::coefs::LINE;
+use super::lanes::GROUP;
+use super::simd::Simd;
+use crate::{Element, Plain};
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+use std::sync::atomic::{Ordering, compiler_fence};
+
+/// How a loop stores what it computes: as usual, or past the cache, which saves reading what is
+/// overwritten.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Store {
+    pub simd: Simd,
+    /// Bits that addresses past the cache must not have: none, or all, which every address has some
+    /// of. So the question is one for each address, not one that the compiler asks before a loop,
+    /// to compile it twice.
+    never: usize,
+}
+
+impl Store {
+    #[inline(always)]
+    pub fn to_cache(simd: Simd) -> Self {
+        Self { simd, never: usize::MAX }
+    }
+    /// # Safety
+    /// The thread must call [`fence`] before anybody, itself included, reads or writes again what it
+    /// has written so.
+    #[inline(always)]
+    pub unsafe fn past_cache(simd: Simd) -> Self {
+        Self { simd, never: 0 }
+    }
+    /// Rounds and writes a group: past the cache, if it is aligned to its size or a line. In that
+    /// case it also asks for `ahead`, for whoever works on so much memory waits for it.
+    #[inline(always)]
+    pub fn put<E: Element, const N: usize>(
+        self,
+        values: &[E::Acc; N],
+        to: &mut [E; N],
+        ahead: impl FnOnce(),
+    ) {
+        let values = self.simd.narrow::<E, N>(values);
+        let size = size_of::<[E; N]>();
+        if to.as_ptr().addr() & ((size.min(LINE) - 1) | self.never) == 0 && size.is_multiple_of(16)
+        {
+            // SAFETY: the group is aligned, and the rest was promised.
+            unsafe { self.stream_group(&values, to) };
+            ahead();
+        } else {
+            *to = values;
+        }
+        // The group is a vector; several groups would become gathered ones.
+        compiler_fence(Ordering::SeqCst);
+    }
+    /// Copies a row.
+    #[inline(always)]
+    pub fn copy<E: Element>(self, from: &[E], to: &mut [E]) {
+        match self.never == 0 {
+            // SAFETY: what was promised.
+            true => unsafe { self.stream(from, to) },
+            false => to.copy_from_slice(from),
+        }
+    }
+}
+
+impl Store {
+    /// # Safety
+    /// As [`Store::past_cache`]; `to` is aligned to its size or a line, and a multiple of 16 bytes.
+    #[inline(always)]
+    unsafe fn stream_group<E: Plain, const N: usize>(self, from: &[E; N], to: &mut [E; N]) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let size = size_of::<[E; N]>();
+            let (from, to) = (from.as_ptr().cast::<u8>(), to.as_mut_ptr().cast::<u8>());
+            // SAFETY: both have `size` bytes, whole vectors of them; loads need no alignment, the
+            // stores have it; the machine has the instructions, and any bytes make a vector.
+            unsafe {
+                if self.simd.is_avx512() && size.is_multiple_of(64) {
+                    for i in (0..size).step_by(64) {
+                        let values = _mm512_loadu_si512(from.add(i).cast());
+                        _mm512_stream_si512(to.add(i).cast(), values);
+                    }
+                } else if self.simd.is_avx2() && size.is_multiple_of(32) {
+                    for i in (0..size).step_by(32) {
+                        let values = _mm256_loadu_si256(from.add(i).cast());
+                        _mm256_stream_si256(to.add(i).cast(), values);
+                    }
+                } else {
+                    for i in (0..size).step_by(16) {
+                        _mm_stream_si128(to.add(i).cast(), _mm_loadu_si128(from.add(i).cast()));
+                    }
+                }
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        to.copy_from_slice(from);
+    }
+    /// # Safety
+    /// As [`Store::past_cache`].
+    #[inline(always)]
+    unsafe fn stream<T: Plain>(self, from: &[T], to: &mut [T]) {
+        assert_eq!(from.len(), to.len());
+        #[cfg(target_arch = "x86_64")]
+        {
+            // SAFETY: any bytes make a vector, and all elements are numbers without padding; the
+            // split puts `middle` at an address that the aligned stores need.
+            let (head, middle, _) = unsafe { to.align_to_mut::<__m128i>() };
+            let (start, len) = (head.len(), size_of_val(middle) / size_of::<T>());
+            head.copy_from_slice(&from[..start]);
+            let source = from[start..start + len].as_ptr().cast::<__m128i>();
+            // SAFETY: `source` has as many bytes as `middle`.
+            unsafe { self.stream_lines(source, middle) };
+            to[start + len..].copy_from_slice(&from[start + len..]);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        to.copy_from_slice(from);
+    }
+    /// Whole lines by one store each, where there are such stores; what stands before and behind them
+    /// in quarters, for a line that is written partly past the cache and partly through it costs
+    /// most.
+    ///
+    /// # Safety
+    /// As [`Store::past_cache`]; `from` has as many bytes as `to`.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn stream_lines(self, from: *const __m128i, to: &mut [__m128i]) {
+        let quarters = |from: *const __m128i, to: &mut [__m128i]| {
+            for (i, place) in to.iter_mut().enumerate() {
+                // SAFETY: `from` has as many bytes as `to`; loads need no alignment, and `place` is
+                // aligned.
+                unsafe { _mm_stream_si128(place, _mm_loadu_si128(from.add(i))) };
+            }
+        };
+        if !self.simd.is_avx512() {
+            return quarters(from, to);
+        }
+        // SAFETY: four quarters are a line, of whatever bytes; so `from` has those of all three
+        // parts, and the split puts `lines` where the aligned stores need them; the machine has
+        // the instructions.
+        unsafe {
+            let (head, lines, tail) = to.align_to_mut::<__m512i>();
+            let (middle, end) = (from.add(head.len()), from.add(head.len() + 4 * lines.len()));
+            quarters(from, head);
+            for (i, place) in lines.iter_mut().enumerate() {
+                _mm512_stream_si512(place, _mm512_loadu_si512(middle.cast::<__m512i>().add(i)));
+            }
+            quarters(end, tail);
+        }
+    }
+}
+
+/// Asks for the group that starts in `values[at]`, to be in the second-level cache when it is read;
+/// positions behind the end are allowed, and useless.
+///
+/// Hardware that fetches ahead follows one stream at a time, and none beyond a page. Loops over
+/// several rows that ask for rows to come, a line for every line they use, take half the time in
+/// memory and two thirds in the last-level cache; asking for many lines at once gains nothing, for
+/// only so many can be under way.
+#[inline(always)]
+pub(super) fn prefetch<T>(values: &[T], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..GROUP * size_of::<T>()).step_by(LINE) {
+        let address = values.as_ptr().wrapping_add(at).cast::<i8>().wrapping_add(line);
+        // SAFETY: every x86-64 machine has it, and whatever the address, it only takes time.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (values, at);
+}
+
+/// Orders what was streamed before whatever the thread does next.
+#[inline(always)]
+pub(super) fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 machine has it.
+    unsafe {
+        _mm_sfence();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::simd::tests::widths;
+    use super::super::simd::vectorized;
+    use super::*;
+    use crate::Real;
+
+    #[test]
+    fn streamed_copies_are_copies() {
+        fn all<T: Element>(value: impl Fn(usize) -> T) {
+            let from: Vec<T> = (0..200).map(value).collect();
+            for start in 0..20 {
+                for len in [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 64, 100, 179] {
+                    let mut to = [T::default(); 200];
+                    vectorized(|simd| {
+                        // SAFETY: fenced before `to` is read.
+                        let past = unsafe { Store::past_cache(simd) };
+                        past.copy(&from[7..7 + len], &mut to[start..start + len]);
+                    });
+                    fence();
+                    assert!(to[..start].iter().all(|v| *v == T::default()));
+                    assert_eq!(to[start..start + len], from[7..7 + len]);
+                    assert!(to[start + len..].iter().all(|v| *v == T::default()));
+                }
+            }
+        }
+        all(|i| i as f32 + 1.0);
+        all(|i| i as f64 + 1.0);
+        all(|i| half::bf16::from_f32(i as f32 + 1.0));
+        all(|i| half::f16::from_f32(i as f32 + 1.0));
+    }
+
+    #[test]
+    fn groups_are_stored_at_any_address() {
+        fn group<E: Element, const N: usize>() {
+            widths(|simd| {
+                for start in 0..70 {
+                    let values = std::array::from_fn(|i| E::Acc::from_f64(i as f64 + 1.0));
+                    let (mut usual, mut past) = ([E::default(); 100], [E::default(); 100]);
+                    let (mut asked, at) = (false, start..start + N);
+                    // SAFETY: fenced before it is read.
+                    let store = unsafe { Store::past_cache(simd) };
+                    let to = past[at.clone()].first_chunk_mut().unwrap();
+                    store.put::<E, N>(&values, to, || asked = true);
+                    fence();
+                    let to = usual[at.clone()].first_chunk_mut().unwrap();
+                    Store::to_cache(simd).put::<E, N>(&values, to, || panic!("not past the cache"));
+                    assert_eq!(usual, past);
+                    assert!(usual.iter().enumerate().all(|(i, v)| {
+                        let expected = if at.contains(&i) { i - start + 1 } else { 0 };
+                        v.widen().to_f64() == expected as f64
+                    }));
+                    let size = size_of::<[E; N]>();
+                    let aligned = (&raw const past[start]).addr().is_multiple_of(size.min(LINE));
+                    assert_eq!(asked, aligned && size >= 16, "{} {N} at {start}", E::DTYPE);
+                }
+            });
+        }
+        fn all<E: Element>() {
+            group::<E, 1>();
+            group::<E, 2>();
+            group::<E, 4>();
+            group::<E, 8>();
+            group::<E, 16>();
+        }
+        all::<f32>();
+        all::<f64>();
+        all::<half::bf16>();
+        all::<half::f16>();
+    }
+}
