@@ -74,29 +74,38 @@ pub(super) struct Merged<'a> {
     base: &'a [f64],
     offset: &'a [f64],
     squares: &'a [f64],
+    /// Once for all tiles that need it.
+    invstd: &'a [f64],
     count: f64,
 }
 
 impl<'a> Merged<'a> {
     /// Values that a channel takes.
-    pub const LEN: usize = 3;
+    pub const LEN: usize = 4;
     /// Those that [`merge`] has written.
     #[inline(always)]
     pub fn new(kept: &'a [f64], shape: &Shape) -> Self {
         let (base, rest) = kept.split_at(kept.len() / Self::LEN);
-        let (offset, squares) = rest.split_at(base.len());
-        Self { base, offset, squares, count: shape.per_channel() as f64 }
+        let (offset, rest) = rest.split_at(base.len());
+        let (squares, invstd) = rest.split_at(base.len());
+        Self { base, offset, squares, invstd, count: shape.per_channel() as f64 }
     }
     /// Those of some of them.
     #[inline(always)]
     pub fn range(self, at: Range<usize>) -> Self {
         let (base, offset) = (&self.base[at.clone()], &self.offset[at.clone()]);
-        Self { base, offset, squares: &self.squares[at], count: self.count }
+        let (squares, invstd) = (&self.squares[at.clone()], &self.invstd[at]);
+        Self { base, offset, squares, invstd, count: self.count }
+    }
+    /// `1 / sqrt(var + eps)` of the `k`th.
+    #[inline(always)]
+    pub fn invstd(&self, k: usize) -> f64 {
+        self.invstd[k]
     }
     /// The moments of the `k`th.
     #[inline(always)]
     pub fn get(&self, k: usize) -> Moments {
-        let Self { base, offset, squares, count } = *self;
+        let Self { base, offset, squares, count, .. } = *self;
         Moments { count, base: base[k], offset: offset[k], squares: squares[k] }
     }
 }
@@ -107,14 +116,15 @@ pub(super) fn merge<E: Element>(
     shape: &Shape,
     plan: &Plan,
     block: usize,
-    x: &[E],
+    (x, eps): (&[E], f64),
     slots: &mut [f64],
     kept: &mut [f64],
 ) {
     let channels = plan.channels(block);
     let n = channels.len();
     let (bases, rest) = kept.split_at_mut(kept.len() / Merged::LEN);
-    let (into_offsets, into_squares) = rest.split_at_mut(bases.len());
+    let (into_offsets, rest) = rest.split_at_mut(bases.len());
+    let (into_squares, invstds) = rest.split_at_mut(bases.len());
     for (base_of, c) in bases[..n].iter_mut().zip(channels.clone()) {
         *base_of = base(plan, x, c);
     }
@@ -170,6 +180,11 @@ pub(super) fn merge<E: Element>(
             let Moments { base, offset, squares, .. } = wide_moments(shape, c, x);
             (bases[k], into_offsets[k], into_squares[k]) = (base, offset, squares);
         }
+    }
+    let count = shape.per_channel() as f64;
+    for (invstd, &squares) in invstds[..n].iter_mut().zip(&*into_squares) {
+        let all = Moments { count, squares, ..Moments::default() };
+        *invstd = 1.0 / (all.var() + eps).sqrt();
     }
 }
 

@@ -36,7 +36,6 @@ impl Cpu {
         let (slot_len, kept_len) = (plan.slot_len(), Merged::LEN * plan.block_channels());
         let block_len = slot_len * plan.tiles_per_block();
         let slots_len = plan.tiles() * slot_len;
-        let invstd = |var: f64| E::Acc::from_f64(1.0 / (var + eps).sqrt());
         self.with_workspace(slots_len + plan.blocks() * kept_len, |workspace| {
             let (slots, kept) = workspace.split_at_mut(slots_len);
             let write = |tile: &Tile, kept: &[f64], (y, mask)| {
@@ -53,9 +52,8 @@ impl Cpu {
                                     channels,
                                     #[inline(always)]
                                     |k| {
-                                        let moments = kept.get(k);
-                                        let (mean, rest) = moments.mean_and_rest();
-                                        (mean, rest, invstd(moments.var()))
+                                        let (mean, rest) = kept.get(k).mean_and_rest();
+                                        (mean, rest, E::Acc::from_f64(kept.invstd(k)))
                                     },
                                     strip,
                                 );
@@ -71,7 +69,7 @@ impl Cpu {
                 let outputs = (Slots::new(slots, slot_len), Slots::new(kept, kept_len), tensors);
                 for_each_tile(plan, false, outputs, |tile, (slot, kept, tensors)| {
                     moments_of(plan, &tile, x, slot);
-                    merge(shape, plan, tile.block, x, slot, kept);
+                    merge(shape, plan, tile.block, (x, eps), slot, kept);
                     write(&tile, kept, tensors);
                 });
             } else {
@@ -80,7 +78,7 @@ impl Cpu {
                 });
                 let blocks = slots.chunks_mut(block_len).zip(kept.chunks_mut(kept_len));
                 for (block, (slots, kept)) in blocks.enumerate() {
-                    merge(shape, plan, block, x, slots, kept);
+                    merge(shape, plan, block, (x, eps), slots, kept);
                 }
                 for_each_tile(plan, true, tensors, |tile, tensors| {
                     write(&tile, &kept[tile.block * kept_len..][..kept_len], tensors);
@@ -98,9 +96,8 @@ impl Cpu {
                             for (k, ((mean, rest), saved)) in
                                 mean.zip(rest).zip(invstds).enumerate()
                             {
-                                let moments = kept.get(k);
-                                (*mean, *rest) = moments.mean_and_rest();
-                                *saved = invstd(moments.var());
+                                (*mean, *rest) = kept.get(k).mean_and_rest();
+                                *saved = E::Acc::from_f64(kept.invstd(k));
                             }
                         }
                         publish(channels, kept);
@@ -127,7 +124,7 @@ impl Cpu {
             });
             let blocks = slots.chunks_mut(slot_len * plan.tiles_per_block());
             for (block, slots) in blocks.enumerate() {
-                merge(shape, plan, block, x, slots, kept);
+                merge(shape, plan, block, (x, 0.0), slots, kept);
                 publish(plan.channels(block), Merged::new(kept, shape));
             }
         });
@@ -147,12 +144,12 @@ fn merge<E: Element>(
     shape: &Shape,
     plan: &Plan,
     block: usize,
-    x: &[E],
+    (x, eps): (&[E], f64),
     slots: &mut [f64],
     kept: &mut [f64],
 ) {
     vectorized(
         #[inline(always)]
-        |_| moments::merge(shape, plan, block, x, slots, kept),
+        |_| moments::merge(shape, plan, block, (x, eps), slots, kept),
     );
 }
