@@ -1,4 +1,5 @@
-//! Loops over slices of the accumulating type, written for the compiler to vectorise.
+//! Loops over slices, written for the compiler to vectorise: a group of values is widened as it is
+//! loaded, and rounded as it is stored.
 //!
 //! Sums run in a fixed number of lanes, and no multiplication is fused with an addition: every
 //! machine computes the same bits.

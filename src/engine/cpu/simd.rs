@@ -122,9 +122,6 @@ impl Simd {
     fn converts_f16<E: Element, const N: usize>(self) -> bool {
         E::DTYPE == DType::F16 && N.is_multiple_of(8) && self.is_avx2()
     }
-}
-
-impl Simd {
     /// A bit for each value: 0 where it is zero or negative.
     #[inline(always)]
     pub fn positive<A: Real>(self, values: &[A; 8]) -> u8 {

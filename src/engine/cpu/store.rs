@@ -61,9 +61,6 @@ impl Store {
             false => to.copy_from_slice(from),
         }
     }
-}
-
-impl Store {
     /// # Safety
     /// As [`Store::past_cache`]; `to` is aligned to its size or a line, and a multiple of 16 bytes.
     #[inline(always)]
