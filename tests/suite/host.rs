@@ -4,13 +4,86 @@ use crate::support::oracle::served;
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
 use crate::support::shapes::CASES;
 use batchnorm::{
-    Activation, Backward, Element, Engine, ForwardEval, ForwardTrain, Host, Input, MergeStats,
-    Running, Saved, Stats,
+    Activation, Backward, Cpu, Element, Engine, ForwardEval, ForwardTrain, Host, Input, MergeStats,
+    Real, Running, Saved, Shape, Stats,
 };
 use half::{bf16, f16};
 use std::ops::Range;
 
 every_host_engine![slices_from_the_middle_are_written_to_their_ends_and_no_further];
+
+/// What is too large for the cache is stored past it, by whole lines: rows that start lines at the
+/// same columns, rows that do not, runs shorter than a line and longer. Parts of it are not, so
+/// elementwise operations on those give the same bits.
+#[test]
+fn the_cpu_stores_the_same_past_its_cache() {
+    fn one<E: Element>(dims: &[usize]) {
+        let shape = Shape::new(dims, 1).unwrap();
+        let (c, n) = (shape.channels(), shape.len());
+        let values = |seed: usize| -> Vec<E> {
+            (0..n).map(|i| run::narrow(((i * 7919 + seed) % 2003) as f64 / 500.0 - 2.0)).collect()
+        };
+        let channel =
+            |at: f64| (0..c).map(|k| E::Acc::from_f64(at + k as f64 / c as f64)).collect();
+        let (x, grad_y): (Vec<E>, Vec<E>) = (values(1), values(2));
+        let of: [Vec<E::Acc>; 4] = [channel(-0.5), channel(0.5), channel(1.0), channel(-0.2)];
+        let outputs = |shape: &Shape, x: &[E], grad_y: &[E], relu: bool| {
+            let (engine, mut saved) = (Cpu::default(), Saved::new());
+            let (mut y, mut grad_x) = (vec![E::default(); x.len()], vec![E::default(); x.len()]);
+            let forward = ForwardEval {
+                x: Input::View(x),
+                residual: None,
+                weight: Some(&of[2][..]),
+                bias: Some(&of[3][..]),
+                activation: if relu { Activation::Relu } else { Activation::Identity },
+                eps: 1e-5,
+                mean: &of[0][..],
+                var: &of[1][..],
+                y: &mut y[..],
+                saved: Some(&mut saved),
+            };
+            engine.forward_eval(shape, forward).unwrap();
+            let backward = Backward {
+                saved: &saved,
+                x,
+                grad_y: Input::View(grad_y),
+                weight: Some(&of[2][..]),
+                bias: Some(&of[3][..]),
+                grad_x: Some(&mut grad_x[..]),
+                grad_residual: None,
+                grad_weight: None,
+                grad_bias: None,
+                accumulate: false,
+                sums: None,
+                total_sums: None,
+            };
+            engine.backward(shape, backward).unwrap();
+            [y, grad_x]
+        };
+        const PARTS: usize = 10;
+        let part = Shape::new(&[&[dims[0] / PARTS], &dims[1..]].concat(), 1).unwrap();
+        for relu in [false, true] {
+            let whole = outputs(&shape, &x, &grad_y, relu);
+            for (k, (x, grad_y)) in x.chunks(part.len()).zip(grad_y.chunks(part.len())).enumerate()
+            {
+                let at = k * part.len()..(k + 1) * part.len();
+                for (whole, part) in whole.iter().zip(outputs(&part, x, grad_y, relu)) {
+                    assert!(whole[at.clone()] == part, "{} {dims:?}, part {k}, {relu}", E::DTYPE);
+                }
+            }
+        }
+    }
+    one::<f32>(&[70_010, 64]);
+    one::<f32>(&[2_100, 2_064]);
+    one::<f32>(&[2_100, 2_063]);
+    one::<f32>(&[120, 180, 14, 14]);
+    one::<f32>(&[40, 140, 28, 28]);
+    one::<f64>(&[2_050, 1_032]);
+    one::<f64>(&[20, 40, 53, 53]);
+    one::<bf16>(&[4_600, 1_840]);
+    one::<f16>(&[4_600, 1_843]);
+    one::<f16>(&[40, 140, 39, 39]);
+}
 
 /// Before and behind what an operation may write: odd, so that no vector is aligned to it.
 const MARGIN: usize = 3;
