@@ -1,5 +1,5 @@
 //! Code compiled for the vector units of the machine it runs on, and what it does in groups.
-use crate::{DType, Element, Plain, Real};
+use crate::{DType, Element, Real};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
@@ -150,7 +150,7 @@ impl Simd {
     /// `values` where `bits` have a 1, zeros elsewhere: by arithmetic on their bits, for of a choice
     /// between values the compiler may make branches, and of a ReLU's mask nobody can predict them.
     #[inline(always)]
-    pub fn keep<E: Plain>(self, bits: u8, values: &[E; 8]) -> [E; 8] {
+    pub fn keep<E: Element>(self, bits: u8, values: &[E; 8]) -> [E; 8] {
         let mut kept = *values;
         let all = kept.as_mut_ptr();
         #[cfg(target_arch = "x86_64")]
@@ -188,7 +188,6 @@ impl Simd {
             };
         }
         match size_of::<E>() {
-            1 => keep!(u8),
             2 => keep!(u16),
             4 => keep!(u32),
             _ => keep!(u64),
@@ -201,9 +200,13 @@ impl Simd {
 pub(super) mod tests {
     use super::*;
 
-    /// With the widest vectors of this machine, and with none.
+    /// With the widest vectors of this machine, with those of AVX2 if it has them, and with none.
     pub fn widths(test: impl Fn(Simd)) {
         vectorized(&test);
+        #[cfg(target_arch = "x86_64")]
+        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("f16c") {
+            test(Simd(Width::Avx2));
+        }
         test(Simd(Width::Any));
     }
 
