@@ -1,12 +1,11 @@
 //! The backward: sums, then gradients, of a tile while it is in cache.
-use super::coefs::Strip;
 use super::grad::{self, Gate, Gradients, Read, Source};
 use super::lanes::Scratch;
 use super::normalize::walk;
 use super::plan::{Plan, Tile};
 use super::simd::vectorized;
 use super::tiles::{Elements, Slots, TileMut, Writer, for_each_tile};
-use super::{Cpu, Parameters};
+use super::{Cpu, Parameters, Table, TableMut};
 use crate::engine::saved::{Buffers, Forward};
 use crate::engine::{Activation, Backward, Input};
 use crate::{Element, Host, Real, Shape};
@@ -55,26 +54,36 @@ impl Cpu {
             let plan = &Plan::once(shape);
             let outputs = Outputs { read: Read { plan, ..read }, ..outputs };
             let tensors = (grad_x.map(Elements::new), grad_residual.map(Elements::new));
-            return for_each_tile(plan, false, tensors, |tile, tensors| {
-                outputs.write(&tile, coefs, None, tensors);
+            return self.with_workspace(Table::<E::Acc>::LEN * channels, |memory| {
+                coefs.forward(0..channels, memory);
+                coefs.gradient(0..channels, None, memory);
+                let table = Table::new(memory, 0..channels);
+                for_each_tile(plan, false, tensors, |tile, tensors| {
+                    outputs.write(&tile, &table, tensors);
+                });
             });
         }
-        let (slot_len, kept_len) = (plan.slot_len(), 2 * plan.block_channels());
+        let (slot_len, most) = (plan.slot_len(), plan.block_channels());
+        let kept_len = (2 + Table::<E::Acc>::LEN) * most;
         let block_len = slot_len * plan.tiles_per_block();
         let slots_len = plan.tiles() * slot_len;
-        // The tasks subtract the rounded mean.
+        let start = |block: usize, kept: &mut [f64]| {
+            coefs.forward(plan.channels(block), &mut kept[2 * most..]);
+        };
+        let sums = |tile: &Tile, grad_y: Source<'_, '_, E>, kept: &[f64], slot: &mut [f64]| {
+            let table = Table::new(&kept[2 * most..], plan.channels(tile.block));
+            sums_of(read, tile, grad_y, &table, slot);
+        };
         let merge = |block: usize, slots: &mut [f64], kept: &mut [f64]| {
-            vectorized(
-                #[inline(always)]
-                |_| {
-                    grad::merge(plan, slots, kept);
-                    let (sums, products) = kept.split_at_mut(plan.block_channels());
-                    let rests = &saved.mean_rest[plan.channels(block)];
-                    for ((sum, product), rest) in sums.iter().zip(products).zip(rests) {
-                        *product -= finite(rest.to_f64() * sum);
-                    }
-                },
-            );
+            let (kept, memory) = kept.split_at_mut(2 * most);
+            merge_sums(plan, block, &saved.mean_rest, slots, kept);
+            coefs.gradient(plan.channels(block), Some(kept.split_at(most)), memory);
+        };
+        let write = |tile: &Tile, kept: &[f64], tensors| {
+            if writes_tensors {
+                let table = Table::new(&kept[2 * most..], plan.channels(tile.block));
+                outputs.write(tile, &table, tensors);
+            }
         };
         self.with_workspace(slots_len + plan.blocks() * kept_len, |workspace| {
             let (slots, kept) = workspace.split_at_mut(slots_len);
@@ -88,31 +97,27 @@ impl Cpu {
                         (None, Some(grad_x)) => Source::Held(grad_x),
                         (None, None) => Source::View(&[]),
                     };
-                    sums_of(read, &tile, grad_y, coefs, slot);
+                    start(tile.block, kept);
+                    sums(&tile, grad_y, kept, slot);
                     merge(tile.block, slot, kept);
-                    if writes_tensors {
-                        outputs.write(&tile, coefs, Some(kept), tensors);
-                    }
+                    write(&tile, kept, tensors);
                 });
             } else {
                 let held = grad_y.or(grad_x.as_deref()).unwrap_or_default();
+                let of = |tile: &Tile| tile.block * kept_len..(tile.block + 1) * kept_len;
+                kept.chunks_mut(kept_len).enumerate().for_each(|(block, kept)| start(block, kept));
                 for_each_tile(plan, false, Slots::new(slots, slot_len), |tile, slot| {
-                    sums_of(read, &tile, Source::View(held), coefs, slot);
+                    sums(&tile, Source::View(held), &kept[of(&tile)], slot);
                 });
                 let blocks = slots.chunks_mut(block_len).zip(kept.chunks_mut(kept_len));
-                for (block, (slots, kept)) in blocks.enumerate() {
-                    merge(block, slots, kept);
-                }
-                if writes_tensors {
-                    let tensors = (grad_x.map(Elements::new), grad_residual.map(Elements::new));
-                    for_each_tile(plan, true, tensors, |tile, tensors| {
-                        let kept = &kept[tile.block * kept_len..][..kept_len];
-                        outputs.write(&tile, coefs, Some(kept), tensors);
-                    });
-                }
+                blocks.enumerate().for_each(|(block, (slots, kept))| merge(block, slots, kept));
+                let tensors = (grad_x.map(Elements::new), grad_residual.map(Elements::new));
+                for_each_tile(plan, true, tensors, |tile, tensors| {
+                    write(&tile, &kept[of(&tile)], tensors);
+                });
             }
             for (block, kept) in kept.chunks(kept_len).enumerate() {
-                let (sums, products) = kept.split_at(plan.block_channels());
+                let (sums, products) = kept[..2 * most].split_at(most);
                 let channels = plan.channels(block);
                 let sums = channels.zip(sums.iter().zip(products));
                 for (c, (sum, product)) in sums {
@@ -128,21 +133,32 @@ fn sums_of<E: Element>(
     read: Read<'_, E>,
     tile: &Tile,
     grad_y: Source<'_, '_, E>,
-    coefs: Coefs<'_, E::Acc>,
+    table: &Table<'_, E::Acc>,
     slot: &mut [f64],
 ) {
     vectorized(
         #[inline(always)]
-        |simd| {
-            grad::sums(
-                simd,
-                read,
-                tile,
-                grad_y,
-                #[inline(always)]
-                |channels, strip: &mut _| coefs.set(channels, None, strip),
-                slot,
-            );
+        |simd| grad::sums(simd, read, tile, grad_y, table, slot),
+    );
+}
+
+/// And of a block: the tasks subtract the rounded mean.
+fn merge_sums<A: Real>(
+    plan: &Plan,
+    block: usize,
+    mean_rest: &[A],
+    slots: &mut [f64],
+    kept: &mut [f64],
+) {
+    vectorized(
+        #[inline(always)]
+        |_| {
+            grad::merge(plan, slots, kept);
+            let (sums, products) = kept.split_at_mut(plan.block_channels());
+            let rests = &mean_rest[plan.channels(block)];
+            for ((sum, product), rest) in sums.iter().zip(products).zip(rests) {
+                *product -= finite(rest.to_f64() * sum);
+            }
         },
     );
 }
@@ -164,44 +180,54 @@ struct Coefs<'a, A: Real> {
 }
 
 impl<A: Real> Coefs<'_, A> {
-    /// Sets those of some channels; `kept` are their sums and products, if they are known.
-    #[inline(always)]
-    fn set(self, channels: Range<usize>, kept: Option<(&[f64], &[f64])>, strip: &mut Strip<A>) {
-        let saved = self.saved;
-        let mean = &saved.mean[channels.clone()];
-        let rest = &saved.mean_rest[channels.clone()];
-        let invstd = &saved.invstd[channels.clone()];
-        self.parameters.coefs(
-            channels.clone(),
+    /// What the forward took, in a table's memory.
+    fn forward(self, channels: Range<usize>, memory: &mut [f64]) {
+        let Buffers { mean, mean_rest, invstd, .. } = self.saved;
+        let [mean, rest, invstd] = [mean, mean_rest, invstd].map(|field| &field[channels.clone()]);
+        vectorized(
             #[inline(always)]
-            |k| (mean[k], rest[k], invstd[k]),
-            strip,
+            |_| {
+                TableMut::new(memory, channels).forward(
+                    self.parameters,
+                    #[inline(always)]
+                    |k| (mean[k], rest[k], invstd[k]),
+                );
+            },
         );
-        let count = self.shape.channels();
-        let (sums, m) = match (self.total_sums, kept) {
-            (Some(total), _) => (None, total[2 * count].to_f64()),
-            (None, kept) => (kept, self.shape.per_channel() as f64),
-        };
-        if let Some(total) = self.total_sums {
-            let (sum, product) = (&total[channels.clone()], &total[count..][channels.clone()]);
-            strip.fill_gradient(
-                channels.len(),
-                #[inline(always)]
-                |k| {
-                    let slope = product[k].to_f64() / m * invstd[k].to_f64();
-                    gradient(sum[k].to_f64() / m, slope, rest[k])
-                },
-            );
-        } else if let Some((sum, product)) = sums {
-            strip.fill_gradient(
-                channels.len(),
-                #[inline(always)]
-                |k| {
-                    let invstd = invstd[k].to_f64();
-                    gradient(sum[k] / m, product[k] / m * invstd * invstd, rest[k])
-                },
-            );
-        }
+    }
+    /// And what the gradient of the statistics takes, if it is asked for and their sums are known:
+    /// `kept` are those of this batch, and their products.
+    fn gradient(self, channels: Range<usize>, kept: Option<(&[f64], &[f64])>, memory: &mut [f64]) {
+        let Buffers { mean_rest, invstd, .. } = self.saved;
+        let (rest, invstd) = (&mean_rest[channels.clone()], &invstd[channels.clone()]);
+        let table = TableMut::new(memory, channels.clone());
+        vectorized(
+            #[inline(always)]
+            |_| {
+                if let Some(total) = self.total_sums {
+                    let count = self.shape.channels();
+                    let m = total[2 * count].to_f64();
+                    let (sum, product) =
+                        (&total[channels.clone()], &total[count..][channels.clone()]);
+                    table.gradient(
+                        #[inline(always)]
+                        |k| {
+                            let slope = product[k].to_f64() / m * invstd[k].to_f64();
+                            gradient(sum[k].to_f64() / m, slope, rest[k])
+                        },
+                    );
+                } else if let Some((sum, product)) = kept {
+                    let m = self.shape.per_channel() as f64;
+                    table.gradient(
+                        #[inline(always)]
+                        |k| {
+                            let invstd = invstd[k].to_f64();
+                            gradient(sum[k] / m, product[k] / m * invstd * invstd, rest[k])
+                        },
+                    );
+                }
+            },
+        );
     }
 }
 
@@ -251,8 +277,7 @@ impl<E: Element> Outputs<'_, E> {
     fn write(
         &self,
         tile: &Tile,
-        coefs: Coefs<'_, E::Acc>,
-        kept: Option<&[f64]>,
+        table: &Table<'_, E::Acc>,
         (grad_x, grad_residual): (Option<TileMut<'_, E>>, Option<TileMut<'_, E>>),
     ) {
         let Outputs { read, grad_y, frozen } = *self;
@@ -260,26 +285,9 @@ impl<E: Element> Outputs<'_, E> {
         let grad_residual = grad_residual.map(|tile| Writer::new(read.plan, tile, 3, false));
         let (held, gated) = (Scratch::new(), Scratch::new());
         let mut step = Gradients { read, grad_y, frozen, grad_x, grad_residual, held, gated };
-        let first = read.plan.channels(tile.block).start;
         vectorized(
             #[inline(always)]
-            |simd| {
-                walk(
-                    simd,
-                    read.plan,
-                    tile,
-                    #[inline(always)]
-                    |channels: Range<usize>, strip: &mut _| {
-                        let at = channels.start - first..channels.end - first;
-                        let kept = kept.map(|kept| {
-                            let (sums, products) = kept.split_at(kept.len() / 2);
-                            (&sums[at.clone()], &products[at])
-                        });
-                        coefs.set(channels, kept, strip);
-                    },
-                    &mut step,
-                );
-            },
+            |simd| walk(simd, read.plan, tile, table, &mut step),
         );
     }
 }

@@ -1,6 +1,8 @@
 //! Coefficients of channels, and how loops over elements get those of every position.
 use super::lanes::{GROUP, ROOM};
+use super::plan::Plan;
 use super::store::{Store, prefetch};
+use super::table::Table;
 use crate::{Element, Real};
 use std::ops::Range;
 
@@ -31,9 +33,6 @@ impl<A: Real> Coef<A> {
     }
 }
 
-/// Sets the coefficients of some channels.
-pub(super) type CoefsOf<'a, A> = dyn Fn(Range<usize>, &mut Strip<A>) + 'a;
-
 /// Coefficients by position.
 pub(super) trait At<A>: Copy {
     /// Whether whole cache lines have one source, so that they can be stored past the cache at once.
@@ -57,8 +56,8 @@ pub(super) trait At<A>: Copy {
 #[derive(Clone, Copy)]
 pub(super) struct Same<A>(pub Coef<A>);
 impl<A: Real> At<A> for Same<A> {
-    const LINES: bool = true;
     const BY_COLUMN: bool = false;
+    const LINES: bool = true;
     #[inline(always)]
     fn map<E: Element<Acc = A>>(
         self,
@@ -150,8 +149,8 @@ pub(super) struct Runs<'a, A> {
     pub start: usize,
 }
 impl<A: Real> At<A> for Runs<'_, A> {
-    const LINES: bool = false;
     const BY_COLUMN: bool = false;
+    const LINES: bool = false;
     #[inline(always)]
     fn map<E: Element<Acc = A>>(
         self,
@@ -207,37 +206,32 @@ impl<A: Real> Strip<A> {
     pub fn align(&mut self, head: usize) {
         self.first = head.next_multiple_of(GROUP) - head;
     }
-    /// Sets `mean`, `scale` and `bias` of the first `n`.
+    /// Sets those of columns: all fields, or what the forward takes.
     #[inline(always)]
-    pub fn fill(&mut self, n: usize, of: impl Fn(usize) -> (A, A, A)) {
-        let at = self.first..self.first + n;
-        let (mean, scale) = (&mut self.mean[at.clone()], &mut self.scale[at.clone()]);
-        let bias = &mut self.bias[at];
-        for i in 0..n {
-            (mean[i], scale[i], bias[i]) = of(i);
-        }
+    pub fn load(&mut self, plan: &Plan, cols: &Range<usize>, table: &Table<'_, A>, gradient: bool) {
+        self.set(
+            table.fields(plan.channels_in(cols)),
+            gradient,
+            #[inline(always)]
+            |field, to| plan.expand(cols, field, to),
+        );
     }
-    /// Sets `mean_g` and `slope` of the first `n`.
+    /// Sets those of channels: a strip on the stack is faster to look up than a table is.
     #[inline(always)]
-    pub fn fill_gradient(&mut self, n: usize, of: impl Fn(usize) -> (A, A)) {
-        let at = self.first..self.first + n;
-        let (mean_g, slope) = (&mut self.mean_g[at.clone()], &mut self.slope[at]);
-        for i in 0..n {
-            (mean_g[i], slope[i]) = of(i);
-        }
+    pub fn load_channels(&mut self, channels: Range<usize>, table: &Table<'_, A>, gradient: bool) {
+        self.set(
+            table.fields(channels),
+            gradient,
+            #[inline(always)]
+            |field, to| to[..field.len()].copy_from_slice(field),
+        );
     }
-    /// Copies fields by `copy`: `mean_g` and `slope` only for a gradient.
     #[inline(always)]
-    pub fn from(&mut self, other: &Self, gradient: bool, copy: impl Fn(&[A], &mut [A])) {
-        let fields = [
-            (&other.mean, &mut self.mean),
-            (&other.scale, &mut self.scale),
-            (&other.bias, &mut self.bias),
-            (&other.mean_g, &mut self.mean_g),
-            (&other.slope, &mut self.slope),
-        ];
-        for (from, to) in fields.into_iter().take(if gradient { 5 } else { 3 }) {
-            copy(&from[other.first..], &mut to[self.first..]);
+    fn set(&mut self, fields: [&[A]; 5], gradient: bool, copy: impl Fn(&[A], &mut [A])) {
+        let Self { mean, scale, bias, mean_g, slope, first } = self;
+        let to = [mean, scale, bias, mean_g, slope].into_iter();
+        for (field, to) in fields.into_iter().zip(to).take(if gradient { 5 } else { 3 }) {
+            copy(field, &mut to[*first..]);
         }
     }
     /// The coefficients of the `i`th.
@@ -331,8 +325,8 @@ impl<A: Real> Strip<A> {
     }
 }
 impl<A: Real> At<A> for &Strip<A> {
-    const LINES: bool = true;
     const BY_COLUMN: bool = true;
+    const LINES: bool = true;
     #[inline(always)]
     fn map<E: Element<Acc = A>>(
         self,

@@ -1,10 +1,11 @@
 //! The backward's steps: the sums of every channel, then the gradients of x and residual.
 use super::coefs::{At, Strip};
 use super::lanes::{self, BLOCK, Lanes, Scratch};
-use super::normalize::{Step, ahead_of, column_coefs};
+use super::normalize::{Step, ahead_of};
 use super::plan::{Plan, Tile};
 use super::simd::Simd;
 use super::store::prefetch;
+use super::table::Table;
 use super::tiles::{TileMut, Writer, clipped};
 use crate::{Element, Real};
 use std::hint::black_box;
@@ -86,7 +87,7 @@ pub(super) fn sums<E: Element>(
     read: Read<'_, E>,
     tile: &Tile,
     grad_y: Source<'_, '_, E>,
-    coefs: impl Fn(Range<usize>, &mut Strip<E::Acc>) + Copy,
+    table: &Table<'_, E::Acc>,
     slot: &mut [f64],
 ) {
     slot.fill(0.0);
@@ -94,16 +95,10 @@ pub(super) fn sums<E: Element>(
     let (sums, products) = slot.split_at_mut(half);
     let Read { plan, gate, .. } = read;
     let mut gated = [Scratch::new(), Scratch::new()];
-    let mut strip = Strip::new();
     if plan.long_runs {
         let run = plan.inner().min(tile.cols.len());
         for (k, start) in tile.cols.clone().step_by(run).enumerate() {
-            let c = start / plan.inner();
-            if k % BLOCK == 0 {
-                let after = tile.cols.end.div_ceil(plan.inner());
-                coefs(c..(c + BLOCK).min(after), &mut strip);
-            }
-            let coef = strip.at(k % BLOCK);
+            let coef = table.at(start / plan.inner());
             let (mut sum, mut product, mut count) = (Lanes::new(), Lanes::new(), 0);
             for row in tile.rows.clone() {
                 for at in (start..start + run).step_by(BLOCK) {
@@ -131,13 +126,13 @@ pub(super) fn sums<E: Element>(
         return;
     }
     let full = tile.rows.end - usize::from(plan.has_short_row(tile));
-    let mut own = Strip::new();
+    let mut strip = Strip::new();
     let zeros = [E::Acc::default(); BLOCK];
     let (mut sum, mut product) = (zeros, zeros);
     for start in tile.cols.clone().step_by(BLOCK) {
         let cols = start..(start + BLOCK).min(tile.cols.end);
         let n = cols.len();
-        column_coefs(plan, &cols, false, coefs, &mut own, &mut strip);
+        strip.load(plan, &cols, table, false);
         let sums = &mut sums[start - tile.cols.start..][..n];
         let products = &mut products[start - tile.cols.start..][..n];
         for first in tile.rows.clone().step_by(STRIP_ROWS) {

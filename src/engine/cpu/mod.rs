@@ -10,7 +10,6 @@ use super::saved::Buffers;
 use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain};
 use super::{MergeStats, Request, Running, Stats};
 use crate::{Element, Host, Real, Result, Shape};
-use coefs::{CoefsOf, Strip};
 use lanes::Scratch;
 use moments::Moments;
 use normalize::{Normalize, walk};
@@ -18,6 +17,7 @@ use plan::{Plan, Tile};
 use simd::vectorized;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use table::{Parameters, Table, TableMut};
 use tiles::{Elements, TileMut, Writer};
 
 mod backward;
@@ -35,6 +35,7 @@ mod simd;
 mod stats;
 #[allow(unsafe_code)]
 mod store;
+mod table;
 #[allow(unsafe_code)]
 mod tiles;
 mod train;
@@ -120,33 +121,6 @@ impl Engine for Cpu {
     }
 }
 
-/// Weight and bias, ones and zeros where absent.
-#[derive(Clone, Copy)]
-struct Parameters<'a, A> {
-    weight: Option<&'a [A]>,
-    bias: Option<&'a [A]>,
-}
-
-impl<A: Real> Parameters<'_, A> {
-    /// Sets the coefficients of some channels; `of` gives mean, what that leaves, and invstd of the
-    /// `k`th.
-    #[inline(always)]
-    fn coefs(&self, channels: Range<usize>, of: impl Fn(usize) -> (A, A, A), strip: &mut Strip<A>) {
-        let weight = self.weight.map(|weight| &weight[channels.clone()]);
-        let bias = self.bias.map(|bias| &bias[channels.clone()]);
-        strip.fill(
-            channels.len(),
-            #[inline(always)]
-            |k| {
-                let (mean, mean_rest, invstd) = of(k);
-                let scale = weight.map_or(invstd, |weight| weight[k] * invstd);
-                let bias = bias.map_or(A::default(), |bias| bias[k]) - mean_rest * scale;
-                (mean, scale, bias)
-            },
-        );
-    }
-}
-
 /// What both forwards read beside the statistics.
 #[derive(Clone, Copy)]
 struct Output<'a, E> {
@@ -161,12 +135,12 @@ impl<E: Element> Output<'_, E> {
     fn masks(&self) -> bool {
         self.relu && self.residual.is_some()
     }
-    /// Compiled once: `coefs` is called, not inlined.
+    /// Compiled once for both forwards.
     fn write(
         &self,
         plan: &Plan,
         tile: &Tile,
-        coefs: &CoefsOf<'_, E::Acc>,
+        table: &Table<'_, E::Acc>,
         y: TileMut<'_, E>,
         mask: Option<TileMut<'_, u8>>,
     ) {
@@ -175,7 +149,7 @@ impl<E: Element> Output<'_, E> {
         let mut step = Normalize { plan, x, residual, relu, y, mask, held: Scratch::new() };
         vectorized(
             #[inline(always)]
-            |simd| walk(simd, plan, tile, coefs, &mut step),
+            |simd| walk(simd, plan, tile, table, &mut step),
         );
     }
 }

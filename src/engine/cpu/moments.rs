@@ -3,7 +3,6 @@
 use super::lanes;
 use super::plan::{Plan, Tile};
 use crate::{Element, Real, Shape};
-use std::ops::Range;
 
 /// Count, mean, and sum of squared differences from the mean.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -90,17 +89,11 @@ impl<'a> Merged<'a> {
         let (squares, invstd) = rest.split_at(base.len());
         Self { base, offset, squares, invstd, count: shape.per_channel() as f64 }
     }
-    /// Those of some of them.
+    /// What backward wants of the `k`th: the mean, what that leaves, `1 / sqrt(var + eps)`.
     #[inline(always)]
-    pub fn range(self, at: Range<usize>) -> Self {
-        let (base, offset) = (&self.base[at.clone()], &self.offset[at.clone()]);
-        let (squares, invstd) = (&self.squares[at.clone()], &self.invstd[at]);
-        Self { base, offset, squares, invstd, count: self.count }
-    }
-    /// `1 / sqrt(var + eps)` of the `k`th.
-    #[inline(always)]
-    pub fn invstd(&self, k: usize) -> f64 {
-        self.invstd[k]
+    pub fn saved<A: Real>(&self, k: usize) -> (A, A, A) {
+        let (mean, rest) = self.get(k).mean_and_rest();
+        (mean, rest, A::from_f64(self.invstd[k]))
     }
     /// The moments of the `k`th.
     #[inline(always)]

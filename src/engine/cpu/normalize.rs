@@ -3,6 +3,7 @@ use super::coefs::{At, LINE, Runs, Same, Strip};
 use super::lanes::{self, BLOCK, GROUP, Scratch};
 use super::plan::{Plan, Tile};
 use super::simd::Simd;
+use super::table::Table;
 use super::tiles::{TileMut, Writer, clipped};
 use crate::{Element, Real};
 use std::hint::black_box;
@@ -20,25 +21,24 @@ pub(super) trait Step<A> {
     fn piece<C: At<A>>(&mut self, simd: Simd, tile: &Tile, row: usize, cols: Range<usize>, at: C);
 }
 
-/// Takes `step` over a tile, in the order of memory. `coefs` sets those of some channels, at most
-/// [`BLOCK`].
+/// Takes `step` over a tile, in the order of memory.
 #[inline(always)]
 pub(super) fn walk<A: Real, S: Step<A>>(
     simd: Simd,
     plan: &Plan,
     tile: &Tile,
-    coefs: impl Fn(Range<usize>, &mut Strip<A>) + Copy,
+    table: &Table<'_, A>,
     step: &mut S,
 ) {
+    let (inner, Range { start, end }) = (plan.inner(), tile.cols.clone());
     let mut strip = Strip::new();
     if plan.has_runs() {
-        let (inner, cols) = (plan.inner(), &tile.cols);
         let piece = plan.piece_of_runs();
-        let channels = cols.start / inner..cols.end.div_ceil(inner);
+        let channels = start / inner..end.div_ceil(inner);
         for first in channels.clone().step_by(BLOCK) {
             let channels = first..(first + BLOCK).min(channels.end);
-            coefs(channels.clone(), &mut strip);
-            let (start, end) = (cols.start.max(first * inner), cols.end.min(channels.end * inner));
+            strip.load_channels(channels.clone(), table, S::GRADIENT);
+            let (start, end) = (start.max(first * inner), end.min(channels.end * inner));
             for row in tile.rows.clone() {
                 if piece > inner {
                     for at in (start..end).step_by(piece) {
@@ -64,19 +64,18 @@ pub(super) fn walk<A: Real, S: Step<A>>(
     let head = if aligns { step.to_line(tile) } else { 0 };
     let strip_from = |start: usize| {
         let shorter = if head > 0 && start == tile.cols.start { line - head } else { 0 };
-        let end = start + BLOCK - shorter;
-        start..if end + GROUP < tile.cols.end { end } else { tile.cols.end }
+        let next = start + BLOCK - shorter;
+        start..if next + GROUP < end { next } else { end }
     };
     // Two strips at a time: rows up to that long are taken in the order of memory.
-    let (mut own, mut next) = (Strip::new(), Strip::new());
-    let mut start = tile.cols.start;
-    while start < tile.cols.end {
-        strip.align(if start == tile.cols.start { head } else { 0 });
-        let cols = strip_from(start);
+    let (mut next, mut at) = (Strip::new(), start);
+    while at < end {
+        strip.align(if at == start { head } else { 0 });
+        let cols = strip_from(at);
         let more = strip_from(cols.end);
-        column_coefs(plan, &cols, S::GRADIENT, coefs, &mut own, &mut strip);
+        strip.load(plan, &cols, table, S::GRADIENT);
         if !more.is_empty() {
-            column_coefs(plan, &more, S::GRADIENT, coefs, &mut own, &mut next);
+            next.load(plan, &more, table, S::GRADIENT);
         }
         let strips = [(cols, &strip), (more.clone(), &next)];
         let strips = black_box(&strips[..if more.is_empty() { 1 } else { 2 }]); // one loop body
@@ -85,25 +84,8 @@ pub(super) fn walk<A: Real, S: Step<A>>(
                 step.piece(simd, tile, row, cols.clone(), *strip);
             }
         }
-        start = more.end;
+        at = more.end;
     }
-}
-
-/// Sets the coefficients of columns; `own` is for those of their channels.
-#[inline(always)]
-pub(super) fn column_coefs<A: Real>(
-    plan: &Plan,
-    cols: &Range<usize>,
-    gradient: bool,
-    coefs: impl Fn(Range<usize>, &mut Strip<A>) + Copy,
-    own: &mut Strip<A>,
-    strip: &mut Strip<A>,
-) {
-    if plan.inner() == 1 && !plan.is_joined() {
-        return coefs(cols.clone(), strip);
-    }
-    coefs(plan.channels_in(cols), own);
-    strip.from(own, gradient, |values, out| plan.expand(cols, values, out));
 }
 
 /// What a loop over columns should ask for, of two tensors or twice of one.

@@ -1,13 +1,11 @@
 //! The four operations on tensors, from the checks of their arguments to the rounds over tiles.
-use super::coefs::Strip;
 use super::plan::Plan;
 use super::simd::vectorized;
 use super::tiles::{Elements, for_each_tile};
-use super::{Cpu, Output, Parameters, mask, update};
+use super::{Cpu, Output, Parameters, Table, TableMut, mask, update};
 use crate::engine::saved::Opened;
 use crate::engine::{Activation, Backward, ForwardEval, ForwardTrain, Input, Stats};
 use crate::{Element, Host, Real, Result, Shape};
-use std::ops::Range;
 
 impl Cpu {
     pub(super) fn forward_train_of<E: Element>(
@@ -47,40 +45,29 @@ impl Cpu {
             residual: args.residual,
             relu: args.activation == Activation::Relu,
         };
-        self.with_workspace(shape.channels(), |invstds| {
-            for (invstd, var) in invstds.iter_mut().zip(args.var) {
-                *invstd = 1.0 / (var.to_f64() + args.eps).sqrt();
-            }
-            if let Some(saved) = &mut saved {
-                saved.mean.copy_from_slice(args.mean);
-                saved.mean_rest.fill(E::Acc::default());
-                let invstds = invstds.iter().map(|v| E::Acc::from_f64(*v));
-                saved.invstd.iter_mut().zip(invstds).for_each(|(saved, v)| *saved = v);
-            }
-            let invstds = &*invstds;
+        let channels = 0..shape.channels();
+        let (mean, var) = (&args.mean[channels.clone()], &args.var[channels.clone()]);
+        if let Some(saved) = &mut saved {
+            saved.mean.copy_from_slice(mean);
+            saved.mean_rest.fill(E::Acc::default());
+            let invstds = saved.invstd.iter_mut().zip(var);
+            invstds.for_each(|(saved, var)| *saved = invstd(*var, args.eps));
+        }
+        self.with_workspace(Table::<E::Acc>::LEN * channels.len(), |memory| {
+            vectorized(
+                #[inline(always)]
+                |_| {
+                    TableMut::new(memory, channels.clone()).forward(
+                        parameters,
+                        #[inline(always)]
+                        |c| (mean[c], Real::from_f64(0.0), invstd(var[c], args.eps)),
+                    );
+                },
+            );
+            let table = Table::new(memory, channels);
             let outputs = (Elements::new(args.y), mask(&plan, output.masks(), saved));
             for_each_tile(&plan, false, outputs, |tile, (y, mask)| {
-                output.write(
-                    &plan,
-                    &tile,
-                    &|channels: Range<usize>, strip: &mut Strip<E::Acc>| {
-                        let mean = &args.mean[channels.clone()];
-                        let invstd = &invstds[channels.clone()];
-                        vectorized(
-                            #[inline(always)]
-                            |_| {
-                                parameters.coefs(
-                                    channels,
-                                    #[inline(always)]
-                                    |k| (mean[k], Real::from_f64(0.0), Real::from_f64(invstd[k])),
-                                    strip,
-                                );
-                            },
-                        );
-                    },
-                    y,
-                    mask,
-                );
+                output.write(&plan, &tile, &table, y, mask);
             });
         });
         Ok(())
@@ -119,4 +106,9 @@ impl Cpu {
         rest[shape.channels()] = Real::from_f64(shape.per_channel() as f64);
         Ok(())
     }
+}
+
+#[inline(always)]
+fn invstd<A: Real>(var: A, eps: f64) -> A {
+    A::from_f64(1.0 / (var.to_f64() + eps).sqrt())
 }

@@ -5,7 +5,7 @@ use super::lanes::Scratch;
 use super::plan::{Plan, Tile};
 use super::simd::Simd;
 use super::store::{self, Store};
-use crate::Element;
+use crate::{Element, Real};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -266,6 +266,19 @@ impl<'p, E: Element> Writer<'p, E> {
             past.copy(self.buffer.values(to.len()), to);
         }
     }
+}
+
+/// Memory of f64 as numbers that are no larger.
+#[inline(always)]
+pub(super) fn numbers<A: Real>(memory: &[f64]) -> &[A] {
+    // SAFETY: A is f32 or f64: any bits are one, and where an f64 may stand, it may.
+    unsafe { memory.align_to().1 }
+}
+/// The same, to write.
+#[inline(always)]
+pub(super) fn numbers_mut<A: Real>(memory: &mut [f64]) -> &mut [A] {
+    // SAFETY: as in `numbers`.
+    unsafe { memory.align_to_mut().1 }
 }
 
 /// Where columns `cols` of `row` lie in memory of rows of `width` and `len` elements in all.

@@ -1,11 +1,10 @@
 //! The training forward: statistics, then normalization, of a tile while it is in cache.
-use super::coefs::Strip;
 use super::moments::{self, Merged};
 use super::plan::{Plan, Tile};
 use super::simd::vectorized;
 use super::stats;
 use super::tiles::{Elements, Slots, for_each_tile};
-use super::{Cpu, Output, Parameters, mask};
+use super::{Cpu, Output, Parameters, Table, TableMut, mask};
 use crate::engine::saved::Buffers;
 use crate::{Element, Host, Real, Shape};
 use std::ops::Range;
@@ -33,43 +32,38 @@ impl Cpu {
             return;
         }
         let plan = &Plan::new(shape, size_of::<E>(), 1);
-        let (slot_len, kept_len) = (plan.slot_len(), Merged::LEN * plan.block_channels());
+        let (slot_len, most) = (plan.slot_len(), plan.block_channels());
+        let (merged_len, kept_len) =
+            (Merged::LEN * most, (Merged::LEN + Table::<E::Acc>::LEN) * most);
         let block_len = slot_len * plan.tiles_per_block();
         let slots_len = plan.tiles() * slot_len;
+        let merge = |block: usize, slots: &mut [f64], kept: &mut [f64]| {
+            let (merged, memory) = kept.split_at_mut(merged_len);
+            merge(shape, plan, block, (x, eps), slots, merged);
+            let (channels, merged) = (plan.channels(block), Merged::new(merged, shape));
+            vectorized(
+                #[inline(always)]
+                |_| {
+                    TableMut::new(memory, channels).forward(
+                        parameters,
+                        #[inline(always)]
+                        |k| merged.saved(k),
+                    );
+                },
+            );
+        };
         self.with_workspace(slots_len + plan.blocks() * kept_len, |workspace| {
             let (slots, kept) = workspace.split_at_mut(slots_len);
             let write = |tile: &Tile, kept: &[f64], (y, mask)| {
-                let (first, kept) = (plan.channels(tile.block).start, Merged::new(kept, shape));
-                output.write(
-                    plan,
-                    tile,
-                    &|channels: Range<usize>, strip: &mut Strip<E::Acc>| {
-                        let kept = kept.range(channels.start - first..channels.end - first);
-                        vectorized(
-                            #[inline(always)]
-                            |_| {
-                                parameters.coefs(
-                                    channels,
-                                    #[inline(always)]
-                                    |k| {
-                                        let (mean, rest) = kept.get(k).mean_and_rest();
-                                        (mean, rest, E::Acc::from_f64(kept.invstd(k)))
-                                    },
-                                    strip,
-                                );
-                            },
-                        );
-                    },
-                    y,
-                    mask,
-                );
+                let table = Table::new(&kept[merged_len..], plan.channels(tile.block));
+                output.write(plan, tile, &table, y, mask);
             };
             let tensors = (Elements::new(y), mask(plan, output.masks(), saved.as_deref_mut()));
             if plan.whole_channels() {
                 let outputs = (Slots::new(slots, slot_len), Slots::new(kept, kept_len), tensors);
                 for_each_tile(plan, false, outputs, |tile, (slot, kept, tensors)| {
                     moments_of(plan, &tile, x, slot);
-                    merge(shape, plan, tile.block, (x, eps), slot, kept);
+                    merge(tile.block, slot, kept);
                     write(&tile, kept, tensors);
                 });
             } else {
@@ -78,14 +72,15 @@ impl Cpu {
                 });
                 let blocks = slots.chunks_mut(block_len).zip(kept.chunks_mut(kept_len));
                 for (block, (slots, kept)) in blocks.enumerate() {
-                    merge(shape, plan, block, (x, eps), slots, kept);
+                    merge(block, slots, kept);
                 }
                 for_each_tile(plan, true, tensors, |tile, tensors| {
                     write(&tile, &kept[tile.block * kept_len..][..kept_len], tensors);
                 });
             }
             for (block, kept) in kept.chunks(kept_len).enumerate() {
-                let (channels, kept) = (plan.channels(block), Merged::new(kept, shape));
+                let (channels, merged) =
+                    (plan.channels(block), Merged::new(&kept[..merged_len], shape));
                 vectorized(
                     #[inline(always)]
                     |_| {
@@ -96,11 +91,10 @@ impl Cpu {
                             for (k, ((mean, rest), saved)) in
                                 mean.zip(rest).zip(invstds).enumerate()
                             {
-                                (*mean, *rest) = kept.get(k).mean_and_rest();
-                                *saved = E::Acc::from_f64(kept.invstd(k));
+                                (*mean, *rest, *saved) = merged.saved(k);
                             }
                         }
-                        publish(channels, kept);
+                        publish(channels, merged);
                     },
                 );
             }
