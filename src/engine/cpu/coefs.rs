@@ -35,8 +35,8 @@ impl<A: Real> Coef<A> {
 
 /// Coefficients by position.
 pub(super) trait At<A>: Copy {
-    /// Whether whole cache lines have one source, so that they can be stored past the cache at once.
-    const LINES: bool;
+    /// Whether memory can be stored past the cache as it is computed, in whole lines and in quarters.
+    fn lines<E>(self) -> bool;
     /// Whether every column has its own.
     const BY_COLUMN: bool;
     /// `out[i] = op(coefficients of i, x[i], other[i])`, rounded. Where it stores past the cache and
@@ -57,7 +57,10 @@ pub(super) trait At<A>: Copy {
 pub(super) struct Same<A>(pub Coef<A>);
 impl<A: Real> At<A> for Same<A> {
     const BY_COLUMN: bool = false;
-    const LINES: bool = true;
+    #[inline(always)]
+    fn lines<E>(self) -> bool {
+        true
+    }
     #[inline(always)]
     fn map<E: Element<Acc = A>>(
         self,
@@ -150,7 +153,11 @@ pub(super) struct Runs<'a, A> {
 }
 impl<A: Real> At<A> for Runs<'_, A> {
     const BY_COLUMN: bool = false;
-    const LINES: bool = false;
+    /// If runs end at quarters of a line.
+    #[inline(always)]
+    fn lines<E>(self) -> bool {
+        (self.inner * size_of::<E>()).is_multiple_of(LINE / 4)
+    }
     #[inline(always)]
     fn map<E: Element<Acc = A>>(
         self,
@@ -326,7 +333,10 @@ impl<A: Real> Strip<A> {
 }
 impl<A: Real> At<A> for &Strip<A> {
     const BY_COLUMN: bool = true;
-    const LINES: bool = true;
+    #[inline(always)]
+    fn lines<E>(self) -> bool {
+        true
+    }
     #[inline(always)]
     fn map<E: Element<Acc = A>>(
         self,

@@ -300,7 +300,7 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
                 simd,
                 row,
                 cols,
-                C::LINES,
+                at.lines::<E>(),
                 #[inline(always)]
                 |to, out| match (frozen, recomputes) {
                     (true, true) => lanes::frozen_gradient::<_, true>(to, x, g, at, out, ahead),

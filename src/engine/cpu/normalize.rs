@@ -153,7 +153,7 @@ impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
             simd,
             row,
             cols,
-            C::LINES && mask.is_none(),
+            at.lines::<E>() && mask.is_none(),
             #[inline(always)]
             |store, y| {
                 match relu {
