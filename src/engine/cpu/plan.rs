@@ -18,10 +18,12 @@ const LONG_ROW: usize = 512;
 /// finds in cache what its first has read. Of runs shorter than a page, pieces that lie far apart
 /// cost more than that saves: such a task must find room in the cache of one core.
 const CACHED_BYTES: usize = 4 << 20;
-const CLOSE_BYTES: usize = 256 << 10;
-/// Least bytes of a row in a task of the one kind and of the other.
+const CLOSE_BYTES: usize = 512 << 10;
+/// Least bytes of a row in a task of the one kind and of the other. Rows whose starts lie whole pages
+/// apart share a part of the cache, the smaller the shorter they are: a second pass over a quarter
+/// of a page of each finds little of it, and the backward takes twice as long as by whole rows.
 const PAGE: usize = 4 << 10;
-const LINES: usize = 512;
+const HALF_PAGE: usize = 2 << 10;
 /// Fewer tasks than this are too few to keep the threads of a machine busy, if there is work for
 /// them.
 const ENOUGH_TASKS: usize = 8;
@@ -30,7 +32,8 @@ const TASK: usize = 64 << 10;
 /// Columns of a row up to which a task takes whole rows, and of its part of a longer row.
 const WHOLE_ROW: usize = 8 << 10;
 const PART_ROW: usize = 1 << 10;
-/// Least rows of a task of a column's sums: those sums are kept until all are merged.
+/// Rows of a task of a column's sums, if that makes enough tasks: those sums are kept until all are
+/// merged.
 const SUMMED_ROWS: usize = 128;
 /// Rows from those that a loop sums to those that it asks for. Few fit between in the cache, and
 /// fewer come too late.
@@ -108,7 +111,7 @@ impl Plan {
             return all.cut(inner, TASK, TASK / inner.min(TASK));
         }
         let unit = all.unit();
-        for (most, least) in [(CLOSE_BYTES, LINES), (CACHED_BYTES, PAGE)] {
+        for (most, least) in [(CLOSE_BYTES, HALF_PAGE), (CACHED_BYTES, PAGE)] {
             let fits = most / (rows * size * tensors);
             let block = fits.min(width / enough_tasks) / unit * unit;
             if block > 0 && block * size >= least {
@@ -116,7 +119,8 @@ impl Plan {
             }
         }
         let block = all.part();
-        all.cut(block, block, (TASK / block).max(SUMMED_ROWS).max(rows.div_ceil(100)))
+        let summed_rows = SUMMED_ROWS.min(rows.div_ceil(enough_tasks));
+        all.cut(block, block, (TASK / block).max(summed_rows).max(rows.div_ceil(100)))
     }
     /// For an operation that reads every tensor once: tiles of neighbouring memory.
     pub fn once(shape: &Shape) -> Self {
