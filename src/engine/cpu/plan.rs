@@ -40,8 +40,10 @@ const SUMMED_ROWS: usize = 128;
 const AHEAD: usize = 8;
 /// From here on, all tensors of an operation together, results are written past the cache.
 const LARGE_BYTES: usize = 32 << 20;
-/// The same where rows are so long that their columns' coefficients need the cache, too.
-const LARGE_LONG_ROWS: usize = 24 << 20;
+/// The same where rows are so long that their columns' coefficients need the cache, too, and where
+/// tasks work on whole channels: what they are about to overwrite lies far apart, and fetching it
+/// first has made forwards take twice as long.
+const LARGE_APART: usize = 24 << 20;
 /// Up to here, cutting is not worth a second pass over memory.
 const SMALL: usize = 32 << 10;
 
@@ -229,8 +231,9 @@ impl Plan {
     /// Whether an operation on so many tensors passes through more memory than the cache keeps until
     /// somebody reads what it writes.
     pub fn is_large(&self, size: usize, tensors: usize) -> bool {
-        let most = match !self.has_runs() && self.width > 2 * BLOCK {
-            true => LARGE_LONG_ROWS,
+        let long_rows = !self.has_runs() && self.width > 2 * BLOCK;
+        let most = match long_rows || self.whole_channels() {
+            true => LARGE_APART,
             false => LARGE_BYTES,
         };
         self.shape.len().saturating_mul(size * tensors) >= most
