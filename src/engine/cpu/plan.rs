@@ -130,9 +130,10 @@ impl Plan {
         if all.is_small() {
             return all;
         }
-        let block = match all.has_runs() && all.width > WHOLE_ROW {
-            true if !all.long_runs => (WHOLE_ROW / all.unit()).max(1) * all.unit(),
-            _ => all.part(),
+        // Of short runs as many as a task takes at all: several rows of fewer take a fifth longer.
+        let block = match all.has_runs() && !all.long_runs {
+            true => ((TASK / all.unit()).max(1) * all.unit()).min(all.width),
+            false => all.part(),
         };
         let piece = if block == all.inner() { TASK } else { block };
         all.cut(block, piece, TASK / block.min(TASK))
