@@ -80,10 +80,8 @@ impl Cpu {
             coefs.gradient(plan.channels(block), Some(kept.split_at(most)), memory);
         };
         let write = |tile: &Tile, kept: &[f64], tensors| {
-            if writes_tensors {
-                let table = Table::new(&kept[2 * most..], plan.channels(tile.block));
-                outputs.write(tile, &table, tensors);
-            }
+            let table = Table::new(&kept[2 * most..], plan.channels(tile.block));
+            outputs.write(tile, &table, tensors);
         };
         self.with_workspace(slots_len + plan.blocks() * kept_len, |workspace| {
             let (slots, kept) = workspace.split_at_mut(slots_len);
@@ -100,7 +98,9 @@ impl Cpu {
                     start(tile.block, kept);
                     sums(&tile, grad_y, kept, slot);
                     merge(tile.block, slot, kept);
-                    write(&tile, kept, tensors);
+                    if writes_tensors {
+                        write(&tile, kept, tensors);
+                    }
                 });
             } else {
                 let held = grad_y.or(grad_x.as_deref()).unwrap_or_default();
@@ -111,10 +111,12 @@ impl Cpu {
                 });
                 let blocks = slots.chunks_mut(block_len).zip(kept.chunks_mut(kept_len));
                 blocks.enumerate().for_each(|(block, (slots, kept))| merge(block, slots, kept));
-                let tensors = (grad_x.map(Elements::new), grad_residual.map(Elements::new));
-                for_each_tile(plan, true, tensors, |tile, tensors| {
-                    write(&tile, &kept[of(&tile)], tensors);
-                });
+                if writes_tensors {
+                    let tensors = (grad_x.map(Elements::new), grad_residual.map(Elements::new));
+                    for_each_tile(plan, true, tensors, |tile, tensors| {
+                        write(&tile, &kept[of(&tile)], tensors);
+                    });
+                }
             }
             for (block, kept) in kept.chunks(kept_len).enumerate() {
                 let (sums, products) = kept[..2 * most].split_at(most);
