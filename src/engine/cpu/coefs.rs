@@ -36,7 +36,10 @@ impl<A: Real> Coef<A> {
 /// Coefficients by position.
 pub(super) trait At<A>: Copy {
     /// Whether memory can be stored past the cache as it is computed, in whole lines and in quarters.
-    fn lines<E>(self) -> bool;
+    #[inline(always)]
+    fn lines<E>(self) -> bool {
+        true
+    }
     /// Whether every column has its own.
     const BY_COLUMN: bool;
     /// `out[i] = op(coefficients of i, x[i], other[i])`, rounded. Where it stores past the cache and
@@ -57,10 +60,6 @@ pub(super) trait At<A>: Copy {
 pub(super) struct Same<A>(pub Coef<A>);
 impl<A: Real> At<A> for Same<A> {
     const BY_COLUMN: bool = false;
-    #[inline(always)]
-    fn lines<E>(self) -> bool {
-        true
-    }
     #[inline(always)]
     fn map<E: Element<Acc = A>>(
         self,
@@ -333,10 +332,6 @@ impl<A: Real> Strip<A> {
 }
 impl<A: Real> At<A> for &Strip<A> {
     const BY_COLUMN: bool = true;
-    #[inline(always)]
-    fn lines<E>(self) -> bool {
-        true
-    }
     #[inline(always)]
     fn map<E: Element<Acc = A>>(
         self,
