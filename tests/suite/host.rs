@@ -13,8 +13,8 @@ use std::ops::Range;
 every_host_engine![slices_from_the_middle_are_written_to_their_ends_and_no_further];
 
 /// What is too large for the cache is stored past it, by whole lines: rows that start lines at the
-/// same columns, rows that do not, runs shorter than a line and longer. Parts of it are not, so
-/// elementwise operations on those give the same bits.
+/// same columns, rows that do not, runs that end at quarters of a line and runs that do not. Parts of
+/// it are not, so elementwise operations on those give the same bits.
 #[test]
 fn the_cpu_stores_the_same_past_its_cache() {
     fn one<E: Element>(dims: &[usize]) {

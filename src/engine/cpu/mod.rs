@@ -4,6 +4,7 @@
 //! `plan` cuts the tensor into tiles, `tiles` runs a task for each, and the tasks take the steps:
 //! `stats`, `moments` and `normalize` (in `train`), `grad` (in `backward`). Where a tile holds its
 //! channels whole, one task takes all steps on it; otherwise every step is a round over all tiles.
+//! `table` holds the coefficients of channels that they share, `coefs` brings them to the loops.
 //! `compiled` leads from the trait to `operations`, where all of this is one type's.
 use super::args::check_values_per_channel;
 use super::saved::Buffers;

@@ -73,7 +73,7 @@ pub(super) struct Merged<'a> {
     base: &'a [f64],
     offset: &'a [f64],
     squares: &'a [f64],
-    /// Once for all tiles that need it.
+    /// Once for the coefficients and for what is saved.
     invstd: &'a [f64],
     count: f64,
 }
