@@ -134,9 +134,9 @@ template <class Rule> __device__ Part warp_merge(Part own) {
     return {__shfl_sync(~0u, own.count, 0), __shfl_sync(~0u, own.first, 0), __shfl_sync(~0u, own.second, 0)};
 }
 
-/// `r <- (1 - factor) * r + factor * batch`.
+/// `r <- (1 - factor) * r + factor * batch`; a factor of 1 replaces what is not finite, too.
 template <class A> __device__ void blend(A *running, double factor, double batch) {
-    *running = A((1 - factor) * *running + factor * batch);
+    *running = A(factor == 1 ? batch : (1 - factor) * *running + factor * batch);
 }
 
 /// The definition, for channels whose sums are not finite: an infinity or a NaN among the values, or squares beyond

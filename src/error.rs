@@ -5,8 +5,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why an operation did not run.
 ///
-/// Arguments are checked before anything is computed: after any of these errors outputs,
-/// parameters and running statistics are as they were.
+/// Arguments are checked before anything is computed: after any of these errors but
+/// [`Error::Device`] outputs, parameters, gradients and running statistics are as they were.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -64,13 +64,24 @@ pub enum Error {
         /// What was expected, and what it has.
         reason: String,
     },
-    /// A device refused a call, or failed at it. What the operation was to write is undefined then.
+    /// A device refused a call, or failed at it. What the operation was to write is undefined then:
+    /// of several launches some may have been done, so that running statistics may hold the batch
+    /// already, and gradients that add up may hold this backward's. Load or reset the statistics and
+    /// drop the gradients (`zero_grad`) before the step is tried again.
     #[error("{call}: {reason}")]
     Device {
         /// What was called.
         call: &'static str,
         /// What the device said.
         reason: String,
+    },
+    /// The host has no room for a buffer.
+    #[error("memory: no room for {len} elements of {size} bytes")]
+    OutOfMemory {
+        /// Elements of the buffer.
+        len: usize,
+        /// Bytes of each.
+        size: usize,
     },
     /// A state dict that cannot be read or written.
     #[error("state dict: {0}")]

@@ -45,7 +45,8 @@ pub struct Running<'a, M: Memory, P: Real> {
     pub mean: M::ViewMut<'a, P>,
     /// Length C; receives the unbiased variance.
     pub var: M::ViewMut<'a, P>,
-    /// Weight of the new value, 0 to 1.
+    /// Weight of the new value, 0 to 1; with 1 it replaces the old one, NaN too. A captured CUDA graph
+    /// keeps the factor of its capture.
     pub factor: f64,
 }
 
@@ -166,7 +167,8 @@ pub struct Stats<'a, M: Memory, E: Element> {
 
 /// Arguments of [`Engine::merge_stats`].
 pub struct MergeStats<'a, M: Memory, P: Real> {
-    /// The records of all parts, one after the other. A part may be empty.
+    /// The records of all parts, one after the other. A part may be empty. Counts that are no whole
+    /// numbers are refused, on a device as far as they are read back: see `known`.
     pub records: M::View<'a, P>,
     /// How many values per channel the caller knows to be counted in the records, such as those of
     /// its own part; 0 where it knows of none. From 2 on an engine on a device need not read the
@@ -181,24 +183,24 @@ pub struct MergeStats<'a, M: Memory, P: Real> {
 }
 
 impl<M: Memory, P: Real> Running<'_, M, P> {
-    fn check(&self, channels: usize) -> Result<()> {
-        expect("running_mean", channels, len_mut::<M, _>(&self.mean))?;
-        expect("running_var", channels, len_mut::<M, _>(&self.var))?;
+    fn check(&self, on: &M, channels: usize) -> Result<()> {
+        written(on, "running_mean", channels, &self.mean)?;
+        written(on, "running_var", channels, &self.var)?;
         check_momentum(self.factor)
     }
 }
 
 impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
-    /// The check every engine makes first.
-    pub(crate) fn check(&self, shape: &Shape) -> Result<()> {
+    /// The check every engine makes first, for the memory that it works on.
+    pub(crate) fn check(&self, on: &M, shape: &Shape) -> Result<()> {
         let (n, c) = (shape.len(), shape.channels());
-        expect("x", n, M::len(&self.x))?;
-        expect("y", n, len_mut::<M, _>(&self.y))?;
-        expect_some::<M, _>("residual", n, &self.residual)?;
-        expect_some::<M, _>("weight", c, &self.weight)?;
-        expect_some::<M, _>("bias", c, &self.bias)?;
-        check_eps(self.eps)?;
-        self.running.as_ref().map_or(Ok(()), |r| r.check(c))?;
+        read(on, "x", n, &self.x)?;
+        written(on, "y", n, &self.y)?;
+        read_some(on, "residual", n, &self.residual)?;
+        read_some(on, "weight", c, &self.weight)?;
+        read_some(on, "bias", c, &self.bias)?;
+        check_eps::<E::Acc>(self.eps)?;
+        self.running.as_ref().map_or(Ok(()), |r| r.check(on, c))?;
         check_values_per_channel("x", shape.per_channel())
     }
     /// Takes and opens what is to be saved; an engine calls it when no check can fail any more.
@@ -221,24 +223,24 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
 }
 
 impl<'a, M: Memory, E: Element> ForwardEval<'a, M, E> {
-    /// The check every engine makes first.
-    pub(crate) fn check(&self, shape: &Shape) -> Result<()> {
+    /// The check every engine makes first, for the memory that it works on.
+    pub(crate) fn check(&self, on: &M, shape: &Shape) -> Result<()> {
         let (n, c) = (shape.len(), shape.channels());
         match &self.x {
-            Input::View(x) => expect("x", n, M::len(x))?,
+            Input::View(x) => read(on, "x", n, x)?,
             Input::InPlace if self.saved.is_some() => {
                 let reason = "in place leaves no x for a backward: expected no saved, got one";
                 return Err(Error::invalid("x", reason));
             }
             Input::InPlace => {}
         }
-        expect("y", n, len_mut::<M, _>(&self.y))?;
-        expect_some::<M, _>("residual", n, &self.residual)?;
-        expect_some::<M, _>("weight", c, &self.weight)?;
-        expect_some::<M, _>("bias", c, &self.bias)?;
-        expect("mean", c, M::len(&self.mean))?;
-        expect("var", c, M::len(&self.var))?;
-        check_eps(self.eps)
+        written(on, "y", n, &self.y)?;
+        read_some(on, "residual", n, &self.residual)?;
+        read_some(on, "weight", c, &self.weight)?;
+        read_some(on, "bias", c, &self.bias)?;
+        read(on, "mean", c, &self.mean)?;
+        read(on, "var", c, &self.var)?;
+        check_eps::<E::Acc>(self.eps)
     }
     /// As [`ForwardTrain::open`].
     pub(crate) fn open<G: Engine<Memory = M>>(
@@ -277,51 +279,71 @@ impl<M: Memory, E: Element> Backward<'_, M, E> {
         };
         let parameters = (self.weight.is_some(), self.bias.is_some());
         forward.check(shape, &request, parameters, engine.name())?;
-        expect("x", n, M::len(&self.x))?;
+        let on = engine.memory();
+        on.check_here("saved", &M::view(&buffers.mean))?;
+        read(on, "x", n, &self.x)?;
         match &self.grad_y {
-            Input::View(grad_y) => expect("grad_y", n, M::len(grad_y))?,
+            Input::View(grad_y) => read(on, "grad_y", n, grad_y)?,
             Input::InPlace if self.grad_x.is_none() => {
                 let reason = "in place: expected a grad_x that holds it, got none";
                 return Err(Error::invalid("grad_y", reason));
             }
             Input::InPlace => {}
         }
-        expect_some::<M, _>("weight", c, &self.weight)?;
-        expect_some::<M, _>("bias", c, &self.bias)?;
-        expect_some_mut::<M, _>("grad_x", n, &self.grad_x)?;
-        expect_some_mut::<M, _>("grad_residual", n, &self.grad_residual)?;
-        expect_some_mut::<M, _>("grad_weight", c, &self.grad_weight)?;
-        expect_some_mut::<M, _>("grad_bias", c, &self.grad_bias)?;
-        expect_some_mut::<M, _>("sums", 2 * c + 1, &self.sums)?;
-        expect_some::<M, _>("total_sums", 2 * c + 1, &self.total_sums)?;
+        read_some(on, "weight", c, &self.weight)?;
+        read_some(on, "bias", c, &self.bias)?;
+        written_some(on, "grad_x", n, &self.grad_x)?;
+        written_some(on, "grad_residual", n, &self.grad_residual)?;
+        written_some(on, "grad_weight", c, &self.grad_weight)?;
+        written_some(on, "grad_bias", c, &self.grad_bias)?;
+        written_some(on, "sums", record_len(c), &self.sums)?;
+        read_some(on, "total_sums", record_len(c), &self.total_sums)?;
         Ok((forward, buffers))
     }
 }
 
 impl<M: Memory, E: Element> Stats<'_, M, E> {
-    /// The check every engine makes first.
-    pub(crate) fn check(&self, shape: &Shape) -> Result<()> {
-        expect("x", shape.len(), M::len(&self.x))?;
-        expect("record", 2 * shape.channels() + 1, len_mut::<M, _>(&self.record))
+    /// The check every engine makes first, for the memory that it works on.
+    pub(crate) fn check(&self, on: &M, shape: &Shape) -> Result<()> {
+        read(on, "x", shape.len(), &self.x)?;
+        written(on, "record", record_len(shape.channels()), &self.record)
     }
 }
 
 impl<M: Memory, P: Real> MergeStats<'_, M, P> {
-    /// The check every engine makes first. What comes back is the number of channels.
-    pub(crate) fn check(&self) -> Result<usize> {
+    /// The check every engine makes first, for the memory that it works on. What comes back is the
+    /// number of channels.
+    pub(crate) fn check(&self, on: &M) -> Result<usize> {
         let (c, got) = (len_mut::<M, _>(&self.mean), M::len(&self.records));
         if c == 0 {
             return Err(Error::invalid("mean", "expected at least 1 channel, got 0"));
         }
-        expect("var", c, len_mut::<M, _>(&self.var))?;
-        let record = 2 * c + 1;
+        written(on, "mean", c, &self.mean)?;
+        written(on, "var", c, &self.var)?;
+        on.check_here("records", &self.records)?;
+        let record = record_len(c);
         if got == 0 || got % record != 0 {
             let reason = format!("expected a multiple of 2C + 1 = {record} elements, got {got}");
             return Err(Error::invalid("records", reason));
         }
-        self.running.as_ref().map_or(Ok(()), |r| r.check(c))?;
+        self.running.as_ref().map_or(Ok(()), |r| r.check(on, c))?;
         Ok(c)
     }
+}
+
+/// The counts of records, by the records' numbers, added up. Refuses what is no count before anything is merged.
+pub(crate) fn total_count<P: Real>(counts: impl Iterator<Item = (usize, P)>) -> Result<f64> {
+    let mut total = 0.0;
+    for (part, count) in counts {
+        let count = count.to_f64();
+        if !(count >= 0.0 && count.is_finite() && count.fract() == 0.0) {
+            let reason =
+                format!("expected counts that are whole numbers, got {count} in record {part}");
+            return Err(Error::invalid("records", reason));
+        }
+        total += count;
+    }
+    Ok(total)
 }
 
 /// Buffers for what a forward saves.
@@ -355,11 +377,18 @@ pub(crate) fn check_values_per_channel(what: &'static str, m: usize) -> Result<(
     Ok(())
 }
 
-pub(crate) fn check_eps(eps: f64) -> Result<()> {
-    if eps > 0.0 && eps.is_finite() {
-        return Ok(());
+/// A constant channel is divided by the root of eps: in the parameters' type its inverse must be a
+/// number.
+pub(crate) fn check_eps<P: Real>(eps: f64) -> Result<()> {
+    if !(eps > 0.0 && eps.is_finite()) {
+        return Err(Error::invalid("eps", format!("expected a finite number above 0, got {eps}")));
     }
-    Err(Error::invalid("eps", format!("expected a finite number above 0, got {eps}")))
+    if !P::from_f64(1.0 / eps.sqrt()).to_f64().is_finite() {
+        let reason =
+            format!("expected one whose 1 / sqrt(eps) is finite in {}, got {eps:e}", P::DTYPE);
+        return Err(Error::invalid("eps", reason));
+    }
+    Ok(())
 }
 
 pub(crate) fn check_momentum(momentum: f64) -> Result<()> {
@@ -369,26 +398,59 @@ pub(crate) fn check_momentum(momentum: f64) -> Result<()> {
     Err(Error::invalid("momentum", format!("expected 0 to 1, got {momentum}")))
 }
 
+/// A running statistic after a batch: `(1 - factor) * old + factor * new`; a factor of 1 replaces what is not finite, too.
+pub(crate) fn blend<P: Real>(old: P, new: f64, factor: f64) -> P {
+    P::from_f64(if factor == 1.0 { new } else { (1.0 - factor) * old.to_f64() + factor * new })
+}
+
+/// Elements of a record or of sums. A count that overflows is the length of no memory.
+fn record_len(channels: usize) -> usize {
+    channels.saturating_mul(2).saturating_add(1)
+}
+
 fn len_mut<M: Memory, T: Plain>(view: &M::ViewMut<'_, T>) -> usize {
     M::len(&M::as_view(view))
 }
 
-fn expect(what: &'static str, expected: usize, got: usize) -> Result<()> {
-    if expected == got { Ok(()) } else { Err(Error::Length { what, expected, got }) }
+/// What an operation reads: of this length, and of this memory. Every argument passes here or
+/// through [`written`], so that none is launched on another device.
+fn read<M: Memory, T: Plain>(
+    on: &M,
+    what: &'static str,
+    expected: usize,
+    view: &M::View<'_, T>,
+) -> Result<()> {
+    let got = M::len(view);
+    if expected != got {
+        return Err(Error::Length { what, expected, got });
+    }
+    on.check_here(what, view)
 }
 
-fn expect_some<M: Memory, T: Plain>(
+/// As [`read`], of what it writes.
+fn written<M: Memory, T: Plain>(
+    on: &M,
+    what: &'static str,
+    expected: usize,
+    view: &M::ViewMut<'_, T>,
+) -> Result<()> {
+    read(on, what, expected, &M::as_view(view))
+}
+
+fn read_some<M: Memory, T: Plain>(
+    on: &M,
     what: &'static str,
     expected: usize,
     view: &Option<M::View<'_, T>>,
 ) -> Result<()> {
-    view.as_ref().map_or(Ok(()), |v| expect(what, expected, M::len(v)))
+    view.as_ref().map_or(Ok(()), |view| read(on, what, expected, view))
 }
 
-fn expect_some_mut<M: Memory, T: Plain>(
+fn written_some<M: Memory, T: Plain>(
+    on: &M,
     what: &'static str,
     expected: usize,
     view: &Option<M::ViewMut<'_, T>>,
 ) -> Result<()> {
-    view.as_ref().map_or(Ok(()), |v| expect(what, expected, len_mut::<M, _>(v)))
+    view.as_ref().map_or(Ok(()), |view| written(on, what, expected, view))
 }

@@ -200,7 +200,7 @@ impl Engine for Gpu {
         shape: &Shape,
         mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
-        args.check(shape)?;
+        args.check(self.memory(), shape)?;
         let request = Request {
             op: Op::ForwardTrain,
             dtype: E::DTYPE,
@@ -236,7 +236,7 @@ impl Engine for Gpu {
         shape: &Shape,
         mut args: ForwardEval<'_, Device, E>,
     ) -> Result<()> {
-        args.check(shape)?;
+        args.check(self.memory(), shape)?;
         let request = Request {
             op: Op::ForwardEval,
             dtype: E::DTYPE,

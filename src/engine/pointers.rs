@@ -1,8 +1,7 @@
 //! Addresses on the device, for as long as a step is being launched.
-use crate::{Error, Plain, Result};
-use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DeviceSlice, SyncOnDrop};
+use crate::Plain;
+use cudarc::driver::{CudaStream, CudaView, CudaViewMut, SyncOnDrop};
 use std::marker::PhantomData;
-use std::sync::Arc;
 
 /// Where some `T`s lie on the device; null where an argument is absent.
 #[repr(transparent)]
@@ -69,30 +68,4 @@ impl<'a> Pointers<'a> {
     pub fn write_some<T: Plain>(&mut self, view: Option<CudaViewMut<'a, T>>) -> Ptr<T> {
         view.map_or(Ptr::NULL, |view| self.write(view))
     }
-}
-
-/// The stream that some memory belongs to.
-pub(super) fn home<V: DeviceSlice<T>, T>(view: &V) -> Option<&Arc<CudaStream>> {
-    Some(view.stream())
-}
-
-/// Refuses arguments of another device than that of `stream`: their addresses mean nothing on this
-/// one.
-pub(super) fn check_here<const N: usize>(
-    stream: &CudaStream,
-    arguments: [(&'static str, Option<&Arc<CudaStream>>); N],
-) -> Result<()> {
-    let here = stream.context();
-    let ordinal = here.ordinal();
-    for (what, stream) in arguments {
-        let Some(there) = stream.map(|stream| stream.context()) else { continue };
-        if !Arc::ptr_eq(here, there) && here != there {
-            let reason = format!(
-                "expected memory of this engine's context on device {ordinal}, got another's, on device {}",
-                there.ordinal()
-            );
-            return Err(Error::invalid(what, reason));
-        }
-    }
-    Ok(())
 }

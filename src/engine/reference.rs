@@ -1,5 +1,5 @@
 //! The definition of batch normalization, in f64, one channel at a time. Never made faster.
-use super::args::check_values_per_channel;
+use super::args::{blend, check_values_per_channel, total_count};
 use super::saved::{Buffers, Opened};
 use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain, Input};
 use super::{MergeStats, Request, Running, Stats};
@@ -28,7 +28,7 @@ impl Engine for Reference {
     }
 
     fn forward_train<E: Element>(&self, shape: &Shape, mut args: Train<'_, E>) -> Result<()> {
-        args.check(shape)?;
+        args.check(&Host, shape)?;
         let saved = args.open(self, shape)?.map(Opened::filled);
         let ForwardTrain { x, residual, weight, bias, activation, eps, mut running, y, .. } = args;
         let x_view = Input::View(x);
@@ -42,7 +42,7 @@ impl Engine for Reference {
     }
 
     fn forward_eval<E: Element>(&self, shape: &Shape, mut args: Eval<'_, E>) -> Result<()> {
-        args.check(shape)?;
+        args.check(&Host, shape)?;
         let saved = args.open(self, shape)?.map(Opened::filled);
         let ForwardEval { x, residual, weight, bias, activation, mean, var, eps, y, .. } = args;
         let mut output = Output { x, residual, weight, bias, activation, eps, y, saved };
@@ -102,7 +102,7 @@ impl Engine for Reference {
     }
 
     fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Host, E>) -> Result<()> {
-        args.check(shape)?;
+        args.check(&Host, shape)?;
         let channels = shape.channels();
         for c in 0..channels {
             let (mean, var) = moments(shape, c, args.x);
@@ -114,9 +114,9 @@ impl Engine for Reference {
     }
 
     fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Host, P>) -> Result<()> {
-        let channels = args.check()?;
+        let channels = args.check(&Host)?;
         let parts = || args.records.chunks_exact(2 * channels + 1);
-        let total: f64 = parts().map(|part| part[2 * channels].to_f64()).sum();
+        let total = total_count(parts().map(|part| part[2 * channels]).enumerate())?;
         check_values_per_channel("records", total as usize)?;
         for c in 0..channels {
             let part = |p: &[P]| [p[c], p[channels + c], p[2 * channels]].map(Real::to_f64);
@@ -149,7 +149,7 @@ fn moments<E: Element>(shape: &Shape, c: usize, x: &[E]) -> ((f64, f64), f64) {
 fn update<P: Real>(run: &mut Option<Running<Host, P>>, c: usize, mean: f64, var: f64, m: f64) {
     let Some(Running { mean: running_mean, var: running_var, factor }) = run else { return };
     if m > 0.0 {
-        let blend = |old: P, new: f64| P::from_f64((1.0 - *factor) * old.to_f64() + *factor * new);
+        let blend = |old: P, new: f64| blend(old, new, *factor);
         running_mean[c] = blend(running_mean[c], mean);
         running_var[c] = blend(running_var[c], var * m / (m - 1.0));
     }

@@ -103,9 +103,12 @@ impl<M: Memory, P: Real> Saved<M, P> {
     ) -> Result<Opened<'_, M, P>> {
         self.forward = None;
         let channels = forward.shape.channels();
-        // Buffers of another engine may hold what this one neither writes nor wants to find.
+        // Buffers of another engine may hold what this one neither writes nor wants to find, and those
+        // of another device are not to be written from here.
         let fits = |b: &Buffers<M, P>| {
-            b.engine == forward.engine && b.channels == channels && b.reserve_len >= reserve_len
+            let here = memory.check_here("saved", &M::view(&b.mean)).is_ok();
+            let alike = b.engine == forward.engine && b.channels == channels;
+            here && alike && b.reserve_len >= reserve_len
         };
         let buffers = match self.buffers.take() {
             Some(buffers) if fits(&buffers) => buffers,

@@ -107,7 +107,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         Ok(())
     }
 
-    fn check(&self, shape: &Shape) -> Result<()> {
+    /// Refuses a shape of another number of channels.
+    pub fn check(&self, shape: &Shape) -> Result<()> {
         if shape.channels() == self.channels {
             return Ok(());
         }

@@ -2,7 +2,7 @@
 use std::fmt;
 
 use crate::engine::{check_eps, check_momentum};
-use crate::{Activation, Result};
+use crate::{Activation, Real, Result};
 
 /// How a layer behaves; PyTorch's names and defaults.
 ///
@@ -38,7 +38,15 @@ pub enum Momentum {
     Exponential(f64),
     /// One over the number of batches, the new one included: the plain average of all of them.
     /// PyTorch's `momentum=None`.
+    ///
+    /// As in PyTorch an empty batch is one of them, and has no statistics: where it comes first, the
+    /// next one has the weight 1/2, and the initial mean 0 and variance 1 keep a part for good.
+    /// [`Momentum::Average`] does not count it. Refused while a CUDA graph is captured, whose replays
+    /// would all have the weight of the first.
     Cumulative,
+    /// As [`Momentum::Cumulative`], of the batches that had values: the counter does not rise with
+    /// an empty one. PyTorch has no such mode; the state dict is the same.
+    Average,
 }
 
 impl Default for Config {
@@ -56,11 +64,11 @@ impl Default for Config {
 
 impl Config {
     /// Refuses numbers that have no meaning, NaN among them.
-    pub(super) fn check(&self) -> Result<()> {
-        check_eps(self.eps)?;
+    pub(super) fn check<P: Real>(&self) -> Result<()> {
+        check_eps::<P>(self.eps)?;
         match self.momentum {
             Momentum::Exponential(momentum) => check_momentum(momentum),
-            Momentum::Cumulative => Ok(()),
+            Momentum::Cumulative | Momentum::Average => Ok(()),
         }
     }
 }
@@ -82,12 +90,12 @@ impl fmt::Display for Config {
     }
 }
 
-/// `0.1`, or `None` for the cumulative average.
+/// `0.1`, or `None` for an average of all batches.
 impl fmt::Display for Momentum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Momentum::Exponential(momentum) => Python(*momentum).fmt(f),
-            Momentum::Cumulative => f.write_str("None"),
+            Momentum::Cumulative | Momentum::Average => f.write_str("None"),
         }
     }
 }

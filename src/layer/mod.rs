@@ -1,4 +1,5 @@
 //! Policy: configuration, parameters, running statistics, modes. The arithmetic is the engine's.
+use crate::memory::filled;
 use crate::{Engine, Error, Memory, Plain, Real, Result};
 
 mod affine;
@@ -50,7 +51,8 @@ use affine::Affine;
 ///
 /// # Errors
 /// Every method checks its arguments first. After an error outputs, parameters, gradients, running
-/// statistics and their counter are as they were.
+/// statistics and their counter are as they were; [`Error::Device`] alone, which comes while the
+/// device works, leaves what was to be written undefined.
 pub struct BatchNorm<P: Real, G: Engine> {
     affine: Affine<P, G>,
     running: Option<RunningStats<G::Memory, P>>,
@@ -65,7 +67,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// [`Error::Invalid`] where eps is not a finite number above 0, the momentum is not in 0 to 1,
     /// or there are no channels; the memory's refusal.
     pub fn new(engine: &G, channels: usize, config: Config) -> Result<Self> {
-        config.check()?;
+        config.check::<P>()?;
         if channels == 0 {
             return Err(Error::invalid("channels", "expected at least 1, got 0"));
         }
@@ -226,5 +228,5 @@ fn copy<M: Memory, N: Memory, T: Plain>(from: &M, to: &N, buf: &M::Buf<T>) -> Re
 /// Writes `value` everywhere.
 fn fill<M: Memory, P: Real>(memory: &M, buf: &mut M::Buf<P>, value: f64) -> Result<()> {
     let len = M::len(&M::view(buf));
-    memory.write(&vec![P::from_f64(value); len], M::view_mut(buf))
+    memory.write(&filled(len, P::from_f64(value))?, M::view_mut(buf))
 }

@@ -1,5 +1,6 @@
 //! A parameter and its gradient.
-use super::{copy, fill};
+use super::copy;
+use crate::memory::filled;
 use crate::{Error, Memory, Real, Result};
 
 /// A parameter of C elements, and its gradient.
@@ -22,7 +23,7 @@ pub(super) type Both<'a, M, P> = [&'a mut Option<Param<M, P>>; 2];
 
 impl<M: Memory, P: Real> Param<M, P> {
     pub(super) fn new(memory: &M, channels: usize, value: f64) -> Result<Self> {
-        let value = memory.upload(&vec![P::from_f64(value); channels])?;
+        let value = memory.upload(&filled(channels, P::from_f64(value))?)?;
         Ok(Self { value, requires_grad: true, grad: memory.zeros(channels)?, has_grad: false })
     }
 
@@ -63,7 +64,7 @@ impl<M: Memory, P: Real> Param<M, P> {
         let mut wanted = [wanted.next(), wanted.next()];
         let accumulate = wanted.iter().flatten().any(|p| p.has_grad);
         for param in wanted.iter_mut().flatten().filter(|p| accumulate && !p.has_grad) {
-            fill(memory, &mut param.grad, 0.0)?;
+            memory.zero(M::view_mut(&mut param.grad))?;
         }
         Ok(accumulate)
     }

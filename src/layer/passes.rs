@@ -1,5 +1,5 @@
 //! Forward, evaluation and backward: owned forms, and the ones that write into memory.
-use super::{BatchNorm, RunningStats};
+use super::{BatchNorm, Momentum, RunningStats};
 use crate::{Element, Engine, Error, Input, Memory, Plain, Real, Result, Saved, Shape};
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
@@ -8,12 +8,14 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     ///
     /// In training it uses the batch's statistics and updates the running ones; in evaluation it
     /// uses the running statistics, or the batch's where there are none. A batch without elements
-    /// counts as a batch, and leaves the statistics alone.
+    /// leaves the statistics alone, and counts as a batch unless the momentum is
+    /// [`Momentum::Average`].
     ///
     /// # Errors
     /// [`Error::Length`] where the shape has another number of channels or x is not as long as it
-    /// says; [`Error::Invalid`] where the batch's statistics come from one value per channel;
-    /// [`Error::Unsupported`] by the engine.
+    /// says; [`Error::Invalid`] where the batch's statistics come from one value per channel, or a
+    /// graph is captured and the momentum changes with every batch; [`Error::Unsupported`] by the
+    /// engine.
     pub fn forward<E: Element<Acc = P>>(
         &mut self,
         shape: &Shape,
@@ -41,6 +43,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         x: M::View<'_, E>,
         residual: Option<M::View<'_, E>>,
     ) -> Result<(M::Buf<E>, Saved<M, P>)> {
+        let added = residual.as_ref().map_or(shape.len(), M::len);
+        self.check_lens(shape, &[("x", M::len(&x)), ("residual", added)])?;
         let (mut y, mut saved) = (self.zeros(shape)?, Saved::new());
         self.forward_into(shape, x, residual, M::view_mut(&mut y), &mut saved)?;
         Ok((y, saved))
@@ -63,9 +67,17 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         if !self.training {
             return self.evaluate(shape, Input::View(x), residual, y, Some(saved));
         }
+        let (momentum, memory) = (self.affine.config.momentum, self.affine.engine.memory());
+        let averages = !matches!(momentum, Momentum::Exponential(_)) && self.running.is_some();
+        if averages && memory.is_capturing()? {
+            let reason = "expected an exponential momentum while a graph is captured: the weight of \
+                          this batch in a cumulative average would be that of every replay";
+            return Err(Error::invalid("momentum", reason));
+        }
         self.affine.by_batch(shape, x, residual, y, self.running.as_mut(), Some(saved))?;
         // Only now: a batch that was refused is none.
-        self.running.iter_mut().for_each(RunningStats::count);
+        let counts = momentum != Momentum::Average || !shape.is_empty();
+        self.running.iter_mut().filter(|_| counts).for_each(RunningStats::count);
         Ok(())
     }
 
@@ -80,6 +92,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         shape: &Shape,
         x: M::View<'_, E>,
     ) -> Result<M::Buf<E>> {
+        self.check_lens(shape, &[("x", M::len(&x))])?;
         let mut y = self.zeros(shape)?;
         self.infer_into(shape, Input::View(x), None, M::view_mut(&mut y))?;
         Ok(y)
@@ -130,7 +143,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         x: M::View<'_, E>,
         grad_y: M::View<'_, E>,
     ) -> Result<M::Buf<E>> {
-        let mut grad_x = self.zeros(&saved.made()?.0.shape)?;
+        let shape = saved.made()?.0.shape;
+        self.check_lens(&shape, &[("x", M::len(&x)), ("grad_y", M::len(&grad_y))])?;
+        let mut grad_x = self.zeros(&shape)?;
         let to_x = Some(M::view_mut(&mut grad_x));
         self.backward_into(saved, x, Input::View(grad_y), to_x, None)?;
         Ok(grad_x)
@@ -148,6 +163,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         grad_y: M::View<'_, E>,
     ) -> Result<(M::Buf<E>, M::Buf<E>)> {
         let shape = saved.made()?.0.shape;
+        self.check_lens(&shape, &[("x", M::len(&x)), ("grad_y", M::len(&grad_y))])?;
         let (mut grad_x, mut grad_residual) = (self.zeros(&shape)?, self.zeros(&shape)?);
         let to_x = Some(M::view_mut(&mut grad_x));
         let to_residual = Some(M::view_mut(&mut grad_residual));
@@ -169,6 +185,17 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         grad_residual: Option<M::ViewMut<'_, E>>,
     ) -> Result<()> {
         self.affine.backward(saved, x, grad_y, grad_x, grad_residual)
+    }
+
+    /// What an owned form checks before it makes memory as large as the shape says: the channels, and
+    /// the lengths of its tensors.
+    fn check_lens(&self, shape: &Shape, tensors: &[(&'static str, usize)]) -> Result<()> {
+        self.affine.check(shape)?;
+        let expected = shape.len();
+        match tensors.iter().find(|(_, got)| *got != expected) {
+            Some(&(what, got)) => Err(Error::Length { what, expected, got }),
+            None => Ok(()),
+        }
     }
 
     fn zeros<T: Plain>(&self, shape: &Shape) -> Result<M::Buf<T>> {

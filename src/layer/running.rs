@@ -1,5 +1,6 @@
 //! Running statistics, and how much of them a new batch replaces.
 use super::{Momentum, copy, fill};
+use crate::memory::filled;
 use crate::{Error, Memory, Real, Result, Running};
 
 /// Running mean and variance of C channels, and how many batches went in.
@@ -11,7 +12,9 @@ pub struct RunningStats<M: Memory, P: Real> {
     pub mean: M::Buf<P>,
     /// Length C, unbiased: what [`Engine::forward_train`](crate::Engine::forward_train) stores.
     pub var: M::Buf<P>,
-    /// Training forwards so far, those of empty batches included.
+    /// Training forwards so far, those of empty batches included unless the momentum is
+    /// [`Momentum::Average`]. A forward that is captured into a CUDA graph counts once, at the capture,
+    /// and its replays do not: whoever replays it adds them here.
     pub num_batches_tracked: u64,
 }
 
@@ -21,7 +24,7 @@ impl<M: Memory, P: Real> RunningStats<M, P> {
     /// # Errors
     /// The memory's refusal.
     pub fn new(memory: &M, channels: usize) -> Result<Self> {
-        let var = memory.upload(&vec![P::from_f64(1.0); channels])?;
+        let var = memory.upload(&filled(channels, P::from_f64(1.0))?)?;
         Ok(Self { mean: memory.zeros(channels)?, var, num_batches_tracked: 0 })
     }
 
@@ -31,20 +34,24 @@ impl<M: Memory, P: Real> RunningStats<M, P> {
         let factor = match momentum {
             Momentum::Exponential(factor) => factor,
             // The new batch counts too: the first one replaces everything.
-            Momentum::Cumulative => 1.0 / (self.num_batches_tracked as f64 + 1.0),
+            Momentum::Cumulative | Momentum::Average => {
+                1.0 / (self.num_batches_tracked as f64 + 1.0)
+            }
         };
         Running { mean: M::view_mut(&mut self.mean), var: M::view_mut(&mut self.var), factor }
     }
 
-    /// One batch more.
+    /// One batch more, up to the most that a state dict holds, `i64::MAX`.
     pub fn count(&mut self) {
-        self.num_batches_tracked = self.num_batches_tracked.saturating_add(1);
+        const MOST: u64 = i64::MAX as u64;
+        self.num_batches_tracked = self.num_batches_tracked.saturating_add(1).min(MOST);
     }
 
     /// Mean 0, variance 1, no batches, in the memory that is there.
     pub(super) fn reset(&mut self, memory: &M) -> Result<()> {
-        fill(memory, &mut self.mean, 0.0)?;
+        // First what a captured graph refuses.
         fill(memory, &mut self.var, 1.0)?;
+        memory.zero(M::view_mut(&mut self.mean))?;
         self.num_batches_tracked = 0;
         Ok(())
     }

@@ -1,7 +1,10 @@
 use super::Memory;
+use super::host::filled;
 use crate::{Error, Plain, Result, library};
 use cudarc::driver::sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DriverError};
+use cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceSlice, DriverError,
+};
 use std::sync::Arc;
 
 /// Memory of a CUDA device, made and copied on one stream: `CudaSlice<T>`, `CudaView<T>`, `CudaViewMut<T>`.
@@ -20,10 +23,14 @@ impl Device {
         &self.stream
     }
 
-    /// Whether the stream records a graph instead of working.
-    pub(crate) fn is_capturing(&self) -> Result<bool> {
-        let status = self.stream.capture_status().map_err(refused("cuStreamIsCapturing"))?;
-        Ok(status != CU_STREAM_CAPTURE_STATUS_NONE)
+    /// Refuses copies between the host and the device while a graph is captured.
+    fn check_copies(&self) -> Result<()> {
+        if !self.is_capturing()? {
+            return Ok(());
+        }
+        let reason = "expected no copy from or to the host: a graph would not do it, or do it with \
+                      memory that is no longer there";
+        Err(Error::invalid("capture", reason))
     }
 
     /// Memory that holds anything; whoever reads it writes it before.
@@ -48,6 +55,19 @@ impl Device {
         Ok(unsafe { self.stream.upgrade_device_ptr(slice.leak(), 0) })
     }
 }
+
+/// Refuses the handle that means another stream in every thread: steps of two threads would share a
+/// workspace, and nothing would keep them in an order.
+pub(crate) fn check_stream(stream: &CudaStream, engine: &'static str) -> Result<()> {
+    if stream.cu_stream().addr() != PER_THREAD {
+        return Ok(());
+    }
+    let reason = "expected one stream, got the handle of a stream per thread: make an engine for \
+                  each thread, on a stream of its own (`CudaContext::new_stream`)";
+    Err(Error::Unsupported { engine, reason: reason.into() })
+}
+/// `CU_STREAM_PER_THREAD` of cuda.h.
+const PER_THREAD: usize = 2;
 
 /// A new stream of a device. Never the default one: with several devices, which context that means
 /// depends on the thread.
@@ -87,13 +107,24 @@ impl Memory for Device {
         if host.len() != to.len() {
             return Err(Error::Length { what: "host", expected: to.len(), got: host.len() });
         }
+        self.check_here("to", &to.as_view())?;
         if host.is_empty() {
             return Ok(());
         }
+        self.check_copies()?;
         self.stream.memcpy_htod(host, &mut to).map_err(refused("cuMemcpyHtoDAsync"))
     }
+    fn zero<T: Plain>(&self, mut to: CudaViewMut<'_, T>) -> Result<()> {
+        self.check_here("to", &to.as_view())?;
+        if to.is_empty() {
+            return Ok(());
+        }
+        self.stream.memset_zeros(&mut to).map_err(refused("cuMemsetD8Async"))
+    }
     fn download<T: Plain>(&self, view: CudaView<'_, T>) -> Result<Vec<T>> {
-        let mut host = vec![T::default(); view.len()];
+        self.check_here("view", &view)?;
+        self.check_copies()?;
+        let mut host = filled(view.len(), T::default())?;
         if !host.is_empty() {
             let copied = self.stream.memcpy_dtoh(&view, &mut host);
             copied.map_err(refused("cuMemcpyDtoHAsync"))?;
@@ -119,5 +150,22 @@ impl Memory for Device {
     }
     fn len<T: Plain>(view: &CudaView<'_, T>) -> usize {
         view.len()
+    }
+
+    fn check_here<T: Plain>(&self, what: &'static str, view: &CudaView<'_, T>) -> Result<()> {
+        let (here, there) = (self.stream.context(), view.stream().context());
+        if Arc::ptr_eq(here, there) || here == there {
+            return Ok(());
+        }
+        let reason = format!(
+            "expected memory of this engine's context on device {}, got another's, on device {}",
+            here.ordinal(),
+            there.ordinal()
+        );
+        Err(Error::invalid(what, reason))
+    }
+    fn is_capturing(&self) -> Result<bool> {
+        let status = self.stream.capture_status().map_err(refused("cuStreamIsCapturing"))?;
+        Ok(status != CU_STREAM_CAPTURE_STATUS_NONE)
     }
 }

@@ -1,6 +1,32 @@
 use super::Memory;
 use crate::{Error, Plain, Result};
 
+/// Bytes from which on the allocator is asked whether it has them, before it is told to get them: as
+/// the latter it would end the process. Memory of less fails where nothing else succeeds either.
+const LARGE: usize = 1 << 20;
+
+/// `len` times this value, or an error where there is no room for it.
+pub(crate) fn filled<T: Plain>(len: usize, value: T) -> Result<Vec<T>> {
+    // Asked apart, so that zeros still come from the system as they are, untouched.
+    if len.saturating_mul(size_of::<T>()) >= LARGE {
+        reserved::<T>(len)?;
+    }
+    Ok(vec![value; len])
+}
+
+fn copied<T: Plain>(values: &[T]) -> Result<Vec<T>> {
+    let mut copy = reserved(values.len())?;
+    copy.extend_from_slice(values);
+    Ok(copy)
+}
+
+fn reserved<T>(len: usize) -> Result<Vec<T>> {
+    let mut memory = Vec::new();
+    let size = size_of::<T>();
+    memory.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { len, size })?;
+    Ok(memory)
+}
+
 /// Ordinary memory: `Vec<T>`, `&[T]`, `&mut [T]`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Host;
@@ -11,10 +37,10 @@ impl Memory for Host {
     type ViewMut<'a, T: Plain> = &'a mut [T];
 
     fn zeros<T: Plain>(&self, len: usize) -> Result<Vec<T>> {
-        Ok(vec![T::default(); len])
+        filled(len, T::default())
     }
     fn upload<T: Plain>(&self, host: &[T]) -> Result<Vec<T>> {
-        Ok(host.to_vec())
+        copied(host)
     }
     fn write<T: Plain>(&self, host: &[T], to: &mut [T]) -> Result<()> {
         if host.len() != to.len() {
@@ -23,8 +49,12 @@ impl Memory for Host {
         to.copy_from_slice(host);
         Ok(())
     }
+    fn zero<T: Plain>(&self, to: &mut [T]) -> Result<()> {
+        to.fill(T::default());
+        Ok(())
+    }
     fn download<T: Plain>(&self, view: &[T]) -> Result<Vec<T>> {
-        Ok(view.to_vec())
+        copied(view)
     }
 
     fn view<T: Plain>(buf: &Vec<T>) -> &[T] {

@@ -9,8 +9,9 @@ mod host;
 #[cfg(feature = "cuda")]
 pub use cuda::Device;
 #[cfg(feature = "cuda")]
-pub(crate) use cuda::{new_stream, refused};
+pub(crate) use cuda::{check_stream, new_stream, refused};
 pub use host::Host;
+pub(crate) use host::filled;
 
 /// A place where numbers live. Engines on the same memory take the same arguments.
 ///
@@ -34,8 +35,11 @@ pub trait Memory: Clone + Send + Sync + 'static {
     fn zeros<T: Plain>(&self, len: usize) -> Result<Self::Buf<T>>;
     /// New memory with a copy of `host`.
     fn upload<T: Plain>(&self, host: &[T]) -> Result<Self::Buf<T>>;
-    /// Copies `host` into memory that exists. The lengths must be equal.
+    /// Copies `host` into memory that exists. The lengths must be equal. Refused while a graph is
+    /// captured, which could not read the host's memory when it is replayed.
     fn write<T: Plain>(&self, host: &[T], to: Self::ViewMut<'_, T>) -> Result<()>;
+    /// Sets memory that exists to zeros. A graph may be captured meanwhile, and does it then.
+    fn zero<T: Plain>(&self, to: Self::ViewMut<'_, T>) -> Result<()>;
     /// A copy on the host; waits for the work that writes it.
     fn download<T: Plain>(&self, view: Self::View<'_, T>) -> Result<Vec<T>>;
 
@@ -51,4 +55,21 @@ pub trait Memory: Clone + Send + Sync + 'static {
     fn as_view<'b, T: Plain>(view: &'b Self::ViewMut<'_, T>) -> Self::View<'b, T>;
     /// Number of elements.
     fn len<T: Plain>(view: &Self::View<'_, T>) -> usize;
+
+    /// Refuses a view of another place, such as another device's memory: its address means nothing
+    /// here. `what` names it in the error. All ordinary memory is one place.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid) that names both places.
+    fn check_here<T: Plain>(&self, what: &'static str, view: &Self::View<'_, T>) -> Result<()> {
+        let _ = (what, view);
+        Ok(())
+    }
+    /// Whether work is recorded for later, into a CUDA graph, instead of being done.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device).
+    fn is_capturing(&self) -> Result<bool> {
+        Ok(false)
+    }
 }

@@ -1,10 +1,11 @@
 //! Golden cases on every profile, and more than one engine at a time.
 use crate::support::cuda::{SPLIT, on_device, resident};
+use crate::support::faults::{self, NONE, On};
 use crate::support::files::checkout;
 use crate::support::golden::{Case, compute, files, judge};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
 use batchnorm::{Activation, DType, Op, Shape};
-use batchnorm::{Cuda, Engine, Error, ForwardEval, Input, Memory, MergeStats, Request, Tuning};
+use batchnorm::{Cuda, Engine, Error, Memory, MergeStats, Request, Tuning};
 
 /// Every golden case on a device that nobody else has, by every family, and nothing that the device
 /// complains about.
@@ -90,38 +91,112 @@ fn streams_and_threads(device: &softcuda::Device, tuning: Tuning) {
     }
 }
 
+/// Every argument of every operation, by itself: nothing is launched, nothing is written.
 #[test]
 fn memory_of_another_device_is_refused() {
     let softcuda = softcuda::install().unwrap();
     let [here, there] = ["sm_80", "sm_75"].map(|name| softcuda::ordinal(name).unwrap());
     let devices = [here, there].map(|ordinal| softcuda.exclusive(ordinal));
     let (engine, other) = (on_device(here).unwrap(), on_device(there).unwrap());
-    let shape = Shape::new(&[4, 2], 1).unwrap();
-    let x = other.memory().upload(&[1f32; 8]).unwrap();
-    let (one, mut y) = (engine.memory().zeros(2).unwrap(), engine.memory().zeros(8).unwrap());
-    let args = ForwardEval {
-        x: Input::View(x.as_view()),
-        residual: None,
-        weight: None,
-        bias: None,
-        activation: Activation::Identity,
-        mean: one.as_view(),
-        var: one.as_view(),
-        eps: 1e-5,
-        y: y.as_view_mut(),
-        saved: None,
+    let expected = |what: &str| {
+        format!(
+            "{what}: expected memory of this engine's context on device {here}, got another's, on device {there}"
+        )
     };
-    let error = engine.forward_eval(&shape, args).unwrap_err();
-    let expected = format!(
-        "x: expected memory of this engine's context on device {here}, got another's, on device {there}"
-    );
-    assert_eq!(error.to_string(), expected);
-    assert_eq!(engine.memory().download(y.as_view()).unwrap(), [0.0; 8]);
-    drop((x, one, y, engine, other));
+    let shape = Shape::new(&[3, 5, 7], 1).unwrap();
+    let inputs = Inputs::<f32>::new(&shape, Epilogue::FULL, 1);
+    let mut saved = SavedOn::<Cuda, f32>::new();
+    run::forward(&engine, &inputs, Mode::Train(None), Some(&mut saved)).unwrap();
+    let records = [[1f32; 11], [2.0; 11]].concat();
+    let tensors = ["x", "residual", "weight", "bias", "running_mean", "running_var", "y"];
+    let given = ["x", "residual", "weight", "bias", "mean", "var", "y"];
+    let gradients = [
+        ["x", "grad_y", "weight", "bias", "grad_x"],
+        ["grad_residual", "grad_weight", "grad_bias", "sums", "total_sums"],
+    ]
+    .concat();
+    let merged = ["records", "running_mean", "running_var", "mean", "var"];
+    let on = |what| On { engine: &engine, elsewhere: Some((what, other.memory())) };
+    let message = |error: Option<Error>| error.expect("a refusal").to_string();
+    for what in tensors {
+        let error = faults::train::<f32, Cuda>(on(what), &shape, NONE, None);
+        assert_eq!(message(error), expected(what));
+    }
+    for what in given {
+        let error = faults::eval::<f32, Cuda>(on(what), &shape, NONE, None);
+        assert_eq!(message(error), expected(what));
+    }
+    for what in gradients {
+        let error = faults::back::<f32, Cuda>(on(what), &shape, NONE, &saved);
+        assert_eq!(message(error), expected(what));
+    }
+    for what in ["x", "record"] {
+        let error = faults::stats::<f32, Cuda>(on(what), &shape, NONE);
+        assert_eq!(message(error), expected(what));
+    }
+    for what in merged {
+        let error = faults::merge::<f32, Cuda>(on(what), 5, NONE, &records);
+        assert_eq!(message(error), expected(what));
+    }
+    let mut foreign = other.memory().upload(&[1f32; 4]).unwrap();
+    let written = engine.memory().write(&[2.0; 4], foreign.as_view_mut()).unwrap_err();
+    assert_eq!(written.to_string(), expected("to"));
+    let zeroed = engine.memory().zero(foreign.as_view_mut()).unwrap_err();
+    assert_eq!(zeroed.to_string(), expected("to"));
+    let read = engine.memory().download(foreign.as_view()).unwrap_err();
+    assert_eq!(read.to_string(), expected("view"));
+    assert_eq!(other.memory().download(foreign.as_view()).unwrap(), [1.0; 4]);
+    drop((foreign, saved, engine, other));
     for device in devices {
         assert_eq!(device.faults(), [""; 0]);
         assert_eq!(device.refusals(), [""; 0]);
         assert_eq!(device.leaks(), [""; 0]);
+    }
+}
+
+/// A `Saved` goes where the forward runs that fills it: its buffers of before are not written there.
+#[test]
+fn a_saved_belongs_to_the_device_of_its_last_forward() {
+    let softcuda = softcuda::install().unwrap();
+    let ordinals = ["sm_80", "sm_75"].map(|name| softcuda::ordinal(name).unwrap());
+    let devices = ordinals.map(|ordinal| softcuda.exclusive(ordinal));
+    let engines = ordinals.map(|ordinal| on_device(ordinal).unwrap().tuned(SPLIT));
+    let (inputs, mut saved) = (inputs(3), SavedOn::<Cuda, f32>::new());
+    let right = step(&engines[0], &inputs);
+    for k in [0, 1, 0] {
+        for mode in [Mode::Eval, Mode::Train(Some(0.1))] {
+            let forward = run::forward(&engines[k], &inputs, mode, Some(&mut saved)).unwrap();
+            let want = Want::all(inputs.epilogue);
+            let backward = run::backward(&engines[k], &inputs, want, &saved, None).unwrap();
+            if mode != Mode::Eval {
+                assert!(same_bits(&forward, &right[0]) && same_bits(&backward, &right[1]));
+            }
+            // And not to the other one, which the backward must not read it from.
+            let error = run::backward(&engines[1 - k], &inputs, want, &saved, None).unwrap_err();
+            assert!(matches!(error, Error::Invalid { what: "saved", .. }), "{error}");
+        }
+    }
+    drop((saved, engines));
+    for device in devices {
+        assert_eq!(device.faults(), [""; 0]);
+        assert_eq!(device.refusals(), [""; 0]);
+        assert_eq!(device.leaks(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_stream_per_thread_is_refused() {
+    let engine = on_device(softcuda_mini()).unwrap();
+    let context = engine.stream().context();
+    for stream in [context.per_thread_stream(), context.per_thread_stream().fork().unwrap()] {
+        let is_one = stream.cu_stream().addr() != 2;
+        match Cuda::on_stream(stream) {
+            Ok(_) => assert!(is_one),
+            Err(Error::Unsupported { engine: "cuda", reason }) => {
+                assert!(!is_one && reason.starts_with("expected one stream, got"), "{reason}");
+            }
+            Err(error) => panic!("{error}"),
+        }
     }
 }
 

@@ -3,8 +3,8 @@ use crate::support::cuda::{SPLIT, on_device, resident};
 use batchnorm::cudarc::driver::CudaSlice;
 use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use batchnorm::{
-    Activation, Backward, Cuda, DType, Engine, Error, ForwardTrain, Input, Memory, Op, Request,
-    Result, Running, Saved, Shape, Tuning,
+    Activation, Backward, BatchNorm, Config, Cuda, DType, Engine, Error, ForwardTrain, Input,
+    Memory, Momentum, Op, Request, Result, Running, Saved, Shape, Strict, Tuning,
 };
 
 const MODE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -155,5 +155,64 @@ fn memory_is_not_made_while_a_graph_is_captured() {
     drop(stream.end_capture(CUgraphInstantiate_flags(0)).unwrap());
     tensors.step(&engine).unwrap();
     stream.synchronize().unwrap();
+    assert_eq!(device.faults(), [""; 0]);
+}
+
+/// What a layer refuses while a graph is captured: an average, whose factor would be that of the
+/// capture for ever, and copies from the host. The capture is not ruined by a refusal.
+#[test]
+fn a_capture_survives_what_it_cannot_hold() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_90").unwrap());
+    let engine = capturable(device.ordinal());
+    let shape = Shape::new(&[9, 6, 16], 1).unwrap();
+    let on = engine.memory().clone();
+    let x = on.upload(&values(shape.len(), 1)).unwrap();
+    let mut y = on.zeros::<f32>(shape.len()).unwrap();
+    let mut grad_x = on.zeros::<f32>(shape.len()).unwrap();
+    for momentum in [Momentum::Cumulative, Momentum::Average, Momentum::Exponential(0.1)] {
+        let config = Config { momentum, ..Config::default() };
+        let mut bn = BatchNorm::<f32, _>::new(&engine, 6, config).unwrap();
+        let mut saved = Saved::new();
+        let mut step = |bn: &mut BatchNorm<f32, Cuda>, saved: &mut Saved<_, f32>| {
+            bn.forward_into(&shape, x.as_view(), None, y.as_view_mut(), saved)
+        };
+        let mut back = |bn: &mut BatchNorm<f32, Cuda>, saved: &Saved<_, f32>| {
+            let grad_x = Some(grad_x.as_view_mut());
+            bn.backward_into(saved, x.as_view(), Input::View(x.as_view()), grad_x, None)
+        };
+        step(&mut bn, &mut saved).unwrap();
+        bn.bias_mut().unwrap().requires_grad = false;
+        back(&mut bn, &saved).unwrap();
+        let alone = on.download(bn.weight().unwrap().grad().unwrap().as_view()).unwrap();
+        let dict = bn.state_dict("").unwrap();
+        let stream = engine.stream().clone();
+        stream.begin_capture(MODE).unwrap();
+        let refused = |result: Result<()>, what: &str| match result {
+            Err(Error::Invalid { what: got, .. }) if got == what => {}
+            other => panic!("{momentum:?}: {other:?}, not a refusal of {what}"),
+        };
+        refused(bn.reset_running_stats(), "capture");
+        refused(bn.reset_parameters(), "capture");
+        refused(bn.load_state_dict(&dict, "", Strict::Yes).map(drop), "capture");
+        refused(bn.state_dict("").map(drop), "capture");
+        refused(engine.take_nonfinite().map(drop), "capture");
+        refused(on.write(&[0f32; 6], bn.running_mut().unwrap().mean.as_view_mut()), "capture");
+        match momentum {
+            Momentum::Exponential(_) => step(&mut bn, &mut saved).unwrap(),
+            _ => refused(step(&mut bn, &mut saved), "momentum"),
+        }
+        // One parameter has a gradient and the other has none.
+        bn.bias_mut().unwrap().requires_grad = true;
+        back(&mut bn, &saved).unwrap();
+        let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+        graph.launch().unwrap();
+        let grad = on.download(bn.weight().unwrap().grad().unwrap().as_view()).unwrap();
+        let doubled: Vec<f32> = alone.iter().map(|grad| 2.0 * grad).collect();
+        assert_eq!(grad, doubled, "{momentum:?}");
+        let grad = on.download(bn.bias().unwrap().grad().unwrap().as_view()).unwrap();
+        let sum: f32 = values(shape.len(), 1).iter().sum();
+        assert!((grad.iter().sum::<f32>() - sum).abs() < 1e-2, "{grad:?}, {sum}");
+    }
     assert_eq!(device.faults(), [""; 0]);
 }

@@ -16,6 +16,9 @@ every_engine![
     two_forwards_before_two_backwards,
     cumulative_momentum_is_the_plain_average,
     an_empty_batch_counts_and_changes_nothing_else,
+    averages_count_empty_batches_or_do_not,
+    the_first_batch_of_an_average_replaces_nan,
+    shapes_beyond_memory_are_refused,
     resets_restore_the_defaults,
     forms_with_and_without_memory_agree,
     residuals_are_added_and_get_their_gradient,
@@ -220,6 +223,66 @@ fn an_empty_batch_counts_and_changes_nothing_else<G: Engine>(engine: &G) {
     bn.eval();
     assert!(forward::<f32, G>(&mut bn, &empty, &[]).unwrap().0.is_empty());
     assert_eq!(bn.running().unwrap().num_batches_tracked, 2);
+}
+
+/// Empty batches first and between: `Cumulative` counts them, as PyTorch does, and keeps a part of
+/// the initial values; `Average` is that of the batches that had values.
+fn averages_count_empty_batches_or_do_not<G: Engine>(engine: &G) {
+    let (empty, pair) = (Shape::new(&[0, 3], 1).unwrap(), Shape::new(&[2, 3], 1).unwrap());
+    for (momentum, mean, var, count) in
+        [(Momentum::Cumulative, 2.25, 1.5, 2), (Momentum::Average, 4.5, 2.0, 1)]
+    {
+        let mut bn = layer(engine, Config { momentum, ..Config::default() });
+        forward::<f32, G>(&mut bn, &empty, &[]).unwrap();
+        // Mean 4.5, unbiased variance 2.
+        forward(&mut bn, &pair, &[3.5f32, 3.5, 3.5, 5.5, 5.5, 5.5]).unwrap();
+        let running = snapshot(&bn).running.unwrap();
+        assert_eq!(running, (vec![mean; 3], vec![var; 3], count), "{momentum:?}");
+    }
+}
+
+/// A weight of 1 for the new value replaces an old one that is not finite.
+fn the_first_batch_of_an_average_replaces_nan<G: Engine>(engine: &G) {
+    let pair = Shape::new(&[2, 3], 1).unwrap();
+    for momentum in [Momentum::Cumulative, Momentum::Average, Momentum::Exponential(1.0)] {
+        let mut bn = layer(engine, Config { momentum, ..Config::default() });
+        let running = bn.running_mut().unwrap();
+        running.mean = up(engine, &[f32::NAN, f32::INFINITY, 1.0]);
+        running.var = up(engine, &[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
+        forward(&mut bn, &pair, &[3.5f32, 3.5, 3.5, 5.5, 5.5, 5.5]).unwrap();
+        let running = snapshot(&bn).running.unwrap();
+        assert_eq!(running, (vec![4.5; 3], vec![2.0; 3], 1), "{momentum:?}");
+    }
+}
+
+/// Sizes that no memory has are errors of the arguments or of the memory, never the end of the
+/// process.
+fn shapes_beyond_memory_are_refused<G: Engine>(engine: &G) {
+    let mut bn = layer(engine, Config::default());
+    let x: Vec<f32> = numbers(small().len(), 1);
+    let (_, saved) = forward(&mut bn, &small(), &x).unwrap();
+    for rows in [10usize.pow(12), 10usize.pow(18)] {
+        let huge = Shape::new(&[rows, 3], 1).unwrap();
+        let refused = Error::Length { what: "x", expected: 3 * rows, got: x.len() };
+        assert_eq!(forward(&mut bn, &huge, &x).err(), Some(refused.clone()));
+        assert_eq!(infer(&bn, &huge, &x).err(), Some(refused.clone()));
+        let tensor = up(engine, &x);
+        let (a, b) = (view::<G, f32>(&tensor), view::<G, f32>(&tensor));
+        assert_eq!(bn.forward_add(&huge, a, b).err(), Some(refused));
+        assert!(BatchNorm::<f32, G>::new(engine, rows, Config::default()).is_err());
+        assert!(RunningStats::<G::Memory, f64>::new(engine.memory(), rows).is_err());
+        assert!(engine.memory().zeros::<f32>(rows).is_err());
+    }
+    let short = backward(&mut bn, &saved, &x[1..], &x).unwrap_err();
+    assert_eq!(short, Error::Length { what: "x", expected: 48, got: 47 });
+    let most = [0, usize::MAX];
+    let shape = Shape::new(&most, 1).unwrap();
+    let (x, mut record) = (up::<G, f32>(engine, &[]), up(engine, &[0f32]));
+    let args =
+        Stats::<G::Memory, f32> { x: view::<G, f32>(&x), record: view_mut::<G, f32>(&mut record) };
+    let refused = Error::Length { what: "record", expected: usize::MAX, got: 1 };
+    assert_eq!(engine.stats(&shape, args).err(), Some(refused));
+    assert!(BatchNorm::<f32, G>::new(engine, usize::MAX, Config::default()).is_err());
 }
 
 fn resets_restore_the_defaults<G: Engine>(engine: &G) {

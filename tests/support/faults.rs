@@ -31,17 +31,36 @@ pub fn pattern<E: Element>(len: usize) -> Vec<E> {
     (0..len).map(|i| run::narrow(0.5 + 0.25 * (i % 11) as f64)).collect()
 }
 
+/// An engine, and an argument that lies in another place than the others, if one does.
+pub struct On<'e, G: Engine> {
+    pub engine: &'e G,
+    pub elsewhere: Option<(&'static str, &'e G::Memory)>,
+}
+
+impl<'e, G: Engine> From<&'e G> for On<'e, G> {
+    fn from(engine: &'e G) -> Self {
+        Self { engine, elsewhere: None }
+    }
+}
+
 /// Makes buffers for one call, and looks at them after a refusal.
-struct Desk<'a, G: Engine> {
-    engine: &'a G,
+struct Desk<'e, G: Engine> {
+    on: On<'e, G>,
     fault: Fault,
 }
 
 impl<G: Engine> Desk<'_, G> {
+    /// Where an argument lies.
+    fn place(&self, what: &str) -> &G::Memory {
+        match self.on.elsewhere {
+            Some((name, there)) if name == what => there,
+            _ => self.on.engine.memory(),
+        }
+    }
     fn buf<E: Element>(&self, what: &str, len: usize) -> Buf<G, E> {
         let by = if self.fault.length.0 == what { self.fault.length.1 } else { 0 };
         let len = len.checked_add_signed(by).unwrap();
-        self.engine.memory().upload(&pattern::<E>(len)).unwrap()
+        self.place(what).upload(&pattern::<E>(len)).unwrap()
     }
     fn refused<E: Element>(
         &self,
@@ -55,18 +74,22 @@ impl<G: Engine> Desk<'_, G> {
         Some(error)
     }
     fn untouched<E: Element>(&self, buf: &Buf<G, E>) {
-        let values = self.engine.memory().download(G::Memory::view(buf)).unwrap();
+        let here = self.on.engine.memory();
+        let foreign =
+            self.on.elsewhere.filter(|_| here.check_here("", &G::Memory::view(buf)).is_err());
+        let place = foreign.map_or(here, |(_, there)| there);
+        let values = place.download(G::Memory::view(buf)).unwrap();
         assert_eq!(values, pattern::<E>(values.len()), "{:?}", self.fault);
     }
 }
 
-pub fn train<E: Element, G: Engine>(
-    engine: &G,
+pub fn train<'e, E: Element, G: Engine>(
+    on: impl Into<On<'e, G>>,
     shape: &Shape,
     fault: Fault,
     saved: Option<&mut SavedOn<G, E>>,
 ) -> Option<Error> {
-    let (desk, n, c) = (Desk { engine, fault }, shape.len(), shape.channels());
+    let (desk, n, c) = (Desk { on: on.into(), fault }, shape.len(), shape.channels());
     let [x, residual, mut y] = ["x", "residual", "y"].map(|what| desk.buf::<E>(what, n));
     let [weight, bias] = ["weight", "bias"].map(|what| desk.buf::<E::Acc>(what, c));
     let running = ["running_mean", "running_var"];
@@ -86,17 +109,17 @@ pub fn train<E: Element, G: Engine>(
         y: G::Memory::view_mut(&mut y),
         saved,
     };
-    let result = engine.forward_train(shape, args);
+    let result = desk.on.engine.forward_train(shape, args);
     desk.refused::<E>(result, &[&x, &residual, &y], &[&weight, &bias, &mean, &var])
 }
 
-pub fn eval<E: Element, G: Engine>(
-    engine: &G,
+pub fn eval<'e, E: Element, G: Engine>(
+    on: impl Into<On<'e, G>>,
     shape: &Shape,
     fault: Fault,
     saved: Option<&mut SavedOn<G, E>>,
 ) -> Option<Error> {
-    let (desk, n, c) = (Desk { engine, fault }, shape.len(), shape.channels());
+    let (desk, n, c) = (Desk { on: on.into(), fault }, shape.len(), shape.channels());
     let [x, residual, mut y] = ["x", "residual", "y"].map(|what| desk.buf::<E>(what, n));
     let [weight, bias] = ["weight", "bias"].map(|what| desk.buf::<E::Acc>(what, c));
     let [mean, var] = ["mean", "var"].map(|what| desk.buf::<E::Acc>(what, c));
@@ -112,17 +135,17 @@ pub fn eval<E: Element, G: Engine>(
         y: G::Memory::view_mut(&mut y),
         saved,
     };
-    let result = engine.forward_eval(shape, args);
+    let result = desk.on.engine.forward_eval(shape, args);
     desk.refused::<E>(result, &[&x, &residual, &y], &[&weight, &bias, &mean, &var])
 }
 
-pub fn back<E: Element, G: Engine>(
-    engine: &G,
+pub fn back<'e, E: Element, G: Engine>(
+    on: impl Into<On<'e, G>>,
     shape: &Shape,
     fault: Fault,
     saved: &SavedOn<G, E>,
 ) -> Option<Error> {
-    let (desk, n, c) = (Desk { engine, fault }, shape.len(), shape.channels());
+    let (desk, n, c) = (Desk { on: on.into(), fault }, shape.len(), shape.channels());
     let [x, grad_y] = ["x", "grad_y"].map(|what| desk.buf::<E>(what, n));
     let [mut grad_x, mut grad_residual] =
         ["grad_x", "grad_residual"].map(|what| desk.buf::<E>(what, n));
@@ -148,32 +171,37 @@ pub fn back<E: Element, G: Engine>(
         sums: has("sums").then(|| G::Memory::view_mut(&mut sums)),
         total_sums: has("total_sums").then(|| G::Memory::view(&total)),
     };
-    let result = engine.backward(shape, args);
+    let result = desk.on.engine.backward(shape, args);
     let parameters = [&weight, &bias, &grad_weight, &grad_bias, &sums, &total];
     desk.refused::<E>(result, &[&x, &grad_y, &grad_x, &grad_residual], &parameters)
 }
 
-pub fn stats<E: Element, G: Engine>(engine: &G, shape: &Shape, fault: Fault) -> Option<Error> {
-    let desk = Desk { engine, fault };
+pub fn stats<'e, E: Element, G: Engine>(
+    on: impl Into<On<'e, G>>,
+    shape: &Shape,
+    fault: Fault,
+) -> Option<Error> {
+    let desk = Desk { on: on.into(), fault };
     let x = desk.buf::<E>("x", shape.len());
     let mut record = desk.buf::<E::Acc>("record", 2 * shape.channels() + 1);
     let (x_view, record_view) = (G::Memory::view(&x), G::Memory::view_mut(&mut record));
-    let result = engine.stats(shape, Stats::<G::Memory, E> { x: x_view, record: record_view });
+    let result =
+        desk.on.engine.stats(shape, Stats::<G::Memory, E> { x: x_view, record: record_view });
     desk.refused::<E>(result, &[&x], &[&record])
 }
 
 /// `records` apart, as their content says how many values there are.
-pub fn merge<P: Real, G: Engine>(
-    engine: &G,
+pub fn merge<'e, P: Real, G: Engine>(
+    on: impl Into<On<'e, G>>,
     channels: usize,
     fault: Fault,
     records: &[P],
 ) -> Option<Error> {
-    let desk = Desk { engine, fault };
+    let desk = Desk { on: on.into(), fault };
     let [mut mean, mut var] = ["mean", "var"].map(|what| desk.buf::<P>(what, channels));
     let running = ["running_mean", "running_var"];
     let [mut running_mean, mut running_var] = running.map(|what| desk.buf::<P>(what, channels));
-    let records = engine.memory().upload(records).unwrap();
+    let records = desk.place("records").upload(records).unwrap();
     let args = MergeStats::<G::Memory, P> {
         records: G::Memory::view(&records),
         known: 0,
@@ -185,6 +213,6 @@ pub fn merge<P: Real, G: Engine>(
         mean: G::Memory::view_mut(&mut mean),
         var: G::Memory::view_mut(&mut var),
     };
-    let result = engine.merge_stats(args);
+    let result = desk.on.engine.merge_stats(args);
     desk.refused::<P>(result, &[&mean, &var, &running_mean, &running_var], &[])
 }

@@ -6,7 +6,7 @@
 //! channels whole, one task takes all steps on it; otherwise every step is a round over all tiles.
 //! `table` holds the coefficients of channels that they share, `coefs` brings them to the loops.
 //! `compiled` leads from the trait to `operations`, where all of this is one type's.
-use super::args::check_values_per_channel;
+use super::args::{blend, check_values_per_channel, total_count};
 use super::saved::Buffers;
 use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain};
 use super::{MergeStats, Request, Running, Stats};
@@ -45,6 +45,9 @@ mod train;
 ///
 /// Results do not depend on the number of threads, nor on the machine's vector instructions: bit
 /// for bit. Clones share their workspaces; any number of threads may use one engine at a time.
+///
+/// After `fork` the child has none of the pool's threads, and waits for them for ever: start rayon's
+/// pool in the child alone, or let it run within a pool of its own (`rayon::ThreadPool::install`).
 #[derive(Debug, Clone, Default)]
 pub struct Cpu {
     /// Those not in use. They grow to the largest step and are kept.
@@ -104,9 +107,9 @@ impl Engine for Cpu {
         compiled::run::<compiled::Stats, E>(self, shape, args)
     }
     fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Host, P>) -> Result<()> {
-        let channels = args.check()?;
+        let channels = args.check(&Host)?;
         let parts = || args.records.chunks_exact(2 * channels + 1);
-        let total: f64 = parts().map(|part| part[2 * channels].to_f64()).sum();
+        let total = total_count(parts().map(|part| part[2 * channels]).enumerate())?;
         check_values_per_channel("records", total as usize)?;
         for c in 0..channels {
             let mut all = Moments::default();
@@ -172,7 +175,7 @@ fn update<P: Real>(
     batch: impl Fn(usize) -> Moments,
 ) {
     let Some(Running { mean, var, factor }) = running else { return };
-    let blend = |old: P, new: f64| P::from_f64((1.0 - *factor) * old.to_f64() + *factor * new);
+    let blend = |old: P, new: f64| blend(old, new, *factor);
     let running = mean[channels.clone()].iter_mut().zip(&mut var[channels]);
     for (k, (mean, var)) in running.enumerate() {
         let batch = batch(k);

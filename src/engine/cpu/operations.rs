@@ -13,7 +13,7 @@ impl Cpu {
         shape: &Shape,
         mut args: ForwardTrain<'_, Host, E>,
     ) -> Result<()> {
-        args.check(shape)?;
+        args.check(&Host, shape)?;
         let saved = args.open(self, shape)?.map(Opened::filled);
         let parameters = Parameters { weight: args.weight, bias: args.bias };
         let output = Output {
@@ -33,7 +33,7 @@ impl Cpu {
         shape: &Shape,
         mut args: ForwardEval<'_, Host, E>,
     ) -> Result<()> {
-        args.check(shape)?;
+        args.check(&Host, shape)?;
         let mut saved = args.open(self, shape)?.map(Opened::filled);
         let plan = Plan::once(shape);
         let parameters = Parameters { weight: args.weight, bias: args.bias };
@@ -89,7 +89,7 @@ impl Cpu {
         shape: &Shape,
         args: Stats<'_, Host, E>,
     ) -> Result<()> {
-        args.check(shape)?;
+        args.check(&Host, shape)?;
         let (mean, rest) = args.record.split_at_mut(shape.channels());
         if shape.is_empty() {
             mean.fill(Real::from_f64(0.0));

@@ -1,7 +1,7 @@
 //! Both forwards, and statistics for synchronized ones.
 use super::launch::{Channels, Outputs};
 use super::resident::Step;
-use super::{Cuda, Layout, Pointers, Ptr, home};
+use super::{Cuda, Layout, Pointers, Ptr};
 use crate::engine::saved::Mark;
 use crate::engine::{Activation, ForwardEval, ForwardTrain, Input, MergeStats, Running, Stats};
 use crate::{Device, Element, Error, Memory, Real, Result, Shape};
@@ -13,16 +13,6 @@ impl Cuda {
         shape: &Shape,
         mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
-        let running = args.running.as_ref();
-        self.check_here([
-            ("x", home(&args.x)),
-            ("residual", args.residual.as_ref().and_then(home)),
-            ("weight", args.weight.as_ref().and_then(home)),
-            ("bias", args.bias.as_ref().and_then(home)),
-            ("running_mean", running.and_then(|r| home(&r.mean))),
-            ("running_var", running.and_then(|r| home(&r.var))),
-            ("y", home(&args.y)),
-        ])?;
         let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
         let resident = self.resident(shape, E::DTYPE, Step::Forward)?;
         let layout = Layout::new::<E::Acc>(&plan).or(resident.as_ref().map(|(plan, _)| plan));
@@ -89,19 +79,6 @@ impl Cuda {
         mut args: ForwardEval<'_, Device, E>,
         applies: bool,
     ) -> Result<()> {
-        let x_home = match &args.x {
-            Input::View(x) => home(x),
-            Input::InPlace => None,
-        };
-        self.check_here([
-            ("x", x_home),
-            ("residual", args.residual.as_ref().and_then(home)),
-            ("weight", args.weight.as_ref().and_then(home)),
-            ("bias", args.bias.as_ref().and_then(home)),
-            ("mean", home(&args.mean)),
-            ("var", home(&args.var)),
-            ("y", home(&args.y)),
-        ])?;
         let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
         let layout = Layout::of_channels::<E::Acc>(&plan);
         let room = self.shared.workspace.room(&self.memory, layout)?;
@@ -146,7 +123,6 @@ impl Cuda {
         shape: &Shape,
         args: Stats<'_, Device, E>,
     ) -> Result<()> {
-        self.check_here([("x", home(&args.x)), ("record", home(&args.record))])?;
         let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
         let room = self.shared.workspace.room(&self.memory, Layout::new::<E::Acc>(&plan))?;
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));

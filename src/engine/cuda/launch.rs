@@ -5,8 +5,8 @@
 //! plan that `geometry` and `merge` come from covers exactly the elements of that shape.
 use super::module::{Kernels, ResidentKernels, Tiled};
 use super::plan::{Geometry, Plan};
-use super::pointers::Ptr;
 use super::resident::Resident;
+use crate::engine::pointers::Ptr;
 use crate::memory::refused;
 use crate::{Element, Result};
 use cudarc::driver::{CudaFunction, CudaStream, result};

@@ -4,12 +4,12 @@
 //! between two passes over it, as far as `tuning` leaves that to them. `module` loads the kernels that
 //! `kernels/` holds, `launch` starts them, `forward` and `backward` are the order in which they follow
 //! each other.
-use super::args::check_values_per_channel;
-use super::pointers::{self, Pointers, Ptr, home};
+use super::args::{check_values_per_channel, total_count};
+use super::pointers::{Pointers, Ptr};
 use super::{
     Activation, Backward, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request, Stats,
 };
-use crate::memory::{new_stream, refused};
+use crate::memory::{check_stream, new_stream, refused};
 use crate::{DType, Device, Element, Memory, Real, Result, Shape};
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaStream};
@@ -77,8 +77,10 @@ impl Cuda {
     /// On this stream.
     ///
     /// # Errors
-    /// As [`Cuda::new`].
+    /// As [`Cuda::new`]; [`Error::Unsupported`](crate::Error::Unsupported) where the handle means a
+    /// stream per thread.
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
+        check_stream(&stream, NAME)?;
         let context = stream.context();
         let figures = figures(context)?;
         let modules = Modules::of(context)?;
@@ -178,14 +180,6 @@ impl Cuda {
     fn launcher<'a>(&'a self, kernels: &'a Kernels) -> Launcher<'a> {
         Launcher { kernels, stream: self.stream() }
     }
-
-    /// Refuses arguments of another device.
-    fn check_here<const N: usize>(
-        &self,
-        arguments: [(&'static str, Option<&Arc<CudaStream>>); N],
-    ) -> Result<()> {
-        pointers::check_here(self.stream(), arguments)
-    }
 }
 
 impl std::fmt::Debug for Cuda {
@@ -269,7 +263,7 @@ impl Engine for Cuda {
         shape: &Shape,
         args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
-        args.check(shape)?;
+        args.check(&self.memory, shape)?;
         self.train(shape, args)
     }
 
@@ -278,7 +272,7 @@ impl Engine for Cuda {
         shape: &Shape,
         args: ForwardEval<'_, Device, E>,
     ) -> Result<()> {
-        args.check(shape)?;
+        args.check(&self.memory, shape)?;
         self.eval(shape, args, true)
     }
 
@@ -288,21 +282,12 @@ impl Engine for Cuda {
     }
 
     fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Device, E>) -> Result<()> {
-        args.check(shape)?;
+        args.check(&self.memory, shape)?;
         self.record(shape, args)
     }
 
     fn merge_stats<P: Real>(&self, args: MergeStats<'_, Device, P>) -> Result<()> {
-        let channels = args.check()?;
-        let [records, mean, var] = [home(&args.records), home(&args.mean), home(&args.var)];
-        let running = args.running.as_ref();
-        self.check_here([
-            ("records", records),
-            ("running_mean", running.and_then(|r| home(&r.mean))),
-            ("running_var", running.and_then(|r| home(&r.var))),
-            ("mean", mean),
-            ("var", var),
-        ])?;
+        let channels = args.check(&self.memory)?;
         if args.known < 2 && !self.memory.is_capturing()? {
             self.check_total(channels, &args)?;
         }
@@ -320,7 +305,7 @@ impl Cuda {
         let (mut total, record) = (0.0, 2 * channels + 1);
         for end in (record..=args.records.len()).step_by(record) {
             let count = self.memory.download(args.records.slice(end - 1..end))?;
-            total += count.into_iter().map(Real::to_f64).sum::<f64>();
+            total += total_count(count.into_iter().map(|count| (end / record - 1, count)))?;
             if total > 1.0 {
                 return Ok(());
             }

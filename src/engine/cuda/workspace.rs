@@ -1,7 +1,7 @@
 //! What a step works in beside its arguments.
 use super::plan::Plan;
-use super::pointers::Ptr;
 use super::resident::Resident;
+use crate::engine::pointers::Ptr;
 use crate::memory::refused;
 use crate::{Device, Error, Memory, Result};
 use cudarc::driver::{CudaSlice, DevicePtr};

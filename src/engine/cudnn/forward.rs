@@ -4,7 +4,7 @@ use super::launch::{Inference, Training};
 use super::limits::Details;
 use super::{Cudnn, Space};
 use crate::engine::args::open;
-use crate::engine::pointers::{Pointers, Ptr, home};
+use crate::engine::pointers::{Pointers, Ptr};
 use crate::engine::saved::Mark;
 use crate::engine::{ForwardEval, ForwardTrain, Input, Op, Request, Running};
 use crate::{Device, Element, Memory, Result, Shape};
@@ -23,16 +23,6 @@ impl Cudnn {
             in_place: false,
         };
         let form = Form::new(shape, request, Details::default(), self.persistent)?;
-        let running = args.running.as_ref();
-        self.check_here([
-            ("x", home(&args.x)),
-            ("residual", args.residual.as_ref().and_then(home)),
-            ("weight", args.weight.as_ref().and_then(home)),
-            ("bias", args.bias.as_ref().and_then(home)),
-            ("running_mean", running.and_then(|r| home(&r.mean))),
-            ("running_var", running.and_then(|r| home(&r.var))),
-            ("y", home(&args.y)),
-        ])?;
         // Refuses what is unknown before anything is saved.
         let kept = form.kept(&self.desk().describe(&form)?);
 
@@ -99,18 +89,6 @@ impl Cudnn {
         };
         let details = Details { saves_frozen: args.saved.is_some(), ..Details::default() };
         let form = Form::new(shape, request, details, self.persistent)?;
-        let x_home = match &args.x {
-            Input::View(x) => home(x),
-            Input::InPlace => None,
-        };
-        self.check_here([
-            ("x", x_home),
-            ("weight", args.weight.as_ref().and_then(home)),
-            ("bias", args.bias.as_ref().and_then(home)),
-            ("mean", home(&args.mean)),
-            ("var", home(&args.var)),
-            ("y", home(&args.y)),
-        ])?;
         let ForwardEval { x, weight, bias, mean, var, eps, y, .. } = args;
         let mut desk = self.desk();
         desk.describe(&form)?;

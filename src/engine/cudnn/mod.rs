@@ -4,11 +4,10 @@
 //! `limits` is what it is not asked for, `form` how a tensor is described to it, `raw` calls it,
 //! `desk` is what the steps of a stream share, `launch` makes typed calls of `forward` and
 //! `backward`.
-use super::pointers;
 use super::{
     Activation, Backward, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request, Stats,
 };
-use crate::memory::new_stream;
+use crate::memory::{check_stream, new_stream};
 use crate::{DType, Device, Element, Error, Real, Result, Shape, library};
 use cudarc::cudnn::sys::{cudnnErrQueryMode_t, cudnnStatus_t};
 use cudarc::driver::CudaStream;
@@ -69,8 +68,9 @@ impl Cudnn {
     /// On this stream.
     ///
     /// # Errors
-    /// As [`Cudnn::new`].
+    /// As [`Cudnn::new`]; [`Error::Unsupported`] where the handle means a stream per thread.
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
+        check_stream(&stream, NAME)?;
         library::cudnn(raw::SYMBOLS)?;
         let desk = Arc::new(Mutex::new(Desk::new(&stream)?));
         Ok(Self { memory: Device::new(stream), desk, persistent: false })
@@ -155,14 +155,6 @@ impl Cudnn {
         let channels = if weight && bias { 0 } else { shape.channels() };
         desk.constants(&self.memory, channels)
     }
-
-    /// Refuses arguments of another device.
-    fn check_here<const N: usize>(
-        &self,
-        arguments: [(&'static str, Option<&Arc<CudaStream>>); N],
-    ) -> Result<()> {
-        pointers::check_here(self.stream(), arguments)
-    }
 }
 
 impl std::fmt::Debug for Cudnn {
@@ -211,7 +203,7 @@ impl Engine for Cudnn {
         shape: &Shape,
         args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
-        args.check(shape)?;
+        args.check(&self.memory, shape)?;
         self.train(shape, args)
     }
 
@@ -220,7 +212,7 @@ impl Engine for Cudnn {
         shape: &Shape,
         args: ForwardEval<'_, Device, E>,
     ) -> Result<()> {
-        args.check(shape)?;
+        args.check(&self.memory, shape)?;
         self.eval(shape, args)
     }
 
@@ -230,12 +222,12 @@ impl Engine for Cudnn {
     }
 
     fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Device, E>) -> Result<()> {
-        args.check(shape)?;
+        args.check(&self.memory, shape)?;
         Err(self.no_call(Op::Stats, E::DTYPE, shape))
     }
 
     fn merge_stats<P: Real>(&self, args: MergeStats<'_, Device, P>) -> Result<()> {
-        let shape = Shape::new(&[1, args.check()?], 1)?;
+        let shape = Shape::new(&[1, args.check(&self.memory)?], 1)?;
         Err(self.no_call(Op::MergeStats, P::DTYPE, &shape))
     }
 }
