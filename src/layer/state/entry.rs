@@ -49,12 +49,50 @@ impl Entry {
         }
     }
 
-    /// The value of a 64-bit integer scalar; PyTorch before 0.4 wrote scalars with shape `[1]`.
-    pub fn integer(&self) -> Option<i64> {
-        let scalar = matches!(self.shape[..], [] | [1]) && self.dtype == Dtype::I64;
-        let bytes = self.data.as_slice().try_into().ok()?;
-        scalar.then_some(i64::from_le_bytes(bytes))
+    /// The value as a count of at most `i64::MAX`, or what it is instead; none where this is not one
+    /// number. PyTorch before 0.4 wrote scalars with shape `[1]`.
+    pub fn count(&self) -> Option<Result<u64, String>> {
+        if !matches!(self.shape[..], [] | [1]) {
+            return None;
+        }
+        let data = &self.data;
+        let float = |value: f64| match value {
+            // i64::MAX itself is no f64; what is below 2^63 is at most that.
+            value if value >= 0.0 && value < 2f64.powi(63) && value.fract() == 0.0 => {
+                Ok(value as u64)
+            }
+            value => Err(value.to_string()),
+        };
+        Some(match self.dtype {
+            Dtype::I8 => whole(number(data).map(i8::from_le_bytes)?),
+            Dtype::U8 => whole(number(data).map(u8::from_le_bytes)?),
+            Dtype::I16 => whole(number(data).map(i16::from_le_bytes)?),
+            Dtype::U16 => whole(number(data).map(u16::from_le_bytes)?),
+            Dtype::I32 => whole(number(data).map(i32::from_le_bytes)?),
+            Dtype::U32 => whole(number(data).map(u32::from_le_bytes)?),
+            Dtype::I64 => whole(number(data).map(i64::from_le_bytes)?),
+            Dtype::U64 => whole(number(data).map(u64::from_le_bytes)?),
+            Dtype::F16 => float(f16::from_le_bytes(number(data)?).to_f64()),
+            Dtype::BF16 => float(bf16::from_le_bytes(number(data)?).to_f64()),
+            Dtype::F32 => float(f32::from_le_bytes(number(data)?).into()),
+            Dtype::F64 => float(f64::from_le_bytes(number(data)?)),
+            _ => return None,
+        })
     }
+}
+
+/// The bytes of one number.
+fn number<const N: usize>(data: &[u8]) -> Option<[u8; N]> {
+    data.try_into().ok()
+}
+
+/// A whole number as a count.
+fn whole<T: Copy + fmt::Display>(value: T) -> Result<u64, String>
+where
+    i64: TryFrom<T>,
+{
+    let count = i64::try_from(value).ok().and_then(|count| u64::try_from(count).ok());
+    count.ok_or_else(|| value.to_string())
 }
 
 fn decode<P: Real, const N: usize>(data: &[u8], value: impl Fn([u8; N]) -> f64) -> Vec<P> {

@@ -1,5 +1,6 @@
 //! A layer's state dict: PyTorch's five names, all checked before the first write.
 use std::fmt;
+use std::ops::Bound;
 
 use super::entry::{Entry, accepted};
 use super::{StateDict, state};
@@ -24,8 +25,8 @@ pub struct LoadReport {
     pub missing: Vec<String>,
     /// There under the prefix, and not of this layer.
     pub unexpected: Vec<String>,
-    /// There, but of a wrong shape, of a type that does not widen to the layer's, or a counter
-    /// below 0.
+    /// There, but of a wrong shape, of a type that does not widen to the layer's, or a counter that
+    /// is no count.
     pub mismatched: Vec<Mismatch>,
 }
 
@@ -104,22 +105,23 @@ impl<'a> Reader<'a> {
     fn counter(&mut self) -> Option<u64> {
         let (name, entry) = self.entry(COUNTER);
         let entry = entry?;
-        let got = match entry.integer() {
-            Some(count) => match u64::try_from(count) {
-                Ok(count) => return Some(count),
-                Err(_) => count.to_string(),
-            },
+        let got = match entry.count() {
+            Some(Ok(count)) => return Some(count),
+            Some(Err(value)) => value,
             None => entry.to_string(),
         };
-        self.mismatch(name, "i64 [], 0 or more".into(), got);
+        self.mismatch(name, "one whole number from 0 to i64::MAX".into(), got);
         None
     }
 
     /// Names under the prefix that nobody asked for.
     fn unexpected(&mut self) {
-        let names = self.dict.names().filter(|name| name.starts_with(self.prefix));
-        let names = names.filter(|name| !self.expected.iter().any(|e| e == name));
-        self.report.unexpected = names.map(String::from).collect();
+        // From the prefix on, not from the start: a dict of many layers is asked once for each.
+        let from = (Bound::Included(self.prefix), Bound::Unbounded);
+        let names = self.dict.entries.range::<str, _>(from).map(|(name, _)| name);
+        let names = names.take_while(|name| name.starts_with(self.prefix));
+        let names = names.filter(|name| !self.expected.contains(name));
+        self.report.unexpected = names.cloned().collect();
     }
 }
 
@@ -156,7 +158,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// begin with `prefix` concern this layer.
     ///
     /// f16 and bf16 entries widen to f32 and f64 parameters, f32 entries to f64 ones; other types
-    /// do not fit. A missing counter is never reported, as in PyTorch: files from before it had
+    /// do not fit. The counter may be of any type of whole or of floating-point numbers, as in a dict
+    /// that was converted by `.half()`, if its value is a count. A missing counter is never reported, as in PyTorch: files from before it had
     /// one load, and the layer keeps its own. Values may be anything, NaN too. Gradients and mode
     /// stay.
     ///
@@ -166,7 +169,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// # Errors
     /// With [`Strict::Yes`], [`Error::Load`] with everything that was not as expected;
     /// [`Error::Length`] where a buffer of the layer was replaced by one of another length; the
-    /// memory's refusal. Everything is checked before the first write.
+    /// memory's refusal. Everything is checked before the first write; a device that fails at a later
+    /// one leaves the layer with a part of the dict.
     pub fn load_state_dict(
         &mut self,
         dict: &StateDict,
