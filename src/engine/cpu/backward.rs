@@ -39,7 +39,9 @@ impl Cpu {
             }
             (Activation::Relu, _) => Gate::Recompute,
         };
-        let read = Read { plan, x, gate };
+        let is_small = |invstd: &E::Acc| invstd.to_f64() > grad::LEAST_INVSTD;
+        let deviations = saved.invstd.iter().any(is_small).then_some(&saved.invstd[..]);
+        let read = Read { plan, x, gate, deviations };
         let grad_y = match grad_y {
             Input::View(grad_y) => Some(grad_y),
             Input::InPlace => None,
@@ -269,7 +271,7 @@ impl<A: Real> Results<'_, A> {
 
 /// How the tensors are written.
 #[derive(Clone, Copy)]
-struct Outputs<'a, E> {
+struct Outputs<'a, E: Element> {
     read: Read<'a, E>,
     grad_y: Option<&'a [E]>,
     frozen: bool,

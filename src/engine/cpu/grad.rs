@@ -54,10 +54,12 @@ impl Gate<'_> {
 
 /// What both steps read.
 #[derive(Clone, Copy)]
-pub(super) struct Read<'a, E> {
+pub(super) struct Read<'a, E: Element> {
     pub plan: &'a Plan,
     pub x: &'a [E],
     pub gate: Gate<'a>,
+    /// invstd of all channels, if that of any is above [`LEAST_INVSTD`].
+    pub deviations: Option<&'a [E::Acc]>,
 }
 
 /// Where `grad_y` stands.
@@ -83,6 +85,72 @@ impl<'a, E: Element> Source<'a, '_, E> {
 /// or of its columns where runs are short.
 #[inline(always)]
 pub(super) fn sums<E: Element>(
+    simd: Simd,
+    read: Read<'_, E>,
+    tile: &Tile,
+    grad_y: Source<'_, '_, E>,
+    table: &Table<'_, E::Acc>,
+    slot: &mut [f64],
+) {
+    fast_sums(simd, read, tile, grad_y, table, slot);
+    // Zero times what is finite is zero.
+    if lanes::total(slot, |v| v * 0.0) != 0.0 || read.deviations.is_some() {
+        wide_sums(read, tile, grad_y, table, slot);
+    }
+}
+
+/// The definition, in f64, for sums that are not finite (an infinity or a NaN among the values, or
+/// products beyond f32), and for channels whose products may be lost below f32.
+#[inline(never)]
+fn wide_sums<E: Element>(
+    read: Read<'_, E>,
+    tile: &Tile,
+    grad_y: Source<'_, '_, E>,
+    table: &Table<'_, E::Acc>,
+    slot: &mut [f64],
+) {
+    let Read { plan, x, gate, deviations } = read;
+    let half = slot.len() / 2;
+    let (sums, products) = slot.split_at_mut(half);
+    let run = if plan.long_runs { plan.inner().min(tile.cols.len()) } else { 1 };
+    for (k, start) in tile.cols.clone().step_by(run).enumerate() {
+        let channel = start % plan.row() / plan.inner();
+        let is_small = deviations.is_some_and(|invstd| invstd[channel].to_f64() > LEAST_INVSTD);
+        if sums[k].is_finite() && products[k].is_finite() && !is_small {
+            continue;
+        }
+        let coef = table.at(channel);
+        let (mut sum, mut product) = (0.0, 0.0);
+        for row in tile.rows.clone() {
+            let cols = start..start + run;
+            let x = &x[clipped(row, cols.clone(), plan.width, plan.len())];
+            let grad_y = grad_y.row(plan, row, cols);
+            for (i, (x, g)) in x.iter().zip(grad_y).enumerate() {
+                let x = x.widen();
+                let is_stopped = match gate {
+                    Gate::Open => false,
+                    Gate::Recompute => coef.normalize(x) <= E::ROUNDS_TO_ZERO,
+                    Gate::Mask(mask) => {
+                        let (byte, bit) = plan.mask_bit(row, start + i);
+                        mask[byte] >> bit & 1 == 0
+                    }
+                };
+                let g = if is_stopped { 0.0 } else { g.widen().to_f64() };
+                sum += g;
+                product += g * (x.to_f64() - coef.mean.to_f64());
+            }
+        }
+        (sums[k], products[k]) = (sum, product);
+    }
+}
+
+/// From this invstd on, products of gradients and distances may be subnormal in f32 where what they
+/// come to is not.
+pub(super) const LEAST_INVSTD: f64 = 1e10;
+
+/// The same in the accumulating type.
+#[inline(always)]
+fn fast_sums<E: Element>(
     simd: Simd,
     read: Read<'_, E>,
     tile: &Tile,
@@ -177,7 +245,7 @@ fn add_rows<E: Element, const R: usize>(
     gated: &mut [Scratch<E>; 2],
     (sum, product): (&mut [E::Acc; BLOCK], &mut [E::Acc; BLOCK]),
 ) -> usize {
-    let Read { plan, x, gate } = black_box(read); // as in `piece`
+    let Read { plan, x, gate, .. } = black_box(read); // as in `piece`
     let none = &x[..0];
     let (mut xs, mut gs, mut ahead) = ([none; R], [none; R], [[none; 2]; R]);
     for (r, gated) in gated.iter_mut().take(R).enumerate() {
@@ -268,7 +336,7 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
         at: C,
     ) {
         let this = black_box(self); // as in the forward
-        let Read { plan, x, gate } = this.read;
+        let Read { plan, x, gate, .. } = this.read;
         let range = clipped(row, cols.clone(), plan.width, plan.len());
         let (frozen, recomputes) = (this.frozen, gate.recomputes());
         let reads_x = !frozen || recomputes;

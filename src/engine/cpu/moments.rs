@@ -2,7 +2,7 @@
 //! f64.
 use super::lanes;
 use super::plan::{Plan, Tile};
-use crate::{Element, Real, Shape};
+use crate::{DType, Element, Real, Shape};
 
 /// Count, mean, and sum of squared differences from the mean.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -168,13 +168,15 @@ pub(super) fn merge<E: Element>(
             into_squares[k] = lanes::total(square, |v| v) + each * between;
         }
     }
+    let count = shape.per_channel() as f64;
     for (k, c) in channels.enumerate() {
-        if !into_squares[k].is_finite() {
+        // Squares below f32 matter beside an eps that is as small.
+        let is_small = eps > 0.0 && eps < SMALL_EPS && into_squares[k] < count * SMALL_VAR;
+        if !into_squares[k].is_finite() || is_small && E::Acc::DTYPE == DType::F32 {
             let Moments { base, offset, squares, .. } = wide_moments(shape, c, x);
             (bases[k], into_offsets[k], into_squares[k]) = (base, offset, squares);
         }
     }
-    let count = shape.per_channel() as f64;
     for (invstd, &squares) in invstds[..n].iter_mut().zip(&*into_squares) {
         let all = Moments { count, squares, ..Moments::default() };
         *invstd = 1.0 / (all.var() + eps).sqrt();
@@ -209,12 +211,18 @@ fn chan(
     }
 }
 
-/// The definition, for channels whose sums are not finite: an infinity or a NaN among the values,
-/// or squares beyond f32.
+/// Up to this eps, variances below the other are computed from squares in f64: those in f32 end at
+/// 1e-45, and have lost digits from 1e-38 on.
+const SMALL_EPS: f64 = 1e-30;
+const SMALL_VAR: f64 = 1e-25;
+
+/// The definition, for channels whose sums are not finite (an infinity or a NaN among the values, or
+/// squares beyond f32) or whose squares may be below f32.
 fn wide_moments<E: Element>(shape: &Shape, c: usize, x: &[E]) -> Moments {
     let values = || shape.channel(c).map(|i| x[i].widen().to_f64());
     let count = shape.per_channel() as f64;
-    let mean = values().sum::<f64>() / count;
-    let squares = values().map(|x| (x - mean).powi(2)).sum();
-    Moments { count, base: mean, offset: 0.0, squares }
+    let base = values().next().filter(|first| first.is_finite()).unwrap_or(0.0);
+    let offset = values().map(|x| x - base).sum::<f64>() / count;
+    let squares = values().map(|x| (x - base - offset).powi(2)).sum();
+    Moments { count, base, offset, squares }
 }

@@ -343,6 +343,14 @@ impl Plan {
         };
         at(cols.start)..at(cols.end)
     }
+    /// Where the mask has the bit of a column of a row: its byte, and its place in that.
+    pub fn mask_bit(&self, row: usize, col: usize) -> (usize, usize) {
+        let (run, within) = match self.long_runs {
+            true => (col / self.inner() * self.inner().div_ceil(8), col % self.inner()),
+            false => (0, col),
+        };
+        (row * self.mask_width() + run + within / 8, within % 8)
+    }
     /// Bytes of a mask.
     pub fn mask_len(&self) -> usize {
         self.rows * self.mask_width()

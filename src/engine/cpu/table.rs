@@ -78,7 +78,9 @@ impl<'a, A: Real> TableMut<'a, A> {
         for k in 0..n {
             let (mean_k, rest, invstd) = of(k);
             (mean[k], scale[k]) = (mean_k, weight.map_or(invstd, |weight| weight[k] * invstd));
-            bias[k] = given.map_or(A::default(), |bias| bias[k]) - rest * scale[k];
+            let given = given.map_or(A::default(), |bias| bias[k]);
+            // A scale that is infinite times no rest would be NaN.
+            bias[k] = if rest == A::default() { given } else { given - rest * scale[k] };
         }
     }
     /// Sets `mean_g` and `slope`, which `of` gives.
