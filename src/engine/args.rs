@@ -168,7 +168,8 @@ pub struct Stats<'a, M: Memory, E: Element> {
 /// Arguments of [`Engine::merge_stats`].
 pub struct MergeStats<'a, M: Memory, P: Real> {
     /// The records of all parts, one after the other. A part may be empty. Counts that are no whole
-    /// numbers are refused, on a device as far as they are read back: see `known`.
+    /// numbers from 0 on are refused. An engine on a device refuses only those that it reads back: none
+    /// where the caller vouches for 2 values with `known`, otherwise those up to the second value.
     pub records: M::View<'a, P>,
     /// How many values per channel the caller knows to be counted in the records, such as those of
     /// its own part; 0 where it knows of none. From 2 on an engine on a device need not read the
@@ -331,14 +332,16 @@ impl<M: Memory, P: Real> MergeStats<'_, M, P> {
     }
 }
 
-/// The counts of records, by the records' numbers, added up. Refuses what is no count before anything is merged.
+/// The counts of records, by the records' numbers, added up. Refuses what is no count before anything
+/// is merged.
 pub(crate) fn total_count<P: Real>(counts: impl Iterator<Item = (usize, P)>) -> Result<f64> {
     let mut total = 0.0;
     for (part, count) in counts {
         let count = count.to_f64();
         if !(count >= 0.0 && count.is_finite() && count.fract() == 0.0) {
-            let reason =
-                format!("expected counts that are whole numbers, got {count} in record {part}");
+            let reason = format!(
+                "expected counts that are whole numbers from 0 on, got {count} in record {part}"
+            );
             return Err(Error::invalid("records", reason));
         }
         total += count;

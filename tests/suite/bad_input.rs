@@ -210,8 +210,9 @@ fn merging_refuses_what_is_no_batch<G: Engine>(engine: &G) {
     assert_eq!(message(merge::<f64, G>(engine, 1, NONE, &one)), ONE_VALUE_MERGED);
     for count in [0.5, -1.0, f64::NAN, f64::INFINITY] {
         let none = merge::<f64, G>(engine, 1, NONE, &[0.5, 0.0, 1.0, 0.5, 0.0, count]);
-        let expected =
-            format!("records: expected counts that are whole numbers, got {count} in record 1");
+        let expected = format!(
+            "records: expected counts that are whole numbers from 0 on, got {count} in record 1"
+        );
         assert_eq!(message(none), expected);
     }
     let among = [&[0.0; 3][..], &one, &[0.0; 3]].concat();
