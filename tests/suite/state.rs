@@ -251,6 +251,8 @@ fn counters_are_integers_from_zero_on<G: Engine>(engine: &G) {
     assert_eq!(load("F16", "[]", &f16::from_f32(2048.0).to_le_bytes()), Ok(2048));
     assert_eq!(load("BF16", "[]", &bf16::from_f32(256.0).to_le_bytes()), Ok(256));
     assert_eq!(load("F32", "[]", &16_777_216f32.to_le_bytes()), Ok(16_777_216));
+    assert_eq!(load("BOOL", "[]", &[1]), Ok(1));
+    assert_eq!(load("BOOL", "[1]", &[0]), Ok(0));
     assert_eq!(load("F64", "[]", &6f64.to_le_bytes()), Ok(6));
     assert_eq!(load("I8", "[]", &[255]), refusal("-1"));
     assert_eq!(load("F32", "[]", &0.5f32.to_le_bytes()), refusal("0.5"));
@@ -260,7 +262,9 @@ fn counters_are_integers_from_zero_on<G: Engine>(engine: &G) {
     assert_eq!(load("I64", "[]", &(-1i64).to_le_bytes()), refusal("-1"));
     assert_eq!(load("I64", "[2]", &[0; 16]), refusal("i64 [2]"));
     assert_eq!(load("I64", "[0]", &[]), refusal("i64 [0]"));
-    assert_eq!(load("BOOL", "[]", &[1]), refusal("bool []"));
+    assert_eq!(load("BOOL", "[]", &[2]), refusal("bool []"));
+    assert_eq!(load("F32", "[]", &f32::INFINITY.to_le_bytes()), refusal("inf"));
+    assert_eq!(load("BF16", "[]", &bf16::from_f32(-2.0).to_le_bytes()), refusal("-2"));
 
     // The most that a dict holds is saved again, and stays the most.
     let running = bn.running_mut().unwrap();

@@ -72,6 +72,10 @@ impl Entry {
             Dtype::U32 => whole(number(data).map(u32::from_le_bytes)?),
             Dtype::I64 => whole(number(data).map(i64::from_le_bytes)?),
             Dtype::U64 => whole(number(data).map(u64::from_le_bytes)?),
+            Dtype::BOOL => match number(data)? {
+                [value @ (0 | 1)] => Ok(value.into()),
+                _ => return None,
+            },
             Dtype::F16 => float(f16::from_le_bytes(number(data)?).to_f64()),
             Dtype::BF16 => float(bf16::from_le_bytes(number(data)?).to_f64()),
             Dtype::F32 => float(f32::from_le_bytes(number(data)?).into()),

@@ -159,9 +159,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     ///
     /// f16 and bf16 entries widen to f32 and f64 parameters, f32 entries to f64 ones; other types
     /// do not fit. The counter may be of any type of whole or of floating-point numbers, as in a dict
-    /// that was converted by `.half()`, if its value is a count. A missing counter is never reported, as in PyTorch: files from before it had
-    /// one load, and the layer keeps its own. Values may be anything, NaN too. Gradients and mode
-    /// stay.
+    /// that was converted by `.half()`, or a bool, if its value is a whole number from 0 to `i64::MAX`.
+    /// A missing counter is never reported, as in PyTorch: files from before it had one load, and the
+    /// layer keeps its own. Values may be anything, NaN too. Gradients and mode stay.
     ///
     /// What comes back is empty with [`Strict::Yes`]; with [`Strict::No`] it names what was not
     /// loaded.
