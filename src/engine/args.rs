@@ -1,7 +1,11 @@
 //! Arguments by name, and the one check that every engine makes before it writes.
+use super::check::{
+    check_eps, check_momentum, check_values_per_channel, read, read_some, record_len, written,
+    written_some,
+};
 use super::saved::{Buffers, Forward, Opened};
 use super::{Engine, Op, Request, Saved};
-use crate::{Element, Error, Memory, Plain, Real, Result, Shape};
+use crate::{Element, Error, Memory, Real, Result, Shape};
 
 /// What follows `weight * xhat + bias (+ residual)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -315,7 +319,7 @@ impl<M: Memory, P: Real> MergeStats<'_, M, P> {
     /// The check every engine makes first, for the memory that it works on. What comes back is the
     /// number of channels.
     pub(crate) fn check(&self, on: &M) -> Result<usize> {
-        let (c, got) = (len_mut::<M, _>(&self.mean), M::len(&self.records));
+        let (c, got) = (M::len(&M::as_view(&self.mean)), M::len(&self.records));
         if c == 0 {
             return Err(Error::invalid("mean", "expected at least 1 channel, got 0"));
         }
@@ -330,23 +334,6 @@ impl<M: Memory, P: Real> MergeStats<'_, M, P> {
         self.running.as_ref().map_or(Ok(()), |r| r.check(on, c))?;
         Ok(c)
     }
-}
-
-/// The counts of records, by the records' numbers, added up. Refuses what is no count before anything
-/// is merged.
-pub(crate) fn total_count<P: Real>(counts: impl Iterator<Item = (usize, P)>) -> Result<f64> {
-    let mut total = 0.0;
-    for (part, count) in counts {
-        let count = count.to_f64();
-        if !(count >= 0.0 && count.is_finite() && count.fract() == 0.0) {
-            let reason = format!(
-                "expected counts that are whole numbers from 0 on, got {count} in record {part}"
-            );
-            return Err(Error::invalid("records", reason));
-        }
-        total += count;
-    }
-    Ok(total)
 }
 
 /// Buffers for what a forward saves.
@@ -372,88 +359,8 @@ pub(crate) fn open<'s, M: Memory, P: Real, G: Engine<Memory = M>>(
     saved.open(engine.memory(), forward, reserve_len).map(Some)
 }
 
-/// Training with one value per channel has no variance. None at all is an empty batch, no error.
-pub(crate) fn check_values_per_channel(what: &'static str, m: usize) -> Result<()> {
-    if m == 1 {
-        return Err(Error::invalid(what, "training needs more than 1 value per channel, got 1"));
-    }
-    Ok(())
-}
-
-/// A constant channel is divided by the root of eps: in the parameters' type its inverse must be a
-/// number.
-pub(crate) fn check_eps<P: Real>(eps: f64) -> Result<()> {
-    if !(eps > 0.0 && eps.is_finite()) {
-        return Err(Error::invalid("eps", format!("expected a finite number above 0, got {eps}")));
-    }
-    if !P::from_f64(1.0 / eps.sqrt()).to_f64().is_finite() {
-        let reason =
-            format!("expected one whose 1 / sqrt(eps) is finite in {}, got {eps:e}", P::DTYPE);
-        return Err(Error::invalid("eps", reason));
-    }
-    Ok(())
-}
-
-pub(crate) fn check_momentum(momentum: f64) -> Result<()> {
-    if (0.0..=1.0).contains(&momentum) {
-        return Ok(());
-    }
-    Err(Error::invalid("momentum", format!("expected 0 to 1, got {momentum}")))
-}
-
-/// A running statistic after a batch: `(1 - factor) * old + factor * new`; a factor of 1 replaces what is not finite, too.
+/// A running statistic after a batch: `(1 - factor) * old + factor * new`; a factor of 1 replaces
+/// what is not finite, too.
 pub(crate) fn blend<P: Real>(old: P, new: f64, factor: f64) -> P {
     P::from_f64(if factor == 1.0 { new } else { (1.0 - factor) * old.to_f64() + factor * new })
-}
-
-/// Elements of a record or of sums. A count that overflows is the length of no memory.
-fn record_len(channels: usize) -> usize {
-    channels.saturating_mul(2).saturating_add(1)
-}
-
-fn len_mut<M: Memory, T: Plain>(view: &M::ViewMut<'_, T>) -> usize {
-    M::len(&M::as_view(view))
-}
-
-/// What an operation reads: of this length, and of this memory. Every argument passes here or
-/// through [`written`], so that none is launched on another device.
-fn read<M: Memory, T: Plain>(
-    on: &M,
-    what: &'static str,
-    expected: usize,
-    view: &M::View<'_, T>,
-) -> Result<()> {
-    let got = M::len(view);
-    if expected != got {
-        return Err(Error::Length { what, expected, got });
-    }
-    on.check_here(what, view)
-}
-
-/// As [`read`], of what it writes.
-fn written<M: Memory, T: Plain>(
-    on: &M,
-    what: &'static str,
-    expected: usize,
-    view: &M::ViewMut<'_, T>,
-) -> Result<()> {
-    read(on, what, expected, &M::as_view(view))
-}
-
-fn read_some<M: Memory, T: Plain>(
-    on: &M,
-    what: &'static str,
-    expected: usize,
-    view: &Option<M::View<'_, T>>,
-) -> Result<()> {
-    view.as_ref().map_or(Ok(()), |view| read(on, what, expected, view))
-}
-
-fn written_some<M: Memory, T: Plain>(
-    on: &M,
-    what: &'static str,
-    expected: usize,
-    view: &Option<M::ViewMut<'_, T>>,
-) -> Result<()> {
-    view.as_ref().map_or(Ok(()), |view| written(on, what, expected, view))
 }

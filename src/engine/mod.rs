@@ -2,6 +2,7 @@
 use crate::{DType, Element, Memory, Real, Result, Shape};
 
 mod args;
+mod check;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -17,7 +18,7 @@ mod saved;
 pub use args::{
     Activation, Backward, ForwardEval, ForwardTrain, Input, MergeStats, Running, Stats,
 };
-pub(crate) use args::{check_eps, check_momentum};
+pub(crate) use check::{check_eps, check_momentum};
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use cuda::{Cuda, Family, Tuning};

@@ -1,5 +1,6 @@
 //! The definition of batch normalization, in f64, one channel at a time. Never made faster.
-use super::args::{blend, check_values_per_channel, total_count};
+use super::args::blend;
+use super::check::{check_values_per_channel, total_count};
 use super::saved::{Buffers, Opened};
 use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain, Input};
 use super::{MergeStats, Request, Running, Stats};
@@ -149,9 +150,8 @@ fn moments<E: Element>(shape: &Shape, c: usize, x: &[E]) -> ((f64, f64), f64) {
 fn update<P: Real>(run: &mut Option<Running<Host, P>>, c: usize, mean: f64, var: f64, m: f64) {
     let Some(Running { mean: running_mean, var: running_var, factor }) = run else { return };
     if m > 0.0 {
-        let blend = |old: P, new: f64| blend(old, new, *factor);
-        running_mean[c] = blend(running_mean[c], mean);
-        running_var[c] = blend(running_var[c], var * m / (m - 1.0));
+        running_mean[c] = blend(running_mean[c], mean, *factor);
+        running_var[c] = blend(running_var[c], var * m / (m - 1.0), *factor);
     }
 }
 

@@ -5,12 +5,15 @@ use crate::support::faults::{Fault, NONE, NOT_PLAIN, back, eval, merge, pattern,
 use crate::support::oracle::served;
 use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want, same_bits};
 use crate::support::shapes::SMALL;
-use batchnorm::{Cpu, Element, Engine, Error, Memory, Reference, Result, Saved, Shape};
+use batchnorm::{
+    BatchNorm, Config, Cpu, Element, Engine, Error, Memory, Reference, Result, Saved, Shape,
+};
 use half::{bf16, f16};
 
 every_engine![
     training_refuses_every_wrong_length,
     training_refuses_values_without_meaning,
+    an_eps_too_small_for_the_parameters_is_refused,
     evaluation_refuses_every_wrong_length,
     evaluation_refuses_values_without_meaning,
     backward_refuses_every_wrong_length,
@@ -151,6 +154,19 @@ fn records_refuse_every_wrong_length<G: Engine>(engine: &G) {
         let expected = format!("records: expected a multiple of 2C + 1 = 11 elements, got {got}");
         assert_eq!(message(error), expected);
     }
+}
+
+/// An eps whose root has an inverse in f64 and none in f32: a constant channel would be NaN.
+fn an_eps_too_small_for_the_parameters_is_refused<G: Engine>(engine: &G) {
+    let (shape, fault) = (SMALL.shape(), Fault { eps: 1e-80, ..NONE });
+    let expected = "eps: expected one whose 1 / sqrt(eps) is finite in f32, got 1e-80";
+    assert_eq!(message(train::<f32, G>(engine, &shape, fault, None)), expected);
+    assert_eq!(message(train::<bf16, G>(engine, &shape, fault, None)), expected);
+    assert_eq!(message(eval::<f16, G>(engine, &shape, fault, None)), expected);
+    let config = Config { eps: 1e-80, ..Config::default() };
+    let error = BatchNorm::<f32, G>::new(engine, 5, config).err();
+    assert_eq!(message(error), expected);
+    assert!(BatchNorm::<f64, G>::new(engine, 5, config).is_ok());
 }
 
 fn meaningless_eps() -> impl Iterator<Item = (Fault, String)> {

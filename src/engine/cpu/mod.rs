@@ -6,7 +6,8 @@
 //! channels whole, one task takes all steps on it; otherwise every step is a round over all tiles.
 //! `table` holds the coefficients of channels that they share, `coefs` brings them to the loops.
 //! `compiled` leads from the trait to `operations`, where all of this is one type's.
-use super::args::{blend, check_values_per_channel, total_count};
+use super::args::blend;
+use super::check::{check_values_per_channel, total_count};
 use super::saved::Buffers;
 use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain};
 use super::{MergeStats, Request, Running, Stats};
@@ -175,13 +176,12 @@ fn update<P: Real>(
     batch: impl Fn(usize) -> Moments,
 ) {
     let Some(Running { mean, var, factor }) = running else { return };
-    let blend = |old: P, new: f64| blend(old, new, *factor);
     let running = mean[channels.clone()].iter_mut().zip(&mut var[channels]);
     for (k, (mean, var)) in running.enumerate() {
         let batch = batch(k);
         if batch.count > 0.0 {
-            *mean = blend(*mean, batch.mean());
-            *var = blend(*var, batch.squares / (batch.count - 1.0));
+            *mean = blend(*mean, batch.mean(), *factor);
+            *var = blend(*var, batch.squares / (batch.count - 1.0), *factor);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! between two passes over it, as far as `tuning` leaves that to them. `module` loads the kernels that
 //! `kernels/` holds, `launch` starts them, `forward` and `backward` are the order in which they follow
 //! each other.
-use super::args::{check_values_per_channel, total_count};
+use super::check::{check_values_per_channel, total_count};
 use super::pointers::{Pointers, Ptr};
 use super::{
     Activation, Backward, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request, Stats,

@@ -1,0 +1,96 @@
+//! What is asked of single arguments: lengths, places, and numbers that have a meaning.
+use crate::{Error, Memory, Plain, Real, Result};
+
+/// The counts of records, by the records' numbers, added up. Refuses what is no count before anything
+/// is merged.
+pub(super) fn total_count<P: Real>(counts: impl Iterator<Item = (usize, P)>) -> Result<f64> {
+    let mut total = 0.0;
+    for (part, count) in counts {
+        let count = count.to_f64();
+        if !(count >= 0.0 && count.is_finite() && count.fract() == 0.0) {
+            let reason = format!(
+                "expected counts that are whole numbers from 0 on, got {count} in record {part}"
+            );
+            return Err(Error::invalid("records", reason));
+        }
+        total += count;
+    }
+    Ok(total)
+}
+
+/// Training with one value per channel has no variance. None at all is an empty batch, no error.
+pub(super) fn check_values_per_channel(what: &'static str, m: usize) -> Result<()> {
+    if m == 1 {
+        return Err(Error::invalid(what, "training needs more than 1 value per channel, got 1"));
+    }
+    Ok(())
+}
+
+/// A constant channel is divided by the root of eps: in the parameters' type its inverse must be a
+/// number.
+pub(crate) fn check_eps<P: Real>(eps: f64) -> Result<()> {
+    if !(eps > 0.0 && eps.is_finite()) {
+        return Err(Error::invalid("eps", format!("expected a finite number above 0, got {eps}")));
+    }
+    if !P::from_f64(1.0 / eps.sqrt()).to_f64().is_finite() {
+        let reason =
+            format!("expected one whose 1 / sqrt(eps) is finite in {}, got {eps:e}", P::DTYPE);
+        return Err(Error::invalid("eps", reason));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_momentum(momentum: f64) -> Result<()> {
+    if (0.0..=1.0).contains(&momentum) {
+        return Ok(());
+    }
+    Err(Error::invalid("momentum", format!("expected 0 to 1, got {momentum}")))
+}
+
+/// Elements of a record or of sums. A count that overflows is the length of no memory.
+pub(super) fn record_len(channels: usize) -> usize {
+    channels.saturating_mul(2).saturating_add(1)
+}
+
+/// What an operation reads: of this length, and of this memory. Every argument passes here or
+/// through [`written`], so that none is launched on another device.
+pub(super) fn read<M: Memory, T: Plain>(
+    on: &M,
+    what: &'static str,
+    expected: usize,
+    view: &M::View<'_, T>,
+) -> Result<()> {
+    let got = M::len(view);
+    if expected != got {
+        return Err(Error::Length { what, expected, got });
+    }
+    on.check_here(what, view)
+}
+
+/// As [`read`], of what it writes.
+pub(super) fn written<M: Memory, T: Plain>(
+    on: &M,
+    what: &'static str,
+    expected: usize,
+    view: &M::ViewMut<'_, T>,
+) -> Result<()> {
+    read(on, what, expected, &M::as_view(view))
+}
+
+pub(super) fn read_some<M: Memory, T: Plain>(
+    on: &M,
+    what: &'static str,
+    expected: usize,
+    view: &Option<M::View<'_, T>>,
+) -> Result<()> {
+    view.as_ref().map_or(Ok(()), |view| read(on, what, expected, view))
+}
+
+pub(super) fn written_some<M: Memory, T: Plain>(
+    on: &M,
+    what: &'static str,
+    expected: usize,
+    view: &Option<M::ViewMut<'_, T>>,
+) -> Result<()> {
+    view.as_ref().map_or(Ok(()), |view| written(on, what, expected, view))
+}
