@@ -1,6 +1,6 @@
 //! The backward: sums, then gradients, of a tile while it is in cache.
 use super::grad::{self, Gate, Gradients, Read, Source};
-use super::lanes::Scratch;
+use super::lanes::{self, Scratch};
 use super::normalize::walk;
 use super::plan::{Plan, Tile};
 use super::simd::vectorized;
@@ -8,7 +8,7 @@ use super::tiles::{Elements, Slots, TileMut, Writer, for_each_tile};
 use super::{Cpu, Parameters, Table, TableMut};
 use crate::engine::saved::{Buffers, Forward};
 use crate::engine::{Activation, Backward, Input};
-use crate::{Element, Host, Real, Shape};
+use crate::{DType, Element, Host, Real, Shape};
 use std::ops::Range;
 
 impl Cpu {
@@ -39,9 +39,10 @@ impl Cpu {
             }
             (Activation::Relu, _) => Gate::Recompute,
         };
-        let is_small = |invstd: &E::Acc| invstd.to_f64() > grad::LEAST_INVSTD;
-        let deviations = saved.invstd.iter().any(is_small).then_some(&saved.invstd[..]);
-        let read = Read { plan, x, gate, deviations };
+        let is_large = |invstd: &E::Acc| invstd.to_f64() > grad::LEAST_INVSTD;
+        let any = E::Acc::DTYPE == DType::F32 && saved.invstd.iter().any(is_large);
+        let large_invstd = any.then_some(&saved.invstd[..]);
+        let read = Read { plan, x, gate, large_invstd };
         let grad_y = match grad_y {
             Input::View(grad_y) => Some(grad_y),
             Input::InPlace => None,
@@ -132,7 +133,8 @@ impl Cpu {
     }
 }
 
-/// Step 1 of a tile, compiled once for all cases.
+/// Step 1 of a tile, compiled once for all cases. What f32 cannot hold costs a look at the sums, and
+/// nothing for each element.
 fn sums_of<E: Element>(
     read: Read<'_, E>,
     tile: &Tile,
@@ -140,10 +142,16 @@ fn sums_of<E: Element>(
     table: &Table<'_, E::Acc>,
     slot: &mut [f64],
 ) {
-    vectorized(
+    let lost = vectorized(
         #[inline(always)]
-        |simd| grad::sums(simd, read, tile, grad_y, table, slot),
+        |simd| {
+            grad::sums(simd, read, tile, grad_y, table, slot);
+            lanes::total(slot, |v| v * 0.0) != 0.0 // zero times what is finite is zero
+        },
     );
+    if lost || read.large_invstd.is_some() {
+        grad::wide_sums(read, tile, grad_y, table, slot);
+    }
 }
 
 /// And of a block: the tasks subtract the rounded mean.

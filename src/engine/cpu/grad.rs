@@ -58,8 +58,8 @@ pub(super) struct Read<'a, E: Element> {
     pub plan: &'a Plan,
     pub x: &'a [E],
     pub gate: Gate<'a>,
-    /// invstd of all channels, if that of any is above [`LEAST_INVSTD`].
-    pub deviations: Option<&'a [E::Acc]>,
+    /// invstd of all channels, if there is one above [`LEAST_INVSTD`] and sums are in f32.
+    pub large_invstd: Option<&'a [E::Acc]>,
 }
 
 /// Where `grad_y` stands.
@@ -81,41 +81,22 @@ impl<'a, E: Element> Source<'a, '_, E> {
     }
 }
 
-/// `sum(g)` (first half of `slot`) and `sum(g * (x - mean))` (second half) of a tile's channels,
-/// or of its columns where runs are short.
-#[inline(always)]
-pub(super) fn sums<E: Element>(
-    simd: Simd,
+/// The [`sums`] of those channels again, in f64, that are not finite (an infinity or a NaN among the
+/// values, or products beyond f32) or whose products may be lost below f32.
+pub(super) fn wide_sums<E: Element>(
     read: Read<'_, E>,
     tile: &Tile,
     grad_y: Source<'_, '_, E>,
     table: &Table<'_, E::Acc>,
     slot: &mut [f64],
 ) {
-    fast_sums(simd, read, tile, grad_y, table, slot);
-    // Zero times what is finite is zero.
-    if lanes::total(slot, |v| v * 0.0) != 0.0 || read.deviations.is_some() {
-        wide_sums(read, tile, grad_y, table, slot);
-    }
-}
-
-/// The definition, in f64, for sums that are not finite (an infinity or a NaN among the values, or
-/// products beyond f32), and for channels whose products may be lost below f32.
-#[inline(never)]
-fn wide_sums<E: Element>(
-    read: Read<'_, E>,
-    tile: &Tile,
-    grad_y: Source<'_, '_, E>,
-    table: &Table<'_, E::Acc>,
-    slot: &mut [f64],
-) {
-    let Read { plan, x, gate, deviations } = read;
+    let Read { plan, x, gate, large_invstd } = read;
     let half = slot.len() / 2;
     let (sums, products) = slot.split_at_mut(half);
     let run = if plan.long_runs { plan.inner().min(tile.cols.len()) } else { 1 };
     for (k, start) in tile.cols.clone().step_by(run).enumerate() {
         let channel = start % plan.row() / plan.inner();
-        let is_small = deviations.is_some_and(|invstd| invstd[channel].to_f64() > LEAST_INVSTD);
+        let is_small = large_invstd.is_some_and(|invstd| invstd[channel].to_f64() > LEAST_INVSTD);
         if sums[k].is_finite() && products[k].is_finite() && !is_small {
             continue;
         }
@@ -148,9 +129,10 @@ fn wide_sums<E: Element>(
 /// come to is not.
 pub(super) const LEAST_INVSTD: f64 = 1e10;
 
-/// The same in the accumulating type.
+/// `sum(g)` (first half of `slot`) and `sum(g * (x - mean))` (second half) of a tile's channels,
+/// or of its columns where runs are short.
 #[inline(always)]
-fn fast_sums<E: Element>(
+pub(super) fn sums<E: Element>(
     simd: Simd,
     read: Read<'_, E>,
     tile: &Tile,

@@ -169,11 +169,15 @@ pub(super) fn merge<E: Element>(
         }
     }
     let count = shape.per_channel() as f64;
+    let has_small_eps = E::Acc::DTYPE == DType::F32 && eps > 0.0 && eps < SMALL_EPS;
     for (k, c) in channels.enumerate() {
         // Squares below f32 matter beside an eps that is as small.
-        let is_small = eps > 0.0 && eps < SMALL_EPS && into_squares[k] < count * SMALL_VAR;
-        if !into_squares[k].is_finite() || is_small && E::Acc::DTYPE == DType::F32 {
-            let Moments { base, offset, squares, .. } = wide_moments(shape, c, x);
+        let is_small = has_small_eps && into_squares[k] < count * SMALL_VAR;
+        if is_small || !into_squares[k].is_finite() {
+            // From 0 where distances may overflow; else from the first value, so that a constant
+            // channel keeps variance 0.
+            let from = if is_small { bases[k] } else { 0.0 };
+            let Moments { base, offset, squares, .. } = wide_moments(shape, c, x, from);
             (bases[k], into_offsets[k], into_squares[k]) = (base, offset, squares);
         }
     }
@@ -217,11 +221,10 @@ const SMALL_EPS: f64 = 1e-30;
 const SMALL_VAR: f64 = 1e-25;
 
 /// The definition, for channels whose sums are not finite (an infinity or a NaN among the values, or
-/// squares beyond f32) or whose squares may be below f32.
-fn wide_moments<E: Element>(shape: &Shape, c: usize, x: &[E]) -> Moments {
+/// squares beyond f32) or whose squares may be below f32. The mean counts from `base`.
+fn wide_moments<E: Element>(shape: &Shape, c: usize, x: &[E], base: f64) -> Moments {
     let values = || shape.channel(c).map(|i| x[i].widen().to_f64());
     let count = shape.per_channel() as f64;
-    let base = values().next().filter(|first| first.is_finite()).unwrap_or(0.0);
     let offset = values().map(|x| x - base).sum::<f64>() / count;
     let squares = values().map(|x| (x - base - offset).powi(2)).sum();
     Moments { count, base, offset, squares }
