@@ -1,6 +1,6 @@
 //! The backward: sums, then gradients, of a tile while it is in cache.
 use super::grad::{self, Gate, Gradients, Read, Source};
-use super::lanes::{self, Scratch};
+use super::lanes::Scratch;
 use super::normalize::walk;
 use super::plan::{Plan, Tile};
 use super::simd::vectorized;
@@ -39,10 +39,7 @@ impl Cpu {
             }
             (Activation::Relu, _) => Gate::Recompute,
         };
-        let is_large = |invstd: &E::Acc| invstd.to_f64() > grad::LEAST_INVSTD;
-        let any = E::Acc::DTYPE == DType::F32 && saved.invstd.iter().any(is_large);
-        let large_invstd = any.then_some(&saved.invstd[..]);
-        let read = Read { plan, x, gate, large_invstd };
+        let read = Read { plan, x, gate };
         let grad_y = match grad_y {
             Input::View(grad_y) => Some(grad_y),
             Input::InPlace => None,
@@ -77,9 +74,16 @@ impl Cpu {
             let table = Table::new(&kept[2 * most..], plan.channels(tile.block));
             sums_of(read, tile, grad_y, &table, slot);
         };
-        let merge = |block: usize, slots: &mut [f64], kept: &mut [f64]| {
+        let merge = |block, grad_y: Source<'_, '_, E>, slots: &mut [f64], kept: &mut [f64]| {
             let (kept, memory) = kept.split_at_mut(2 * most);
             merge_sums(plan, block, &saved.mean_rest, slots, kept);
+            for (k, c) in plan.channels(block).enumerate() {
+                if is_lost(kept[k], kept[most + k], saved.invstd[c]) {
+                    let coef = Table::new(memory, plan.channels(block)).at(c);
+                    let (elements, rest) = (shape.channel(c), saved.mean_rest[c].to_f64());
+                    (kept[k], kept[most + k]) = grad::wide_sums(read, elements, grad_y, coef, rest);
+                }
+            }
             coefs.gradient(plan.channels(block), Some(kept.split_at(most)), memory);
         };
         let write = |tile: &Tile, kept: &[f64], tensors| {
@@ -100,7 +104,7 @@ impl Cpu {
                     };
                     start(tile.block, kept);
                     sums(&tile, grad_y, kept, slot);
-                    merge(tile.block, slot, kept);
+                    merge(tile.block, grad_y, slot, kept);
                     if writes_tensors {
                         write(&tile, kept, tensors);
                     }
@@ -113,7 +117,9 @@ impl Cpu {
                     sums(&tile, Source::View(held), &kept[of(&tile)], slot);
                 });
                 let blocks = slots.chunks_mut(block_len).zip(kept.chunks_mut(kept_len));
-                blocks.enumerate().for_each(|(block, (slots, kept))| merge(block, slots, kept));
+                for (block, (slots, kept)) in blocks.enumerate() {
+                    merge(block, Source::View(held), slots, kept);
+                }
                 if writes_tensors {
                     let tensors = (grad_x.map(Elements::new), grad_residual.map(Elements::new));
                     for_each_tile(plan, true, tensors, |tile, tensors| {
@@ -133,8 +139,7 @@ impl Cpu {
     }
 }
 
-/// Step 1 of a tile, compiled once for all cases. What f32 cannot hold costs a look at the sums, and
-/// nothing for each element.
+/// Step 1 of a tile, compiled once for all cases.
 fn sums_of<E: Element>(
     read: Read<'_, E>,
     tile: &Tile,
@@ -142,16 +147,10 @@ fn sums_of<E: Element>(
     table: &Table<'_, E::Acc>,
     slot: &mut [f64],
 ) {
-    let lost = vectorized(
+    vectorized(
         #[inline(always)]
-        |simd| {
-            grad::sums(simd, read, tile, grad_y, table, slot);
-            lanes::total(slot, |v| v * 0.0) != 0.0 // zero times what is finite is zero
-        },
+        |simd| grad::sums(simd, read, tile, grad_y, table, slot),
     );
-    if lost || read.large_invstd.is_some() {
-        grad::wide_sums(read, tile, grad_y, table, slot);
-    }
 }
 
 /// And of a block: the tasks subtract the rounded mean.
@@ -173,6 +172,15 @@ fn merge_sums<A: Real>(
             }
         },
     );
+}
+
+/// Whether a channel's sums are to be made again, in f64: where they are not finite (an infinity or a
+/// NaN among the values, or products beyond f32), and where invstd is so large that products may be
+/// subnormal in f32 and what they come to is not.
+fn is_lost<A: Real>(sum: f64, product: f64, invstd: A) -> bool {
+    const LEAST_INVSTD: f64 = 1e10;
+    let is_small = A::DTYPE == DType::F32 && invstd.to_f64() > LEAST_INVSTD;
+    is_small || !(sum.is_finite() && product.is_finite())
 }
 
 /// What the rounded mean of a channel makes of something, and the mean does not; nothing where it is
@@ -279,7 +287,7 @@ impl<A: Real> Results<'_, A> {
 
 /// How the tensors are written.
 #[derive(Clone, Copy)]
-struct Outputs<'a, E: Element> {
+struct Outputs<'a, E> {
     read: Read<'a, E>,
     grad_y: Option<&'a [E]>,
     frozen: bool,

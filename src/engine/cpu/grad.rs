@@ -1,5 +1,5 @@
 //! The backward's steps: the sums of every channel, then the gradients of x and residual.
-use super::coefs::{At, Strip};
+use super::coefs::{At, Coef, Strip};
 use super::lanes::{self, BLOCK, Lanes, Scratch};
 use super::normalize::{Step, ahead_of};
 use super::plan::{Plan, Tile};
@@ -54,12 +54,10 @@ impl Gate<'_> {
 
 /// What both steps read.
 #[derive(Clone, Copy)]
-pub(super) struct Read<'a, E: Element> {
+pub(super) struct Read<'a, E> {
     pub plan: &'a Plan,
     pub x: &'a [E],
     pub gate: Gate<'a>,
-    /// invstd of all channels, if there is one above [`LEAST_INVSTD`] and sums are in f32.
-    pub large_invstd: Option<&'a [E::Acc]>,
 }
 
 /// Where `grad_y` stands.
@@ -80,54 +78,6 @@ impl<'a, E: Element> Source<'a, '_, E> {
         }
     }
 }
-
-/// The [`sums`] of those channels again, in f64, that are not finite (an infinity or a NaN among the
-/// values, or products beyond f32) or whose products may be lost below f32.
-pub(super) fn wide_sums<E: Element>(
-    read: Read<'_, E>,
-    tile: &Tile,
-    grad_y: Source<'_, '_, E>,
-    table: &Table<'_, E::Acc>,
-    slot: &mut [f64],
-) {
-    let Read { plan, x, gate, large_invstd } = read;
-    let half = slot.len() / 2;
-    let (sums, products) = slot.split_at_mut(half);
-    let run = if plan.long_runs { plan.inner().min(tile.cols.len()) } else { 1 };
-    for (k, start) in tile.cols.clone().step_by(run).enumerate() {
-        let channel = start % plan.row() / plan.inner();
-        let is_small = large_invstd.is_some_and(|invstd| invstd[channel].to_f64() > LEAST_INVSTD);
-        if sums[k].is_finite() && products[k].is_finite() && !is_small {
-            continue;
-        }
-        let coef = table.at(channel);
-        let (mut sum, mut product) = (0.0, 0.0);
-        for row in tile.rows.clone() {
-            let cols = start..start + run;
-            let x = &x[clipped(row, cols.clone(), plan.width, plan.len())];
-            let grad_y = grad_y.row(plan, row, cols);
-            for (i, (x, g)) in x.iter().zip(grad_y).enumerate() {
-                let x = x.widen();
-                let is_stopped = match gate {
-                    Gate::Open => false,
-                    Gate::Recompute => coef.normalize(x) <= E::ROUNDS_TO_ZERO,
-                    Gate::Mask(mask) => {
-                        let (byte, bit) = plan.mask_bit(row, start + i);
-                        mask[byte] >> bit & 1 == 0
-                    }
-                };
-                let g = if is_stopped { 0.0 } else { g.widen().to_f64() };
-                sum += g;
-                product += g * (x.to_f64() - coef.mean.to_f64());
-            }
-        }
-        (sums[k], products[k]) = (sum, product);
-    }
-}
-
-/// From this invstd on, products of gradients and distances may be subnormal in f32 where what they
-/// come to is not.
-pub(super) const LEAST_INVSTD: f64 = 1e10;
 
 /// `sum(g)` (first half of `slot`) and `sum(g * (x - mean))` (second half) of a tile's channels,
 /// or of its columns where runs are short.
@@ -227,7 +177,7 @@ fn add_rows<E: Element, const R: usize>(
     gated: &mut [Scratch<E>; 2],
     (sum, product): (&mut [E::Acc; BLOCK], &mut [E::Acc; BLOCK]),
 ) -> usize {
-    let Read { plan, x, gate, .. } = black_box(read); // as in `piece`
+    let Read { plan, x, gate } = black_box(read); // as in `piece`
     let none = &x[..0];
     let (mut xs, mut gs, mut ahead) = ([none; R], [none; R], [[none; 2]; R]);
     for (r, gated) in gated.iter_mut().take(R).enumerate() {
@@ -276,6 +226,35 @@ pub(super) fn merge(plan: &Plan, slots: &mut [f64], kept: &mut [f64]) {
     }
 }
 
+/// `sum(g)` and `sum(g * (x - mean))` of a channel by the definition, in f64; `rest` is what rounding
+/// left of its mean.
+pub(super) fn wide_sums<E: Element>(
+    read: Read<'_, E>,
+    elements: impl Iterator<Item = usize>,
+    grad_y: Source<'_, '_, E>,
+    coef: Coef<E::Acc>,
+    rest: f64,
+) -> (f64, f64) {
+    let Read { plan, x, gate } = read;
+    let (mut sum, mut product) = (0.0, 0.0);
+    for i in elements {
+        let (row, col, x) = (i / plan.width, i % plan.width, x[i].widen());
+        let is_stopped = match gate {
+            Gate::Open => false,
+            Gate::Recompute => coef.normalize(x) <= E::ROUNDS_TO_ZERO,
+            Gate::Mask(mask) => {
+                let (byte, bit) = plan.mask_bit(row, col);
+                mask[byte] >> bit & 1 == 0
+            }
+        };
+        let g = if is_stopped { E::default() } else { grad_y.row(plan, row, col..col + 1)[0] };
+        let g = g.widen().to_f64();
+        sum += g;
+        product += g * (x.to_f64() - coef.mean.to_f64() - rest); // 0 times infinity is NaN here, too
+    }
+    (sum, product)
+}
+
 #[inline(always)]
 fn add(sums: &mut [f64], more: &[f64]) {
     for (sum, more) in sums.iter_mut().zip(more) {
@@ -318,7 +297,7 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
         at: C,
     ) {
         let this = black_box(self); // as in the forward
-        let Read { plan, x, gate, .. } = this.read;
+        let Read { plan, x, gate } = this.read;
         let range = clipped(row, cols.clone(), plan.width, plan.len());
         let (frozen, recomputes) = (this.frozen, gate.recomputes());
         let reads_x = !frozen || recomputes;
