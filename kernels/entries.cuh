@@ -26,9 +26,8 @@
                                  const double2 *partials) {                                                            \
         stats_finalize(merge, out, x, partials);                                                                       \
     }                                                                                                                  \
-    KERNEL eval_##name(unsigned channels, double eps, const AccOf<T> *mean, const AccOf<T> *var,                       \
-                       AccOf<T> *saved_mean, AccOf<T> *saved_rest, AccOf<T> *invstd, unsigned *nonfinite) {            \
-        eval(channels, eps, mean, var, saved_mean, saved_rest, invstd, nonfinite);                                     \
+    KERNEL eval_##name(unsigned channels, const AccOf<T> *mean, const AccOf<T> *var, const Outputs<AccOf<T>> out) {    \
+        eval(channels, mean, var, out);                                                                                \
     }                                                                                                                  \
     KERNEL backward_finalize_##name(const Merge merge, const Gradients<AccOf<T>> out, unsigned accumulate,             \
                                     const double2 *partials) {                                                         \

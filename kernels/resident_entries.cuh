@@ -4,10 +4,9 @@
 #include "resident_forward.cuh"
 
 #define RESIDENT(name, T)                                                                                              \
-    KERNEL forward_resident_##name(const Geometry g, const Group group, const Outputs<float> out, const float *weight, \
-                                   const float *bias, u64 count, const T *x, const T *residual, T *y,                  \
-                                   unsigned char *mask, unsigned relu) {                                               \
-        forward_resident<T>(g, group, out, weight, bias, count, x, {residual, y, mask, relu != 0});                    \
+    KERNEL forward_resident_##name(const Geometry g, const Group group, const Outputs<float> out, u64 count,           \
+                                   const T *x, const T *residual, T *y, unsigned char *mask, unsigned relu) {          \
+        forward_resident<T>(g, group, out, count, x, {residual, y, mask, relu != 0});                                  \
     }                                                                                                                  \
     KERNEL backward_resident_##name(const Geometry g, const Group group, const Channels<float> by,                     \
                                     const Gradients<float> out, u64 count, const T *x, const T *grad_y,                \

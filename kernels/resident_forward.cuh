@@ -101,18 +101,23 @@ template <class T> struct Target {
 };
 
 template <class T>
-__device__ void forward_resident(const Geometry &g, const Group &group, const Outputs<float> &out, const float *weight,
-                                 const float *bias, u64 count, const T *x, const Target<T> &to) {
+__device__ void forward_resident(const Geometry &g, const Group &group, const Outputs<float> &out, u64 count,
+                                 const T *x, const Target<T> &to) {
     constexpr int W = 16 / sizeof(T);
     extern __shared__ uint4 shared[];
     const Room room(shared, g, g.threads * group.kept);
+    // First, where registers are free: the blocks share the channels.
+#pragma unroll 1
+    for (unsigned c = blockIdx.x * blockDim.x + threadIdx.x; c < g.channels; c += gridDim.x * blockDim.x) {
+        out.save_parameters(c);
+    }
     const unsigned member = blockIdx.x % group.blocks, spills = spilled(g, group, member);
     for (unsigned slice = blockIdx.x / group.blocks; slice < g.slices; slice += gridDim.x / group.blocks) {
         const Steps walk(g, slice, member);
         const unsigned channels = channels_of(g, slice);
         const u64 first = u64(slice) * g.slice_channels;
 #pragma unroll 1
-    for (unsigned c = threadIdx.x; c < channels; c += blockDim.x) {
+        for (unsigned c = threadIdx.x; c < channels; c += blockDim.x) {
             room.table.at(Room::BASE, c) = base_of(x, first + c, g.inner);
         }
         const auto moments = read_once<T, W>(g, walk, spills, x, room);
@@ -120,7 +125,8 @@ __device__ void forward_resident(const Geometry &g, const Group &group, const Ou
         add_moments(g, walk, moments, room);
         meet(g, group, channels, room, [&] { finish_slice(g, first, channels, count, x, out, room); });
 
-        const Coefs<float, W> coefs(g, walk, {out.mean, out.mean_rest, out.invstd, weight, bias}, room.table);
+        const Channels<float> by = {out.mean, out.mean_rest, out.invstd, out.weight, out.bias};
+        const Coefs<float, W> coefs(g, walk, by, room.table);
         const unsigned spilled = min(spills, walk.count);
         const Steps kept(g, slice, member, spilled);
         Steps back = kept, on = kept;

@@ -120,6 +120,15 @@ template <class A> struct Outputs {
     double eps, factor;
     A *mean, *mean_rest, *invstd, *running_mean, *running_var, *record;
     unsigned *nonfinite;
+    /// What is applied, and where a backward finds it: an optimizer may change it in between.
+    const A *weight, *bias;
+    A *saved_weight, *saved_bias;
+
+    /// Keeps a channel's weight and bias; ones and zeros where absent.
+    __device__ void save_parameters(unsigned c) const {
+        if (saved_weight) saved_weight[c] = weight ? weight[c] : A(1);
+        if (saved_bias) saved_bias[c] = bias ? bias[c] : A(0);
+    }
 };
 
 /// The channel of a warp.
@@ -192,19 +201,21 @@ __device__ void stats_finalize(const Merge &merge, const Outputs<AccOf<T>> &out,
     Part all = warp_merge<Chan>(own);
     double base = merge.count > 0 ? base_of(x, c, merge.inner) : 0;
     if (!isfinite(all.second)) all = wide_moments(merge.count, c, merge.channels, merge.inner, x, &base);
-    if (lane == 0) finish_stats(c, merge.channels, merge.count, base, all.first, all.second, out);
+    if (lane > 0) return;
+    finish_stats(c, merge.channels, merge.count, base, all.first, all.second, out);
+    out.save_parameters(c);
 }
 
 /// Statistics that are given, as a forward uses and saves them.
 template <class A>
-__device__ void eval(unsigned channels, double eps, const A *mean, const A *var, A *saved_mean, A *saved_rest,
-                     A *invstd, unsigned *nonfinite) {
+__device__ void eval(unsigned channels, const A *mean, const A *var, const Outputs<A> &out) {
     const unsigned c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= channels) return;
-    if (saved_mean) saved_mean[c] = mean[c];
-    if (saved_rest) saved_rest[c] = 0;
-    invstd[c] = A(1 / sqrt(double(var[c]) + eps));
-    if (nonfinite && !(isfinite(mean[c]) && isfinite(var[c]))) atomicOr(nonfinite, 1u);
+    if (out.mean) out.mean[c] = mean[c];
+    if (out.mean_rest) out.mean_rest[c] = 0;
+    out.invstd[c] = A(1 / sqrt(double(var[c]) + out.eps));
+    out.save_parameters(c);
+    if (out.nonfinite && !(isfinite(mean[c]) && isfinite(var[c]))) atomicOr(out.nonfinite, 1u);
 }
 
 /// Merges records of the parts of a batch: each the means, the biased variances, the count.

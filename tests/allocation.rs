@@ -75,8 +75,6 @@ fn second_step<E: Element, G: Engine<Memory = Host>>(engine: &G, shape: &Shape) 
             saved: &saved,
             x: &x,
             grad_y: Input::View(&y),
-            weight: Some(&weight),
-            bias: Some(&bias),
             grad_x: Some(&mut grad_x),
             grad_residual: Some(&mut grad_residual),
             grad_weight: Some(&mut grad_weight),

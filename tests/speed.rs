@@ -152,8 +152,6 @@ fn reference(dims: &[usize], op: Op, round: impl Fn(f32) -> f32) -> Right {
             saved: &saved,
             x: &x,
             grad_y: Input::View(&grad_y),
-            weight,
-            bias,
             grad_x: Some(&mut grad_x),
             grad_residual: op.residual.then_some(&mut grad_residual[..]),
             grad_weight: Some(&mut grad_weight),

@@ -169,8 +169,6 @@ impl Right {
             saved: &self.saved,
             x: &self.x,
             grad_y: Input::View(grad_y),
-            weight: Some(&self.weight),
-            bias: Some(&self.bias),
             grad_x: Some(&mut self.grad_x),
             grad_residual: None,
             grad_weight: Some(&mut self.grad_weight),

@@ -244,8 +244,6 @@ impl<E: Element<Acc = f32>, G: Timed> Work<E, G> {
             saved: &self.saved,
             x: Mem::<G>::view(&self.x),
             grad_y: Input::View(Mem::<G>::view(&gradients.of_y)),
-            weight: Some(Mem::<G>::view(&self.weight)),
-            bias: Some(Mem::<G>::view(&self.bias)),
             grad_x: Some(Mem::<G>::view_mut(&mut gradients.of_x)),
             grad_residual: gradients.of_residual.as_mut().map(|r| Mem::<G>::view_mut(r)),
             grad_weight: Some(Mem::<G>::view_mut(&mut gradients.of_weight)),

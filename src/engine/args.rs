@@ -132,16 +132,12 @@ pub struct ForwardEval<'a, M: Memory, E: Element> {
 /// | `grad_x`, batch statistics | `weight * invstd * (g - sum(g)/m - xhat * sum(g * xhat)/m)` |
 /// | `grad_x`, frozen statistics | `weight * invstd * g` |
 pub struct Backward<'a, M: Memory, E: Element> {
-    /// What the forward saved.
+    /// What the forward saved, its weight and bias among it.
     pub saved: &'a Saved<M, E::Acc>,
-    /// Length N, as in the forward.
+    /// Length N, as in the forward, unchanged since: it is not copied, and nothing can tell.
     pub x: M::View<'a, E>,
     /// Length N: gradient of y. In place: `grad_x` holds it before.
     pub grad_y: Input<M::View<'a, E>>,
-    /// As in the forward, unchanged since.
-    pub weight: Option<M::View<'a, E::Acc>>,
-    /// As in the forward, unchanged since: a ReLU may be recomputed from x.
-    pub bias: Option<M::View<'a, E::Acc>>,
     /// Length N.
     pub grad_x: Option<M::ViewMut<'a, E>>,
     /// Length N.
@@ -282,8 +278,7 @@ impl<M: Memory, E: Element> Backward<'_, M, E> {
             residual: self.grad_residual.is_some(),
             in_place: matches!(self.grad_y, Input::InPlace),
         };
-        let parameters = (self.weight.is_some(), self.bias.is_some());
-        forward.check(shape, &request, parameters, engine.name())?;
+        forward.check(shape, &request, engine.name())?;
         let on = engine.memory();
         on.check_here("saved", &M::view(&buffers.mean))?;
         read(on, "x", n, &self.x)?;
@@ -295,8 +290,6 @@ impl<M: Memory, E: Element> Backward<'_, M, E> {
             }
             Input::InPlace => {}
         }
-        read_some(on, "weight", c, &self.weight)?;
-        read_some(on, "bias", c, &self.bias)?;
         written_some(on, "grad_x", n, &self.grad_x)?;
         written_some(on, "grad_residual", n, &self.grad_residual)?;
         written_some(on, "grad_weight", c, &self.grad_weight)?;

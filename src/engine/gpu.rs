@@ -278,8 +278,6 @@ impl Engine for Gpu {
             saved: args.saved,
             x: args.x.slice(..),
             grad_y: args.grad_y.as_ref().map(Device::reborrow),
-            weight: args.weight.as_ref().map(Device::reborrow),
-            bias: args.bias.as_ref().map(Device::reborrow),
             grad_x: args.grad_x.as_mut().map(Device::reborrow_mut),
             grad_residual: args.grad_residual.as_mut().map(Device::reborrow_mut),
             grad_weight: args.grad_weight.as_mut().map(Device::reborrow_mut),

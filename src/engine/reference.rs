@@ -81,7 +81,7 @@ impl Engine for Reference {
             for (i, g) in g {
                 if let Some(grad_x) = &mut args.grad_x {
                     let centered = means.map_or(g, |(g1, g2)| g - g1 - xhat(i) * g2);
-                    grad_x[i] = narrow(at(args.weight, c, 1.0) * invstd * centered);
+                    grad_x[i] = narrow(saved.weight[c].to_f64() * invstd * centered);
                 }
                 if let Some(grad_residual) = &mut args.grad_residual {
                     grad_residual[i] = narrow(g);
@@ -187,6 +187,7 @@ impl<E: Element> Output<'_, E> {
             saved.mean[c] = Real::from_f64(mean + offset);
             saved.mean_rest[c] = Real::from_f64(mean - saved.mean[c].to_f64() + offset);
             saved.invstd[c] = Real::from_f64(invstd);
+            (saved.weight[c], saved.bias[c]) = (Real::from_f64(weight), Real::from_f64(bias));
         }
     }
 }

@@ -2,12 +2,13 @@
 use super::{Activation, Request};
 use crate::{DType, Error, Memory, Real, Result, Shape};
 
-/// What a forward leaves for its backward: the statistics it used, what its ReLU let through, and
-/// for which shape, dtype, epilogue and engine.
+/// What a forward leaves for its backward: the statistics, weight and bias it used, what its ReLU
+/// let through, and for which shape, dtype, epilogue and engine.
 ///
 /// It belongs to the caller and is reusable: the first forward of a shape makes its buffers, later
 /// ones write into them. Two forwards before a backward take one each. What changes between
-/// forward and backward (running statistics, say) does not reach into it.
+/// forward and backward (weight and bias by an optimizer's step, running statistics) does not reach
+/// into it; x alone is the caller's to keep.
 pub struct Saved<M: Memory, P: Real> {
     forward: Option<Forward>,
     buffers: Option<Buffers<M, P>>,
@@ -36,6 +37,10 @@ pub(crate) struct Buffers<M: Memory, P: Real> {
     pub mean_rest: M::Buf<P>,
     /// Length C: `1 / sqrt(var + eps)`.
     pub invstd: M::Buf<P>,
+    /// Length C, as in the forward, which an optimizer's step may have changed since; ones if absent.
+    pub weight: M::Buf<P>,
+    /// Length C, likewise; zeros if absent.
+    pub bias: M::Buf<P>,
     /// At least `Engine::reserve_len` bytes, in the engine's own format; none if that is 0.
     pub reserve: Option<M::Buf<u8>>,
     /// Whose they are.
@@ -115,9 +120,17 @@ impl<M: Memory, P: Real> Saved<M, P> {
             _ => {
                 let reserve = (reserve_len > 0).then(|| memory.zeros(reserve_len)).transpose()?;
                 let zeros = || memory.zeros(channels);
-                let (mean, mean_rest, invstd) = (zeros()?, zeros()?, zeros()?);
-                let engine = forward.engine;
-                Buffers { mean, mean_rest, invstd, reserve, engine, channels, reserve_len }
+                Buffers {
+                    mean: zeros()?,
+                    mean_rest: zeros()?,
+                    invstd: zeros()?,
+                    weight: zeros()?,
+                    bias: zeros()?,
+                    reserve,
+                    engine: forward.engine,
+                    channels,
+                    reserve_len,
+                }
             }
         };
         let buffers = self.buffers.insert(buffers);
@@ -151,7 +164,6 @@ impl Forward {
         &self,
         shape: &Shape,
         request: &Request,
-        parameters: (bool, bool),
         engine: &'static str,
     ) -> Result<()> {
         if self.shape != *shape {
@@ -163,15 +175,18 @@ impl Forward {
         if self.engine != engine {
             return Err(Error::saved("engine", self.engine, engine));
         }
+        if request.residual && !self.residual {
+            return Err(Error::saved("residual", "none", "a grad_residual to write"));
+        }
+        Ok(())
+    }
+    /// Refuses a layer that has other parameters.
+    pub(crate) fn check_parameters(&self, weight: bool, bias: bool) -> Result<()> {
         let given = |there: bool| if there { "given" } else { "none" };
-        let weight = ("weight", self.weight, parameters.0);
-        for (what, then, now) in [weight, ("bias", self.bias, parameters.1)] {
+        for (what, then, now) in [("weight", self.weight, weight), ("bias", self.bias, bias)] {
             if then != now {
                 return Err(Error::saved(what, given(then), given(now)));
             }
-        }
-        if request.residual && !self.residual {
-            return Err(Error::saved("residual", given(false), "a grad_residual to write"));
         }
         Ok(())
     }

@@ -80,20 +80,20 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         mut grad_x: Option<M::ViewMut<'_, E>>,
         mut grad_residual: Option<M::ViewMut<'_, E>>,
     ) -> Result<()> {
-        let shape = saved.made()?.0.shape;
+        let forward = saved.made()?.0;
+        let shape = forward.shape;
         self.check(&shape)?;
+        forward.check_parameters(self.weight.is_some(), self.bias.is_some())?;
         let both = [&mut self.weight, &mut self.bias];
         let accumulate = Param::begin_backward(self.engine.memory(), both)?;
-        let (weight, grad_weight) = Param::split(&mut self.weight);
-        let (bias, grad_bias) = Param::split(&mut self.bias);
+        let grad_weight = Param::wanted(&mut self.weight);
+        let grad_bias = Param::wanted(&mut self.bias);
         self.engine.backward(
             &shape,
             Backward {
                 saved,
                 x: M::reborrow(&x),
                 grad_y: grad_y.as_ref().map(M::reborrow),
-                weight,
-                bias,
                 grad_x: grad_x.as_mut().map(M::reborrow_mut),
                 grad_residual: grad_residual.as_mut().map(M::reborrow_mut),
                 grad_weight,

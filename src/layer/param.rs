@@ -76,14 +76,10 @@ impl<M: Memory, P: Real> Param<M, P> {
         }
     }
 
-    /// The value to read and the gradient to write, where there are any.
-    #[allow(clippy::type_complexity)] // two views
-    pub(super) fn split(
-        this: &mut Option<Self>,
-    ) -> (Option<M::View<'_, P>>, Option<M::ViewMut<'_, P>>) {
-        let Some(param) = this else { return (None, None) };
-        let grad = param.requires_grad.then_some(M::view_mut(&mut param.grad));
-        (Some(M::view(&param.value)), grad)
+    /// The gradient to write, where there is a parameter that wants one.
+    pub(super) fn wanted(this: &mut Option<Self>) -> Option<M::ViewMut<'_, P>> {
+        let param = this.as_mut().filter(|param| param.requires_grad)?;
+        Some(M::view_mut(&mut param.grad))
     }
 
     pub(super) fn to<N: Memory>(&self, from: &M, to: &N) -> Result<Param<N, P>> {

@@ -52,8 +52,6 @@ fn step(
         saved: &saved,
         x: x.slice(range(0)),
         grad_y: Input::View(grad_y.slice(range(3))),
-        weight: None,
-        bias: None,
         grad_x: Some(grad_x.slice_mut(range(4))),
         grad_residual: Some(grad_residual.slice_mut(range(5))),
         grad_weight: None,

@@ -64,8 +64,6 @@ impl Tensors {
             saved: &self.saved,
             x: self.x.as_view(),
             grad_y: Input::View(self.grad_y.as_view()),
-            weight: None,
-            bias: None,
             grad_x: Some(self.grad_x.as_view_mut()),
             grad_residual: None,
             grad_weight: Some(self.grad_weight.as_view_mut()),

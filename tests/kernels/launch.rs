@@ -129,13 +129,14 @@ pub struct Merge {
     pub inner: u64,
 }
 
-/// Pointers: `mean`, `mean_rest`, `invstd`, `running_mean`, `running_var`, `record`, `nonfinite`.
+/// Pointers: `mean`, `mean_rest`, `invstd`, `running_mean`, `running_var`, `record`, `nonfinite`,
+/// `weight`, `bias`, `saved_weight`, `saved_bias`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Outputs {
     pub eps: f64,
     pub factor: f64,
-    pub pointers: [u64; 7],
+    pub pointers: [u64; 11],
 }
 
 /// `mean_rest`, `invstd`, `total_sums`, `grad_weight`, `grad_bias`, `sums`, `coefs`, `nonfinite`.
@@ -168,7 +169,6 @@ pub enum Arg {
     Pointer(u64),
     U32(u32),
     U64(u64),
-    F64(f64),
 }
 
 /// How a kernel is launched.
@@ -273,7 +273,6 @@ impl Device {
                 Arg::Pointer(v) => builder.arg(v),
                 Arg::U32(v) => builder.arg(v),
                 Arg::U64(v) => builder.arg(v),
-                Arg::F64(v) => builder.arg(v),
             };
         }
         let shape = LaunchConfig {

@@ -45,6 +45,8 @@ struct Statistics<A> {
     mean: Mem<A>,
     rest: Mem<A>,
     invstd: Mem<A>,
+    weight: Mem<A>,
+    bias: Mem<A>,
 }
 
 impl<E: Kernels> Step<'_, E> {
@@ -124,11 +126,15 @@ impl<E: Kernels> Step<'_, E> {
             mean: device.unwritten::<E::Acc>(c, 0),
             rest: device.unwritten(c, 0),
             invstd: device.unwritten(c, 0),
+            weight: device.unwritten(c, 0),
+            bias: device.unwritten(c, 0),
         };
         let partials = device.unwritten::<f64>(2 * c * self.merge().tiles as usize, 0);
         let nonfinite = device.upload(&[0u32], 0);
         let ptr = Arg::Pointer;
-        let Statistics { mean: m, rest, invstd } = &statistics;
+        let Statistics { mean: m, rest, invstd, weight: saved_weight, bias: saved_bias } =
+            &statistics;
+        let parameters = [&weight, &bias, saved_weight, saved_bias].map(Mem::ptr);
         let by = [m.ptr(), rest.ptr(), invstd.ptr(), weight.ptr(), bias.ptr()];
         let by = Arg::Channels(Channels(by));
         let y = device.unwritten::<E>(n, layout.lead);
@@ -142,23 +148,11 @@ impl<E: Kernels> Step<'_, E> {
         let words = device.upload(&[0u32; 32 * 16], 0);
         if let Mode::Train(factor) = mode {
             let record = device.unwritten::<E::Acc>(2 * c + 1, 0);
-            let pointers = [
-                m.ptr(),
-                rest.ptr(),
-                invstd.ptr(),
-                mean.ptr(),
-                var.ptr(),
-                record.ptr(),
-                nonfinite.ptr(),
-            ];
-            let outputs = Outputs { eps: inputs.eps, factor: factor.unwrap_or(0.0), pointers };
+            let statistics = [m, rest, invstd, &mean, &var, &record].map(Mem::ptr);
+            let outputs = self.outputs(factor.unwrap_or(0.0), statistics, &nonfinite, parameters);
             if let Some(cut) = cuts[0] {
-                let first = [
-                    Arg::Outputs(outputs),
-                    ptr(weight.ptr()),
-                    ptr(bias.ptr()),
-                    Arg::U64(inputs.shape.per_channel() as u64),
-                ];
+                let count = Arg::U64(inputs.shape.per_channel() as u64);
+                let first = [Arg::Outputs(outputs), count];
                 self.grouped("forward_resident", cut, 1, &words, &[&first, &last[..]].concat());
             } else {
                 self.tiled("stats", &[ptr(x.ptr()), ptr(partials.ptr())]);
@@ -168,9 +162,9 @@ impl<E: Kernels> Step<'_, E> {
             }
             self.judge_record(&widen(&device.download(&record)), &widen(&device.download(m)));
         } else {
-            let pointers = [mean.ptr(), var.ptr(), m.ptr(), rest.ptr(), invstd.ptr()].map(ptr);
-            let args = [Arg::U32(c as u32), Arg::F64(inputs.eps)];
-            let args = [&args[..], &pointers, &[ptr(nonfinite.ptr())]].concat();
+            let statistics = [m.ptr(), rest.ptr(), invstd.ptr(), 0, 0, 0];
+            let outputs = Arg::Outputs(self.outputs(0.0, statistics, &nonfinite, parameters));
+            let args = [Arg::U32(c as u32), ptr(mean.ptr()), ptr(var.ptr()), outputs];
             self.by_channel("eval", 128, &args);
         }
         if *mode == Mode::Eval || cuts[0].is_none() {
@@ -182,6 +176,8 @@ impl<E: Kernels> Step<'_, E> {
             outcome.insert("running_mean", widen(&device.download(&mean)));
             outcome.insert("running_var", widen(&device.download(&var)));
         }
+        assert_eq!(device.download(saved_weight), inputs.weight);
+        assert_eq!(device.download(saved_bias), inputs.bias);
         outcome.insert("saved_mean", widen(&device.download(m)));
         outcome.insert("saved_invstd", widen(&device.download(invstd)));
         let gate = if masks { 2 } else { u32::from(relu) };
@@ -189,6 +185,20 @@ impl<E: Kernels> Step<'_, E> {
         self.backward(read, &statistics, (&partials, &words), &mut outcome);
         assert_eq!(device.download(&nonfinite), [0]);
         outcome
+    }
+
+    fn outputs(
+        &self,
+        factor: f64,
+        [mean, rest, invstd, running_mean, running_var, record]: [u64; 6],
+        nonfinite: &Mem<u32>,
+        [weight, bias, saved_weight, saved_bias]: [u64; 4],
+    ) -> Outputs {
+        let (eps, nonfinite) = (self.inputs.eps, nonfinite.ptr());
+        let statistics = [mean, rest, invstd, running_mean, running_var, record, nonfinite];
+        let [a, b, c, d, e, f, g] = statistics;
+        let pointers = [a, b, c, d, e, f, g, weight, bias, saved_weight, saved_bias];
+        Outputs { eps, factor, pointers }
     }
 
     fn backward(

@@ -1,6 +1,7 @@
 //! The layer's configuration, parameters and gradients, and what errors leave alone.
 use crate::support::engines::every_engine;
 use crate::support::layer::*;
+use crate::support::tolerance::Kind;
 use batchnorm::*;
 use half::f16;
 
@@ -13,6 +14,8 @@ every_engine![
     refused_forwards_change_nothing,
     refused_backwards_change_nothing,
     replaced_buffers_of_another_length_are_refused,
+    parameters_that_change_before_backward_do_not_matter,
+    a_backward_by_a_layer_with_other_parameters_is_refused,
 ];
 
 /// A layer after a forward, and what a backward needs.
@@ -317,5 +320,60 @@ fn layers_print_as_in_pytorch() {
     ];
     for (config, expected) in cases {
         assert_eq!(print(config), expected);
+    }
+}
+
+/// The values are those of long-double arithmetic.
+fn parameters_that_change_before_backward_do_not_matter<G: Engine>(engine: &G) {
+    let shape = Shape::new(&[4, 1], 1).unwrap();
+    let config = Config { activation: Activation::Relu, ..Config::default() };
+    let (x, grad_y) = ([-1f32, 1., -3., 3.], [1f32, 2., 3., 4.]);
+    let change = |bn: &mut BatchNorm<f32, G>, weight: f32, bias: f32| {
+        bn.weight_mut().unwrap().value = up(engine, &[weight]);
+        engine
+            .memory()
+            .write(&[bias], view_mut::<G, _>(&mut bn.bias_mut().unwrap().value))
+            .unwrap();
+        bn.zero_grad();
+    };
+    let mut bn = BatchNorm::new(engine, 1, config).unwrap();
+    let (_, saved) = forward(&mut bn, &shape, &x).unwrap();
+    change(&mut bn, -1.0, 0.5);
+    let grad_x = backward(&mut bn, &saved, &x, &grad_y).unwrap();
+    assert_near(&grad_x, &[-0.357771, -0.089442, 0.268326, 0.178887], Kind::Element);
+    assert_near(&grad(&bn, "weight").unwrap(), &[6.26098], Kind::Sum(4));
+    assert_near(&grad(&bn, "bias").unwrap(), &[6.0], Kind::Sum(4));
+
+    // As they would be without the change, in either mode, with and without a residual.
+    for (training, residual) in [(true, false), (true, true), (false, false), (false, true)] {
+        bn.train(training);
+        change(&mut bn, 1.5, -0.25);
+        let x_on = up(engine, &x);
+        let (_, saved) = match residual {
+            true => bn.forward_add(&shape, view::<G, _>(&x_on), view::<G, _>(&x_on)).unwrap(),
+            false => bn.forward(&shape, view::<G, _>(&x_on)).unwrap(),
+        };
+        let expected = backward(&mut bn, &saved, &x, &grad_y).unwrap();
+        let grads = snapshot(&bn).grads;
+        change(&mut bn, -2.0, 1.0);
+        assert_eq!(backward(&mut bn, &saved, &x, &grad_y).unwrap(), expected);
+        assert_eq!(snapshot(&bn).grads, grads);
+    }
+}
+
+fn a_backward_by_a_layer_with_other_parameters_is_refused<G: Engine>(engine: &G) {
+    let config = Config::default();
+    let (mut bn, x) = (layer::<f32, G>(engine, config), numbers::<f32>(small().len(), 1));
+    let (_, most) = forward(&mut bn, &small(), &x).unwrap();
+    for (what, weight, bias) in [("weight", false, true), ("bias", true, false)] {
+        let mut other = layer::<f32, G>(engine, Config { weight, bias, ..config });
+        let (_, saved) = forward(&mut other, &small(), &x).unwrap();
+        let error = backward(&mut other, &most, &x, &x).unwrap_err().to_string();
+        let expected = format!("saved: the forward had {what} given, this backward has none");
+        assert_eq!(error, expected);
+        let error = backward(&mut bn, &saved, &x, &x).unwrap_err().to_string();
+        let expected = format!("saved: the forward had {what} none, this backward has given");
+        assert_eq!(error, expected);
+        assert_eq!(snapshot(&bn).grads, [None, None]);
     }
 }

@@ -149,7 +149,6 @@ pub fn back<'e, E: Element, G: Engine>(
     let [x, grad_y] = ["x", "grad_y"].map(|what| desk.buf::<E>(what, n));
     let [mut grad_x, mut grad_residual] =
         ["grad_x", "grad_residual"].map(|what| desk.buf::<E>(what, n));
-    let [weight, bias] = ["weight", "bias"].map(|what| desk.buf::<E::Acc>(what, c));
     let [mut grad_weight, mut grad_bias] =
         ["grad_weight", "grad_bias"].map(|what| desk.buf::<E::Acc>(what, c));
     let [mut sums, total] = ["sums", "total_sums"].map(|what| desk.buf::<E::Acc>(what, 2 * c + 1));
@@ -161,8 +160,6 @@ pub fn back<'e, E: Element, G: Engine>(
             true => Input::InPlace,
             false => Input::View(G::Memory::view(&grad_y)),
         },
-        weight: has("weight").then(|| G::Memory::view(&weight)),
-        bias: has("bias").then(|| G::Memory::view(&bias)),
         grad_x: has("grad_x").then(|| G::Memory::view_mut(&mut grad_x)),
         grad_residual: has("grad_residual").then(|| G::Memory::view_mut(&mut grad_residual)),
         grad_weight: Some(G::Memory::view_mut(&mut grad_weight)),
@@ -172,7 +169,7 @@ pub fn back<'e, E: Element, G: Engine>(
         total_sums: has("total_sums").then(|| G::Memory::view(&total)),
     };
     let result = desk.on.engine.backward(shape, args);
-    let parameters = [&weight, &bias, &grad_weight, &grad_bias, &sums, &total];
+    let parameters = [&grad_weight, &grad_bias, &sums, &total];
     desk.refused::<E>(result, &[&x, &grad_y, &grad_x, &grad_residual], &parameters)
 }
 

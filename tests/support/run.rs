@@ -230,12 +230,10 @@ pub fn backward<E: Element, G: Engine>(
     saved: &SavedOn<G, E>,
     total_sums: Option<&[E::Acc]>,
 ) -> Result<Outcome> {
-    let (shape, on, epilogue) = (&inputs.shape, engine.memory(), inputs.epilogue);
+    let (shape, on) = (&inputs.shape, engine.memory());
     let c = shape.channels();
     let x = on.upload(&inputs.x)?;
     let grad_y = on.upload(&inputs.grad_y)?;
-    let weight = epilogue.weight.then(|| on.upload(&inputs.weight)).transpose()?;
-    let bias = epilogue.bias.then(|| on.upload(&inputs.bias)).transpose()?;
     let total_sums = total_sums.map(|sums| on.upload(sums)).transpose()?;
     let nan = vec![narrow::<E>(f64::NAN); shape.len()];
     let before = |c| narrow(if want.accumulate { gradient_before(c) } else { f64::NAN });
@@ -251,8 +249,6 @@ pub fn backward<E: Element, G: Engine>(
             true => Input::InPlace,
             false => Input::View(G::Memory::view(&grad_y)),
         },
-        weight: weight.as_ref().map(G::Memory::view),
-        bias: bias.as_ref().map(G::Memory::view),
         grad_x: want.grad_x.then(|| G::Memory::view_mut(&mut grad_x)),
         grad_residual: want.grad_residual.then(|| G::Memory::view_mut(&mut grad_residual)),
         grad_weight: want.grad_weight.then(|| G::Memory::view_mut(&mut grad_weight)),

@@ -44,7 +44,7 @@ impl Cpu {
             Input::View(grad_y) => Some(grad_y),
             Input::InPlace => None,
         };
-        let parameters = Parameters { weight: args.weight, bias: args.bias };
+        let parameters = Parameters { weight: Some(&saved.weight), bias: Some(&saved.bias) };
         let through_own_sums = forward.batch_statistics && total_sums.is_none();
         let frozen = !forward.batch_statistics && total_sums.is_none();
         let coefs = Coefs { shape, parameters, saved, total_sums };

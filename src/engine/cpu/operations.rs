@@ -14,8 +14,9 @@ impl Cpu {
         mut args: ForwardTrain<'_, Host, E>,
     ) -> Result<()> {
         args.check(&Host, shape)?;
-        let saved = args.open(self, shape)?.map(Opened::filled);
+        let mut saved = args.open(self, shape)?.map(Opened::filled);
         let parameters = Parameters { weight: args.weight, bias: args.bias };
+        saved.iter_mut().for_each(|saved| parameters.save(saved));
         let output = Output {
             x: Some(args.x),
             residual: args.residual,
@@ -48,6 +49,7 @@ impl Cpu {
         let channels = 0..shape.channels();
         let (mean, var) = (&args.mean[channels.clone()], &args.var[channels.clone()]);
         if let Some(saved) = &mut saved {
+            parameters.save(saved);
             saved.mean.copy_from_slice(mean);
             saved.mean_rest.fill(E::Acc::default());
             let invstds = saved.invstd.iter_mut().zip(var);

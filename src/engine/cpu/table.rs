@@ -1,7 +1,8 @@
 //! The coefficients of channels: computed once for an operation, read by all of its tiles.
 use super::coefs::Coef;
 use super::tiles::{numbers, numbers_mut};
-use crate::Real;
+use crate::engine::saved::Buffers;
+use crate::{Host, Real};
 use std::ops::Range;
 
 /// Weight and bias, ones and zeros where absent.
@@ -9,6 +10,20 @@ use std::ops::Range;
 pub(super) struct Parameters<'a, A> {
     pub weight: Option<&'a [A]>,
     pub bias: Option<&'a [A]>,
+}
+
+impl<A: Real> Parameters<'_, A> {
+    /// Keeps them for the backward.
+    pub fn save(&self, saved: &mut Buffers<Host, A>) {
+        match self.weight {
+            Some(weight) => saved.weight.copy_from_slice(weight),
+            None => saved.weight.fill(A::from_f64(1.0)),
+        }
+        match self.bias {
+            Some(bias) => saved.bias.copy_from_slice(bias),
+            None => saved.bias.fill(A::default()),
+        }
+    }
 }
 
 /// The coefficients of some channels, an array for each field of [`Coef`] in its order.

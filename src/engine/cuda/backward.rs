@@ -2,6 +2,7 @@
 use super::launch::{Channels, Gradients, Tensors};
 use super::resident::Step;
 use super::{Cuda, Layout, Pointers, Ptr};
+use crate::engine::saved::Buffers;
 use crate::engine::{Activation, Backward, Input};
 use crate::{Device, Element, Memory, Result, Shape};
 
@@ -43,9 +44,10 @@ impl Cuda {
             (Activation::Relu, None) => 1,
             (Activation::Relu, Some(_)) => 2,
         };
-        let statistics = [&saved.mean, &saved.mean_rest, &saved.invstd];
-        let [mean, mean_rest, invstd] = statistics.map(|buf| pointers.read(Device::view(buf)));
-        let (weight, bias) = (pointers.read_some(args.weight), pointers.read_some(args.bias));
+        let Buffers { mean, mean_rest, invstd, weight, bias, .. } = saved;
+        let by_channel = [mean, mean_rest, invstd, weight, bias];
+        let [mean, mean_rest, invstd, weight, bias] =
+            by_channel.map(|buf| pointers.read(Device::view(buf)));
         let channels = Channels { mean, mean_rest, invstd, weight, bias };
         let grad_x = pointers.write_some(args.grad_x);
         let tensors = Tensors {

@@ -2,7 +2,7 @@
 use super::launch::{Channels, Outputs};
 use super::resident::Step;
 use super::{Cuda, Layout, Pointers, Ptr};
-use crate::engine::saved::Mark;
+use crate::engine::saved::{Buffers, Mark};
 use crate::engine::{Activation, ForwardEval, ForwardTrain, Input, MergeStats, Running, Stats};
 use crate::{Device, Element, Error, Memory, Real, Result, Shape};
 
@@ -25,46 +25,32 @@ impl Cuda {
         let (masks, relu) = (residual.is_some(), activation == Activation::Relu);
         let (x, residual) = (pointers.read(x), pointers.read_some(residual));
         let (weight, bias) = (pointers.read_some(weight), pointers.read_some(bias));
-        let (factor, running_mean, running_var) = match running {
-            Some(Running { mean, var, factor }) => {
-                (factor, pointers.write(mean), pointers.write(var))
-            }
-            None => (0.0, Ptr::NULL, Ptr::NULL),
-        };
         let y = pointers.write(y);
-        let ([mean, mean_rest, invstd], mask) = match saved {
-            Some(saved) => {
-                let mask = saved.reserve.as_mut().filter(|_| masks && relu);
-                let mask = pointers.write_some(mask.map(Device::view_mut));
-                let statistics = [&mut saved.mean, &mut saved.mean_rest, &mut saved.invstd];
-                (statistics.map(|buf| pointers.write(Device::view_mut(buf))), mask)
+        let mut outputs = Outputs::new(eps, self.shared.workspace.nonfinite());
+        (outputs.weight, outputs.bias) = (weight, bias);
+        if let Some(Running { mean, var, factor }) = running {
+            outputs.factor = factor;
+            (outputs.running_mean, outputs.running_var) =
+                (pointers.write(mean), pointers.write(var));
+        }
+        let mask = match saved {
+            Some(saved) => save(&mut pointers, saved, masks && relu, &mut outputs),
+            None => {
+                [outputs.mean, outputs.mean_rest, outputs.invstd] = room.statistics();
+                Ptr::NULL
             }
-            None => (room.statistics(), Ptr::NULL),
         };
-
         let partials = room.partials();
-        let nonfinite = self.shared.workspace.nonfinite();
-        let outputs = Outputs {
-            eps,
-            factor,
-            mean,
-            mean_rest,
-            invstd,
-            running_mean,
-            running_var,
-            record: Ptr::NULL,
-            nonfinite,
-        };
         let aligned = [x, residual, y].iter().all(|tensor| tensor.is_aligned());
         if let Some((plan, kernels)) = resident.filter(|_| aligned) {
             self.in_one_launch(&plan, partials, |group| {
-                launcher.forward_resident(
-                    &kernels, &plan, group, outputs, weight, bias, x, residual, y, mask, relu,
-                )
+                launcher
+                    .forward_resident(&kernels, &plan, group, outputs, x, residual, y, mask, relu)
             })?;
         } else {
             launcher.stats(&plan, x, partials)?;
             launcher.stats_finalize(&plan, outputs, x, partials)?;
+            let Outputs { mean, mean_rest, invstd, .. } = outputs;
             let channels = Channels { mean, mean_rest, invstd, weight, bias };
             launcher.apply(&plan, channels, x, residual, y, mask, relu)?;
         }
@@ -95,21 +81,15 @@ impl Cuda {
             Input::View(x) => pointers.read(x),
             Input::InPlace => y,
         };
-        let (saved_mean, saved_rest, invstd, mask) = match saved {
-            Some(saved) => {
-                let mask = saved.reserve.as_mut().filter(|_| masks && relu);
-                let mask = pointers.write_some(mask.map(Device::view_mut));
-                let statistics = [&mut saved.mean, &mut saved.mean_rest, &mut saved.invstd];
-                let [mean, rest, invstd] =
-                    statistics.map(|buf| pointers.write(Device::view_mut(buf)));
-                (mean, rest, invstd, mask)
-            }
-            None => (Ptr::NULL, Ptr::NULL, room.statistics()[2], Ptr::NULL),
-        };
+        let mut outputs = Outputs::new(eps, self.shared.workspace.nonfinite());
+        (outputs.weight, outputs.bias) = (weight, bias);
+        outputs.invstd = room.statistics()[2];
+        let mask = saved
+            .map_or(Ptr::NULL, |saved| save(&mut pointers, saved, masks && relu, &mut outputs));
 
-        let (count, nonfinite) = (plan.geometry.channels, self.shared.workspace.nonfinite());
-        launcher.eval(count, eps, mean, var, saved_mean, saved_rest, invstd, nonfinite)?;
+        launcher.eval(plan.geometry.channels, mean, var, outputs)?;
         if applies {
+            let invstd = outputs.invstd;
             let channels = Channels { mean, mean_rest: Ptr::NULL, invstd, weight, bias };
             launcher.apply(&plan, channels, x, residual, y, mask, relu)?;
         }
@@ -127,17 +107,8 @@ impl Cuda {
         let room = self.shared.workspace.room(&self.memory, Layout::new::<E::Acc>(&plan))?;
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
         let (x, record) = (pointers.read(args.x), pointers.write(args.record));
-        let outputs = Outputs {
-            eps: 1.0, // of an invstd that is not written
-            factor: 0.0,
-            mean: Ptr::NULL,
-            mean_rest: Ptr::NULL,
-            invstd: Ptr::NULL,
-            running_mean: Ptr::NULL,
-            running_var: Ptr::NULL,
-            record,
-            nonfinite: self.shared.workspace.nonfinite(),
-        };
+        // The eps is of an invstd that is not written.
+        let outputs = Outputs { record, ..Outputs::new(1.0, self.shared.workspace.nonfinite()) };
         launcher.stats(&plan, x, room.partials())?;
         launcher.stats_finalize(&plan, outputs, x, room.partials())
     }
@@ -168,4 +139,19 @@ impl Cuda {
         let (mean, var) = (pointers.write(mean), pointers.write(var));
         launcher.merge_stats(channels, parts, records, factor, running, mean, var)
     }
+}
+
+/// Has what a backward wants written there; gives the mask, if there is to be one.
+fn save<'a, A: Real>(
+    pointers: &mut Pointers<'a>,
+    saved: &'a mut Buffers<Device, A>,
+    masks: bool,
+    outputs: &mut Outputs<A>,
+) -> Ptr<u8> {
+    let Buffers { mean, mean_rest, invstd, weight, bias, reserve, .. } = saved;
+    let by_channel = [mean, mean_rest, invstd, weight, bias];
+    let written = by_channel.map(|buf| pointers.write(Device::view_mut(buf)));
+    let Outputs { mean, mean_rest, invstd, saved_weight, saved_bias, .. } = outputs;
+    [*mean, *mean_rest, *invstd, *saved_weight, *saved_bias] = written;
+    pointers.write_some(reserve.as_mut().filter(|_| masks).map(Device::view_mut))
 }

@@ -54,6 +54,33 @@ pub(super) struct Outputs<A> {
     pub running_var: Ptr<A>,
     pub record: Ptr<A>,
     pub nonfinite: Ptr<u32>,
+    /// What is applied, and where a backward finds it.
+    pub weight: Ptr<A>,
+    pub bias: Ptr<A>,
+    pub saved_weight: Ptr<A>,
+    pub saved_bias: Ptr<A>,
+}
+
+impl<A> Outputs<A> {
+    /// Nothing is written yet.
+    pub fn new(eps: f64, nonfinite: Ptr<u32>) -> Self {
+        let none = Ptr::NULL;
+        Self {
+            eps,
+            factor: 0.0,
+            mean: none,
+            mean_rest: none,
+            invstd: none,
+            running_mean: none,
+            running_var: none,
+            record: none,
+            nonfinite,
+            weight: none,
+            bias: none,
+            saved_weight: none,
+            saved_bias: none,
+        }
+    }
 }
 
 /// What the sums of a backward are written to, and what they are made with.
@@ -172,20 +199,14 @@ impl Launcher<'_> {
         self.submit(&self.kernels.stats_finalize, grid, BLOCK, arguments)
     }
 
-    #[allow(clippy::too_many_arguments)] // the kernel has them
     pub fn eval<A>(
         &self,
         channels: u32,
-        eps: f64,
         mean: Ptr<A>,
         var: Ptr<A>,
-        saved_mean: Ptr<A>,
-        saved_rest: Ptr<A>,
-        invstd: Ptr<A>,
-        nonfinite: Ptr<u32>,
+        outputs: Outputs<A>,
     ) -> Result<()> {
-        let arguments =
-            arguments![channels, eps, mean, var, saved_mean, saved_rest, invstd, nonfinite];
+        let arguments = arguments![channels, mean, var, outputs];
         self.submit(&self.kernels.eval, channels.div_ceil(BLOCK), BLOCK, arguments)
     }
 
@@ -278,8 +299,6 @@ impl Launcher<'_> {
         plan: &Resident,
         group: Group,
         outputs: Outputs<E::Acc>,
-        weight: Ptr<E::Acc>,
-        bias: Ptr<E::Acc>,
         x: Ptr<E>,
         residual: Ptr<E>,
         y: Ptr<E>,
@@ -287,8 +306,7 @@ impl Launcher<'_> {
         relu: bool,
     ) -> Result<()> {
         let (geometry, count, relu) = (plan.geometry, plan.count, u32::from(relu));
-        let arguments =
-            arguments![geometry, group, outputs, weight, bias, count, x, residual, y, mask, relu];
+        let arguments = arguments![geometry, group, outputs, count, x, residual, y, mask, relu];
         self.groups(&kernels.forward, plan, arguments)
     }
 
@@ -363,7 +381,7 @@ mod tests {
         assert_eq!(size_of::<Geometry>(), 64);
         assert_eq!(size_of::<Channels<f32>>(), 40);
         assert_eq!(size_of::<Merge>(), 32);
-        assert_eq!(size_of::<Outputs<f32>>(), 72);
+        assert_eq!(size_of::<Outputs<f32>>(), 104);
         assert_eq!(size_of::<Gradients<f64>>(), 64);
         assert_eq!(size_of::<Group>(), 24);
         assert_eq!(size_of::<Ptr<f64>>(), 8);

@@ -33,9 +33,8 @@ impl Cudnn {
         let mut desk = self.desk();
         let sizes = desk.describe(&form)?;
         let [workspace, _] = desk.spaces(&self.memory, &sizes)?;
-        let Backward { x, weight, bias, grad_x, grad_residual, grad_weight, grad_bias, .. } = args;
-        let parameters =
-            (weight.is_some() && grad_weight.is_some(), bias.is_some() && grad_bias.is_some());
+        let Backward { x, grad_x, grad_residual, grad_weight, grad_bias, .. } = args;
+        let parameters = (grad_weight.is_some(), grad_bias.is_some());
         let constants = self.constants_for::<E::Acc>(&mut desk, shape, parameters)?;
         let mut pointers = Pointers::new(self.stream());
         let reserve = saved.reserve.as_ref();
@@ -56,8 +55,8 @@ impl Cudnn {
             dy: pointers.read(grad_y),
             dz: pointers.write_some(grad_residual),
             dx: pointers.write_some(grad_x),
-            scale: weight.map_or(constants.ones, |weight| pointers.read(weight)),
-            bias: bias.map_or(constants.zeros, |bias| pointers.read(bias)),
+            scale: pointers.read(Device::view(&saved.weight)),
+            bias: pointers.read(Device::view(&saved.bias)),
             dscale: grad_weight.map_or(constants.grad_weight, |grad| pointers.write(grad)),
             dbias: grad_bias.map_or(constants.grad_bias, |grad| pointers.write(grad)),
             accumulate: args.accumulate,

@@ -5,7 +5,7 @@ use super::limits::Details;
 use super::{Cudnn, Space};
 use crate::engine::args::open;
 use crate::engine::pointers::{Pointers, Ptr};
-use crate::engine::saved::Mark;
+use crate::engine::saved::{Buffers, Mark};
 use crate::engine::{ForwardEval, ForwardTrain, Input, Op, Request, Running};
 use crate::{Device, Element, Memory, Result, Shape};
 
@@ -41,13 +41,14 @@ impl Cudnn {
             }
             None => (0.0, [Ptr::NULL; 2]),
         };
-        let (statistics, kept) = match buffers {
+        let ([mean, invstd, saved_weight, saved_bias], kept) = match buffers {
             Some(saved) => {
-                let statistics = [&mut saved.mean, &mut saved.invstd];
-                let kept = pointers.write_some(saved.reserve.as_mut().map(Device::view_mut));
-                (statistics.map(|buf| pointers.write(Device::view_mut(buf))), kept)
+                let Buffers { mean, invstd, weight, bias, reserve, .. } = saved;
+                let kept = pointers.write_some(reserve.as_mut().map(Device::view_mut));
+                let by_channel = [mean, invstd, weight, bias];
+                (by_channel.map(|buf| pointers.write(Device::view_mut(buf))), kept)
             }
-            None => ([Ptr::NULL; 2], Ptr::NULL),
+            None => ([Ptr::NULL; 4], Ptr::NULL),
         };
         let own = Space { at: kept, bytes: sizes.reserve };
         let reserve = if kept.is_null() { unsaved } else { own };
@@ -61,7 +62,7 @@ impl Cudnn {
             factor,
             running,
             eps,
-            saved: statistics,
+            saved: [mean, invstd],
             workspace,
             reserve,
         };
@@ -70,6 +71,11 @@ impl Cudnn {
             // Backward asks for y again, which the caller may have dropped by then.
             let to = Ptr::at(kept.address() + sizes.reserve_end() as u64);
             desk.copy(y, to, shape.len())?;
+        }
+        if !saved_weight.is_null() {
+            // An optimizer may change both before the backward.
+            desk.copy(training.scale, saved_weight, shape.channels())?;
+            desk.copy(training.bias, saved_bias, shape.channels())?;
         }
         mark.into_iter().for_each(Mark::filled);
         Ok(())

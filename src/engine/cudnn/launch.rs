@@ -169,9 +169,9 @@ impl Desk {
     }
 
     /// Copies a tensor.
-    pub(super) fn copy<E: Element>(&self, from: Ptr<E>, to: Ptr<E>, len: usize) -> Result<()> {
-        let (bytes, stream) = (len * size_of::<E>(), self.handle.stream().cu_stream());
-        // SAFETY: both addresses are those of tensors as long, apart from each other; the call
+    pub(super) fn copy<T>(&self, from: Ptr<T>, to: Ptr<T>, len: usize) -> Result<()> {
+        let (bytes, stream) = (len * size_of::<T>(), self.handle.stream().cu_stream());
+        // SAFETY: both addresses are those of as many values, apart from each other; the call
         // before has made the context current.
         let copied =
             unsafe { result::memcpy_dtod_async(to.address(), from.address(), bytes, stream) };

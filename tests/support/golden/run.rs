@@ -226,8 +226,6 @@ impl<'a, G: Engine, E: Element> Run<'a, G, E> {
             saved,
             x: G::Memory::view(&self.x),
             grad_y: Input::View(G::Memory::view(&self.grad_y)),
-            weight: view::<G::Memory, _>(&self.weight),
-            bias: view::<G::Memory, _>(&self.bias),
             grad_x: Some(G::Memory::view_mut(&mut grad_x)),
             grad_residual: grad_residual.as_mut().map(G::Memory::view_mut),
             grad_weight: grad_weight.as_mut().map(G::Memory::view_mut),
