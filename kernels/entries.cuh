@@ -26,8 +26,9 @@
                                  const double2 *partials) {                                                            \
         stats_finalize(merge, out, x, partials);                                                                       \
     }                                                                                                                  \
-    KERNEL eval_##name(unsigned channels, const AccOf<T> *mean, const AccOf<T> *var, const Outputs<AccOf<T>> out) {    \
-        eval(channels, mean, var, out);                                                                                \
+    KERNEL eval_##name(unsigned channels, const AccOf<T> *mean, const AccOf<T> *var, const double *record,             \
+                       const Outputs<AccOf<T>> out) {                                                                  \
+        eval(channels, mean, var, record, out);                                                                        \
     }                                                                                                                  \
     KERNEL backward_finalize_##name(const Merge merge, const Gradients<AccOf<T>> out, unsigned accumulate,             \
                                     const double2 *partials) {                                                         \
@@ -35,7 +36,7 @@
     }
 
 #define MERGE_STATS(name, A)                                                                                           \
-    KERNEL merge_stats_##name(unsigned channels, unsigned parts, const A *records, double factor, A *running_mean,     \
-                              A *running_var, A *mean, A *var) {                                                       \
-        merge_stats(channels, parts, records, factor, running_mean, running_var, mean, var);                           \
+    KERNEL merge_stats_##name(unsigned channels, unsigned parts, const double *records, double factor,                 \
+                              A *running_mean, A *running_var, double *merged) {                                       \
+        merge_stats(channels, parts, records, factor, running_mean, running_var, merged);                              \
     }

@@ -118,7 +118,8 @@ struct Merge {
 };
 template <class A> struct Outputs {
     double eps, factor;
-    A *mean, *mean_rest, *invstd, *running_mean, *running_var, *record;
+    A *mean, *mean_rest, *invstd, *running_mean, *running_var;
+    double *record;
     unsigned *nonfinite;
     /// What is applied, and where a backward finds it: an optimizer may change it in between.
     const A *weight, *bias;
@@ -167,6 +168,16 @@ __device__ Part wide_moments(u64 count, unsigned channel, unsigned channels, u64
     return {double(count), 0, sum([&](double x) { return (x - mean) * (x - mean); })};
 }
 
+/// A channel's part of a record: the mean, `base + offset`, and what rounding left of it; the variance; the count.
+__device__ inline void write_record(double *record, unsigned c, u64 channels, double base, double offset, double var,
+                                    double count) {
+    const double mean = base + offset;
+    record[c] = mean;
+    record[channels + c] = or_zero((base - mean) + offset);
+    record[2 * channels + c] = var;
+    if (c == 0) record[3 * channels] = count;
+}
+
 /// Statistics of a channel whose mean is `base + offset`.
 template <class A>
 __device__ void finish_stats(unsigned c, unsigned channels, u64 count, double base, double offset, double squares,
@@ -180,11 +191,7 @@ __device__ void finish_stats(unsigned c, unsigned channels, u64 count, double ba
         blend(out.running_mean + c, out.factor, mean);
         blend(out.running_var + c, out.factor, squares / (count - 1.0));
     }
-    if (out.record) {
-        out.record[c] = rounded;
-        out.record[channels + c] = A(var);
-        if (c == 0) out.record[u64(2) * channels] = A(count);
-    }
+    if (out.record) write_record(out.record, c, channels, base, offset, var, count);
     if (out.nonfinite && !(isfinite(mean) && isfinite(var))) atomicOr(out.nonfinite, 1u);
 }
 
@@ -206,34 +213,40 @@ __device__ void stats_finalize(const Merge &merge, const Outputs<AccOf<T>> &out,
     out.save_parameters(c);
 }
 
-/// Statistics that are given, as a forward uses and saves them.
+/// Statistics that are given, as a forward uses and saves them: mean and variance, or a record.
 template <class A>
-__device__ void eval(unsigned channels, const A *mean, const A *var, const Outputs<A> &out) {
+__device__ void eval(u64 channels, const A *means, const A *vars, const double *record, const Outputs<A> &out) {
     const unsigned c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= channels) return;
-    if (out.mean) out.mean[c] = mean[c];
-    if (out.mean_rest) out.mean_rest[c] = 0;
-    out.invstd[c] = A(1 / sqrt(double(var[c]) + out.eps));
+    const double mean = record ? record[c] : means[c], rest = record ? record[channels + c] : 0;
+    const double var = record ? record[2 * channels + c] : vars[c];
+    const A rounded = A(mean);
+    if (out.mean) out.mean[c] = rounded;
+    if (out.mean_rest) out.mean_rest[c] = A(or_zero((mean - rounded) + rest));
+    out.invstd[c] = A(1 / sqrt(var + out.eps));
     out.save_parameters(c);
-    if (out.nonfinite && !(isfinite(mean[c]) && isfinite(var[c]))) atomicOr(out.nonfinite, 1u);
+    if (out.nonfinite && !(isfinite(mean) && isfinite(var))) atomicOr(out.nonfinite, 1u);
 }
 
-/// Merges records of the parts of a batch: each the means, the biased variances, the count.
+/// Merges records of the parts of a batch into one. Means count from that of the first part that has values, so that
+/// large ones keep their digits.
 template <class A>
-__device__ void merge_stats(unsigned channels, unsigned parts, const A *records, double factor, A *running_mean,
-                            A *running_var, A *mean, A *var) {
+__device__ void merge_stats(u64 channels, unsigned parts, const double *records, double factor, A *running_mean,
+                            A *running_var, double *merged) {
     const unsigned c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= channels) return;
     Part all = {0, 0, 0};
+    double base = 0;
     for (unsigned part = 0; part < parts; part++) {
-        const A *const record = records + part * (u64(2) * channels + 1);
-        const double count = record[u64(2) * channels];
-        Chan::merge(all, {count, double(record[c]), double(record[u64(channels) + c]) * count});
+        const double *const record = records + part * (3 * channels + 1);
+        const double count = record[3 * channels];
+        if (all.count == 0 && count > 0) base = or_zero(record[c]);
+        const double offset = (record[c] - base) + record[channels + c];
+        Chan::merge(all, {count, offset, record[2 * channels + c] * count});
     }
-    mean[c] = A(all.first);
-    var[c] = A(all.count > 0 ? all.second / all.count : 0);
+    write_record(merged, c, channels, base, all.first, all.count > 0 ? all.second / all.count : 0, all.count);
     if (running_mean && all.count > 0) {
-        blend(running_mean + c, factor, all.first);
+        blend(running_mean + c, factor, base + all.first);
         blend(running_var + c, factor, all.second / (all.count - 1));
     }
 }

@@ -1,4 +1,5 @@
 //! `speed` as other programs see it, and the table behind it.
+use batchnorm::Statistics;
 use batchnorm::{Activation, Backward, DType, Engine, ForwardEval, ForwardTrain, Host, Input};
 use batchnorm::{Reference, Saved, Shape};
 use examples::example;
@@ -122,8 +123,7 @@ fn reference(dims: &[usize], op: Op, round: impl Fn(f32) -> f32) -> Right {
             weight,
             bias,
             activation,
-            mean,
-            var,
+            statistics: Statistics::Given { mean, var },
             eps,
             y,
             saved,

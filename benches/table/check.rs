@@ -8,7 +8,7 @@ use super::{Case, Pass, data};
 use anyhow::{Result, ensure};
 use batchnorm::{
     Activation, Backward, DType, Element, Engine, ForwardEval, ForwardTrain, Host, Input,
-    Reference, Running, Saved, Shape,
+    Reference, Running, Saved, Shape, Statistics,
 };
 use rayon::prelude::*;
 
@@ -141,8 +141,7 @@ impl Right {
                 weight,
                 bias,
                 activation,
-                mean,
-                var,
+                statistics: Statistics::Given { mean, var },
                 eps: EPS,
                 y,
                 saved,

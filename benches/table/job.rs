@@ -5,7 +5,7 @@ use super::{Case, Pass, data};
 use anyhow::{Context, Result, ensure};
 use batchnorm::{
     Activation, Backward, Cpu, DType, Element, Engine, ForwardEval, ForwardTrain, Input, Memory,
-    Reference, Running, Saved, Shape,
+    Reference, Running, Saved, Shape, Statistics,
 };
 use half::{bf16, f16};
 use std::time::Instant;
@@ -229,8 +229,10 @@ impl<E: Element<Acc = f32>, G: Timed> Work<E, G> {
             weight: Some(Mem::<G>::view(&self.weight)),
             bias: Some(Mem::<G>::view(&self.bias)),
             activation,
-            mean: Mem::<G>::view(&self.running_mean),
-            var: Mem::<G>::view(&self.running_var),
+            statistics: Statistics::Given {
+                mean: Mem::<G>::view(&self.running_mean),
+                var: Mem::<G>::view(&self.running_var),
+            },
             eps: EPS,
             y: Mem::<G>::view_mut(&mut self.y),
             saved: None,

@@ -1,7 +1,7 @@
 //! Arguments by name, and the one check that every engine makes before it writes.
 use super::check::{
-    check_eps, check_momentum, check_values_per_channel, read, read_some, record_len, written,
-    written_some,
+    check_eps, check_momentum, check_values_per_channel, read, read_some, record_len, sums_len,
+    written, written_some,
 };
 use super::saved::{Buffers, Forward, Opened};
 use super::{Engine, Op, Request, Saved};
@@ -52,6 +52,32 @@ pub struct Running<'a, M: Memory, P: Real> {
     /// Weight of the new value, 0 to 1; with 1 it replaces the old one, NaN too. A captured CUDA graph
     /// keeps the factor of its capture.
     pub factor: f64,
+}
+
+/// Statistics that a forward is given.
+pub enum Statistics<'a, M: Memory, P: Real> {
+    /// Such as running ones.
+    Given {
+        /// Length C.
+        mean: M::View<'a, P>,
+        /// Length C, biased or not: it is taken as it is.
+        var: M::View<'a, P>,
+    },
+    /// A record (length 3C + 1) that [`Engine::merge_stats`] or [`Engine::stats`] has written: of a
+    /// batch in parts. It has the digits that a whole batch has, which `mean` and `var` have not.
+    Record(M::View<'a, f64>),
+}
+
+impl<M: Memory, P: Real> Statistics<'_, M, P> {
+    fn check(&self, on: &M, channels: usize) -> Result<()> {
+        match self {
+            Self::Given { mean, var } => {
+                read(on, "mean", channels, mean)?;
+                read(on, "var", channels, var)
+            }
+            Self::Record(record) => read(on, "record", record_len(channels), record),
+        }
+    }
 }
 
 /// Arguments of [`Engine::forward_train`]:
@@ -109,10 +135,8 @@ pub struct ForwardEval<'a, M: Memory, E: Element> {
     pub bias: Option<M::View<'a, E::Acc>>,
     /// What comes last.
     pub activation: Activation,
-    /// Length C.
-    pub mean: M::View<'a, E::Acc>,
-    /// Length C.
-    pub var: M::View<'a, E::Acc>,
+    /// What x is normalized by.
+    pub statistics: Statistics<'a, M, E::Acc>,
     /// Added to the variance; more than 0.
     pub eps: f64,
     /// Length N.
@@ -160,9 +184,9 @@ pub struct Backward<'a, M: Memory, E: Element> {
 pub struct Stats<'a, M: Memory, E: Element> {
     /// Length N.
     pub x: M::View<'a, E>,
-    /// Length 2C + 1: every channel's mean, every channel's biased variance, m. One record to
-    /// all-gather.
-    pub record: M::ViewMut<'a, E::Acc>,
+    /// Length 3C + 1: every channel's mean, what rounding left of it (0 but for f64), every channel's
+    /// biased variance, m. One record to all-gather.
+    pub record: M::ViewMut<'a, f64>,
 }
 
 /// Arguments of [`Engine::merge_stats`].
@@ -170,17 +194,16 @@ pub struct MergeStats<'a, M: Memory, P: Real> {
     /// The records of all parts, one after the other. A part may be empty. Counts that are no whole
     /// numbers from 0 on are refused. An engine on a device refuses only those that it reads back: none
     /// where the caller vouches for 2 values with `known`, otherwise those up to the second value.
-    pub records: M::View<'a, P>,
+    pub records: M::View<'a, f64>,
     /// How many values per channel the caller knows to be counted in the records, such as those of
     /// its own part; 0 where it knows of none. From 2 on an engine on a device need not read the
     /// counts back, for which it would wait.
     pub known: usize,
     /// Left alone if absent, or if all parts are empty.
     pub running: Option<Running<'a, M, P>>,
-    /// Length C, for [`ForwardEval::mean`].
-    pub mean: M::ViewMut<'a, P>,
-    /// Length C, biased, for [`ForwardEval::var`].
-    pub var: M::ViewMut<'a, P>,
+    /// Length 3C + 1: the record of all parts together, for [`Statistics::Record`], or to be merged
+    /// with others.
+    pub record: M::ViewMut<'a, f64>,
 }
 
 impl<M: Memory, P: Real> Running<'_, M, P> {
@@ -239,8 +262,7 @@ impl<'a, M: Memory, E: Element> ForwardEval<'a, M, E> {
         read_some(on, "residual", n, &self.residual)?;
         read_some(on, "weight", c, &self.weight)?;
         read_some(on, "bias", c, &self.bias)?;
-        read(on, "mean", c, &self.mean)?;
-        read(on, "var", c, &self.var)?;
+        self.statistics.check(on, c)?;
         check_eps::<E::Acc>(self.eps)
     }
     /// As [`ForwardTrain::open`].
@@ -294,8 +316,8 @@ impl<M: Memory, E: Element> Backward<'_, M, E> {
         written_some(on, "grad_residual", n, &self.grad_residual)?;
         written_some(on, "grad_weight", c, &self.grad_weight)?;
         written_some(on, "grad_bias", c, &self.grad_bias)?;
-        written_some(on, "sums", record_len(c), &self.sums)?;
-        read_some(on, "total_sums", record_len(c), &self.total_sums)?;
+        written_some(on, "sums", sums_len(c), &self.sums)?;
+        read_some(on, "total_sums", sums_len(c), &self.total_sums)?;
         Ok((forward, buffers))
     }
 }
@@ -312,16 +334,16 @@ impl<M: Memory, P: Real> MergeStats<'_, M, P> {
     /// The check every engine makes first, for the memory that it works on. What comes back is the
     /// number of channels.
     pub(crate) fn check(&self, on: &M) -> Result<usize> {
-        let (c, got) = (M::len(&M::as_view(&self.mean)), M::len(&self.records));
-        if c == 0 {
-            return Err(Error::invalid("mean", "expected at least 1 channel, got 0"));
+        let (record, got) = (M::len(&M::as_view(&self.record)), M::len(&self.records));
+        if record < 4 || record % 3 != 1 {
+            let reason = format!("expected 3C + 1 elements for 1 channel or more, got {record}");
+            return Err(Error::invalid("record", reason));
         }
-        written(on, "mean", c, &self.mean)?;
-        written(on, "var", c, &self.var)?;
+        let c = record / 3;
+        written(on, "record", record, &self.record)?;
         on.check_here("records", &self.records)?;
-        let record = record_len(c);
         if got == 0 || got % record != 0 {
-            let reason = format!("expected a multiple of 2C + 1 = {record} elements, got {got}");
+            let reason = format!("expected a multiple of 3C + 1 = {record} elements, got {got}");
             return Err(Error::invalid("records", reason));
         }
         self.running.as_ref().map_or(Ok(()), |r| r.check(on, c))?;

@@ -3,10 +3,9 @@ use crate::{Error, Memory, Plain, Real, Result};
 
 /// The counts of records, by the records' numbers, added up. Refuses what is no count before anything
 /// is merged.
-pub(super) fn total_count<P: Real>(counts: impl Iterator<Item = (usize, P)>) -> Result<f64> {
+pub(super) fn total_count(counts: impl Iterator<Item = (usize, f64)>) -> Result<f64> {
     let mut total = 0.0;
     for (part, count) in counts {
-        let count = count.to_f64();
         if !(count >= 0.0 && count.is_finite() && count.fract() == 0.0) {
             let reason = format!(
                 "expected counts that are whole numbers from 0 on, got {count} in record {part}"
@@ -47,8 +46,14 @@ pub(crate) fn check_momentum(momentum: f64) -> Result<()> {
     Err(Error::invalid("momentum", format!("expected 0 to 1, got {momentum}")))
 }
 
-/// Elements of a record or of sums. A count that overflows is the length of no memory.
+/// Elements of a record: mean, what rounding left of it, and variance of every channel, then m. A
+/// count that overflows is the length of no memory.
 pub(super) fn record_len(channels: usize) -> usize {
+    channels.saturating_mul(3).saturating_add(1)
+}
+
+/// Elements of the sums of a backward: two of every channel, then m.
+pub(super) fn sums_len(channels: usize) -> usize {
     channels.saturating_mul(2).saturating_add(1)
 }
 

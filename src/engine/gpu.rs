@@ -1,7 +1,7 @@
 //! Our kernels or cuDNN, whichever is faster: per operation, dtype and shape, by a table.
 use super::{
     Activation, Backward, Cuda, Cudnn, Engine, ForwardEval, ForwardTrain, Input, MergeStats, Op,
-    Request, Running, Stats,
+    Request, Running, Statistics, Stats,
 };
 use crate::memory::new_stream;
 use crate::{DType, Device, Element, Error, Memory, Real, Result, Shape};
@@ -251,8 +251,12 @@ impl Engine for Gpu {
                 weight: args.weight.as_ref().map(Device::reborrow),
                 bias: args.bias.as_ref().map(Device::reborrow),
                 activation: args.activation,
-                mean: args.mean.slice(..),
-                var: args.var.slice(..),
+                statistics: match &args.statistics {
+                    Statistics::Given { mean, var } => {
+                        Statistics::Given { mean: mean.slice(..), var: var.slice(..) }
+                    }
+                    Statistics::Record(record) => Statistics::Record(record.slice(..)),
+                },
                 eps: args.eps,
                 y: args.y.slice_mut(..),
                 saved: None,

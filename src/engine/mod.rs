@@ -16,7 +16,7 @@ mod reference;
 mod saved;
 
 pub use args::{
-    Activation, Backward, ForwardEval, ForwardTrain, Input, MergeStats, Running, Stats,
+    Activation, Backward, ForwardEval, ForwardTrain, Input, MergeStats, Running, Statistics, Stats,
 };
 pub(crate) use check::{check_eps, check_momentum};
 pub use cpu::Cpu;
@@ -90,7 +90,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
         shape: &Shape,
         args: Backward<'_, Self::Memory, E>,
     ) -> Result<()>;
-    /// Mean and variance of this part of a batch: one device's share of synchronized statistics.
+    /// Mean and variance of this part of a batch, in f64: one device's share of synchronized
+    /// statistics.
     ///
     /// # Errors
     /// A wrong length.

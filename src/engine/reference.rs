@@ -3,7 +3,7 @@ use super::args::blend;
 use super::check::{check_values_per_channel, total_count};
 use super::saved::{Buffers, Opened};
 use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain, Input};
-use super::{MergeStats, Request, Running, Stats};
+use super::{MergeStats, Request, Running, Statistics, Stats};
 use crate::{Element, Host, Real, Result, Shape};
 
 type Train<'a, E> = ForwardTrain<'a, Host, E>;
@@ -45,10 +45,15 @@ impl Engine for Reference {
     fn forward_eval<E: Element>(&self, shape: &Shape, mut args: Eval<'_, E>) -> Result<()> {
         args.check(&Host, shape)?;
         let saved = args.open(self, shape)?.map(Opened::filled);
-        let ForwardEval { x, residual, weight, bias, activation, mean, var, eps, y, .. } = args;
+        let ForwardEval { x, residual, weight, bias, activation, statistics, eps, y, .. } = args;
         let mut output = Output { x, residual, weight, bias, activation, eps, y, saved };
-        for c in 0..shape.channels() {
-            output.channel(shape, c, (mean[c].to_f64(), 0.0), var[c].to_f64());
+        let channels = shape.channels();
+        for c in 0..channels {
+            let (mean, var) = match statistics {
+                Statistics::Given { mean, var } => ((mean[c].to_f64(), 0.0), var[c].to_f64()),
+                Statistics::Record(r) => ((r[c], r[channels + c]), r[2 * channels + c]),
+            };
+            output.channel(shape, c, mean, var);
         }
         Ok(())
     }
@@ -106,29 +111,39 @@ impl Engine for Reference {
         args.check(&Host, shape)?;
         let channels = shape.channels();
         for c in 0..channels {
-            let (mean, var) = moments(shape, c, args.x);
-            args.record[c] = Real::from_f64(mean.0 + mean.1);
-            args.record[channels + c] = Real::from_f64(var);
+            let ((first, offset), var) = moments(shape, c, args.x);
+            args.record[c] = first + offset;
+            args.record[channels + c] = or_zero(first - (first + offset) + offset);
+            args.record[2 * channels + c] = var;
         }
-        args.record[2 * channels] = Real::from_f64(shape.per_channel() as f64);
+        args.record[3 * channels] = shape.per_channel() as f64;
         Ok(())
     }
 
     fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Host, P>) -> Result<()> {
         let channels = args.check(&Host)?;
-        let parts = || args.records.chunks_exact(2 * channels + 1);
-        let total = total_count(parts().map(|part| part[2 * channels]).enumerate())?;
+        let parts = || args.records.chunks_exact(3 * channels + 1);
+        let total = total_count(parts().map(|part| part[3 * channels]).enumerate())?;
         check_values_per_channel("records", total as usize)?;
         for c in 0..channels {
-            let part = |p: &[P]| [p[c], p[channels + c], p[2 * channels]].map(Real::to_f64);
+            let parts = || parts().filter(|part| part[3 * channels] > 0.0);
+            // Means count from the first part's, so that large ones keep their digits.
+            let base = parts().next().map_or(0.0, |part| part[c]);
+            let base = if base.is_finite() { base } else { 0.0 };
+            let part = |p: &[f64]| {
+                (p[c] - base + p[channels + c], p[2 * channels + c], p[3 * channels] / total)
+            };
             let parts = || parts().map(part);
             // Chan's formula: the variance within the parts plus that between them.
-            let mean = parts().map(|[mean, _, m]| m * mean).sum::<f64>() / total.max(1.0);
-            let squares = parts().map(|[mu, var, m]| m * (var + (mu - mean).powi(2)));
-            let var = squares.sum::<f64>() / total.max(1.0);
-            (args.mean[c], args.var[c]) = (Real::from_f64(mean), Real::from_f64(var));
+            let offset = parts().map(|(mean, _, share)| share * mean).sum::<f64>();
+            let var = parts().map(|(mu, var, share)| share * (var + (mu - offset).powi(2)));
+            let (mean, var) = (base + offset, var.sum());
+            args.record[c] = mean;
+            args.record[channels + c] = or_zero(base - mean + offset);
+            args.record[2 * channels + c] = var;
             update(&mut args.running, c, mean, var, total);
         }
+        args.record[3 * channels] = total;
         Ok(())
     }
 }
@@ -185,13 +200,16 @@ impl<E: Element> Output<'_, E> {
         }
         if let Some(saved) = &mut self.saved {
             saved.mean[c] = Real::from_f64(mean + offset);
-            saved.mean_rest[c] = Real::from_f64(mean - saved.mean[c].to_f64() + offset);
+            saved.mean_rest[c] = Real::from_f64(or_zero(mean - saved.mean[c].to_f64() + offset));
             saved.invstd[c] = Real::from_f64(invstd);
             (saved.weight[c], saved.bias[c]) = (Real::from_f64(weight), Real::from_f64(bias));
         }
     }
 }
 
+fn or_zero(rest: f64) -> f64 {
+    if rest.is_finite() { rest } else { 0.0 }
+}
 fn wide<E: Element>(x: E) -> f64 {
     x.widen().to_f64()
 }

@@ -2,7 +2,7 @@
 use super::{Config, Param, RunningStats};
 use crate::{
     Backward, Element, Engine, Error, ForwardEval, ForwardTrain, Input, Memory, Real, Result,
-    Saved, Shape,
+    Saved, Shape, Statistics,
 };
 
 /// What normalizes by statistics that are handed in. Code generic over the memory reborrows every
@@ -62,8 +62,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
                 weight: self.weight.as_ref().map(|p| M::view(&p.value)),
                 bias: self.bias.as_ref().map(|p| M::view(&p.value)),
                 activation: self.config.activation,
-                mean: M::view(&running.mean),
-                var: M::view(&running.var),
+                statistics: Statistics::Given {
+                    mean: M::view(&running.mean),
+                    var: M::view(&running.var),
+                },
                 eps: self.config.eps,
                 y: M::reborrow_mut(&mut y),
                 saved,

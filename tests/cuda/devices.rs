@@ -1,6 +1,6 @@
 //! Golden cases on every profile, and more than one engine at a time.
 use crate::support::cuda::{SPLIT, on_device, resident};
-use crate::support::faults::{self, NONE, On};
+use crate::support::faults::{self, Fault, NONE, On};
 use crate::support::files::checkout;
 use crate::support::golden::{Case, compute, files, judge};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
@@ -107,15 +107,15 @@ fn memory_of_another_device_is_refused() {
     let inputs = Inputs::<f32>::new(&shape, Epilogue::FULL, 1);
     let mut saved = SavedOn::<Cuda, f32>::new();
     run::forward(&engine, &inputs, Mode::Train(None), Some(&mut saved)).unwrap();
-    let records = [[1f32; 11], [2.0; 11]].concat();
+    let records = [[1.0; 16], [2.0; 16]].concat();
     let tensors = ["x", "residual", "weight", "bias", "running_mean", "running_var", "y"];
     let given = ["x", "residual", "weight", "bias", "mean", "var", "y"];
     let gradients = [
-        ["x", "grad_y", "weight", "bias", "grad_x"],
-        ["grad_residual", "grad_weight", "grad_bias", "sums", "total_sums"],
+        &["x", "grad_y", "grad_x"][..],
+        &["grad_residual", "grad_weight", "grad_bias", "sums", "total_sums"],
     ]
     .concat();
-    let merged = ["records", "running_mean", "running_var", "mean", "var"];
+    let merged = ["records", "running_mean", "running_var", "record"];
     let on = |what| On { engine: &engine, elsewhere: Some((what, other.memory())) };
     let message = |error: Option<Error>| error.expect("a refusal").to_string();
     for what in tensors {
@@ -126,6 +126,9 @@ fn memory_of_another_device_is_refused() {
         let error = faults::eval::<f32, Cuda>(on(what), &shape, NONE, None);
         assert_eq!(message(error), expected(what));
     }
+    let by_record = Fault { by_record: true, ..NONE };
+    let error = faults::eval::<f32, Cuda>(on("record"), &shape, by_record, None);
+    assert_eq!(message(error), expected("record"));
     for what in gradients {
         let error = faults::back::<f32, Cuda>(on(what), &shape, NONE, &saved);
         assert_eq!(message(error), expected(what));
@@ -242,8 +245,8 @@ fn merging_waits_only_where_counts_may_be_too_few() {
     let softcuda = softcuda::install().unwrap();
     let device = softcuda.exclusive(softcuda::ordinal("sm_75").unwrap());
     let engine = on_device(device.ordinal()).unwrap();
-    let records = engine.memory().upload(&[1f32, 2.0, 0.5, 0.5, 9.0]).unwrap();
-    let [mut mean, mut var] = [(); 2].map(|()| engine.memory().zeros::<f32>(2).unwrap());
+    let records = engine.memory().upload(&[1.0, 2.0, 0.0, 0.0, 0.5, 0.5, 9.0]).unwrap();
+    let mut record = engine.memory().zeros::<f64>(7).unwrap();
     for (known, launched) in [(2, 0), (1, 1)] {
         // What is queued is done when something waits for it.
         engine.stream().synchronize().unwrap();
@@ -253,12 +256,11 @@ fn merging_waits_only_where_counts_may_be_too_few() {
                 records: records.as_view(),
                 known,
                 running: None,
-                mean: mean.as_view_mut(),
-                var: var.as_view_mut(),
+                record: record.as_view_mut(),
             };
             engine.merge_stats(args).unwrap();
         }
         assert_eq!(device.launches().len(), launched, "{known} values are known");
     }
-    assert_eq!(engine.memory().download(mean.as_view()).unwrap(), [1.0, 2.0]);
+    assert_eq!(engine.memory().download(record.as_view()).unwrap()[..2], [1.0, 2.0]);
 }

@@ -229,6 +229,6 @@ fn arguments_beyond_a_limit_are_refused_by_name() {
 
     let error = run::stats(&engine, &inputs).unwrap_err();
     assert_eq!(error.to_string(), "cudnn: there is no call for statistics alone");
-    let error = run::merge_stats(&engine, &[0f32, 1.0, 2.0], 1, None).unwrap_err();
+    let error = run::merge_stats::<f32, _>(&engine, &[0.0, 0.0, 1.0, 2.0], 1, None).unwrap_err();
     assert_eq!(error.to_string(), "cudnn: there is no call that merges statistics");
 }

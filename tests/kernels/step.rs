@@ -1,7 +1,7 @@
 //! A forward and its backward, each by the kernels of either family.
 use crate::launch::{Arg, Channels, Device, Gradients, Grid, Group, Layout, Mem, Merge, Outputs};
 use crate::support::run::{Inputs, Mode, Outcome, widen};
-use batchnorm::{Activation, Element};
+use batchnorm::{Activation, Element, Real};
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 use half::{bf16, f16};
 
@@ -147,8 +147,9 @@ impl<E: Kernels> Step<'_, E> {
         // Zero once: every launch leaves them so that any other can follow.
         let words = device.upload(&[0u32; 32 * 16], 0);
         if let Mode::Train(factor) = mode {
-            let record = device.unwritten::<E::Acc>(2 * c + 1, 0);
-            let statistics = [m, rest, invstd, &mean, &var, &record].map(Mem::ptr);
+            let record = device.unwritten::<f64>(3 * c + 1, 0);
+            let pointers = [m, rest, invstd, &mean, &var].map(Mem::ptr);
+            let statistics = [&pointers[..], &[record.ptr()]].concat().try_into().unwrap();
             let outputs = self.outputs(factor.unwrap_or(0.0), statistics, &nonfinite, parameters);
             if let Some(cut) = cuts[0] {
                 let count = Arg::U64(inputs.shape.per_channel() as u64);
@@ -160,11 +161,11 @@ impl<E: Kernels> Step<'_, E> {
                 let args = [&args[..], &[ptr(x.ptr()), ptr(partials.ptr())]].concat();
                 self.by_channel("stats_finalize", 4, &args);
             }
-            self.judge_record(&widen(&device.download(&record)), &widen(&device.download(m)));
+            self.judge_record(&device.download(&record), &device.download(m));
         } else {
             let statistics = [m.ptr(), rest.ptr(), invstd.ptr(), 0, 0, 0];
             let outputs = Arg::Outputs(self.outputs(0.0, statistics, &nonfinite, parameters));
-            let args = [Arg::U32(c as u32), ptr(mean.ptr()), ptr(var.ptr()), outputs];
+            let args = [Arg::U32(c as u32), ptr(mean.ptr()), ptr(var.ptr()), ptr(0), outputs];
             self.by_channel("eval", 128, &args);
         }
         if *mode == Mode::Eval || cuts[0].is_none() {
@@ -259,9 +260,10 @@ impl<E: Kernels> Step<'_, E> {
     }
 
     /// A record holds what else was written.
-    fn judge_record(&self, record: &[f64], mean: &[f64]) {
+    fn judge_record(&self, record: &[f64], mean: &[E::Acc]) {
         let c = self.channels();
-        assert_eq!(&record[..c], mean);
-        assert_eq!(record[2 * c], self.inputs.shape.per_channel() as f64);
+        let rounded: Vec<_> = record[..c].iter().map(|&mean| E::Acc::from_f64(mean)).collect();
+        assert_eq!(rounded, mean);
+        assert_eq!(record[3 * c], self.inputs.shape.per_channel() as f64);
     }
 }

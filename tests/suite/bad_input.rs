@@ -137,22 +137,28 @@ fn backward_refuses_every_wrong_length<G: Engine>(engine: &G) {
 
 fn records_refuse_every_wrong_length<G: Engine>(engine: &G) {
     let shape = SMALL.shape();
-    for (what, right) in [("x", shape.len()), ("record", 11)] {
+    for (what, right) in [("x", shape.len()), ("record", 16)] {
         for (fault, expected) in wrong(what, right) {
             assert_eq!(message(stats::<f64, G>(engine, &shape, fault)), expected);
             assert_eq!(message(stats::<f16, G>(engine, &shape, fault)), expected);
         }
     }
-    let records = pattern::<f32>(22);
-    for what in ["var", "running_mean", "running_var"] {
+    let records = pattern::<f64>(32);
+    for what in ["running_mean", "running_var"] {
         for (fault, expected) in wrong(what, 5) {
             assert_eq!(message(merge::<f32, G>(engine, 5, fault, &records)), expected);
         }
     }
-    for got in [0, 1, 10, 12, 21, 23] {
+    for got in [0, 1, 15, 17, 31, 33] {
         let error = merge::<f64, G>(engine, 5, NONE, &pattern::<f64>(got));
-        let expected = format!("records: expected a multiple of 2C + 1 = 11 elements, got {got}");
+        let expected = format!("records: expected a multiple of 3C + 1 = 16 elements, got {got}");
         assert_eq!(message(error), expected);
+    }
+    for by in [-1, 1] {
+        let fault = Fault { length: ("record", by), ..NONE };
+        let got = 16 + by;
+        let expected = format!("record: expected 3C + 1 elements for 1 channel or more, got {got}");
+        assert_eq!(message(merge::<f32, G>(engine, 5, fault, &records)), expected);
     }
 }
 
@@ -212,26 +218,26 @@ fn evaluation_refuses_values_without_meaning<G: Engine>(engine: &G) {
 }
 
 fn merging_refuses_what_is_no_batch<G: Engine>(engine: &G) {
-    let records = pattern::<f32>(11);
+    let records = pattern::<f64>(16);
     for (fault, expected) in meaningless_factors() {
         assert_eq!(message(merge::<f32, G>(engine, 5, fault, &records)), expected);
     }
     let none = merge::<f32, G>(engine, 0, NONE, &[2.0]);
-    assert_eq!(message(none), "mean: expected at least 1 channel, got 0");
+    assert_eq!(message(none), "record: expected 3C + 1 elements for 1 channel or more, got 1");
     // One value in all: among empty parts, too. What an engine does not serve it does not look at.
-    if !serves(engine, merge::<f64, G>(engine, 1, NONE, &[0.5, 0.0, 2.0])) {
+    if !serves(engine, merge::<f64, G>(engine, 1, NONE, &[0.5, 0.0, 0.0, 2.0])) {
         return;
     }
-    let one = [0.5, 0.0, 1.0];
+    let one = [0.5, 0.0, 0.0, 1.0];
     assert_eq!(message(merge::<f64, G>(engine, 1, NONE, &one)), ONE_VALUE_MERGED);
     for count in [0.5, -1.0, f64::NAN, f64::INFINITY] {
-        let none = merge::<f64, G>(engine, 1, NONE, &[0.5, 0.0, 1.0, 0.5, 0.0, count]);
+        let none = merge::<f64, G>(engine, 1, NONE, &[one, [0.5, 0.0, 0.0, count]].concat());
         let expected = format!(
             "records: expected counts that are whole numbers from 0 on, got {count} in record 1"
         );
         assert_eq!(message(none), expected);
     }
-    let among = [&[0.0; 3][..], &one, &[0.0; 3]].concat();
+    let among = [[0.0; 4], one, [0.0; 4]].concat();
     assert_eq!(message(merge::<f64, G>(engine, 1, NONE, &among)), ONE_VALUE_MERGED);
 }
 
@@ -301,8 +307,9 @@ fn the_harness_accepts_what_is_right<G: Engine>(engine: &G) {
     serves(engine, eval::<f32, G>(engine, &shape, NONE, Some(&mut saved)));
     let in_place = Fault { in_place: true, ..NONE };
     serves(engine, eval::<f32, G>(engine, &shape, in_place, None));
+    serves(engine, eval::<f32, G>(engine, &shape, Fault { by_record: true, ..NONE }, None));
     serves(engine, stats::<f32, G>(engine, &shape, NONE));
-    let records: Vec<f32> = [&[0.5; 10][..], &[2.0]].concat();
+    let records = [&[0.5; 15][..], &[2.0]].concat();
     serves(engine, merge::<f32, G>(engine, 5, NONE, &records));
     let (most, _, right) = saved_by_most::<f32, G>(engine).expect("served by every engine");
     assert_eq!(back::<f32, G>(engine, &shape, right, &most), None);

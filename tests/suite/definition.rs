@@ -40,10 +40,12 @@ fn running_variance_is_unbiased_and_momentum_weighs_the_new_value<G: Engine>(eng
 }
 
 fn merged_running_variance_is_unbiased_over_all_parts<G: Engine>(engine: &G) {
-    // 1 and 2; nothing; 3 and 4: mean, biased variance, count.
-    let records = [1.5, 0.25, 2.0, 0.0, 0.0, 0.0, 3.5, 0.25, 2.0];
+    // 1 and 2; nothing; 3 and 4: mean and its rest, biased variance, count.
+    let records = [[1.5, 0.0, 0.25, 2.0], [0.0; 4], [3.5, 0.0, 0.25, 2.0]].concat();
     let running = Some((&[-1.5][..], &[7.0][..], 0.25));
-    let Some(got) = served(run::merge_stats(engine, &records, 1, running)) else { return };
+    let Some(got) = served(run::merge_stats::<f64, G>(engine, &records, 1, running)) else {
+        return;
+    };
     close("mean", &got["mean"], &[2.5]);
     close("variance", &got["var"], &[1.25]);
     close("running mean", &got["running_mean"], &[0.75 * -1.5 + 0.25 * 2.5]);

@@ -277,9 +277,9 @@ fn shapes_beyond_memory_are_refused<G: Engine>(engine: &G) {
     assert_eq!(short, Error::Length { what: "x", expected: 48, got: 47 });
     let most = [0, usize::MAX];
     let shape = Shape::new(&most, 1).unwrap();
-    let (x, mut record) = (up::<G, f32>(engine, &[]), up(engine, &[0f32]));
+    let (x, mut record) = (up::<G, f32>(engine, &[]), up(engine, &[0f64]));
     let args =
-        Stats::<G::Memory, f32> { x: view::<G, f32>(&x), record: view_mut::<G, f32>(&mut record) };
+        Stats::<G::Memory, f32> { x: view::<G, f32>(&x), record: view_mut::<G, f64>(&mut record) };
     let refused = Error::Length { what: "record", expected: usize::MAX, got: 1 };
     assert_eq!(engine.stats(&shape, args).err(), Some(refused));
     assert!(BatchNorm::<f32, G>::new(engine, usize::MAX, Config::default()).is_err());

@@ -175,10 +175,10 @@ fn records_hold_the_mean_of_infinities<G: Engine>(engine: &G) {
         let channel = elements(&inputs.shape, 3);
         (inputs.x[channel[0]], inputs.x[channel[20]]) = (values[0], values[1]);
         let Some(record) = served(run::stats(engine, &inputs)) else { return };
-        let got = f64::from(record[3]);
+        let got = record[3];
         assert!(got == mean || got.is_nan() && mean.is_nan(), "{values:?}: {got}, not {mean}");
-        assert!(record[5 + 3].is_nan(), "{values:?}: variance {}", record[5 + 3]);
-        assert!(record[4].is_finite() && record[5 + 4].is_finite());
+        assert!(record[10 + 3].is_nan(), "{values:?}: variance {}", record[10 + 3]);
+        assert!(record[4].is_finite() && record[10 + 4].is_finite());
     }
 }
 
@@ -258,8 +258,8 @@ fn constant_channels_have_no_variance_and_give_their_bias<G: Engine>(engine: &G)
         assert_eq!(got["grad_weight"], vec![0.0; c], "{what}: grad_weight");
         judge_step(&what, &inputs, mode, &got);
         let record = served(run::stats(engine, &inputs))?;
-        let right = [vec![value; c], vec![0.0; c], vec![inputs.shape.per_channel() as f64]];
-        assert_eq!(run::widen(&record), right.concat(), "{what}: record");
+        let right = [vec![value; c], vec![0.0; 2 * c], vec![inputs.shape.per_channel() as f64]];
+        assert_eq!(record, right.concat(), "{what}: record");
         Some(())
     }
     for case in CASES.iter().filter(|c| c.shape().per_channel() > 1) {

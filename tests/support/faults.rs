@@ -2,7 +2,7 @@
 use super::run::{self, Buf, SavedOn};
 use batchnorm::{
     Activation, Backward, Element, Engine, Error, ForwardEval, ForwardTrain, Input, Memory,
-    MergeStats, Real, Result, Running, Shape, Stats,
+    MergeStats, Real, Result, Running, Shape, Statistics, Stats,
 };
 
 /// What is wrong with a call, if anything.
@@ -13,6 +13,8 @@ pub struct Fault {
     pub eps: f64,
     pub factor: f64,
     pub in_place: bool,
+    /// An evaluation by a record.
+    pub by_record: bool,
     /// An argument that is left out.
     pub without: &'static str,
     /// A backward without what only engines that serve everything have: a residual, sums.
@@ -20,8 +22,15 @@ pub struct Fault {
 }
 
 /// A call that is right.
-pub const NONE: Fault =
-    Fault { length: ("", 0), eps: 1e-5, factor: 0.1, in_place: false, without: "", plain: false };
+pub const NONE: Fault = Fault {
+    length: ("", 0),
+    eps: 1e-5,
+    factor: 0.1,
+    in_place: false,
+    by_record: false,
+    without: "",
+    plain: false,
+};
 
 /// What a plain backward leaves out.
 pub const NOT_PLAIN: [&str; 3] = ["grad_residual", "sums", "total_sums"];
@@ -123,14 +132,17 @@ pub fn eval<'e, E: Element, G: Engine>(
     let [x, residual, mut y] = ["x", "residual", "y"].map(|what| desk.buf::<E>(what, n));
     let [weight, bias] = ["weight", "bias"].map(|what| desk.buf::<E::Acc>(what, c));
     let [mean, var] = ["mean", "var"].map(|what| desk.buf::<E::Acc>(what, c));
+    let record = desk.buf::<f64>("record", 3 * c + 1);
     let args = ForwardEval::<G::Memory, E> {
         x: if fault.in_place { Input::InPlace } else { Input::View(G::Memory::view(&x)) },
         residual: Some(G::Memory::view(&residual)),
         weight: Some(G::Memory::view(&weight)),
         bias: Some(G::Memory::view(&bias)),
         activation: Activation::Relu,
-        mean: G::Memory::view(&mean),
-        var: G::Memory::view(&var),
+        statistics: match fault.by_record {
+            true => Statistics::Record(G::Memory::view(&record)),
+            false => Statistics::Given { mean: G::Memory::view(&mean), var: G::Memory::view(&var) },
+        },
         eps: fault.eps,
         y: G::Memory::view_mut(&mut y),
         saved,
@@ -180,11 +192,13 @@ pub fn stats<'e, E: Element, G: Engine>(
 ) -> Option<Error> {
     let desk = Desk { on: on.into(), fault };
     let x = desk.buf::<E>("x", shape.len());
-    let mut record = desk.buf::<E::Acc>("record", 2 * shape.channels() + 1);
+    let mut record = desk.buf::<f64>("record", 3 * shape.channels() + 1);
     let (x_view, record_view) = (G::Memory::view(&x), G::Memory::view_mut(&mut record));
     let result =
         desk.on.engine.stats(shape, Stats::<G::Memory, E> { x: x_view, record: record_view });
-    desk.refused::<E>(result, &[&x], &[&record])
+    let error = desk.refused::<E>(result, &[&x], &[])?;
+    desk.untouched::<f64>(&record);
+    Some(error)
 }
 
 /// `records` apart, as their content says how many values there are.
@@ -192,10 +206,10 @@ pub fn merge<'e, P: Real, G: Engine>(
     on: impl Into<On<'e, G>>,
     channels: usize,
     fault: Fault,
-    records: &[P],
+    records: &[f64],
 ) -> Option<Error> {
     let desk = Desk { on: on.into(), fault };
-    let [mut mean, mut var] = ["mean", "var"].map(|what| desk.buf::<P>(what, channels));
+    let mut record = desk.buf::<f64>("record", 3 * channels + 1);
     let running = ["running_mean", "running_var"];
     let [mut running_mean, mut running_var] = running.map(|what| desk.buf::<P>(what, channels));
     let records = desk.place("records").upload(records).unwrap();
@@ -207,9 +221,10 @@ pub fn merge<'e, P: Real, G: Engine>(
             var: G::Memory::view_mut(&mut running_var),
             factor: fault.factor,
         }),
-        mean: G::Memory::view_mut(&mut mean),
-        var: G::Memory::view_mut(&mut var),
+        record: G::Memory::view_mut(&mut record),
     };
     let result = desk.on.engine.merge_stats(args);
-    desk.refused::<P>(result, &[&mean, &var, &running_mean, &running_var], &[])
+    let error = desk.refused::<P>(result, &[&running_mean, &running_var], &[])?;
+    desk.untouched::<f64>(&record);
+    Some(error)
 }

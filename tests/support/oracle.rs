@@ -82,7 +82,7 @@ pub fn backward<E: Element>(
 /// The standard deviation of every channel.
 fn deviations(wide: &Inputs<f64>) -> Vec<f64> {
     let (record, c) = (run::stats(&Reference, wide).unwrap(), wide.shape.channels());
-    record[c..2 * c].iter().map(|var| var.sqrt()).collect()
+    record[2 * c..3 * c].iter().map(|var| var.sqrt()).collect()
 }
 
 /// `|mean| * invstd * |weight|` of every channel.

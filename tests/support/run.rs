@@ -1,7 +1,7 @@
 //! Runs an operation on any engine: inputs from the host, results back on the host.
 use batchnorm::{
     Activation, Backward, Element, Engine, ForwardEval, ForwardTrain, Input, Memory, MergeStats,
-    Real, Result, Running, Saved, Shape, Stats,
+    Real, Result, Running, Saved, Shape, Statistics, Stats,
 };
 use std::collections::BTreeMap;
 
@@ -73,6 +73,8 @@ pub struct Inputs<E: Element> {
     /// Running statistics in training, given ones in evaluation.
     pub mean: Vec<E::Acc>,
     pub var: Vec<E::Acc>,
+    /// In evaluation instead of these.
+    pub record: Option<Vec<f64>>,
 }
 
 impl<E: Element> Inputs<E> {
@@ -103,6 +105,7 @@ impl<E: Element> Inputs<E> {
             bias: normals(c).into_iter().map(|v| narrow(0.5 * v)).collect(),
             mean: given_mean.map(narrow).collect(),
             var: normals(c).into_iter().map(|v| narrow((0.2 + v.abs()) * std * std)).collect(),
+            record: None,
         }
     }
 
@@ -119,6 +122,7 @@ impl<E: Element> Inputs<E> {
             bias: widen(&self.bias),
             mean: widen(&self.mean),
             var: widen(&self.var),
+            record: self.record.clone(),
         }
     }
 }
@@ -169,6 +173,7 @@ pub fn forward<E: Element, G: Engine>(
     let weight = epilogue.weight.then(|| on.upload(&inputs.weight)).transpose()?;
     let bias = epilogue.bias.then(|| on.upload(&inputs.bias)).transpose()?;
     let (mut mean, mut var) = (on.upload(&inputs.mean)?, on.upload(&inputs.var)?);
+    let record = inputs.record.as_ref().map(|record| on.upload(record)).transpose()?;
     let nan = vec![narrow::<E>(f64::NAN); shape.len()];
     let mut y = on.upload(if mode == Mode::InPlace { &inputs.x } else { &nan })?;
     let residual_view = residual.as_ref().map(G::Memory::view);
@@ -201,8 +206,13 @@ pub fn forward<E: Element, G: Engine>(
             weight,
             bias,
             activation: epilogue.activation,
-            mean: G::Memory::view(&mean),
-            var: G::Memory::view(&var),
+            statistics: match &record {
+                Some(record) => Statistics::Record(G::Memory::view(record)),
+                None => {
+                    let (mean, var) = (G::Memory::view(&mean), G::Memory::view(&var));
+                    Statistics::Given { mean, var }
+                }
+            },
             eps: inputs.eps,
             y: G::Memory::view_mut(&mut y),
             saved: saved.as_deref_mut(),
@@ -280,11 +290,11 @@ pub fn backward<E: Element, G: Engine>(
     Ok(outcome)
 }
 
-/// One part's record: means, variances, m.
-pub fn stats<E: Element, G: Engine>(engine: &G, inputs: &Inputs<E>) -> Result<Vec<E::Acc>> {
+/// One part's record: means, what rounding left of them, variances, m.
+pub fn stats<E: Element, G: Engine>(engine: &G, inputs: &Inputs<E>) -> Result<Vec<f64>> {
     let on = engine.memory();
     let x = on.upload(&inputs.x)?;
-    let nan = vec![narrow::<E::Acc>(f64::NAN); 2 * inputs.shape.channels() + 1];
+    let nan = vec![f64::NAN; 3 * inputs.shape.channels() + 1];
     let mut record = on.upload(&nan)?;
     let (x, out) = (G::Memory::view(&x), G::Memory::view_mut(&mut record));
     engine.stats(&inputs.shape, Stats::<G::Memory, E> { x, record: out })?;
@@ -294,14 +304,14 @@ pub fn stats<E: Element, G: Engine>(engine: &G, inputs: &Inputs<E>) -> Result<Ve
 /// Merges records, with running statistics (mean, variance, factor) where there are any.
 pub fn merge_stats<P: Real, G: Engine>(
     engine: &G,
-    records: &[P],
+    records: &[f64],
     channels: usize,
     running: Option<(&[P], &[P], f64)>,
 ) -> Result<Outcome> {
     let on = engine.memory();
     let records = on.upload(records)?;
+    let mut record = on.upload(&vec![f64::NAN; 3 * channels + 1])?;
     let nan = vec![narrow::<P>(f64::NAN); channels];
-    let (mut mean, mut var) = (on.upload(&nan)?, on.upload(&nan)?);
     let (running_mean, running_var, factor) = running.unwrap_or((&nan, &nan, 0.0));
     let mut running_mean = on.upload(running_mean)?;
     let mut running_var = on.upload(running_var)?;
@@ -313,13 +323,14 @@ pub fn merge_stats<P: Real, G: Engine>(
             var: G::Memory::view_mut(&mut running_var),
             factor,
         }),
-        mean: G::Memory::view_mut(&mut mean),
-        var: G::Memory::view_mut(&mut var),
+        record: G::Memory::view_mut(&mut record),
     };
     engine.merge_stats(args)?;
+    let record = on.download(G::Memory::view(&record))?;
     let mut outcome = Outcome::new();
-    outcome.insert("mean", widen(&on.download(G::Memory::view(&mean))?));
-    outcome.insert("var", widen(&on.download(G::Memory::view(&var))?));
+    outcome.insert("mean", record[..channels].to_vec());
+    outcome.insert("var", record[2 * channels..3 * channels].to_vec());
+    outcome.insert("record", record);
     if running.is_some() {
         let mean = on.download(G::Memory::view(&running_mean))?;
         let var = on.download(G::Memory::view(&running_var))?;

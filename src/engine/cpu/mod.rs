@@ -109,19 +109,19 @@ impl Engine for Cpu {
     }
     fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Host, P>) -> Result<()> {
         let channels = args.check(&Host)?;
-        let parts = || args.records.chunks_exact(2 * channels + 1);
-        let total = total_count(parts().map(|part| part[2 * channels]).enumerate())?;
+        let parts = || args.records.chunks_exact(3 * channels + 1);
+        let total = total_count(parts().map(|part| part[3 * channels]).enumerate())?;
         check_values_per_channel("records", total as usize)?;
         for c in 0..channels {
-            let mut all = Moments::default();
-            for part in parts() {
-                let [mean, var, count] =
-                    [part[c], part[channels + c], part[2 * channels]].map(Real::to_f64);
-                all.merge(Moments { count, base: 0.0, offset: mean, squares: var * count });
-            }
-            (args.mean[c], args.var[c]) = (Real::from_f64(all.mean()), Real::from_f64(all.var()));
+            let parts = || parts().map(|part| Moments::of_record(part, channels, c));
+            let first = parts().find(|part| part.count > 0.0).map_or(0.0, |part| part.base);
+            let base = if first.is_finite() { first } else { 0.0 };
+            let mut all = Moments { base, ..Moments::default() };
+            parts().for_each(|part| all.merge(part.counted_from(base)));
+            all.write(args.record, channels, c);
             update(&mut args.running, c..c + 1, |_| all);
         }
+        args.record[3 * channels] = total;
         Ok(())
     }
 }

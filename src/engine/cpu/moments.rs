@@ -16,6 +16,21 @@ pub(super) struct Moments {
 }
 
 impl Moments {
+    /// What a record says of a channel.
+    pub fn of_record(record: &[f64], channels: usize, c: usize) -> Self {
+        let [base, offset, var] = [0, 1, 2].map(|k| record[k * channels + c]);
+        let count = record[3 * channels];
+        Self { count, base, offset, squares: var * count }
+    }
+    /// Writes it into a record, all but the count.
+    pub fn write(&self, record: &mut [f64], channels: usize, c: usize) {
+        let (mean, rest) = self.mean_and_rest();
+        (record[c], record[channels + c], record[2 * channels + c]) = (mean, rest, self.var());
+    }
+    /// The same, its mean as a distance from another value.
+    pub fn counted_from(self, base: f64) -> Self {
+        Self { base, offset: (self.base - base) + self.offset, ..self }
+    }
     /// Chan's formula. What is empty changes nothing.
     #[inline(always)]
     pub fn merge(&mut self, other: Moments) {

@@ -1,10 +1,11 @@
 //! The four operations on tensors, from the checks of their arguments to the rounds over tiles.
+use super::moments::Moments;
 use super::plan::Plan;
 use super::simd::vectorized;
 use super::tiles::{Elements, for_each_tile};
 use super::{Cpu, Output, Parameters, Table, TableMut, mask, update};
-use crate::engine::saved::Opened;
-use crate::engine::{Activation, Backward, ForwardEval, ForwardTrain, Input, Stats};
+use crate::engine::saved::{Buffers, Opened};
+use crate::engine::{Activation, Backward, ForwardEval, ForwardTrain, Input, Statistics, Stats};
 use crate::{Element, Host, Real, Result, Shape};
 
 impl Cpu {
@@ -46,27 +47,28 @@ impl Cpu {
             residual: args.residual,
             relu: args.activation == Activation::Relu,
         };
-        let channels = 0..shape.channels();
-        let (mean, var) = (&args.mean[channels.clone()], &args.var[channels.clone()]);
-        if let Some(saved) = &mut saved {
-            parameters.save(saved);
-            saved.mean.copy_from_slice(mean);
-            saved.mean_rest.fill(E::Acc::default());
-            let invstds = saved.invstd.iter_mut().zip(var);
-            invstds.for_each(|(saved, var)| *saved = invstd(*var, args.eps));
-        }
-        self.with_workspace(Table::<E::Acc>::LEN * channels.len(), |memory| {
+        let (n, eps) = (shape.channels(), args.eps);
+        self.with_workspace(Table::<E::Acc>::LEN * n, |memory| {
+            let statistics = args.statistics;
             vectorized(
                 #[inline(always)]
-                |_| {
-                    TableMut::new(memory, channels.clone()).forward(
-                        parameters,
-                        #[inline(always)]
-                        |c| (mean[c], Real::from_f64(0.0), invstd(var[c], args.eps)),
-                    );
+                |_| match statistics {
+                    Statistics::Given { mean, var } => {
+                        let (mean, var) = (&mean[..n], &var[..n]);
+                        given(memory, n, parameters, saved.as_deref_mut(), |c| {
+                            (mean[c], E::Acc::default(), invstd(var[c].to_f64(), eps))
+                        });
+                    }
+                    Statistics::Record(record) => {
+                        given(memory, n, parameters, saved.as_deref_mut(), |c| {
+                            let moments = Moments::of_record(record, n, c);
+                            let (mean, rest) = moments.mean_and_rest();
+                            (mean, rest, invstd(record[2 * n + c], eps))
+                        });
+                    }
                 },
             );
-            let table = Table::new(memory, channels);
+            let table = Table::new(memory, 0..n);
             let outputs = (Elements::new(args.y), mask(&plan, output.masks(), saved));
             for_each_tile(&plan, false, outputs, |tile, (y, mask)| {
                 output.write(&plan, &tile, &table, y, mask);
@@ -92,25 +94,41 @@ impl Cpu {
         args: Stats<'_, Host, E>,
     ) -> Result<()> {
         args.check(&Host, shape)?;
-        let (mean, rest) = args.record.split_at_mut(shape.channels());
+        let (record, count) = (args.record, shape.channels());
         if shape.is_empty() {
-            mean.fill(Real::from_f64(0.0));
-            rest.fill(Real::from_f64(0.0));
+            record.fill(0.0);
         } else {
             self.moments(shape, args.x, |channels, moments| {
-                for (k, c) in channels.enumerate() {
-                    let moments = moments.get(k);
-                    (mean[c], rest[c]) =
-                        (Real::from_f64(moments.mean()), Real::from_f64(moments.var()));
-                }
+                channels.enumerate().for_each(|(k, c)| moments.get(k).write(record, count, c));
             });
         }
-        rest[shape.channels()] = Real::from_f64(shape.per_channel() as f64);
+        record[3 * count] = shape.per_channel() as f64;
         Ok(())
     }
 }
 
+/// The coefficients of `n` channels, and what is saved, by statistics that are given: mean, what
+/// rounding left of it, invstd.
 #[inline(always)]
-fn invstd<A: Real>(var: A, eps: f64) -> A {
-    A::from_f64(1.0 / (var.to_f64() + eps).sqrt())
+fn given<A: Real>(
+    memory: &mut [f64],
+    n: usize,
+    parameters: Parameters<'_, A>,
+    saved: Option<&mut Buffers<Host, A>>,
+    of: impl Fn(usize) -> (A, A, A),
+) {
+    if let Some(saved) = saved {
+        parameters.save(saved);
+        let (mean, rest) = (&mut saved.mean[..n], &mut saved.mean_rest[..n]);
+        let invstd = &mut saved.invstd[..n];
+        for c in 0..n {
+            (mean[c], rest[c], invstd[c]) = of(c);
+        }
+    }
+    TableMut::new(memory, 0..n).forward(parameters, of);
+}
+
+#[inline(always)]
+fn invstd<A: Real>(var: f64, eps: f64) -> A {
+    A::from_f64(1.0 / (var + eps).sqrt())
 }

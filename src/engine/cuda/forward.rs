@@ -3,7 +3,9 @@ use super::launch::{Channels, Outputs};
 use super::resident::Step;
 use super::{Cuda, Layout, Pointers, Ptr};
 use crate::engine::saved::{Buffers, Mark};
-use crate::engine::{Activation, ForwardEval, ForwardTrain, Input, MergeStats, Running, Stats};
+use crate::engine::{
+    Activation, ForwardEval, ForwardTrain, Input, MergeStats, Running, Statistics, Stats,
+};
 use crate::{Device, Element, Error, Memory, Real, Result, Shape};
 
 impl Cuda {
@@ -72,25 +74,29 @@ impl Cuda {
             args.open(self, shape)?.map(|opened| (opened.buffers, opened.mark)).unzip();
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
 
-        let ForwardEval { x, residual, weight, bias, activation, mean, var, eps, y, .. } = args;
+        let ForwardEval { x, residual, weight, bias, activation, statistics, eps, y, .. } = args;
         let (masks, relu) = (residual.is_some(), activation == Activation::Relu);
         let residual = pointers.read_some(residual);
         let (weight, bias) = (pointers.read_some(weight), pointers.read_some(bias));
-        let (mean, var, y) = (pointers.read(mean), pointers.read(var), pointers.write(y));
+        let (mean, var, record) = match statistics {
+            Statistics::Given { mean, var } => (pointers.read(mean), pointers.read(var), Ptr::NULL),
+            Statistics::Record(record) => (Ptr::NULL, Ptr::NULL, pointers.read(record)),
+        };
+        let y = pointers.write(y);
         let x = match x {
             Input::View(x) => pointers.read(x),
             Input::InPlace => y,
         };
         let mut outputs = Outputs::new(eps, self.shared.workspace.nonfinite());
         (outputs.weight, outputs.bias) = (weight, bias);
-        outputs.invstd = room.statistics()[2];
+        [outputs.mean, outputs.mean_rest, outputs.invstd] = room.statistics();
         let mask = saved
             .map_or(Ptr::NULL, |saved| save(&mut pointers, saved, masks && relu, &mut outputs));
 
-        launcher.eval(plan.geometry.channels, mean, var, outputs)?;
+        launcher.eval(plan.geometry.channels, mean, var, record, outputs)?;
         if applies {
-            let invstd = outputs.invstd;
-            let channels = Channels { mean, mean_rest: Ptr::NULL, invstd, weight, bias };
+            let Outputs { mean, mean_rest, invstd, .. } = outputs;
+            let channels = Channels { mean, mean_rest, invstd, weight, bias };
             launcher.apply(&plan, channels, x, residual, y, mask, relu)?;
         }
         mark.into_iter().for_each(Mark::filled);
@@ -119,7 +125,7 @@ impl Cuda {
         channels: usize,
         args: MergeStats<'_, Device, P>,
     ) -> Result<()> {
-        let parts = args.records.len() / (2 * channels + 1);
+        let parts = args.records.len() / (3 * channels + 1);
         let of_32_bits = |what, value: usize| {
             let reason = || format!("{what}: expected at most {}, got {value}", i32::MAX);
             let value = u32::try_from(value).ok().filter(|&value| value <= i32::MAX as u32);
@@ -128,16 +134,15 @@ impl Cuda {
         let (channels, parts) = (of_32_bits("channels", channels)?, of_32_bits("parts", parts)?);
         let kernels = self.kernels::<P>()?;
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
-        let MergeStats { records, running, mean, var, .. } = args;
+        let MergeStats { records, running, record, .. } = args;
         let (factor, running) = match running {
             Some(Running { mean, var, factor }) => {
                 (factor, (pointers.write(mean), pointers.write(var)))
             }
             None => (0.0, (Ptr::NULL, Ptr::NULL)),
         };
-        let records = pointers.read(records);
-        let (mean, var) = (pointers.write(mean), pointers.write(var));
-        launcher.merge_stats(channels, parts, records, factor, running, mean, var)
+        let (records, merged) = (pointers.read(records), pointers.write(record));
+        launcher.merge_stats(channels, parts, records, factor, running, merged)
     }
 }
 

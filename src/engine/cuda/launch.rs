@@ -52,7 +52,7 @@ pub(super) struct Outputs<A> {
     pub invstd: Ptr<A>,
     pub running_mean: Ptr<A>,
     pub running_var: Ptr<A>,
-    pub record: Ptr<A>,
+    pub record: Ptr<f64>,
     pub nonfinite: Ptr<u32>,
     /// What is applied, and where a backward finds it.
     pub weight: Ptr<A>,
@@ -73,7 +73,7 @@ impl<A> Outputs<A> {
             invstd: none,
             running_mean: none,
             running_var: none,
-            record: none,
+            record: Ptr::NULL,
             nonfinite,
             weight: none,
             bias: none,
@@ -204,9 +204,10 @@ impl Launcher<'_> {
         channels: u32,
         mean: Ptr<A>,
         var: Ptr<A>,
+        record: Ptr<f64>,
         outputs: Outputs<A>,
     ) -> Result<()> {
-        let arguments = arguments![channels, mean, var, outputs];
+        let arguments = arguments![channels, mean, var, record, outputs];
         self.submit(&self.kernels.eval, channels.div_ceil(BLOCK), BLOCK, arguments)
     }
 
@@ -340,20 +341,17 @@ impl Launcher<'_> {
         self.groups(&kernels.backward, plan, arguments)
     }
 
-    #[allow(clippy::too_many_arguments)] // the kernel has them
     pub fn merge_stats<A>(
         &self,
         channels: u32,
         parts: u32,
-        records: Ptr<A>,
+        records: Ptr<f64>,
         factor: f64,
-        running: (Ptr<A>, Ptr<A>),
-        mean: Ptr<A>,
-        var: Ptr<A>,
+        (running_mean, running_var): (Ptr<A>, Ptr<A>),
+        merged: Ptr<f64>,
     ) -> Result<()> {
-        let (running_mean, running_var) = running;
         let arguments =
-            arguments![channels, parts, records, factor, running_mean, running_var, mean, var];
+            arguments![channels, parts, records, factor, running_mean, running_var, merged];
         self.submit(self.kernels.merge_stats()?, channels.div_ceil(BLOCK), BLOCK, arguments)
     }
 }

@@ -302,7 +302,7 @@ impl Cuda {
         channels: usize,
         args: &MergeStats<'_, Device, P>,
     ) -> Result<()> {
-        let (mut total, record) = (0.0, 2 * channels + 1);
+        let (mut total, record) = (0.0, 3 * channels + 1);
         for end in (record..=args.records.len()).step_by(record) {
             let count = self.memory.download(args.records.slice(end - 1..end))?;
             total += total_count(count.into_iter().map(|count| (end / record - 1, count)))?;

@@ -24,6 +24,8 @@ pub(super) struct Ask<'a> {
 /// What a request does not say about a call's arguments.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Details {
+    /// An evaluation is by a record.
+    pub by_record: bool,
     /// An evaluation is to leave something for a backward.
     pub saves_frozen: bool,
     pub lacks_grad_x: bool,
@@ -67,6 +69,14 @@ pub(super) const LIMITS: &[Limit] = &[
         exceeded: |ask| {
             let reason = "there is no backward through frozen statistics: expected nothing to save";
             ask.details.saves_frozen.then(|| reason.into())
+        },
+    },
+    Limit {
+        // Records.
+        known: Known::Documented,
+        exceeded: |ask| {
+            let reason = "statistics are mean and variance: expected these, got a record";
+            ask.details.by_record.then(|| reason.into())
         },
     },
     Limit {

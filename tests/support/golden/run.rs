@@ -3,7 +3,7 @@ use super::{COMPUTED, Case, Entry, Tensors, narrow, widen, with_element};
 use anyhow::{Context, Result, ensure};
 use batchnorm::{
     Backward, DType, Element, Engine, Error, ForwardEval, ForwardTrain, Input, Memory, Real,
-    Running, Saved, Stats,
+    Running, Saved, Statistics, Stats,
 };
 use safetensors::{Dtype, tensor::TensorView};
 
@@ -136,15 +136,17 @@ impl<'a, G: Engine, E: Element> Run<'a, G, E> {
     fn stats(&mut self) -> Result<()> {
         let Self { engine, case, .. } = *self;
         let (memory, channels) = (engine.memory(), case.shape.channels());
-        let mut record: Buf<G, E::Acc> = memory.zeros(2 * channels + 1)?;
+        let mut record: Buf<G, f64> = memory.zeros(3 * channels + 1)?;
         let x = G::Memory::view(&self.x);
         engine.stats(&case.shape, Stats::<_, E> { x, record: G::Memory::view_mut(&mut record) })?;
         let record = memory.download(G::Memory::view(&record))?;
-        let record: Vec<f64> = record.into_iter().map(Real::to_f64).collect();
-        let (m, got) = (case.shape.per_channel(), record[2 * channels]);
+        let (m, got) = (case.shape.per_channel(), record[3 * channels]);
         ensure!(got == m as f64, "stats: expected {m} values per channel, got {got}");
-        self.computed.insert("batch_mean", record[..channels].to_vec());
-        self.computed.insert("batch_var", record[channels..2 * channels].to_vec());
+        // In the type that a case has them in.
+        let rounded =
+            |values: &[f64]| values.iter().map(|&v| E::Acc::from_f64(v).to_f64()).collect();
+        self.computed.insert("batch_mean", rounded(&record[..channels]));
+        self.computed.insert("batch_var", rounded(&record[2 * channels..3 * channels]));
         Ok(())
     }
 
@@ -191,8 +193,10 @@ impl<'a, G: Engine, E: Element> Run<'a, G, E> {
             weight: view::<G::Memory, _>(&self.weight),
             bias: view::<G::Memory, _>(&self.bias),
             activation: case.activation,
-            mean: G::Memory::view(&mean),
-            var: G::Memory::view(&var),
+            statistics: Statistics::Given {
+                mean: G::Memory::view(&mean),
+                var: G::Memory::view(&var),
+            },
             eps: case.eps,
             y: G::Memory::view_mut(&mut y),
             saved: saves.then_some(&mut saved),
