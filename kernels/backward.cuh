@@ -1,6 +1,6 @@
 // The backward: the sums of every channel, then the gradients of x and residual.
 #pragma once
-#include "normalize.cuh"
+#include "apply.cuh"
 #include "statistics.cuh"
 
 /// What decides whether a gradient passes the ReLU.
@@ -19,6 +19,13 @@ template <class T> struct Tensors {
     unsigned gate;
     T *grad_x, *grad_residual;
 };
+
+/// Whether the gradient of lane `i` of a vector passes.
+template <class T>
+__device__ bool passes(const Channel<AccOf<T>> &channel, const Tensors<T> &t, AccOf<T> x, u64 vector, unsigned i) {
+    if (t.gate == RECOMPUTE) return !(channel.normalize(x) <= Element<T>::ZERO);
+    return t.gate == OPEN || t.mask[vector] >> i & 1;
+}
 
 /// Of each lane, the sums of what passes, and of that times the distance of x from the mean; those of a segment apart.
 template <class A, int W> struct Sums {
@@ -75,24 +82,56 @@ template <class T, int W, unsigned AHEAD, class Index> struct Batch {
             passes[k] = 0;
 #pragma unroll
             for (int i = 0; i < W; i++) {
-                const A y = coefs.normalize(i, Element<T>::widen(x[k].element[i]));
+                const A y = coefs.normalize(i, Element<T>::widen(x[k].get(i)));
                 passes[k] |= unsigned(!(y <= Element<T>::ZERO)) << i;
             }
         }
-#pragma unroll
-        for (int i = 0; i < W; i++) {
-            if (!(passes[k] >> i & 1)) g[k].element[i] = Element<T>::narrow(A(0));
-        }
+        g[k].keep(passes[k]);
     }
     /// Adds what has passed of the k-th.
     __device__ void add_to(Sums<A, W> &sums, const Coefs<A, W> &coefs, unsigned k) const {
 #pragma unroll
         for (int i = 0; i < W; i++) {
-            const A distance = Element<T>::widen(x[k].element[i]) - coefs.mean[i];
-            sums.add(i, Element<T>::widen(g[k].element[i]), distance);
+            const A distance = Element<T>::widen(x[k].get(i)) - coefs.mean[i];
+            sums.add(i, Element<T>::widen(g[k].get(i)), distance);
         }
     }
 };
+
+/// The gradients of a thread's vectors, as far as there is room for them in `t`; `coefs` as in `backward_apply`. What
+/// passes is added up where there are `parts`: see `finish_gradients`.
+template <int W, class T, class Index>
+__device__ void backward_slowly(const Geometry &g, Walk<Index> walk, const Channels<AccOf<T>> &by, const Tensors<T> &t,
+                                const AccOf<T> *coefs, Part *parts) {
+    using E = Element<T>;
+    using A = AccOf<T>;
+#pragma unroll 1
+    for (; walk.count > 0; walk.count--, walk.next(g)) {
+#pragma unroll 1
+        for (int i = 0; i < W; i++) {
+            const u64 at = u64(walk.at) * W + i, c = u64(walk.slice) * g.slice_channels + channel_of<W>(g, walk, i);
+            const Channel<A> channel(by, c);
+            const bool reads_x = parts || coefs || t.gate == RECOMPUTE;
+            const A x = reads_x ? E::widen(t.x[at]) : A(0);
+            const A passed = passes(channel, t, x, walk.at, i) ? E::widen(t.grad_y[at]) : A(0);
+            if (parts) {
+                const double product = passed * channel.distance(x);
+#pragma unroll
+                for (int lane = 0; lane < W; lane++) { // by numbers that the compiler knows: registers have no others
+                    if (lane != i) continue;
+                    parts[lane].first += passed;
+                    parts[lane].second += product;
+                }
+            }
+            if (t.grad_residual) t.grad_residual[at] = E::narrow(passed);
+            if (!t.grad_x) continue;
+            const A frozen = channel.extreme ? A(passed * (channel.power * channel.factor) * channel.weight)
+                                             : mul_rn(channel.scale, passed);
+            const A gradient = coefs ? channel.gradient(x, passed, coefs[c], coefs[g.channels + c]) : frozen;
+            t.grad_x[at] = E::narrow(gradient);
+        }
+    }
+}
 
 /// `sum(g)` and `sum(g * (x - mean))` of each channel of a tile. With outputs, the gradients through frozen statistics.
 template <class T, int W>
@@ -102,7 +141,14 @@ __device__ void backward_sums(const Geometry &g, const Channels<AccOf<T>> &by, c
     constexpr unsigned AHEAD = 2;
     __shared__ Shared<A> shared;
     auto walk = Walk<u64>::of_block(g, false);
-    const Coefs<A, W> coefs(g, walk, by, shared.values());
+    Part parts[W];
+#pragma unroll
+    for (int i = 0; i < W; i++) parts[i] = {0, 0, 0};
+    if (Coefs<A, W>::prepare(g, walk.slice, by, shared.values())) {
+        backward_slowly<W>(g, walk, by, t, nullptr, parts);
+        return reduce<A, W, Add>(g, walk, parts, partials, shared);
+    }
+    const Coefs<A, W> coefs(g, walk, shared.values());
     Sums<A, W> sums;
     for (unsigned begin = 0; begin < walk.count;) {
         Batch<T, W, AHEAD, u64> batch(g, t, walk, begin, true);
@@ -125,23 +171,24 @@ __device__ void backward_sums(const Geometry &g, const Channels<AccOf<T>> &by, c
         if (begin % SEGMENT == 0) sums.end_segment();
     }
     sums.end_segment();
-    Part parts[W];
 #pragma unroll
     for (int i = 0; i < W; i++) parts[i] = {0, double(sums.sum[i]), double(sums.product[i])};
     reduce<A, W, Add>(g, walk, parts, partials, shared);
 }
 
 template <class A> struct Gradients {
-    const A *mean_rest, *invstd, *total_sums;
+    const A *total_sums;
     A *grad_weight, *grad_bias, *sums, *coefs;
     unsigned *nonfinite;
 };
 
-/// What follows from a channel's sums, of gradients and of gradients times the distance from the rounded mean.
+/// What follows from a channel's sums, of gradients and of gradients times the distance from the rounded mean, times xhat
+/// where the channel is extreme.
 template <class A>
 __device__ void finish_gradients(unsigned c, u64 channels, u64 count, double sum, double product,
-                                 const Gradients<A> &out, bool accumulate) {
-    const double rest = out.mean_rest ? out.mean_rest[c] : 0, invstd = out.invstd[c];
+                                 const Channels<A> &by, const Gradients<A> &out, bool accumulate) {
+    const bool extreme = by.is_extreme(c);
+    const double rest = extreme || !by.mean_rest ? A(0) : by.mean_rest[c], invstd = extreme ? A(1) : by.invstd[c];
     const double sum_xhat = (product - or_zero(rest * sum)) * invstd;
     if (out.sums) {
         out.sums[c] = A(sum);
@@ -161,9 +208,28 @@ __device__ void finish_gradients(unsigned c, u64 channels, u64 count, double sum
     if (out.nonfinite && !(isfinite(sum) && isfinite(sum_xhat))) atomicOr(out.nonfinite, 1u);
 }
 
-template <class A>
-__device__ void backward_finalize(const Merge &merge, const Gradients<A> &out, bool accumulate,
-                                  const double2 *partials) {
+/// The sums by the definition, for those that are not finite: gradients or products beyond the type. `W` as in the mask.
+template <class T>
+__device__ Part wide_sums(u64 count, unsigned c, u64 channels, u64 inner, unsigned W, const Channels<AccOf<T>> &by,
+                          const Tensors<T> &t) {
+    const Channel<AccOf<T>> channel(by, c);
+    Part part = {0, 0, 0};
+#pragma unroll 1
+    for (u64 n = thread_anew() % 32; n < count; n += 32) {
+        const u64 outer = n / inner, at = (outer * channels + c) * inner + n % inner;
+        const auto x = Element<T>::widen(t.x[at]);
+        if (!passes(channel, t, x, at / W, at % W)) continue;
+        const double g = Element<T>::widen(t.grad_y[at]);
+        part.first += g;
+        part.second += g * channel.distance(x);
+    }
+    return warp_merge<Add>(part);
+}
+
+/// `t.grad_y` is null where the pass before has overwritten it.
+template <class T>
+__device__ void backward_finalize(const Merge &merge, const Channels<AccOf<T>> &by, const Tensors<T> &t,
+                                  const Gradients<AccOf<T>> &out, bool accumulate, const double2 *partials) {
     const unsigned c = warp_channel(), lane = threadIdx.x % 32;
     if (c >= merge.channels) return;
     Part own = {0, 0, 0};
@@ -173,8 +239,11 @@ __device__ void backward_finalize(const Merge &merge, const Gradients<A> &out, b
             Add::merge(own, {0, part.x, part.y});
         }
     }
-    const Part all = warp_merge<Add>(own);
-    if (lane == 0) finish_gradients(c, merge.channels, merge.count, all.first, all.second, out, accumulate);
+    Part all = warp_merge<Add>(own);
+    if (t.grad_y && !(isfinite(all.first) && isfinite(all.second))) {
+        all = wide_sums(merge.count, c, merge.channels, merge.inner, merge.lanes, by, t);
+    }
+    if (lane == 0) finish_gradients(c, merge.channels, merge.count, all.first, all.second, by, out, accumulate);
 }
 
 /// The part of x's gradient that flows through the statistics, by lane.
@@ -198,12 +267,11 @@ template <class A, int W> struct Through {
     __device__ Vector<T, W> gradient(const Coefs<A, W> &coefs, const Vector<T, W> &x, const Vector<T, W> &passed) const {
         using E = Element<T>;
         Vector<T, W> grad_x;
-#pragma unroll
-        for (int i = 0; i < W; i++) {
-            const A distance = add_rn(E::widen(x.element[i]), -coefs.mean[i]);
-            const A centered = fma_rn(-distance, slope[i], add_rn(E::widen(passed.element[i]), -mean_g[i]));
-            grad_x.element[i] = E::narrow(mul_rn(coefs.scale[i], centered));
-        }
+        grad_x.fill([&](int i) {
+            const A distance = add_rn(E::widen(x.get(i)), -coefs.mean[i]);
+            const A centered = fma_rn(-distance, slope[i], add_rn(E::widen(passed.get(i)), -mean_g[i]));
+            return mul_rn(coefs.scale[i], centered);
+        });
         return grad_x;
     }
 };
@@ -216,7 +284,10 @@ __device__ void backward_apply(const Geometry &g, const Channels<AccOf<T>> &by, 
     constexpr unsigned AHEAD = 2;
     __shared__ Shared<A> shared;
     auto walk = Walk<u64>::of_block(g, true);
-    const Coefs<A, W> coefs(g, walk, by, shared.values());
+    if (Coefs<A, W>::prepare(g, walk.slice, by, shared.values())) {
+        return backward_slowly<W>(g, walk, by, t, further, nullptr);
+    }
+    const Coefs<A, W> coefs(g, walk, shared.values());
     const Through<A, W> through(g, walk, further, shared.values());
     const bool reads_x = further || t.gate == RECOMPUTE;
     for (unsigned begin = 0; begin < walk.count;) {

@@ -39,6 +39,58 @@ template <class T> using AccOf = typename Element<T>::Acc;
 /// 16 bytes of elements, or one.
 template <class T, int W> struct alignas(W * sizeof(T)) Vector {
     T element[W];
+
+    __device__ T get(int i) const { return element[i]; }
+    __device__ void read(const T *from) {
+#pragma unroll
+        for (int i = 0; i < W; i++) element[i] = from[i];
+    }
+    /// Sets every element to what `value` gives, rounded.
+    template <class Value> __device__ void fill(Value value) {
+#pragma unroll
+        for (int i = 0; i < W; i++) element[i] = Element<T>::narrow(value(i));
+    }
+    /// Leaves those whose bits are set; the others become 0.
+    __device__ void keep(unsigned bits) {
+#pragma unroll
+        for (int i = 0; i < W; i++) {
+            if (!(bits >> i & 1)) element[i] = Element<T>::narrow(AccOf<T>(0));
+        }
+    }
+};
+
+__device__ inline unsigned narrow_pair(__half, float low, float high) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return reinterpret_cast<const unsigned &>(pair);
+}
+__device__ inline unsigned narrow_pair(__nv_bfloat16, float low, float high) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return reinterpret_cast<const unsigned &>(pair);
+}
+
+/// Of 16 bits two in a word, as they are loaded: elements of their own would take a register each.
+template <class T> struct alignas(16) Vector<T, 8> {
+    unsigned word[4];
+
+    __device__ T get(int i) const {
+        const unsigned short half = word[i / 2] >> (i % 2 * 16);
+        return reinterpret_cast<const T &>(half);
+    }
+    __device__ void read(const T *from) {
+        const auto *const halves = reinterpret_cast<const unsigned short *>(from);
+#pragma unroll
+        for (int i = 0; i < 4; i++) word[i] = halves[2 * i] | unsigned(halves[2 * i + 1]) << 16;
+    }
+    template <class Value> __device__ void fill(Value value) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) word[i] = narrow_pair(T(), value(2 * i), value(2 * i + 1));
+    }
+    __device__ void keep(unsigned bits) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            word[i] &= (bits >> 2 * i & 1 ? 0xffffu : 0) | (bits >> 2 * i & 2 ? 0xffff0000u : 0);
+        }
+    }
 };
 
 /// The vector at `at`, counted in vectors; `aligned`: whether the tensor starts at a multiple of 16 bytes.
@@ -50,8 +102,7 @@ template <class T, int W> __device__ __forceinline__ Vector<T, W> load(const T *
         uint4 bits = reinterpret_cast<const uint4 *>(from)[at];
         vector = reinterpret_cast<Vector<T, W> &>(bits);
     } else {
-#pragma unroll
-        for (int i = 0; i < W; i++) vector.element[i] = from[at * W + i];
+        vector.read(from + at * W);
     }
     return vector;
 }
@@ -72,7 +123,7 @@ template <class T, int W> __device__ __forceinline__ void store(T *to, u64 at, V
         __stcs(reinterpret_cast<uint4 *>(to) + at, reinterpret_cast<uint4 &>(vector));
     } else {
 #pragma unroll
-        for (int i = 0; i < W; i++) to[at * W + i] = vector.element[i];
+        for (int i = 0; i < W; i++) to[at * W + i] = vector.get(i);
     }
 }
 

@@ -30,9 +30,10 @@
                        const Outputs<AccOf<T>> out) {                                                                  \
         eval(channels, mean, var, record, out);                                                                        \
     }                                                                                                                  \
-    KERNEL backward_finalize_##name(const Merge merge, const Gradients<AccOf<T>> out, unsigned accumulate,             \
-                                    const double2 *partials) {                                                         \
-        backward_finalize(merge, out, accumulate, partials);                                                           \
+    KERNEL backward_finalize_##name(const Merge merge, const Channels<AccOf<T>> by, const T *x, const T *grad_y,       \
+                                    const unsigned char *mask, unsigned gate, const Gradients<AccOf<T>> out,           \
+                                    unsigned accumulate, const double2 *partials) {                                    \
+        backward_finalize<T>(merge, by, {x, grad_y, mask, gate}, out, accumulate, partials);                           \
     }
 
 #define MERGE_STATS(name, A)                                                                                           \

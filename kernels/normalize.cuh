@@ -2,27 +2,50 @@
 #pragma once
 #include "geometry.cuh"
 
+/// Within these, nothing on the way from x to y overflows or loses digits that count.
+template <class A> struct Range;
+template <> struct Range<float> {
+    static constexpr float INVSTD = 0x1p33f, MEAN = 0x1p100f, SCALE = 0x1p120f;
+};
+template <> struct Range<double> {
+    static constexpr double INVSTD = 0x1p400, MEAN = 0x1p1000, SCALE = 0x1p1000;
+};
+
 template <class A> struct Channels {
     const A *mean, *mean_rest, *invstd, *weight, *bias;
+
+    /// What a channel's elements are normalized by.
+    __device__ void coefs(u64 c, A &mean_of, A &scale_of, A &bias_of) const {
+        const A scale = weight ? mul_rn(weight[c], invstd[c]) : invstd[c];
+        const A rest = mean_rest ? mean_rest[c] : A(0), given = bias ? bias[c] : A(0);
+        mean_of = mean[c];
+        scale_of = scale;
+        bias_of = rest == 0 ? given : fma_rn(-rest, scale, given);
+    }
+    /// Whether a channel needs more than these: see extremes.cuh. An invstd of zero, infinity or NaN spoils it either way.
+    __device__ bool is_extreme(u64 c) const {
+        using R = Range<A>;
+        const A scale = weight ? weight[c] * invstd[c] : invstd[c], from = fabs(mean[c]);
+        const bool counts = invstd[c] > 0 && isfinite(invstd[c]) && isfinite(from);
+        const bool far = from > R::MEAN || fabs(scale) > R::SCALE;
+        return counts && (invstd[c] < 1 / R::INVSTD || invstd[c] > R::INVSTD || far);
+    }
 };
 
 /// The coefficients of a thread's lanes.
 template <class A, int W> struct Coefs {
     A mean[W], scale[W], bias[W];
 
-    /// Computes those of the slice's channels together, as the table's first three values.
-    template <class Index>
-    __device__ Coefs(const Geometry &g, const Walk<Index> &walk, const Channels<A> &by, const Table<A> &table) {
-        for (unsigned k = threadIdx.x; k < channels_of(g, walk.slice); k += blockDim.x) {
-            const u64 c = u64(walk.slice) * g.slice_channels + k;
-            const A scale = by.weight ? mul_rn(by.weight[c], by.invstd[c]) : by.invstd[c];
-            const A rest = by.mean_rest ? by.mean_rest[c] : A(0), bias = by.bias ? by.bias[c] : A(0);
-            table.at(0, k) = by.mean[c];
-            table.at(1, k) = scale;
-            table.at(2, k) = rest == 0 ? bias : fma_rn(-rest, scale, bias);
+    /// The block computes those of the slice's channels together, as the table's first three values. What comes back is
+    /// whether any of them is extreme.
+    static __device__ bool prepare(const Geometry &g, unsigned slice, const Channels<A> &by, const Table<A> &table) {
+        bool any = false;
+        for (unsigned k = threadIdx.x; k < channels_of(g, slice); k += blockDim.x) {
+            const u64 c = u64(slice) * g.slice_channels + k;
+            by.coefs(c, table.at(0, k), table.at(1, k), table.at(2, k));
+            any |= by.is_extreme(c);
         }
-        __syncthreads();
-        *this = Coefs(g, walk, table);
+        return __syncthreads_or(any);
     }
     /// Those that the table holds.
     template <class Index> __device__ Coefs(const Geometry &g, const Walk<Index> &walk, const Table<A> &table) {
@@ -38,54 +61,19 @@ template <class A, int W> struct Coefs {
     __device__ Vector<T, W> output(Vector<T, W> x, bool adds, Vector<T, W> residual, bool relu, unsigned &passes) const {
         using E = Element<T>;
         passes = 0;
-#pragma unroll
-        for (int i = 0; i < W; i++) {
-            A value = normalize(i, E::widen(x.element[i]));
-            if (adds) value = add_rn(value, E::widen(residual.element[i]));
+        Vector<T, W> y;
+        y.fill([&](int i) {
+            A value = normalize(i, E::widen(x.get(i)));
+            if (adds) value = add_rn(value, E::widen(residual.get(i)));
             passes |= unsigned(!(value <= E::ZERO)) << i;
-            x.element[i] = E::narrow(relu && value <= 0 ? A(0) : value); // NaN stays
-        }
-        return x;
+            return relu && value <= 0 ? A(0) : value; // NaN stays
+        });
+        return y;
     }
     /// The gradient of x through frozen statistics.
     template <class T> __device__ Vector<T, W> scaled(Vector<T, W> passed) const {
-        using E = Element<T>;
-#pragma unroll
-        for (int i = 0; i < W; i++) passed.element[i] = E::narrow(mul_rn(scale[i], E::widen(passed.element[i])));
-        return passed;
+        Vector<T, W> gradient;
+        gradient.fill([&](int i) { return mul_rn(scale[i], Element<T>::widen(passed.get(i))); });
+        return gradient;
     }
 };
-
-/// `y = [relu](normalize(x) [+ residual])`; y may be x.
-template <class T, int W>
-__device__ void apply(const Geometry &g, const Channels<AccOf<T>> &by, const T *x, const T *residual, T *y,
-                      unsigned char *mask, bool relu) {
-    using A = AccOf<T>;
-    constexpr unsigned AHEAD = 4;
-    __shared__ Shared<A> shared;
-    auto walk = Walk<u64>::of_block(g, true);
-    const Coefs<A, W> coefs(g, walk, by, shared.values());
-    for (unsigned begin = 0, here; begin < walk.count; begin += here) {
-        here = min(at_once<W>(AHEAD, g.aligned), walk.count - begin);
-        Vector<T, W> xs[AHEAD], rs[AHEAD];
-        u64 at[AHEAD];
-#pragma unroll
-        for (unsigned k = 0; k < AHEAD; k++) {
-            if (k < here) {
-                at[k] = walk.at;
-                xs[k] = load_last<T, W>(x, walk.at, k > 0 || g.aligned);
-                if (residual) rs[k] = load_last<T, W>(residual, walk.at, k > 0 || g.aligned);
-                walk.next(g);
-            }
-        }
-#pragma unroll
-        for (unsigned k = 0; k < AHEAD; k++) {
-            if (k < here) {
-                unsigned passes;
-                xs[k] = coefs.output(xs[k], residual, rs[k], relu, passes);
-                store<T, W>(y, at[k], xs[k], k > 0 || g.aligned);
-                if (mask) mask[at[k]] = passes;
-            }
-        }
-    }
-}

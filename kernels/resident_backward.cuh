@@ -46,6 +46,37 @@ __device__ Sums<float, W> read_once(const Geometry &g, Steps walk, unsigned spil
     return sums;
 }
 
+/// What follows from the totals of the slice's channels.
+template <class T>
+__device__ void finish_slice(const Geometry &g, unsigned slice, u64 count, const Channels<float> &by,
+                             const Tensors<T> &t, const Gradients<float> &out, bool accumulate, const Room &room) {
+    const unsigned channels = channels_of(g, slice);
+    const u64 first = u64(slice) * g.slice_channels;
+    // Of an extreme channel they are not what is wanted; of another, lost where they are not finite.
+    const auto are_lost = [&](unsigned c) {
+        const double2 total = room.totals[c];
+        return !(isfinite(total.x) && isfinite(total.y)) || by.is_extreme(first + c);
+    };
+    bool any = false;
+#pragma unroll 1
+    for (unsigned c = threadIdx.x; c < channels; c += blockDim.x) any |= are_lost(c);
+    if (__syncthreads_or(any)) {
+#pragma unroll 1
+        for (unsigned c = threadIdx.x / 32; c < channels; c += blockDim.x / 32) {
+            if (!are_lost(c)) continue;
+            const Part all = wide_sums(count, first + c, g.channels, g.inner, 16 / sizeof(T), by, t);
+            __syncwarp(); // all lanes have read what one writes now
+            if (threadIdx.x % 32 == 0) room.totals[c] = {all.first, all.second};
+        }
+        __syncthreads();
+    }
+#pragma unroll 1
+    for (unsigned c = threadIdx.x; c < channels; c += blockDim.x) {
+        const double2 total = room.totals[c];
+        finish_gradients(first + c, g.channels, count, total.x, total.y, by, out, accumulate);
+    }
+}
+
 template <class T>
 __device__ void backward_resident(const Geometry &g, const Group &group, const Channels<float> &by,
                                   const Gradients<float> &out, u64 count, const Tensors<T> &t, bool accumulate) {
@@ -54,23 +85,25 @@ __device__ void backward_resident(const Geometry &g, const Group &group, const C
     const Room room(shared, g, 2 * g.threads * group.kept);
     const unsigned member = blockIdx.x % group.blocks, spills = spilled(g, group, member);
     for (unsigned slice = blockIdx.x / group.blocks; slice < g.slices; slice += gridDim.x / group.blocks) {
-        const unsigned channels = channels_of(g, slice);
-        const u64 first = u64(slice) * g.slice_channels;
         {
             Steps walk(g, slice, member);
-            const Coefs<float, W> coefs(g, walk, by, room.table);
+            Coefs<float, W>::prepare(g, slice, by, room.table);
+            const Coefs<float, W> coefs(g, walk, room.table);
+            if (threadIdx.x == 0) room.arrival[1] = slice;
             const auto sums = read_once<T, W>(g, walk, spills, coefs, group.kept, t, room);
             add_up<W>(g, walk.slice, [&](int i) { return double(sums.sum[i]); }, room, &room.totals->x);
             add_up<W>(g, walk.slice, [&](int i) { return double(sums.product[i]); }, room, &room.totals->y);
         }
-        meet(g, group, channels, room, [&] {
-            for (unsigned c = threadIdx.x; c < channels; c += blockDim.x) {
-                const double2 total = room.totals[c];
-                finish_gradients(first + c, g.channels, count, total.x, total.y, out, accumulate);
-            }
-        });
+        // The sums take all registers.
+        slice = room.arrival[1];
+        meet(g, group, channels_of(g, slice), room, [&] { finish_slice(g, slice, count, by, t, out, accumulate, room); });
+        slice = room.arrival[1];
 
         const Steps walk(g, slice, member);
+        if (any_extreme(g, slice, by)) {
+            backward_slowly<W>(g, walk, by, t, out.coefs, nullptr);
+            continue;
+        }
         const unsigned spilled = min(spills, walk.count);
         const Steps kept(g, slice, member, spilled);
         const Coefs<float, W> coefs(g, walk, room.table);

@@ -57,16 +57,17 @@ __device__ void finish_slice(const Geometry &g, u64 first, unsigned channels, u6
     __syncthreads();
 #pragma unroll 1
     for (unsigned c = threadIdx.x / 32; c < channels; c += blockDim.x / 32) {
-        if (isfinite(room.totals[c].y)) continue;
-        double mean;
-        const double squares = wide_moments(count, first + c, g.channels, g.inner, x, &mean).second;
+        const bool small = is_small<float>(out.eps, count, room.totals[c].y);
+        if (!small && isfinite(room.totals[c].y)) continue;
+        const double from = small ? base(c) : 0;
+        const Spread of = wide_moments(count, first + c, g.channels, g.inner, x, from, small);
         __syncwarp(); // all lanes have read what one writes now
-        if (threadIdx.x % 32 == 0) room.totals[c] = {mean - base(c), squares};
+        if (threadIdx.x % 32 == 0) room.totals[c] = {(from - base(c)) + of.offset, of.squares};
     }
     __syncthreads();
 #pragma unroll 1
     for (unsigned c = threadIdx.x; c < channels; c += blockDim.x) {
-        finish_stats(first + c, g.channels, count, base(c), room.totals[c].x, room.totals[c].y, out);
+        finish_stats(first + c, g.channels, count, {base(c), room.totals[c].x, room.totals[c].y, 1}, out);
     }
 }
 
@@ -111,7 +112,7 @@ __device__ void forward_resident(const Geometry &g, const Group &group, const Ou
     for (unsigned c = blockIdx.x * blockDim.x + threadIdx.x; c < g.channels; c += gridDim.x * blockDim.x) {
         out.save_parameters(c);
     }
-    const unsigned member = blockIdx.x % group.blocks, spills = spilled(g, group, member);
+    const unsigned member = blockIdx.x % group.blocks;
     for (unsigned slice = blockIdx.x / group.blocks; slice < g.slices; slice += gridDim.x / group.blocks) {
         const Steps walk(g, slice, member);
         const unsigned channels = channels_of(g, slice);
@@ -120,17 +121,21 @@ __device__ void forward_resident(const Geometry &g, const Group &group, const Ou
         for (unsigned c = threadIdx.x; c < channels; c += blockDim.x) {
             room.table.at(Room::BASE, c) = base_of(x, first + c, g.inner);
         }
-        const auto moments = read_once<T, W>(g, walk, spills, x, room);
+        const auto moments = read_once<T, W>(g, walk, spilled(g, group, member), x, room);
         __syncthreads();
         add_moments(g, walk, moments, room);
         meet(g, group, channels, room, [&] { finish_slice(g, first, channels, count, x, out, room); });
 
         const Channels<float> by = {out.mean, out.mean_rest, out.invstd, out.weight, out.bias};
-        const Coefs<float, W> coefs(g, walk, by, room.table);
-        const unsigned spilled = min(spills, walk.count);
-        const Steps kept(g, slice, member, spilled);
+        if (Coefs<float, W>::prepare(g, slice, by, room.table)) {
+            apply_slowly<W>(g, Steps(g, slice, member), by, x, to.residual, to.y, to.mask, to.relu);
+            continue;
+        }
+        const Coefs<float, W> coefs(g, walk, room.table);
+        const unsigned spills = min(spilled(g, group, anew(member)), walk.count);
+        const Steps kept(g, slice, member, spills);
         Steps back = kept, on = kept;
-        for (unsigned left = spilled, here; left > 0; left -= here) {
+        for (unsigned left = spills, here; left > 0; left -= here) {
             unsigned at[FEW];
             Vector<T, W> xs[FEW];
             here = min(FEW, left);

@@ -5,7 +5,7 @@
 // squares lose three bits at most where they are taken from it: the error does not grow with the mean. Lanes, threads
 // and tiles are merged by Chan's formula in f64, as distances from the channel's first value.
 #pragma once
-#include "geometry.cuh"
+#include "extremes.cuh"
 
 /// Vectors of a thread between which the pivot stays.
 constexpr unsigned SEGMENT = 32;
@@ -38,7 +38,7 @@ template <class T, int W> struct Moments {
             if (k < n) {
 #pragma unroll
                 for (int i = 0; i < W; i++) {
-                    const A d = Element<T>::widen(ahead[k].element[i]) - pivot[i];
+                    const A d = Element<T>::widen(ahead[k].get(i)) - pivot[i];
                     sum[i] += d;
                     fresh[i] = fma_rn(d, d, fresh[i]);
                 }
@@ -52,11 +52,11 @@ template <class T, int W> struct Moments {
         const A each = A(1) / A(n);
 #pragma unroll
         for (int i = 0; i < W; i++) {
-            const A one = Element<T>::widen(few[0].element[i]);
+            const A one = Element<T>::widen(few[0].get(i));
             A sum = 0;
 #pragma unroll
             for (unsigned k = 1; k < AHEAD; k++) {
-                if (k < n) sum += Element<T>::widen(few[k].element[i]) - one;
+                if (k < n) sum += Element<T>::widen(few[k].get(i)) - one;
             }
             pivot[i] = one + sum * each;
         }
@@ -115,6 +115,8 @@ struct Merge {
     u64 count, tile_count;
     unsigned tiles, channels;
     u64 inner;
+    /// Elements of a vector.
+    unsigned lanes, reserved;
 };
 template <class A> struct Outputs {
     double eps, factor;
@@ -149,23 +151,59 @@ template <class A> __device__ void blend(A *running, double factor, double batch
     *running = A(factor == 1 ? batch : (1 - factor) * *running + factor * batch);
 }
 
-/// The definition, for channels whose sums are not finite: an infinity or a NaN among the values, or squares beyond
-/// f32.
+/// What the values of a channel come to: the mean is `base + offset`, and `squares` those of distances from it times
+/// `scale`.
+struct Spread {
+    double base, offset, squares, scale;
+};
+
+/// From an eps and a variance below which squares are computed anew: those of the type end at 1e-45 (f64: 5e-324), and
+/// have lost digits before.
+template <class A> struct Small;
+template <> struct Small<float> {
+    static constexpr double EPS = 1e-30, VAR = 1e-25;
+};
+template <> struct Small<double> {
+    static constexpr double EPS = 1e-270, VAR = 1e-265;
+};
+template <class A> __device__ bool is_small(double eps, u64 count, double squares) {
+    return eps < Small<A>::EPS && squares < count * Small<A>::VAR;
+}
+
+struct Largest {
+    static __device__ void merge(Part &into, const Part &other) { into.first = fmax(into.first, other.first); }
+};
+
+/// The definition, for channels whose sums are not finite (an infinity or a NaN among the values, or squares beyond the
+/// type) or whose squares are `small`. The mean counts from `base`: 0 where distances from a value may overflow.
 template <class T>
-__device__ Part wide_moments(u64 count, unsigned channel, unsigned channels, u64 inner, const T *x, double *base) {
-    const auto sum = [&](auto term) {
+__device__ Spread wide_moments(u64 count, unsigned channel, unsigned channels, u64 inner, const T *x, double base,
+                               bool small) {
+    const auto each = [&](auto rule, auto term) {
         Part part = {0, 0, 0};
 #pragma unroll 1
         for (u64 n = thread_anew() % 32; n < count; n += 32) {
             const u64 outer = n / inner, i = n % inner;
             const u64 at = (outer * channels + channel) * inner + i;
-            part.first += term(double(Element<T>::widen(x[at])));
+            rule.merge(part, {0, term(double(Element<T>::widen(x[at]))), 0});
         }
-        return warp_merge<Add>(part).first;
+        return warp_merge<decltype(rule)>(part).first;
     };
-    const double mean = sum([](double x) { return x; }) / count;
-    *base = mean;
-    return {double(count), 0, sum([&](double x) { return (x - mean) * (x - mean); })};
+    // f64 has nothing wider: sums and squares of its values stay in range as those of multiples.
+    constexpr bool WIDEST = sizeof(AccOf<T>) == 8;
+    const double shrink = WIDEST && !small ? 0x1p-64 : 1;
+    const double from = base * shrink, offset = each(Add(), [&](double x) { return x * shrink - from; }) / count;
+    double scale = 1;
+    if (WIDEST) {
+        const double reach = each(Largest(), [&](double x) { return fabs(x * shrink - from - offset); });
+        const double power = power_below(reach);
+        if (reach > 0 && isfinite(1 / power)) scale = 1 / power;
+    }
+    const double squares = each(Add(), [&](double x) {
+        const double distance = (x * shrink - from - offset) * scale;
+        return distance * distance;
+    });
+    return {base, offset / shrink, squares, scale * shrink};
 }
 
 /// A channel's part of a record: the mean, `base + offset`, and what rounding left of it; the variance; the count.
@@ -178,18 +216,17 @@ __device__ inline void write_record(double *record, unsigned c, u64 channels, do
     if (c == 0) record[3 * channels] = count;
 }
 
-/// Statistics of a channel whose mean is `base + offset`.
 template <class A>
-__device__ void finish_stats(unsigned c, unsigned channels, u64 count, double base, double offset, double squares,
-                             const Outputs<A> &out) {
-    const double mean = base + offset, var = count > 0 ? squares / count : 0;
+__device__ void finish_stats(unsigned c, unsigned channels, u64 count, const Spread &of, const Outputs<A> &out) {
+    const double base = of.base, offset = of.offset, scale = of.scale;
+    const double mean = base + offset, scaled = count > 0 ? of.squares / count : 0, var = scaled / scale / scale;
     const A rounded = A(mean);
     if (out.mean) out.mean[c] = rounded;
     if (out.mean_rest) out.mean_rest[c] = A(or_zero((base - double(rounded)) + offset));
-    if (out.invstd) out.invstd[c] = A(1 / sqrt(var + out.eps));
+    if (out.invstd) out.invstd[c] = A(scale / sqrt(scaled + out.eps * scale * scale));
     if (out.running_mean && count > 0) {
         blend(out.running_mean + c, out.factor, mean);
-        blend(out.running_var + c, out.factor, squares / (count - 1.0));
+        blend(out.running_var + c, out.factor, of.squares / (count - 1.0) / scale / scale);
     }
     if (out.record) write_record(out.record, c, channels, base, offset, var, count);
     if (out.nonfinite && !(isfinite(mean) && isfinite(var))) atomicOr(out.nonfinite, 1u);
@@ -205,11 +242,14 @@ __device__ void stats_finalize(const Merge &merge, const Outputs<AccOf<T>> &out,
         const u64 count = min(merge.tile_count, merge.count - tile * merge.tile_count);
         Chan::merge(own, {double(count), part.x, part.y});
     }
-    Part all = warp_merge<Chan>(own);
-    double base = merge.count > 0 ? base_of(x, c, merge.inner) : 0;
-    if (!isfinite(all.second)) all = wide_moments(merge.count, c, merge.channels, merge.inner, x, &base);
+    const Part all = warp_merge<Chan>(own);
+    Spread of = {merge.count > 0 ? double(base_of(x, c, merge.inner)) : 0, all.first, all.second, 1};
+    const bool small = is_small<AccOf<T>>(out.eps, merge.count, of.squares);
+    if (small || !isfinite(of.squares)) {
+        of = wide_moments(merge.count, c, merge.channels, merge.inner, x, small ? of.base : 0, small);
+    }
     if (lane > 0) return;
-    finish_stats(c, merge.channels, merge.count, base, all.first, all.second, out);
+    finish_stats(c, merge.channels, merge.count, of, out);
     out.save_parameters(c);
 }
 

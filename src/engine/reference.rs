@@ -33,11 +33,11 @@ impl Engine for Reference {
         let saved = args.open(self, shape)?.map(Opened::filled);
         let ForwardTrain { x, residual, weight, bias, activation, eps, mut running, y, .. } = args;
         let x_view = Input::View(x);
-        let mut output = Output { x: x_view, residual, weight, bias, activation, eps, y, saved };
+        let mut output = Output { x: x_view, residual, weight, bias, activation, y, saved };
         for c in 0..shape.channels() {
-            let (mean, var) = moments(shape, c, x);
-            output.channel(shape, c, mean, var);
-            update(&mut running, c, mean.0 + mean.1, var, shape.per_channel() as f64);
+            let by = Statistics64::of_batch(shape, c, x, eps);
+            output.channel(shape, c, by);
+            update(&mut running, c, by.mean + by.rest, by.var, shape.per_channel() as f64);
         }
         Ok(())
     }
@@ -46,14 +46,14 @@ impl Engine for Reference {
         args.check(&Host, shape)?;
         let saved = args.open(self, shape)?.map(Opened::filled);
         let ForwardEval { x, residual, weight, bias, activation, statistics, eps, y, .. } = args;
-        let mut output = Output { x, residual, weight, bias, activation, eps, y, saved };
+        let mut output = Output { x, residual, weight, bias, activation, y, saved };
         let channels = shape.channels();
         for c in 0..channels {
-            let (mean, var) = match statistics {
-                Statistics::Given { mean, var } => ((mean[c].to_f64(), 0.0), var[c].to_f64()),
-                Statistics::Record(r) => ((r[c], r[channels + c]), r[2 * channels + c]),
+            let (mean, rest, var) = match statistics {
+                Statistics::Given { mean, var } => (mean[c].to_f64(), 0.0, var[c].to_f64()),
+                Statistics::Record(r) => (r[c], r[channels + c], r[2 * channels + c]),
             };
-            output.channel(shape, c, mean, var);
+            output.channel(shape, c, Statistics64::given(mean, rest, var, eps));
         }
         Ok(())
     }
@@ -64,9 +64,10 @@ impl Engine for Reference {
         let (channels, m) = (shape.channels(), shape.per_channel() as f64);
         let relu = forward.activation == Activation::Relu;
         for c in 0..channels {
-            let (mean, mean_rest) = (saved.mean[c].to_f64(), saved.mean_rest[c].to_f64());
+            let (mean, rest) = (saved.mean[c].to_f64(), saved.mean_rest[c].to_f64());
             let invstd = saved.invstd[c].to_f64();
-            let xhat = |i: usize| (wide(args.x[i]) - mean - mean_rest) * invstd;
+            let by = Statistics64 { mean, rest, var: f64::NAN, invstd };
+            let xhat = |i: usize| by.xhat(wide(args.x[i]));
             let g = |i: usize| match (&saved.reserve, args.grad_y, &args.grad_x) {
                 (Some(passed), ..) if relu && passed[i] == 0 => 0.0,
                 (_, Input::View(grad_y), _) => wide(grad_y[i]),
@@ -86,7 +87,7 @@ impl Engine for Reference {
             for (i, g) in g {
                 if let Some(grad_x) = &mut args.grad_x {
                     let centered = means.map_or(g, |(g1, g2)| g - g1 - xhat(i) * g2);
-                    grad_x[i] = narrow(saved.weight[c].to_f64() * invstd * centered);
+                    grad_x[i] = narrow(centered * invstd * saved.weight[c].to_f64());
                 }
                 if let Some(grad_residual) = &mut args.grad_residual {
                     grad_residual[i] = narrow(g);
@@ -111,9 +112,10 @@ impl Engine for Reference {
         args.check(&Host, shape)?;
         let channels = shape.channels();
         for c in 0..channels {
-            let ((first, offset), var) = moments(shape, c, args.x);
-            args.record[c] = first + offset;
-            args.record[channels + c] = or_zero(first - (first + offset) + offset);
+            let Statistics64 { mean, rest, var, .. } =
+                Statistics64::of_batch(shape, c, args.x, 1.0); // no invstd is wanted
+            args.record[c] = mean;
+            args.record[channels + c] = rest;
             args.record[2 * channels + c] = var;
         }
         args.record[3 * channels] = shape.per_channel() as f64;
@@ -148,17 +150,53 @@ impl Engine for Reference {
     }
 }
 
-/// Mean, as the first value and what is added to it, and biased variance; zeros for an empty
-/// batch. In two numbers the mean of a constant channel is exact, and a large one keeps its digits.
-fn moments<E: Element>(shape: &Shape, c: usize, x: &[E]) -> ((f64, f64), f64) {
-    let m = shape.per_channel().max(1) as f64;
-    let xs = shape.channel(c).map(|i| wide(x[i]));
-    let first = xs.clone().next().filter(|x| x.is_finite()).unwrap_or(0.0);
-    let mean = |from: f64| xs.clone().map(|x| x - first - from).sum::<f64>() / m;
-    // The second sum is what rounding left of the first, where the first value is far from others.
-    let (offset, rest) = (mean(0.0), mean(mean(0.0)));
-    let offset = if rest.is_finite() { offset + rest } else { offset };
-    ((first, offset), xs.map(|x| (x - first - offset).powi(2)).sum::<f64>() / m)
+/// What a channel is normalized by. The mean is two numbers: that of a constant channel is exact then,
+/// and a large one keeps its digits.
+#[derive(Debug, Clone, Copy)]
+struct Statistics64 {
+    mean: f64,
+    rest: f64,
+    var: f64,
+    invstd: f64,
+}
+
+impl Statistics64 {
+    fn given(mean: f64, rest: f64, var: f64, eps: f64) -> Self {
+        Self { mean, rest, var, invstd: 1.0 / (var + eps).sqrt() }
+    }
+    /// Those of the batch, biased; zeros for an empty one.
+    fn of_batch<E: Element>(shape: &Shape, c: usize, x: &[E], eps: f64) -> Self {
+        let m = shape.per_channel().max(1) as f64;
+        let xs = shape.channel(c).map(|i| wide(x[i]));
+        // In units of a power of two, so that neither sums nor squares leave f64.
+        let unit =
+            power_below(xs.clone().filter(|x| x.is_finite()).fold(0.0, |max, x| x.abs().max(max)));
+        let xs = xs.map(|x| x * unit.recip());
+        let first = xs.clone().next().filter(|x| x.is_finite()).unwrap_or(0.0);
+        let mean = |from: f64| xs.clone().map(|x| x - first - from).sum::<f64>() / m;
+        // The second sum is what rounding left of the first, where the first value is far from others.
+        let (offset, rest) = (mean(0.0), mean(mean(0.0)));
+        let offset = if rest.is_finite() { offset + rest } else { offset };
+        let var = xs.map(|x| (x - first - offset).powi(2)).sum::<f64>() / m;
+        let mean = first + offset;
+        Self {
+            mean: mean * unit,
+            rest: or_zero(first - mean + offset) * unit,
+            var: var * unit * unit,
+            invstd: 1.0 / f64::hypot(var.sqrt() * unit, eps.sqrt()),
+        }
+    }
+    /// `(x - mean) * invstd`, where neither the distance nor invstd need be in the range of f64.
+    fn xhat(&self, x: f64) -> f64 {
+        let power = power_below(self.invstd);
+        (x * power - self.mean * power - self.rest * power) * (self.invstd / power)
+    }
+}
+
+/// The power of two that a positive number is 1 to 2 times; 1 for what is no normal number.
+fn power_below(value: f64) -> f64 {
+    const EXPONENT: u64 = 0x7ff << 52;
+    if value.is_normal() { f64::from_bits(value.to_bits() & EXPONENT) } else { 1.0 }
 }
 
 /// The running variance is the unbiased one, over m - 1.
@@ -177,20 +215,18 @@ struct Output<'a, E: Element> {
     weight: Option<&'a [E::Acc]>,
     bias: Option<&'a [E::Acc]>,
     activation: Activation,
-    eps: f64,
     y: &'a mut [E],
     saved: Option<&'a mut Buffers<Host, E::Acc>>,
 }
 
 impl<E: Element> Output<'_, E> {
-    fn channel(&mut self, shape: &Shape, c: usize, (mean, offset): (f64, f64), var: f64) {
-        let invstd = 1.0 / (var + self.eps).sqrt();
+    fn channel(&mut self, shape: &Shape, c: usize, by: Statistics64) {
         let (weight, bias) = (at(self.weight, c, 1.0), at(self.bias, c, 0.0));
         let relu = self.activation == Activation::Relu;
         for i in shape.channel(c) {
             let x = wide(if let Input::View(x) = self.x { x[i] } else { self.y[i] });
             let residual = self.residual.map_or(0.0, |r| wide(r[i]));
-            let y: E = narrow(weight * ((x - mean - offset) * invstd) + bias + residual);
+            let y: E = narrow(weight * by.xhat(x) + bias + residual);
             // The output decides, in its dtype; NaN passes.
             let stopped = relu && wide(y) <= 0.0;
             self.y[i] = if stopped { E::default() } else { y };
@@ -199,9 +235,10 @@ impl<E: Element> Output<'_, E> {
             }
         }
         if let Some(saved) = &mut self.saved {
-            saved.mean[c] = Real::from_f64(mean + offset);
-            saved.mean_rest[c] = Real::from_f64(or_zero(mean - saved.mean[c].to_f64() + offset));
-            saved.invstd[c] = Real::from_f64(invstd);
+            saved.mean[c] = Real::from_f64(by.mean);
+            saved.mean_rest[c] =
+                Real::from_f64(or_zero(by.mean - saved.mean[c].to_f64() + by.rest));
+            saved.invstd[c] = Real::from_f64(by.invstd);
             (saved.weight[c], saved.bias[c]) = (Real::from_f64(weight), Real::from_f64(bias));
         }
     }

@@ -127,6 +127,8 @@ pub struct Merge {
     pub tiles: u32,
     pub channels: u32,
     pub inner: u64,
+    pub lanes: u32,
+    pub reserved: u32,
 }
 
 /// Pointers: `mean`, `mean_rest`, `invstd`, `running_mean`, `running_var`, `record`, `nonfinite`,
@@ -139,10 +141,10 @@ pub struct Outputs {
     pub pointers: [u64; 11],
 }
 
-/// `mean_rest`, `invstd`, `total_sums`, `grad_weight`, `grad_bias`, `sums`, `coefs`, `nonfinite`.
+/// `total_sums`, `grad_weight`, `grad_bias`, `sums`, `coefs`, `nonfinite`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub struct Gradients(pub [u64; 8]);
+pub struct Gradients(pub [u64; 6]);
 
 // SAFETY: they have the layout of the kernels' structures, and no padding.
 unsafe impl DeviceRepr for Geometry {}

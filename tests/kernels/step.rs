@@ -62,6 +62,8 @@ impl<E: Kernels> Step<'_, E> {
             tiles: layout.tiles::<E>(shape) as u32,
             channels: self.channels() as u32,
             inner: shape.inner() as u64,
+            lanes: layout.width_of::<E>() as u32,
+            reserved: 0,
         }
     }
     /// A block for each tile.
@@ -183,7 +185,7 @@ impl<E: Kernels> Step<'_, E> {
         outcome.insert("saved_invstd", widen(&device.download(invstd)));
         let gate = if masks { 2 } else { u32::from(relu) };
         let read = [by, ptr(x.ptr()), ptr(0), ptr(mask), Arg::U32(gate)];
-        self.backward(read, &statistics, (&partials, &words), &mut outcome);
+        self.backward(read, (&partials, &words), &mut outcome);
         assert_eq!(device.download(&nonfinite), [0]);
         outcome
     }
@@ -205,7 +207,6 @@ impl<E: Kernels> Step<'_, E> {
     fn backward(
         &self,
         mut read: [Arg; 5],
-        statistics: &Statistics<E::Acc>,
         (partials, words): (&Mem<f64>, &Mem<u32>),
         outcome: &mut Outcome,
     ) {
@@ -222,16 +223,8 @@ impl<E: Kernels> Step<'_, E> {
         let [grad_weight, grad_bias] = [(); 2].map(|()| device.unwritten::<E::Acc>(c, 0));
         let sums = device.unwritten::<E::Acc>(2 * c + 1, 0);
         let coefs = device.unwritten::<E::Acc>(2 * c, 0);
-        let gradients = Gradients([
-            statistics.rest.ptr(),
-            statistics.invstd.ptr(),
-            0,
-            grad_weight.ptr(),
-            grad_bias.ptr(),
-            sums.ptr(),
-            coefs.ptr(),
-            0,
-        ]);
+        let gradients =
+            Gradients([0, grad_weight.ptr(), grad_bias.ptr(), sums.ptr(), coefs.ptr(), 0]);
         if let (Some(cut), false) = (cuts[1], frozen) {
             let count = Arg::U64(inputs.shape.per_channel() as u64);
             let [by, tensors @ ..] = read;
@@ -241,8 +234,13 @@ impl<E: Kernels> Step<'_, E> {
         } else {
             let first = if frozen { outputs } else { [ptr(0); 2] };
             self.tiled("backward_sums", &[&read[..], &[ptr(partials.ptr())], &first].concat());
-            let args = [Arg::Merge(self.merge()), Arg::Gradients(gradients), Arg::U32(0)];
-            self.by_channel("backward_finalize", 4, &[&args[..], &[ptr(partials.ptr())]].concat());
+            let mut tensors = read;
+            if frozen {
+                tensors[2] = ptr(0); // overwritten
+            }
+            let last = [Arg::Gradients(gradients), Arg::U32(0), ptr(partials.ptr())];
+            let args = [&[Arg::Merge(self.merge())], &tensors[..], &last].concat();
+            self.by_channel("backward_finalize", 4, &args);
             if !frozen {
                 self.tiled("backward_apply", &[&read[..], &[ptr(coefs.ptr())], &outputs].concat());
             }

@@ -6,12 +6,13 @@ mod support;
 mod bad_input; // every wrong argument of every operation
 mod conformance; // engines x dtypes x shapes x operations x epilogues
 mod definition; // numbers worked out by hand
+mod extremes; // numbers beyond the range of a type on the way
 mod golden; // what PyTorch computed in float64
 mod golden_reader; // malformed cases
 mod gradients; // finite differences
 mod host; // slices and offsets
 mod layer; // modes, forward, backward
-mod nonfinite; // NaN, infinities, extremes, constants
+mod nonfinite; // NaN, infinities, the largest values, constants
 mod parameters; // parameters, gradients, moving, display
 mod properties; // random calls, repeatability, threads
 mod state; // state dicts, and files that torch wrote

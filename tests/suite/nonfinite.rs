@@ -1,5 +1,5 @@
 //! NaN, infinities, the largest values, constants and large means.
-use crate::support::engines::{every_host_engine, every_kernel};
+use crate::support::engines::every_kernel;
 use crate::support::oracle::{self, judge, served};
 use crate::support::run::{
     self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want, channel_of,
@@ -23,11 +23,6 @@ every_kernel![
 ];
 
 // The kernels do not yet compute again in f64 what a backward's sums lose.
-every_host_engine![
-    products_beyond_f32_are_computed_in_f64,
-    squares_below_f32_count_beside_a_tiny_eps,
-    tiny_gradients_beside_tiny_values_keep_their_digits,
-];
 
 const MODES: [Mode; 2] = [Mode::Train(Some(0.1)), Mode::Eval];
 
@@ -334,112 +329,6 @@ fn means_that_move_within_a_channel_cost_no_digits<G: Engine>(engine: &G) {
         moving::<bf16, G>(engine, step);
     }
     moving::<f16, G>(engine, 100.0);
-}
-
-/// `x` and `grad_y` of one channel, alternating between these values and their negatives.
-fn alternating<E: Element>(shape: &Shape, x: f64, grad_y: f64, epilogue: Epilogue) -> Inputs<E> {
-    let mut inputs = Inputs::<E>::new(shape, epilogue, 1);
-    for channel in 0..shape.channels() {
-        for (k, i) in elements(shape, channel).into_iter().enumerate() {
-            let sign = if k % 2 == 0 { 1.0 } else { -1.0 };
-            inputs.x[i] = run::narrow(sign * x);
-            inputs.grad_y[i] = run::narrow(sign * grad_y);
-        }
-    }
-    inputs.weight.fill(E::Acc::from_f64(1.0));
-    inputs.bias.fill(E::Acc::from_f64(0.0));
-    inputs
-}
-
-/// Every case's shape with an even number of values per channel, so that means are 0.
-fn even() -> impl Iterator<Item = Shape> {
-    let dims: [(&[usize], usize); 7] = [
-        (&[4, 1], 1),
-        (&[1024, 3], 1),
-        (&[2, 3, 2, 5], 1),
-        (&[2, 4, 300], 1),
-        (&[6, 3, 17], 1),
-        (&[8, 301], 1),
-        (&[1, 2, 70_002], 1),
-    ];
-    dims.into_iter().map(|(dims, axis)| Shape::new(dims, axis).unwrap())
-}
-
-/// Products of gradients and distances that no f32 holds, and whose sum times invstd one does.
-fn products_beyond_f32_are_computed_in_f64<G: Engine>(engine: &G) {
-    fn large<E: Element, G: Engine>(engine: &G, x: f64, grad_y: f64) {
-        for shape in even() {
-            let m = shape.per_channel() as f64;
-            for mode in MODES {
-                let mut inputs = alternating::<E>(&shape, x, grad_y, Epilogue::PLAIN);
-                inputs.mean.fill(E::Acc::from_f64(0.0));
-                inputs.var.fill(E::Acc::from_f64(f64::from(f32::MAX)));
-                let got = step(engine, &inputs, mode).unwrap();
-                let x = inputs.x[0].widen().to_f64();
-                let grad_y = inputs.grad_y[0].widen().to_f64();
-                let deviation =
-                    if mode == Mode::Eval { inputs.var[0].to_f64().sqrt() } else { x.abs() };
-                let what = format!("{}, {shape}, {mode:?}, {x:e}, {grad_y:e}", engine.name());
-                let near = |got: f64, right: f64| (got / right - 1.0).abs() < 1e-5;
-                for (name, right) in
-                    [("grad_weight", m * grad_y * x / deviation), ("grad_bias", 0.0)]
-                {
-                    for got in &got[name] {
-                        let fine = if right == 0.0 { *got == 0.0 } else { near(*got, right) };
-                        assert!(fine, "{what}: {name} is {got:e}, expected {right:e}");
-                    }
-                }
-                let most = grad_y.abs() / deviation * 1e-5;
-                if mode != Mode::Eval {
-                    assert!(got["grad_x"].iter().all(|grad| grad.abs() <= most), "{what}: grad_x");
-                }
-            }
-        }
-    }
-    for (x, grad_y) in [(1e30, 1e9), (1e37, 4.0), (6e37, 1.5), (1e25, 1e18)] {
-        large::<f32, G>(engine, x, grad_y);
-        large::<bf16, G>(engine, x, grad_y);
-    }
-    // With what a ReLU and a residual let pass; by the definition.
-    for epilogue in Epilogue::affine() {
-        for shape in even() {
-            let inputs = alternating::<f32>(&shape, 1e30, 1e9, epilogue);
-            agrees(engine, &inputs, MODES[0]);
-        }
-    }
-}
-
-fn squares_below_f32_count_beside_a_tiny_eps<G: Engine>(engine: &G) {
-    for (dims, x, eps, right) in [
-        (&[1, 1, 4096][..], 1e-25, 1e-52, 0.9950372),
-        (&[8, 2, 1024], 1e-23, 1e-50, 0.99995),
-        (&[64, 6], 1e-23, 1e-50, 0.99995),
-    ] {
-        let shape = Shape::new(dims, 1).unwrap();
-        let mut inputs = alternating::<f32>(&shape, x, 1.0, Epilogue::PLAIN);
-        inputs.eps = eps;
-        let got = step(engine, &inputs, MODES[0]).unwrap();
-        let y = got["y"].iter().map(|y| y.abs());
-        y.for_each(|y| assert!((y - right).abs() < 2e-6, "{dims:?}: {y}, expected {right}"));
-        // A constant channel has its bias all the same.
-        inputs.x.fill(0.1);
-        inputs.bias.fill(0.25);
-        let got = step(engine, &inputs, MODES[0]).unwrap();
-        assert!(got["y"].iter().all(|&y| y == 0.25), "{dims:?}");
-    }
-}
-
-fn tiny_gradients_beside_tiny_values_keep_their_digits<G: Engine>(engine: &G) {
-    for shape in even() {
-        let mut inputs = alternating::<f32>(&shape, 1e-20, 1e-26, Epilogue::PLAIN);
-        inputs.eps = 1e-45;
-        let got = step(engine, &inputs, MODES[0]).unwrap();
-        let (x, grad_y) = (f64::from(inputs.x[0]), f64::from(inputs.grad_y[0]));
-        let right = shape.per_channel() as f64 * grad_y * x / (x * x + 1e-45).sqrt();
-        for got in &got["grad_weight"] {
-            assert!((got / right - 1.0).abs() < 1e-5, "{shape}: {got:e}, expected {right:e}");
-        }
-    }
 }
 
 /// The table's words are what the list above goes by.

@@ -1,4 +1,5 @@
 //! The backward: sums, then gradients, of a tile while it is in cache.
+use super::extremes::{self, Extreme};
 use super::grad::{self, Gate, Gradients, Read, Source};
 use super::lanes::Scratch;
 use super::normalize::walk;
@@ -21,7 +22,7 @@ impl Cpu {
         args: Backward<'_, Host, E>,
     ) {
         let channels = shape.channels();
-        let Backward { x, grad_y, grad_x, grad_residual, sums, total_sums, .. } = args;
+        let Backward { x, grad_y, mut grad_x, mut grad_residual, sums, total_sums, .. } = args;
         let mut results = Results {
             sums,
             grad_weight: args.grad_weight,
@@ -44,17 +45,26 @@ impl Cpu {
             Input::View(grad_y) => Some(grad_y),
             Input::InPlace => None,
         };
-        let parameters = Parameters { weight: Some(&saved.weight), bias: Some(&saved.bias) };
+        let parameters = Parameters::saved(saved);
         let through_own_sums = forward.batch_statistics && total_sums.is_none();
         let frozen = !forward.batch_statistics && total_sums.is_none();
         let coefs = Coefs { shape, parameters, saved, total_sums };
         let writes_tensors = grad_x.is_some() || grad_residual.is_some();
+        let extremes = &Extreme::of_saved(saved)[..];
+        // What the loops are about to overwrite.
+        let held = match (grad_y, &grad_x) {
+            (Some(grad_y), _) => extremes::held(extremes, shape, grad_y),
+            (None, Some(grad_x)) => extremes::held(extremes, shape, grad_x),
+            (None, None) => vec![],
+        };
+        let apart = extremes::Backward { shape, plan, x, gate, grad_y: held };
         let outputs = Outputs { read, grad_y, frozen };
         if !(results.any() || through_own_sums && grad_x.is_some()) {
             let plan = &Plan::once(shape);
             let outputs = Outputs { read: Read { plan, ..read }, ..outputs };
-            let tensors = (grad_x.map(Elements::new), grad_residual.map(Elements::new));
-            return self.with_workspace(Table::<E::Acc>::LEN * channels, |memory| {
+            let of_x = grad_x.as_deref_mut().map(Elements::new);
+            let tensors = (of_x, grad_residual.as_deref_mut().map(Elements::new));
+            self.with_workspace(Table::<E::Acc>::LEN * channels, |memory| {
                 coefs.forward(0..channels, memory);
                 coefs.gradient(0..channels, None, memory);
                 let table = Table::new(memory, 0..channels);
@@ -62,6 +72,12 @@ impl Cpu {
                     outputs.write(&tile, &table, tensors);
                 });
             });
+            for (k, e) in extremes.iter().enumerate() {
+                let through = coefs.of_total(e.c);
+                let to = (grad_x.as_deref_mut(), grad_residual.as_deref_mut());
+                apart.write(e, k, through, to);
+            }
+            return;
         }
         let (slot_len, most) = (plan.slot_len(), plan.block_channels());
         let kept_len = (2 + Table::<E::Acc>::LEN) * most;
@@ -78,22 +94,30 @@ impl Cpu {
             let (kept, memory) = kept.split_at_mut(2 * most);
             merge_sums(plan, block, &saved.mean_rest, slots, kept);
             for (k, c) in plan.channels(block).enumerate() {
-                if is_lost(kept[k], kept[most + k], saved.invstd[c]) {
+                let extreme = extremes.iter().find(|e| e.c == c);
+                if extreme.is_some() || is_lost(kept[k], kept[most + k], saved.invstd[c]) {
                     let coef = Table::new(memory, plan.channels(block)).at(c);
-                    let (elements, rest) = (shape.channel(c), saved.mean_rest[c].to_f64());
-                    (kept[k], kept[most + k]) = grad::wide_sums(read, elements, grad_y, coef, rest);
+                    let normalize = |x| extreme.map_or(coef.normalize(x), |e| e.normalize(x));
+                    let by = Extreme::of_channel(saved, c);
+                    let elements = shape.channel(c);
+                    let xhat = |x| by.xhat(x);
+                    let (sum, product) = grad::wide_sums(read, elements, grad_y, normalize, xhat);
+                    // An extreme channel keeps what its distances may be too large for.
+                    let invstd = if extreme.is_some() { 1.0 } else { saved.invstd[c].to_f64() };
+                    (kept[k], kept[most + k]) = (sum, product / invstd);
                 }
             }
             coefs.gradient(plan.channels(block), Some(kept.split_at(most)), memory);
         };
-        let write = |tile: &Tile, kept: &[f64], tensors| {
+        let write = |tile: &Tile, kept: &[f64], tensors: Parts<'_, E>| {
             let table = Table::new(&kept[2 * most..], plan.channels(tile.block));
             outputs.write(tile, &table, tensors);
         };
         self.with_workspace(slots_len + plan.blocks() * kept_len, |workspace| {
             let (slots, kept) = workspace.split_at_mut(slots_len);
             if plan.whole_channels() {
-                let tensors = (grad_x.map(Elements::new), grad_residual.map(Elements::new));
+                let of_x = grad_x.as_deref_mut().map(Elements::new);
+                let tensors = (of_x, grad_residual.as_deref_mut().map(Elements::new));
                 let kept = Slots::new(kept, kept_len);
                 let all = (Slots::new(slots, slot_len), kept, tensors);
                 for_each_tile(plan, false, all, |tile, (slot, kept, tensors)| {
@@ -121,7 +145,8 @@ impl Cpu {
                     merge(block, Source::View(held), slots, kept);
                 }
                 if writes_tensors {
-                    let tensors = (grad_x.map(Elements::new), grad_residual.map(Elements::new));
+                    let of_x = grad_x.as_deref_mut().map(Elements::new);
+                    let tensors = (of_x, grad_residual.as_deref_mut().map(Elements::new));
                     for_each_tile(plan, true, tensors, |tile, tensors| {
                         write(&tile, &kept[of(&tile)], tensors);
                     });
@@ -132,7 +157,16 @@ impl Cpu {
                 let channels = plan.channels(block);
                 let sums = channels.zip(sums.iter().zip(products));
                 for (c, (sum, product)) in sums {
-                    results.set(shape, c, *sum, product * saved.invstd[c].to_f64());
+                    let Some(k) = extremes.iter().position(|e| e.c == c) else {
+                        results.set(shape, c, *sum, product * saved.invstd[c].to_f64());
+                        continue;
+                    };
+                    results.set(shape, c, *sum, *product);
+                    let m = shape.per_channel() as f64;
+                    let own = forward.batch_statistics.then_some((sum / m, product / m));
+                    let through = coefs.of_total(c).or(own);
+                    let to = (grad_x.as_deref_mut(), grad_residual.as_deref_mut());
+                    apart.write(&extremes[k], k, through, to);
                 }
             }
         });
@@ -200,6 +234,12 @@ struct Coefs<'a, A: Real> {
 }
 
 impl<A: Real> Coefs<'_, A> {
+    /// Means of a channel's `g` and `g * xhat` over all parts of a batch.
+    fn of_total(self, c: usize) -> Option<(f64, f64)> {
+        let (total, count) = (self.total_sums?, self.shape.channels());
+        let m = total[2 * count].to_f64();
+        Some((total[c].to_f64() / m, total[count + c].to_f64() / m))
+    }
     /// What the forward took, in a table's memory.
     fn forward(self, channels: Range<usize>, memory: &mut [f64]) {
         let Buffers { mean, mean_rest, invstd, .. } = self.saved;
@@ -285,6 +325,9 @@ impl<A: Real> Results<'_, A> {
     }
 }
 
+/// A tile's part of the gradients of x and the residual.
+type Parts<'a, E> = (Option<TileMut<'a, E>>, Option<TileMut<'a, E>>);
+
 /// How the tensors are written.
 #[derive(Clone, Copy)]
 struct Outputs<'a, E> {
@@ -294,12 +337,7 @@ struct Outputs<'a, E> {
 }
 
 impl<E: Element> Outputs<'_, E> {
-    fn write(
-        &self,
-        tile: &Tile,
-        table: &Table<'_, E::Acc>,
-        (grad_x, grad_residual): (Option<TileMut<'_, E>>, Option<TileMut<'_, E>>),
-    ) {
+    fn write(&self, tile: &Tile, table: &Table<'_, E::Acc>, (grad_x, grad_residual): Parts<'_, E>) {
         let Outputs { read, grad_y, frozen } = *self;
         let grad_x = grad_x.map(|tile| Writer::new(read.plan, tile, 3, grad_y.is_none()));
         let grad_residual = grad_residual.map(|tile| Writer::new(read.plan, tile, 3, false));

@@ -1,5 +1,5 @@
 //! The backward's steps: the sums of every channel, then the gradients of x and residual.
-use super::coefs::{At, Coef, Strip};
+use super::coefs::{At, Strip};
 use super::lanes::{self, BLOCK, Lanes, Scratch};
 use super::normalize::{Step, ahead_of};
 use super::plan::{Plan, Tile};
@@ -32,6 +32,12 @@ impl Gate<'_> {
     #[inline(always)]
     fn recomputes(self) -> bool {
         matches!(self, Gate::Recompute)
+    }
+    /// Whether a mask stops the gradient at a column of a row.
+    pub fn is_masked(self, plan: &Plan, row: usize, col: usize) -> bool {
+        let Gate::Mask(mask) = self else { return false };
+        let (byte, bit) = plan.mask_bit(row, col);
+        mask[byte] >> bit & 1 == 0
     }
     /// `grad_y` where the mask lets it pass, 0 elsewhere; without a mask, all of it.
     #[inline(always)]
@@ -226,31 +232,27 @@ pub(super) fn merge(plan: &Plan, slots: &mut [f64], kept: &mut [f64]) {
     }
 }
 
-/// `sum(g)` and `sum(g * (x - mean))` of a channel by the definition, in f64; `rest` is what rounding
-/// left of its mean.
+/// `sum(g)` and `sum(g * xhat)` of a channel by the definition, in f64; `normalize` decides for a
+/// ReLU that is recomputed.
 pub(super) fn wide_sums<E: Element>(
     read: Read<'_, E>,
     elements: impl Iterator<Item = usize>,
     grad_y: Source<'_, '_, E>,
-    coef: Coef<E::Acc>,
-    rest: f64,
+    normalize: impl Fn(E::Acc) -> E::Acc,
+    xhat: impl Fn(f64) -> f64,
 ) -> (f64, f64) {
     let Read { plan, x, gate } = read;
     let (mut sum, mut product) = (0.0, 0.0);
     for i in elements {
         let (row, col, x) = (i / plan.width, i % plan.width, x[i].widen());
         let is_stopped = match gate {
-            Gate::Open => false,
-            Gate::Recompute => coef.normalize(x) <= E::ROUNDS_TO_ZERO,
-            Gate::Mask(mask) => {
-                let (byte, bit) = plan.mask_bit(row, col);
-                mask[byte] >> bit & 1 == 0
-            }
+            Gate::Recompute => normalize(x) <= E::ROUNDS_TO_ZERO,
+            gate => gate.is_masked(plan, row, col),
         };
         let g = if is_stopped { E::default() } else { grad_y.row(plan, row, col..col + 1)[0] };
         let g = g.widen().to_f64();
         sum += g;
-        product += g * (x.to_f64() - coef.mean.to_f64() - rest); // 0 times infinity is NaN here, too
+        product += g * xhat(x.to_f64()); // 0 times infinity is NaN here, too
     }
     (sum, product)
 }

@@ -4,6 +4,7 @@
 //! `plan` cuts the tensor into tiles, `tiles` runs a task for each, and the tasks take the steps:
 //! `stats`, `moments` and `normalize` (in `train`), `grad` (in `backward`). Where a tile holds its
 //! channels whole, one task takes all steps on it; otherwise every step is a round over all tiles.
+//! `extremes` computes channels again that are too large or too small for the loops.
 //! `table` holds the coefficients of channels that they share, `coefs` brings them to the loops.
 //! `compiled` leads from the trait to `operations`, where all of this is one type's.
 use super::args::blend;
@@ -12,6 +13,7 @@ use super::saved::Buffers;
 use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain};
 use super::{MergeStats, Request, Running, Stats};
 use crate::{Element, Host, Real, Result, Shape};
+use extremes::Extreme;
 use lanes::Scratch;
 use moments::Moments;
 use normalize::{Normalize, walk};
@@ -20,12 +22,13 @@ use simd::vectorized;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use table::{Parameters, Table, TableMut};
-use tiles::{Elements, TileMut, Writer};
+use tiles::{TileMut, Writer};
 
 mod backward;
 mod coefs;
 #[allow(unsafe_code)]
 mod compiled;
+mod extremes;
 mod grad;
 mod lanes;
 mod moments;
@@ -140,6 +143,19 @@ impl<E: Element> Output<'_, E> {
     fn masks(&self) -> bool {
         self.relu && self.residual.is_some()
     }
+    /// Writes extreme channels again; `x` holds their elements.
+    fn write_apart(
+        &self,
+        shape: &Shape,
+        plan: &Plan,
+        extremes: &[Extreme],
+        x: Vec<Vec<E>>,
+        y: &mut [E],
+        mask: Option<&mut [u8]>,
+    ) {
+        let Output { residual, relu, .. } = *self;
+        extremes::Forward { shape, plan, x, residual, relu }.write(extremes, y, mask);
+    }
     /// Compiled once for both forwards.
     fn write(
         &self,
@@ -164,9 +180,9 @@ fn mask<'s, A: Real>(
     plan: &Plan,
     wanted: bool,
     saved: Option<&'s mut Buffers<Host, A>>,
-) -> Option<Elements<'s, u8>> {
+) -> Option<&'s mut [u8]> {
     let reserve = saved.filter(|_| wanted)?.reserve.as_mut()?;
-    Some(Elements::mask(&mut reserve[..plan.mask_len()]))
+    Some(&mut reserve[..plan.mask_len()])
 }
 
 /// The running variance is the unbiased one. An empty batch changes nothing.

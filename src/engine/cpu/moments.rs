@@ -110,6 +110,11 @@ impl<'a> Merged<'a> {
         let (mean, rest) = self.get(k).mean_and_rest();
         (mean, rest, A::from_f64(self.invstd[k]))
     }
+    /// The same of the `k`th, unrounded.
+    #[inline(always)]
+    pub fn mean_and_invstd(&self, k: usize) -> (f64, f64) {
+        (self.base[k] + self.offset[k], self.invstd[k])
+    }
     /// The moments of the `k`th.
     #[inline(always)]
     pub fn get(&self, k: usize) -> Moments {
@@ -184,21 +189,27 @@ pub(super) fn merge<E: Element>(
         }
     }
     let count = shape.per_channel() as f64;
-    let has_small_eps = E::Acc::DTYPE == DType::F32 && eps > 0.0 && eps < SMALL_EPS;
+    for (invstd, &squares) in invstds[..n].iter_mut().zip(&*into_squares) {
+        let all = Moments { count, squares, ..Moments::default() };
+        *invstd = 1.0 / (all.var() + eps).sqrt();
+    }
+    let (small_eps, small_var) = match E::Acc::DTYPE {
+        DType::F64 => (1e-270, 1e-265),
+        _ => (1e-30, 1e-25),
+    };
+    let has_small_eps = eps > 0.0 && eps < small_eps;
     for (k, c) in channels.enumerate() {
-        // Squares below f32 matter beside an eps that is as small.
-        let is_small = has_small_eps && into_squares[k] < count * SMALL_VAR;
+        // Squares below the type matter beside an eps that is as small; those in f32 end at 1e-45, and
+        // have lost digits from 1e-38 on.
+        let is_small = has_small_eps && into_squares[k] < count * small_var;
         if is_small || !into_squares[k].is_finite() {
             // From 0 where distances may overflow; else from the first value, so that a constant
             // channel keeps variance 0.
             let from = if is_small { bases[k] } else { 0.0 };
-            let Moments { base, offset, squares, .. } = wide_moments(shape, c, x, from);
-            (bases[k], into_offsets[k], into_squares[k]) = (base, offset, squares);
+            let (all, std) = wide_moments(shape, c, x, from);
+            (bases[k], into_offsets[k], into_squares[k]) = (all.base, all.offset, all.squares);
+            invstds[k] = 1.0 / f64::hypot(std, eps.sqrt());
         }
-    }
-    for (invstd, &squares) in invstds[..n].iter_mut().zip(&*into_squares) {
-        let all = Moments { count, squares, ..Moments::default() };
-        *invstd = 1.0 / (all.var() + eps).sqrt();
     }
 }
 
@@ -230,17 +241,26 @@ fn chan(
     }
 }
 
-/// Up to this eps, variances below the other are computed from squares in f64: those in f32 end at
-/// 1e-45, and have lost digits from 1e-38 on.
-const SMALL_EPS: f64 = 1e-30;
-const SMALL_VAR: f64 = 1e-25;
-
 /// The definition, for channels whose sums are not finite (an infinity or a NaN among the values, or
-/// squares beyond f32) or whose squares may be below f32. The mean counts from `base`.
-fn wide_moments<E: Element>(shape: &Shape, c: usize, x: &[E], base: f64) -> Moments {
+/// squares beyond the type) or whose squares may be below it; and the deviation, which is in the range
+/// of f64 where the squares are not. The mean counts from `base`.
+fn wide_moments<E: Element>(shape: &Shape, c: usize, x: &[E], base: f64) -> (Moments, f64) {
+    const EXPONENT: u64 = 0x7ff << 52;
     let values = || shape.channel(c).map(|i| x[i].widen().to_f64());
     let count = shape.per_channel() as f64;
-    let offset = values().map(|x| x - base).sum::<f64>() / count;
-    let squares = values().map(|x| (x - base - offset).powi(2)).sum();
-    Moments { count, base, offset, squares }
+    let unit_of = |largest: f64| match largest.is_normal() {
+        true => f64::from_bits(largest.to_bits() & EXPONENT),
+        false => 1.0,
+    };
+    // In units of powers of two, so that neither sums nor squares leave f64.
+    let largest = values().filter(|x| x.is_finite()).fold(base.abs(), |max, x| x.abs().max(max));
+    let unit = unit_of(largest);
+    let (each, from) = (unit.recip(), base / unit);
+    let offset = values().map(|x| x * each - from).sum::<f64>() / count;
+    let distance = |x: f64| x * each - from - offset;
+    let finer = unit_of(values().fold(0.0, |max, x| distance(x).abs().max(max)));
+    let squares = values().map(|x| (distance(x) / finer).powi(2)).sum::<f64>();
+    let std = (squares / count).sqrt() * finer * unit;
+    let squares = squares * finer * finer * unit * unit;
+    (Moments { count, base, offset: offset * unit, squares }, std)
 }

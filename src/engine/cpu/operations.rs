@@ -1,4 +1,5 @@
 //! The four operations on tensors, from the checks of their arguments to the rounds over tiles.
+use super::extremes::{self, Extreme};
 use super::moments::Moments;
 use super::plan::Plan;
 use super::simd::vectorized;
@@ -47,32 +48,36 @@ impl Cpu {
             residual: args.residual,
             relu: args.activation == Activation::Relu,
         };
-        let (n, eps) = (shape.channels(), args.eps);
+        let (n, eps, y) = (shape.channels(), args.eps, args.y);
         self.with_workspace(Table::<E::Acc>::LEN * n, |memory| {
             let statistics = args.statistics;
-            vectorized(
+            let extremes = vectorized(
                 #[inline(always)]
                 |_| match statistics {
                     Statistics::Given { mean, var } => {
                         let (mean, var) = (&mean[..n], &var[..n]);
                         given(memory, n, parameters, saved.as_deref_mut(), |c| {
                             (mean[c], E::Acc::default(), invstd(var[c].to_f64(), eps))
-                        });
+                        })
                     }
                     Statistics::Record(record) => {
                         given(memory, n, parameters, saved.as_deref_mut(), |c| {
                             let moments = Moments::of_record(record, n, c);
                             let (mean, rest) = moments.mean_and_rest();
                             (mean, rest, invstd(record[2 * n + c], eps))
-                        });
+                        })
                     }
                 },
             );
             let table = Table::new(memory, 0..n);
-            let outputs = (Elements::new(args.y), mask(&plan, output.masks(), saved));
-            for_each_tile(&plan, false, outputs, |tile, (y, mask)| {
+            // In place, before the loops overwrite it.
+            let x = extremes::held(&extremes, shape, output.x.unwrap_or(y));
+            let masks = output.masks();
+            let of_mask = mask(&plan, masks, saved.as_deref_mut()).map(Elements::mask);
+            for_each_tile(&plan, false, (Elements::new(&mut *y), of_mask), |tile, (y, mask)| {
                 output.write(&plan, &tile, &table, y, mask);
             });
+            output.write_apart(shape, &plan, &extremes, x, y, mask(&plan, masks, saved));
         });
         Ok(())
     }
@@ -108,7 +113,7 @@ impl Cpu {
 }
 
 /// The coefficients of `n` channels, and what is saved, by statistics that are given: mean, what
-/// rounding left of it, invstd.
+/// rounding left of it, invstd. What comes back are the channels that those are not enough for.
 #[inline(always)]
 fn given<A: Real>(
     memory: &mut [f64],
@@ -116,7 +121,7 @@ fn given<A: Real>(
     parameters: Parameters<'_, A>,
     saved: Option<&mut Buffers<Host, A>>,
     of: impl Fn(usize) -> (A, A, A),
-) {
+) -> Vec<Extreme> {
     if let Some(saved) = saved {
         parameters.save(saved);
         let (mean, rest) = (&mut saved.mean[..n], &mut saved.mean_rest[..n]);
@@ -125,7 +130,10 @@ fn given<A: Real>(
             (mean[c], rest[c], invstd[c]) = of(c);
         }
     }
+    let quick = |c: usize| (of(c).0.to_f64(), of(c).2.to_f64());
+    let extremes = Extreme::among(0..n, parameters, quick, &of);
     TableMut::new(memory, 0..n).forward(parameters, of);
+    extremes
 }
 
 #[inline(always)]

@@ -12,7 +12,11 @@ pub(super) struct Parameters<'a, A> {
     pub bias: Option<&'a [A]>,
 }
 
-impl<A: Real> Parameters<'_, A> {
+impl<'a, A: Real> Parameters<'a, A> {
+    /// Those of a forward.
+    pub fn saved(saved: &'a Buffers<Host, A>) -> Self {
+        Self { weight: Some(&saved.weight), bias: Some(&saved.bias) }
+    }
     /// Keeps them for the backward.
     pub fn save(&self, saved: &mut Buffers<Host, A>) {
         match self.weight {

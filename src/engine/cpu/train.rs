@@ -1,4 +1,5 @@
 //! The training forward: statistics, then normalization, of a tile while it is in cache.
+use super::extremes::{self, Extreme};
 use super::moments::{self, Merged};
 use super::plan::{Plan, Tile};
 use super::simd::vectorized;
@@ -58,7 +59,8 @@ impl Cpu {
                 let table = Table::new(&kept[merged_len..], plan.channels(tile.block));
                 output.write(plan, tile, &table, y, mask);
             };
-            let tensors = (Elements::new(y), mask(plan, output.masks(), saved.as_deref_mut()));
+            let of_mask = mask(plan, output.masks(), saved.as_deref_mut()).map(Elements::mask);
+            let tensors = (Elements::new(&mut *y), of_mask);
             if plan.whole_channels() {
                 let outputs = (Slots::new(slots, slot_len), Slots::new(kept, kept_len), tensors);
                 for_each_tile(plan, false, outputs, |tile, (slot, kept, tensors)| {
@@ -78,6 +80,7 @@ impl Cpu {
                     write(&tile, &kept[tile.block * kept_len..][..kept_len], tensors);
                 });
             }
+            let mut extremes = vec![];
             for (block, kept) in kept.chunks(kept_len).enumerate() {
                 let (channels, merged) =
                     (plan.channels(block), Merged::new(&kept[..merged_len], shape));
@@ -94,10 +97,20 @@ impl Cpu {
                                 (*mean, *rest, *saved) = merged.saved(k);
                             }
                         }
+                        extremes.extend(Extreme::among(
+                            channels.clone(),
+                            parameters,
+                            #[inline(always)]
+                            |k| merged.mean_and_invstd(k),
+                            |k| merged.saved(k),
+                        ));
                         publish(channels, merged);
                     },
                 );
             }
+            let x = extremes::held(&extremes, shape, x);
+            let mask = mask(plan, output.masks(), saved);
+            output.write_apart(shape, plan, &extremes, x, y, mask);
         });
     }
 

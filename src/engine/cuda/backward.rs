@@ -49,6 +49,7 @@ impl Cuda {
         let [mean, mean_rest, invstd, weight, bias] =
             by_channel.map(|buf| pointers.read(Device::view(buf)));
         let channels = Channels { mean, mean_rest, invstd, weight, bias };
+        let in_place = matches!(args.grad_y, Input::InPlace);
         let grad_x = pointers.write_some(args.grad_x);
         let tensors = Tensors {
             x: pointers.read(args.x),
@@ -64,8 +65,6 @@ impl Cuda {
         let partials = if adds_up { room.partials() } else { Ptr::NULL };
         let coefs = if through_sums { room.coefs() } else { Ptr::NULL };
         let gradients = Gradients {
-            mean_rest,
-            invstd,
             total_sums: pointers.read_some(args.total_sums),
             grad_weight: pointers.write_some(args.grad_weight),
             grad_bias: pointers.write_some(args.grad_bias),
@@ -91,7 +90,12 @@ impl Cuda {
         }
         if adds_up || through_sums {
             let partials = if shape.is_empty() { Ptr::NULL } else { partials };
-            launcher.backward_finalize(&plan, gradients, args.accumulate, partials)?;
+            // A pass that wrote the gradient of x may have overwritten that of y.
+            let is_gone = !through_sums && in_place;
+            let grad_y = if is_gone { Ptr::NULL } else { tensors.grad_y };
+            let read = Tensors { grad_y, ..tensors };
+            let accumulate = args.accumulate;
+            launcher.backward_finalize(&plan, channels, read, gradients, accumulate, partials)?;
         }
         if is_written && (through_sums || !adds_up) {
             launcher.backward_apply(&plan, channels, tensors, coefs)?;

@@ -32,12 +32,15 @@ pub(super) struct Merge {
     tiles: u32,
     channels: u32,
     inner: u64,
+    lanes: u32,
+    reserved: u32,
 }
 
 impl From<&Plan> for Merge {
     fn from(plan: &Plan) -> Self {
-        let &Plan { geometry, count, tile_count, tiles, .. } = plan;
-        Self { count, tile_count, tiles, channels: geometry.channels, inner: geometry.inner }
+        let &Plan { geometry, count, tile_count, tiles, lanes, .. } = plan;
+        let Geometry { channels, inner, .. } = geometry;
+        Self { count, tile_count, tiles, channels, inner, lanes, reserved: 0 }
     }
 }
 
@@ -83,12 +86,10 @@ impl<A> Outputs<A> {
     }
 }
 
-/// What the sums of a backward are written to, and what they are made with.
+/// What the sums of a backward are written to.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct Gradients<A> {
-    pub mean_rest: Ptr<A>,
-    pub invstd: Ptr<A>,
     pub total_sums: Ptr<A>,
     pub grad_weight: Ptr<A>,
     pub grad_bias: Ptr<A>,
@@ -241,15 +242,19 @@ impl Launcher<'_> {
         self.tiles(&self.tiled(plan).backward_sums, plan, arguments)
     }
 
-    pub fn backward_finalize<A>(
+    pub fn backward_finalize<E: Element>(
         &self,
         plan: &Plan,
-        gradients: Gradients<A>,
+        channels: Channels<E::Acc>,
+        tensors: Tensors<E>,
+        gradients: Gradients<E::Acc>,
         accumulate: bool,
         partials: Ptr<f64>,
     ) -> Result<()> {
         let (merge, accumulate) = (Merge::from(plan), u32::from(accumulate));
-        let arguments = arguments![merge, gradients, accumulate, partials];
+        let Tensors { x, grad_y, mask, gate, .. } = tensors;
+        let arguments =
+            arguments![merge, channels, x, grad_y, mask, gate, gradients, accumulate, partials];
         let grid = plan.geometry.channels.div_ceil(WARPS);
         self.submit(&self.kernels.backward_finalize, grid, BLOCK, arguments)
     }
@@ -378,9 +383,9 @@ mod tests {
     fn arguments_are_as_large_as_the_kernels_declare_them() {
         assert_eq!(size_of::<Geometry>(), 64);
         assert_eq!(size_of::<Channels<f32>>(), 40);
-        assert_eq!(size_of::<Merge>(), 32);
+        assert_eq!(size_of::<Merge>(), 40);
         assert_eq!(size_of::<Outputs<f32>>(), 104);
-        assert_eq!(size_of::<Gradients<f64>>(), 64);
+        assert_eq!(size_of::<Gradients<f64>>(), 48);
         assert_eq!(size_of::<Group>(), 24);
         assert_eq!(size_of::<Ptr<f64>>(), 8);
     }

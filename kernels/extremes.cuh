@@ -1,0 +1,88 @@
+// Channels whose numbers leave the range of their type on the way from x to y: deviations, means or scales that are huge
+// or tiny. Their elements are computed one at a time in f64, by distances that a power of two has brought to unit size.
+// A block takes this path where any channel of its slice is one.
+#pragma once
+#include "normalize.cuh"
+
+/// The power of two that a number is 1 to 2 times; at least the least normal one.
+__device__ inline double power_below(double value) {
+    return fmax(__longlong_as_double(__double_as_longlong(value) & 0x7ff0000000000000), 0x1p-1022);
+}
+
+/// A channel, extreme or not.
+template <class A> struct Channel {
+    A mean, scale, bias;
+    bool extreme;
+    /// Where it is extreme: invstd is `power` times `factor`; the mean and its rest are multiplied by that power.
+    double power, factor, wide_mean, wide_rest, weight;
+
+    __device__ Channel(const Channels<A> &by, u64 c) : extreme(by.is_extreme(c)) {
+        by.coefs(c, mean, scale, bias);
+        if (!extreme) return;
+        power = power_below(by.invstd[c]);
+        factor = by.invstd[c] / power;
+        wide_mean = by.mean[c] * power;
+        wide_rest = (by.mean_rest ? by.mean_rest[c] : A(0)) * power;
+        weight = by.weight ? by.weight[c] : A(1);
+        bias = by.bias ? by.bias[c] : A(0);
+    }
+    __device__ double xhat(double x) const {
+        return mul_rn(add_rn(fma_rn(x, power, -wide_mean), -wide_rest), factor);
+    }
+    /// As `Coefs::normalize`, whose bits it has where the channel is not extreme.
+    __device__ A normalize(A x) const {
+        return extreme ? A(fma_rn(weight, xhat(x), double(bias))) : fma_rn(add_rn(x, -mean), scale, bias);
+    }
+    /// What a gradient is multiplied by in the second of a channel's sums: xhat, otherwise the distance from the mean.
+    __device__ double distance(A x) const { return extreme ? xhat(x) : double(x) - double(mean); }
+    /// The gradient of x; `coefs` as in `Through`, by which an extreme channel multiplies xhat.
+    __device__ A gradient(A x, A passed, A mean_g, A slope) const {
+        if (extreme) return A((double(passed) - mean_g - xhat(x) * slope) * (power * factor) * weight);
+        return mul_rn(scale, fma_rn(-add_rn(x, -mean), slope, add_rn(passed, -mean_g)));
+    }
+};
+
+/// Whether any channel of the slice is extreme; the whole block asks.
+template <class A> __device__ bool any_extreme(const Geometry &g, unsigned slice, const Channels<A> &by) {
+    bool any = false;
+    for (unsigned k = threadIdx.x; k < channels_of(g, slice); k += blockDim.x) {
+        any |= by.is_extreme(u64(slice) * g.slice_channels + k);
+    }
+    return __syncthreads_or(any);
+}
+
+/// What the compiler is to compute here and not before, where it would be kept in registers for a path that is hardly
+/// ever taken.
+__device__ inline unsigned anew(unsigned value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+template <class P> __device__ P *anew(P *value) {
+    asm volatile("" : "+l"(value));
+    return value;
+}
+
+/// As `apply`, of a thread's vectors.
+template <int W, class T, class Index>
+__device__ void apply_slowly(const Geometry &g, Walk<Index> walk, const Channels<AccOf<T>> &by, const T *x,
+                             const T *residual, T *y, unsigned char *mask, bool relu) {
+    using E = Element<T>;
+    using A = AccOf<T>;
+    const unsigned inner = anew(g.inner), each = anew(g.slice_channels);
+    x = anew(x), y = anew(y);
+#pragma unroll 1
+    for (; walk.count > 0; walk.count--, walk.next(g)) {
+        unsigned passes = 0;
+#pragma unroll 1
+        for (int i = 0; i < W; i++) {
+            const u64 at = u64(walk.at) * W + i;
+            const u64 c = u64(walk.slice) * each + (each == 1 ? 0 : unsigned(walk.v * W + i) / inner);
+            const Channel<A> channel(by, c);
+            A value = channel.normalize(E::widen(x[at]));
+            if (residual) value = add_rn(value, E::widen(residual[at]));
+            passes |= unsigned(!(value <= E::ZERO)) << i;
+            y[at] = E::narrow(relu && value <= 0 ? A(0) : value); // NaN stays
+        }
+        if (mask) mask[walk.at] = passes;
+    }
+}
