@@ -18,6 +18,9 @@ use example::{checkpoint, plot, report};
 #[path = "../examples/train/main.rs"]
 mod example;
 
+#[cfg(unix)]
+#[path = "support/examples.rs"]
+mod examples;
 #[path = "support/mod.rs"]
 mod support;
 
@@ -26,10 +29,15 @@ mod checkpoints;
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 #[path = "train/device.rs"]
 mod device;
+#[path = "train/files.rs"]
+mod files;
 #[path = "train/gradients.rs"]
 mod gradients;
 #[path = "train/mnist.rs"]
 mod mnist;
+#[cfg(unix)]
+#[path = "train/program.rs"]
+mod program;
 
 /// A new folder for one test.
 fn folder(test: &str) -> PathBuf {

@@ -7,16 +7,41 @@
 //! | `curve` | f64 `[points, 5]`: step, loss and accuracy with, loss and accuracy without |
 //! | `options` | f32 `[bytes]`: text, one option per line, in UTF-8 |
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use batchnorm::{Engine, Memory, StateDict};
 
 use super::backend::Backend;
 use super::experiment::{Experiment, Point};
+use super::files;
 use super::network::Score;
+
+/// The file that a run is saved to, if any. A run goes on where that fails.
+pub struct Saves<'p> {
+    pub path: Option<&'p Path>,
+    /// Of the run when it was last saved.
+    pub step: Option<u64>,
+    /// Why it could not be saved this time.
+    pub error: Option<anyhow::Error>,
+}
+
+impl<'p> Saves<'p> {
+    pub fn to(path: Option<&'p Path>) -> Self {
+        Self { path, step: None, error: None }
+    }
+
+    pub fn save<M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>>(
+        &mut self,
+        run: &Experiment<'_, G, B>,
+    ) {
+        let Some(path) = self.path else { return };
+        self.error = to_bytes(run).and_then(|bytes| files::write(path, &bytes)).err();
+        if self.error.is_none() {
+            self.step = Some(run.step);
+        }
+    }
+}
 
 /// The state of a run.
 pub fn to_bytes<M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>>(
@@ -117,37 +142,4 @@ fn same_options(checkpoint: &str, run: &str) -> Result<()> {
     let lines = differing
         .map(|(then, now)| format!("\n  the checkpoint has {then:?}, this run has {now:?}"));
     bail!("the checkpoint is of other options:{}", lines.collect::<String>())
-}
-
-/// Writes a file that is there whole or not at all: next to it, then renamed.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let beside = beside(path)?;
-    let written = (|| {
-        let mut file = File::create(&beside)?;
-        file.write_all(bytes)?;
-        // Before the rename, so that a crash cannot leave an empty file under the name.
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    })();
-    written.inspect_err(|_| drop(fs::remove_file(&beside))).with_context(|| cannot_write(path))
-}
-
-/// Fails where [`write`] would, before hours of training and not after.
-pub fn check_writable(path: &Path) -> Result<()> {
-    let beside = beside(path)?;
-    ensure!(!path.is_dir(), "{}: expected a file, got a folder", path.display());
-    File::create(&beside).with_context(|| cannot_write(path))?;
-    fs::remove_file(&beside).with_context(|| cannot_write(path))
-}
-
-fn cannot_write(path: &Path) -> String {
-    format!("{}: cannot be written", path.display())
-}
-
-/// In the same folder, as a rename needs it; of this process alone.
-fn beside(path: &Path) -> Result<PathBuf> {
-    let name = path.file_name();
-    let name = name.with_context(|| format!("{:?}: expected the name of a file", path))?;
-    let name = format!(".{}.{}", name.to_string_lossy(), std::process::id());
-    Ok(path.with_file_name(name))
 }

@@ -6,12 +6,13 @@
 //!
 //! `--help` shows what can be chosen. `network.rs` is the code to look at for how the layer is
 //! used; `backend.rs` has the arithmetic beside it.
+use std::fmt;
 use std::fs;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use batchnorm::{Engine, Memory};
@@ -19,6 +20,7 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use backend::Backend;
+use checkpoint::Saves;
 use data::Data;
 use device::Place;
 use experiment::Experiment;
@@ -30,6 +32,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod data;
 pub(crate) mod device;
 pub(crate) mod experiment;
+pub(crate) mod files;
 pub(crate) mod idx;
 pub(crate) mod network;
 pub(crate) mod options;
@@ -39,15 +42,19 @@ pub(crate) mod report;
 
 /// Steps from one checkpoint to the next.
 const CHECKPOINT_EVERY: u64 = 1000;
-/// What a shell shows for a program that Ctrl-C ended.
+/// What a shell shows for a program that Ctrl-C ended; here whichever signal it was.
 const INTERRUPTED: u8 = 130;
+/// Signals up to so long after the first are the same request: `timeout` sends SIGTERM twice.
+const ONE_REQUEST: Duration = Duration::from_secs(1);
 
 fn main() -> Result<ExitCode> {
     let options = Options::parse();
     let stop = Arc::new(AtomicBool::new(false));
-    let pressed = Arc::clone(&stop);
+    let (asked, mut first) = (Arc::clone(&stop), None);
+    // Of Ctrl-C, SIGTERM and SIGHUP.
     ctrlc::set_handler(move || {
-        if pressed.swap(true, Ordering::Relaxed) {
+        asked.store(true, Ordering::Relaxed);
+        if first.get_or_insert_with(Instant::now).elapsed() > ONE_REQUEST {
             std::process::exit(INTERRUPTED.into());
         }
     })?;
@@ -88,14 +95,12 @@ pub(crate) fn train<M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>>(
         );
     }
     let out = &options.out;
-    fs::create_dir_all(out).with_context(|| out.display().to_string())?;
-    if let Some(path) = &options.checkpoint {
-        checkpoint::check_writable(path)?;
+    fs::create_dir_all(out).with_context(|| format!("{}: cannot be made", out.display()))?;
+    let (png, svg) = (out.join("accuracy.png"), out.join("accuracy.svg"));
+    for path in [&png, &svg].into_iter().chain(&options.checkpoint) {
+        files::check_writable(path)?;
     }
-    let save = |run: &_| match &options.checkpoint {
-        Some(path) => checkpoint::write(path, &checkpoint::to_bytes(run)?),
-        None => Ok(()),
-    };
+    let mut saves = Saves::to(options.checkpoint.as_deref());
 
     writeln!(to, "{}\n", report::header(&settings, &data, engine.name()))?;
     let (bar, start, first) = (progress(steps, run.step)?, Instant::now(), run.step);
@@ -112,35 +117,58 @@ pub(crate) fn train<M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>>(
         if run.step.is_multiple_of(CHECKPOINT_EVERY) {
             // The test of this step belongs to it.
             run.record()?;
-            save(&run)?;
+            saves.save(&run);
+            if let Some(error) = &saves.error {
+                bar.suspend(|| {
+                    complain(format_args!("step {}: {error:#}; the run goes on", run.step))
+                });
+            }
         }
     }
     bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
-    save(&run)?;
+    saves.save(&run);
 
     let mut points = run.curve.clone();
     if points.last().is_none_or(|point| point.step < run.step) {
         points.push(run.evaluate()?); // not on the curve: a longer run has no such point
     }
+    let title = report::title(&settings, &data);
+    let drawn = (|| {
+        files::write(&png, &plot::png(&points, &title)?)?;
+        files::write(&svg, plot::svg(&points, &title)?.as_bytes())
+    })();
     write!(to, "{}", report::table(&points, &settings))?;
     writeln!(to, "{} steps took {seconds:.1} s\n", run.step - first)?;
-    let title = report::title(&settings, &data);
-    let (png, svg) = (out.join("accuracy.png"), out.join("accuracy.svg"));
-    checkpoint::write(&png, &plot::png(&points, &title)?)?;
-    checkpoint::write(&svg, plot::svg(&points, &title)?.as_bytes())?;
-    writeln!(to, "plots: {}, {}", png.display(), svg.display())?;
-    let finished = run.step == steps;
-    match &options.checkpoint {
-        Some(path) if finished => writeln!(to, "checkpoint: {}", path.display())?,
-        Some(path) => {
-            let path = path.display();
-            writeln!(to, "stopped at step {}; --resume {path} continues", run.step)?;
-        }
-        None if finished => {}
-        None => writeln!(to, "stopped at step {}, without a --checkpoint", run.step)?,
+    if drawn.is_ok() {
+        writeln!(to, "plots: {}, {}", png.display(), svg.display())?;
     }
-    Ok(finished)
+    let (finished, now) = (run.step == steps, run.step);
+    match (saves.path, &saves.error) {
+        (Some(_), Some(_)) => match saves.step {
+            Some(then) => writeln!(to, "ended at step {now}; the checkpoint is of step {then}")?,
+            None => writeln!(to, "ended at step {now}; no checkpoint could be written")?,
+        },
+        (Some(path), _) if finished => writeln!(to, "checkpoint: {}", path.display())?,
+        (Some(path), _) => {
+            writeln!(to, "stopped at step {now}; --resume {} continues", path.display())?;
+        }
+        _ if finished => {}
+        _ => writeln!(to, "stopped at step {now}, without a --checkpoint")?,
+    }
+    match (saves.error, drawn) {
+        (Some(error), Err(other)) => {
+            complain(format_args!("{other:#}"));
+            Err(error)
+        }
+        (Some(error), Ok(())) | (None, Err(error)) => Err(error),
+        (None, Ok(())) => Ok(finished),
+    }
+}
+
+/// On stderr, which may be on the same full disk.
+fn complain(what: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{what}");
 }
 
 /// On a terminal; elsewhere it shows nothing.

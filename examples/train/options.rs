@@ -10,8 +10,9 @@ use super::device::Device;
 /// its nonlinearities, from the same weights and on the same batches: the experiment of Ioffe and
 /// Szegedy (2015), section 4.1.
 ///
-/// Three hidden layers of 100 units, plain SGD. Ctrl-C ends a run after its step, with table, plot
-/// and checkpoint of what there is (exit status 130); a second one ends it at once.
+/// Three hidden layers of 100 units, plain SGD. Ctrl-C, SIGTERM or SIGHUP ends a run after its
+/// step, with table, plot and checkpoint of what there is (exit status 130, whichever it was); one
+/// more, a second later, ends it at once.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "train")]
 pub struct Options {
@@ -41,7 +42,9 @@ pub struct Options {
     /// gzipped) instead of the digits that come with the example.
     #[arg(long, value_name = "DIR")]
     pub mnist: Option<PathBuf>,
-    /// Write the state of the run to this file, every 1000 steps and at the end.
+    /// Write the state of the run to this file, every 1000 steps and at the end. It may be new, a
+    /// regular file, or a link to either, which stays. Where it cannot be written the run goes on,
+    /// and fails after table and plots if that is so at the end, too.
     #[arg(long, value_name = "FILE")]
     pub checkpoint: Option<PathBuf>,
     /// Continue the run that wrote this checkpoint, to the same bits as without a break. All

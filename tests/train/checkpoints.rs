@@ -125,19 +125,18 @@ fn no_bytes_of_a_checkpoint_panic() {
 }
 
 #[test]
-fn a_file_that_cannot_be_written_leaves_nothing_behind() {
-    let folder = folder("atomic");
-    let path = folder.join("checkpoint");
-    fs::create_dir(&path).unwrap();
-    let error = checkpoint::check_writable(&path).unwrap_err().to_string();
-    assert!(error.ends_with("checkpoint: expected a file, got a folder"), "{error}");
-    checkpoint::write(&path, b"something").unwrap_err();
-    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
-
-    fs::remove_dir(&path).unwrap();
-    checkpoint::write(&path, b"old").unwrap();
-    checkpoint::write(&path, b"new").unwrap();
-    checkpoint::check_writable(&path).unwrap();
-    assert_eq!(fs::read(&path).unwrap(), b"new");
-    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+fn a_run_that_could_not_be_saved_is_saved_later() {
+    let (folder, data) = (folder("later").join("missing"), Data::digits().unwrap());
+    let (path, mut run) = (folder.join("checkpoint"), experiment("", &data));
+    let mut saves = checkpoint::Saves::to(Some(&path));
+    saves.save(&run);
+    assert!(saves.error.is_some() && saves.step.is_none());
+    fs::create_dir(&folder).unwrap();
+    run.step().unwrap();
+    saves.save(&run);
+    assert!(saves.error.is_none() && saves.step == Some(1));
+    fs::remove_dir_all(&folder).unwrap();
+    run.step().unwrap();
+    saves.save(&run);
+    assert!(saves.error.is_some() && saves.step == Some(1));
 }
