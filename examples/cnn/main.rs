@@ -72,11 +72,14 @@ pub(crate) struct Options {
     /// Write the parameters to this file at the end: safetensors, the same names in both layouts.
     #[arg(long, value_name = "FILE")]
     pub save: Option<PathBuf>,
+    /// If a CUDA library is missing, say where it was looked for.
+    #[arg(long)]
+    pub verbose: bool,
 }
 
 fn main() -> Result<()> {
     let (options, to) = (Options::parse(), &mut io::stdout());
-    let place = Place::new(options.device)?;
+    let place = Place::new(options.device, options.verbose)?;
     writeln!(to, "device: {}", place.name())?;
     match &place {
         Place::Cpu { engine, backend, .. } => train(engine, (backend, &HostSpatial), &options, to),

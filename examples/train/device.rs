@@ -38,12 +38,14 @@ pub enum Place {
 }
 
 impl Place {
-    /// Refuses `cuda` where there is none, with the reason.
-    pub fn new(device: Device) -> Result<Self> {
+    /// Refuses `cuda` where there is none, with the reason; with every name that a missing library
+    /// was looked for by if `verbose`.
+    pub fn new(device: Device, verbose: bool) -> Result<Self> {
+        let cuda = || Self::cuda().map_err(|error| if verbose { error } else { brief(error) });
         match device {
             Device::Cpu => Ok(Self::cpu("cpu".into())),
-            Device::Cuda => Self::cuda(),
-            Device::Auto => Ok(Self::cuda().unwrap_or_else(|reason| {
+            Device::Cuda => cuda(),
+            Device::Auto => Ok(cuda().unwrap_or_else(|reason| {
                 Self::cpu(format!("cpu, as there is no CUDA device to train on: {reason:#}"))
             })),
         }
@@ -74,5 +76,15 @@ impl Place {
     #[cfg(not(feature = "cuda"))]
     fn cuda() -> Result<Self> {
         anyhow::bail!("this program was built without the feature `cuda`")
+    }
+}
+
+/// The same error, in one short line where it is about a missing library.
+fn brief(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref() {
+        Some(batchnorm::Error::Library { library, .. }) => {
+            anyhow::anyhow!("{library}: not found; --verbose says where it was looked for")
+        }
+        _ => error,
     }
 }

@@ -58,7 +58,7 @@ fn main() -> Result<ExitCode> {
             std::process::exit(INTERRUPTED.into());
         }
     })?;
-    let (place, to) = (Place::new(options.device)?, &mut io::stdout());
+    let (place, to) = (Place::new(options.device, options.verbose)?, &mut io::stdout());
     writeln!(to, "device: {}", place.name())?;
     let finished = match &place {
         Place::Cpu { engine, backend, .. } => train(engine, backend, &options, &stop, to)?,

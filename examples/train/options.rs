@@ -54,6 +54,9 @@ pub struct Options {
     /// Where the plots go: accuracy.png, accuracy.svg.
     #[arg(long, value_name = "DIR", default_value = "target/train")]
     pub out: PathBuf,
+    /// If a CUDA library is missing, say where it was looked for.
+    #[arg(long)]
+    pub verbose: bool,
 }
 
 /// What decides every bit of a run, but for how long it goes on.

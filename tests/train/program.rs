@@ -65,3 +65,26 @@ fn a_checkpoint_that_does_not_fit_costs_neither_table_nor_plots() {
     assert_eq!(fs::read(&path).unwrap(), b"old");
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 3);
 }
+
+#[cfg(feature = "cuda")]
+#[test]
+fn a_missing_driver_is_one_short_line_and_all_its_names_where_asked_for() {
+    let folder = folder("driver");
+    let error = |program: &str, more: &[&str]| {
+        let mut command = Command::new(example(program));
+        command.args(["--device", "cuda", "--steps", "1"]).args(more);
+        let output = command.current_dir(&folder).env_remove("RUST_BACKTRACE").output().unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for program in ["train", "cnn"] {
+        let all = error(program, &["--verbose"]);
+        if !all.starts_with("Error: CUDA driver: ") {
+            return println!("skipped: this machine has a CUDA driver");
+        }
+        for part in ["cuda.", ".12", "LD_LIBRARY_PATH"] {
+            assert!(all.contains(part), "{part}: {all}");
+        }
+        let short = "Error: CUDA driver: not found; --verbose says where it was looked for\n";
+        assert_eq!(error(program, &[]), short);
+    }
+}
