@@ -39,6 +39,8 @@ pub(crate) mod options;
 pub(crate) mod plot;
 pub(crate) mod random;
 pub(crate) mod report;
+#[allow(unsafe_code)]
+pub(crate) mod signals;
 
 /// Steps from one checkpoint to the next.
 const CHECKPOINT_EVERY: u64 = 1000;
@@ -51,8 +53,7 @@ fn main() -> Result<ExitCode> {
     let options = Options::parse();
     let stop = Arc::new(AtomicBool::new(false));
     let (asked, mut first) = (Arc::clone(&stop), None);
-    // Of Ctrl-C, SIGTERM and SIGHUP.
-    ctrlc::set_handler(move || {
+    signals::on_request(move || {
         asked.store(true, Ordering::Relaxed);
         if first.get_or_insert_with(Instant::now).elapsed() > ONE_REQUEST {
             std::process::exit(INTERRUPTED.into());

@@ -12,7 +12,7 @@ use super::device::Device;
 ///
 /// Three hidden layers of 100 units, plain SGD. Ctrl-C, SIGTERM or SIGHUP ends a run after its
 /// step, with table, plot and checkpoint of what there is (exit status 130, whichever it was); one
-/// more, a second later, ends it at once.
+/// more, a second later, ends it at once. Under nohup it outlives SIGHUP.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "train")]
 pub struct Options {

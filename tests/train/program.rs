@@ -1,7 +1,9 @@
 //! The example as a program: its signals, its limits and what it says of them.
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::Duration;
 
 use super::example::{checkpoint, data::Data};
 use super::examples::example;
@@ -11,23 +13,36 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
-/// `timeout` sends SIGTERM twice, at once.
-#[test]
-fn sigterm_leaves_checkpoint_table_and_plots_however_often_it_comes_at_once() {
-    let folder = folder("sigterm");
-    let path = folder.join("checkpoint");
-    let mut train = Command::new(example("train"));
-    train.args(["--device", "cpu", "--steps", "1000000000", "--out"]).arg(&folder);
-    let mut train = train.arg("--checkpoint").arg(&path).stdout(Stdio::piped()).spawn().unwrap();
+/// A run that does not end by itself, begun by `command` with the program and its options after it;
+/// what it prints, and has printed.
+fn endless(command: &[&str], folder: &Path) -> (Child, BufReader<ChildStdout>, String) {
+    let program = example("train").display().to_string();
+    let words =
+        [command, &[&program, "--device", "cpu", "--steps", "1000000000", "--out"]].concat();
+    let mut train = Command::new(words[0]);
+    train.args(&words[1..]).arg(folder).arg("--checkpoint").arg(folder.join("checkpoint"));
+    let mut train = train.stdout(Stdio::piped()).spawn().unwrap();
     let mut printed = BufReader::new(train.stdout.take().unwrap());
     let mut text = String::new();
     while !text.contains("seed 1") {
         assert!(printed.read_line(&mut text).unwrap() > 0, "{text}");
     }
-    for _ in 0..2 {
-        let id = train.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
-    }
+    (train, printed, text)
+}
+
+fn send(signal: &str, to: &Child) {
+    let id = to.id().to_string();
+    assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+}
+
+/// `timeout` sends SIGTERM twice, at once.
+#[test]
+fn sigterm_leaves_checkpoint_table_and_plots_however_often_it_comes_at_once() {
+    let folder = folder("sigterm");
+    let path = folder.join("checkpoint");
+    let (mut train, mut printed, mut text) = endless(&[], &folder);
+    send("-TERM", &train);
+    send("-TERM", &train);
     printed.read_to_string(&mut text).unwrap();
     assert_eq!(train.wait().unwrap().code(), Some(130), "{text}");
     assert!(text.contains("steps to 80 % accuracy"), "{text}");
@@ -37,6 +52,17 @@ fn sigterm_leaves_checkpoint_table_and_plots_however_often_it_comes_at_once() {
     let mut stopped = experiment("", &data);
     checkpoint::load(&fs::read(&path).unwrap(), &mut stopped).unwrap();
     assert!(text.contains(&format!("stopped at step {};", stopped.step)), "{text}");
+}
+
+#[test]
+fn a_run_under_nohup_outlives_sighup() {
+    let (mut train, mut printed, mut text) = endless(&["nohup"], &folder("nohup"));
+    send("-HUP", &train);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(train.try_wait().unwrap().is_none());
+    send("-TERM", &train);
+    printed.read_to_string(&mut text).unwrap();
+    assert_eq!(train.wait().unwrap().code(), Some(130), "{text}");
 }
 
 /// Files of at most 75 or 150 KiB, as shells count: plots fit, a checkpoint of 215 KiB does not.
