@@ -17,6 +17,10 @@ const MOMENTUM: f64 = 0.1;
 pub trait Timed: Engine {
     /// For version lines: the engine and what it runs on.
     fn describe(&self) -> String;
+    /// The host's threads that it works on; 0 where it works on a device.
+    fn threads(&self) -> usize {
+        rayon::current_num_threads()
+    }
     /// What runs for a case.
     fn explain(&self, case: &Case) -> Result<String> {
         Ok(format!("{} {}", self.name(), case.shape()?))

@@ -11,6 +11,8 @@
 use anyhow::{Result, ensure};
 #[cfg(feature = "cuda")]
 use batchnorm::Cuda;
+#[cfg(feature = "cudnn")]
+use batchnorm::Cudnn;
 use batchnorm::{Cpu, Reference};
 use clap::{Parser, ValueEnum};
 use std::process::ExitCode;
@@ -58,6 +60,9 @@ enum EngineName {
     /// On CUDA device 0, which must be a real one: times of the tests' software device say nothing.
     #[cfg(feature = "cuda")]
     Cuda,
+    /// NVIDIA's library, there too; it refuses many cases.
+    #[cfg(feature = "cudnn")]
+    Cudnn,
 }
 
 fn main() -> Result<ExitCode> {
@@ -71,6 +76,8 @@ fn main() -> Result<ExitCode> {
             EngineName::Reference => worker::serve(&Reference),
             #[cfg(feature = "cuda")]
             EngineName::Cuda => worker::serve(&Cuda::new(0)?),
+            #[cfg(feature = "cudnn")]
+            EngineName::Cudnn => worker::serve(&Cudnn::new(0)?),
         };
     }
     let words: Vec<&str> = arguments.filter.split_whitespace().collect();
@@ -92,5 +99,7 @@ fn main() -> Result<ExitCode> {
         EngineName::Reference => sweep.run(&Reference, &cases),
         #[cfg(feature = "cuda")]
         EngineName::Cuda => sweep.run(&Cuda::new(0)?, &cases),
+        #[cfg(feature = "cudnn")]
+        EngineName::Cudnn => sweep.run(&Cudnn::new(0)?, &cases),
     }
 }

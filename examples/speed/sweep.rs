@@ -4,6 +4,7 @@ use crate::table::job::{self, Ready, Timed};
 use crate::table::turn::{Summary, Turns, repetitions};
 use crate::table::{Case, turn};
 use anyhow::Result;
+use batchnorm::Error;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -28,8 +29,7 @@ struct Measured {
 
 impl Sweep {
     pub fn run<G: Timed>(&self, engine: &G, cases: &[Case]) -> Result<ExitCode> {
-        let (peer, threads) =
-            (format!("batchnorm-{}", engine.name()), rayon::current_num_threads());
+        let (peer, threads) = (format!("batchnorm-{}", engine.name()), engine.threads());
         let version = job::version(engine);
         if self.json {
             line(&json!({"versions": {&peer: version}, "threads": threads}))?;
@@ -57,15 +57,17 @@ impl Sweep {
                     if self.json { records(case, &peer, threads, &m)? } else { row(case, &m)? }
                 }
                 Err(error) => {
-                    failed += 1;
+                    // What an engine refuses is not wrong.
+                    let refused = matches!(error.downcast_ref(), Some(Error::Unsupported { .. }));
+                    failed += usize::from(!refused);
                     let text = format!("{error:#}");
                     if self.json {
                         let mut record = about(case, &peer, threads);
                         record["error"] = text.into();
                         line(&record)?;
                     } else {
-                        let place = place(case);
-                        writeln!(io::stdout(), "{place} FAIL: {text}")?;
+                        let (place, how) = (place(case), if refused { "refused" } else { "FAIL" });
+                        writeln!(io::stdout(), "{place} {how}: {text}")?;
                     }
                 }
             }
