@@ -3,8 +3,11 @@
 # test kernels compute on the software device, and run.sh, which runs all of it and leaves one report.
 #
 #   scripts/gpu-bundle.sh OUT [GOLDEN..]    OUT: a new folder; GOLDEN: more folders of golden cases
+#   scripts/gpu-bundle.sh --lease OUT       less, for `run.sh --lease` on a host that is there for minutes
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
+lease=0 most=60 # MB
+[ "${1:-}" != --lease ] || { lease=1 most=45 && shift; }
+[ $# -eq 1 ] || { [ $# -gt 1 ] && [ "$lease" = 0 ]; } || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
 out=$(realpath -m "$1")
 shift
 golden=()
@@ -24,6 +27,11 @@ export RUSTFLAGS="--remap-path-prefix=$checkout=batchnorm --remap-path-prefix=$c
 export CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_INCREMENTAL=0
 tests=(suite allocation cudnn gpu)
 examples=(cnn conformance speed train)
+if [ "$lease" = 1 ]; then
+    tests=(suite cudnn gpu_whole)
+    examples=(conformance report speed)
+    scripts/gpu-run.sh --lease --list >/dev/null || fail 'the steps of a lease exceed its deadline'
+fi
 mkdir -p "$out"/{bin,golden}
 cargo build --release --locked "${examples[@]/#/--example=}"
 cargo build --release --locked -p softcuda --example compare_kernels
@@ -48,6 +56,18 @@ for folder in "${golden[@]}"; do cp -rL "$folder" "$out/golden/"; done
 "$out/bin/compare_kernels" --software --record "$out/kernels.safetensors"
 gzip "$out/kernels.safetensors" # a third
 cp scripts/gpu-run.sh "$out/run.sh"
+runs=$out/run.sh
+if [ "$lease" = 1 ]; then
+    mkdir -p "$out"/{ptx,software,scripts,benches/table}
+    cp scripts/gpu-lease.sh scripts/lease-steps.txt "$out/"
+    cp scripts/gpu_probe.py scripts/bench_pytorch.py "$out/scripts/"
+    cp benches/table/table.json "$out/benches/table/" # where bench_pytorch.py looks for it
+    cp kernels/ptx/*.ptx "$out/ptx/" && gzip "$out"/ptx/*
+    # What the software device makes of the golden cases, for a comparison of bits.
+    BATCHNORM_REQUIRE_GPU=0 LD_LIBRARY_PATH=$CARGO_TARGET_DIR/release \
+        "$out/bin/conformance" --engine cuda --out "$out/software" "$out/tests/golden" >/dev/null
+    runs=$out/lease-steps.txt
+fi
 {
     echo "commit $(git rev-parse HEAD)$(git diff --quiet HEAD || echo ', with changes')"
     rustc --version
@@ -62,8 +82,10 @@ for program in "$out"/bin/*; do
     fi
     if nm -D --defined-only "$program" | grep -E ' cu[A-Z]' >&2; then fail "$program exports a driver"; fi
 done
-diff <(grep -o ' bin/[a-z_-]\+' "$out/run.sh" | tr -d ' ' | sort -u) <(cd "$out" && ls -d bin/*) >&2 ||
-    fail "run.sh (left) does not run what is packed (right)"
+diff <(grep -o ' bin/[a-z_-]\+' "$runs" | tr -d ' ' | sort -u) <(cd "$out" && ls -d bin/*) >&2 ||
+    fail "$runs (left) does not run what is packed (right)"
 size=$(du -sm --apparent-size "$out" | cut -f1)
-[ "$size" -lt 60 ] || fail "$out is $size MB: more than 60 MB"
-echo "$out: $size MB; copy it to a CUDA host and start run.sh"
+[ "$size" -le "$most" ] || fail "$out is $size MB: more than $most MB"
+start=run.sh
+[ "$lease" = 0 ] || start='run.sh --lease'
+echo "$out: $size MB; copy it to a CUDA host and start $start"

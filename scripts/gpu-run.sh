@@ -3,13 +3,10 @@
 # that pip has installed. Every step runs, whatever became of those before it.
 #
 #   ./run.sh [RESULTS]     RESULTS (here, unless named): report.txt, and what every step wrote
+#   ./run.sh --lease ..    what a host that is there for minutes answers first: gpu-lease.sh says more
 set -uo pipefail
+from=$PWD
 cd "$(dirname "$0")" || exit
-results=${1:-results}
-mkdir -p "$results"
-results=$(cd "$results" && pwd)
-report=$results/report.txt
-failed=0
 
 # Libraries that pip installs: site-packages/nvidia/cudnn/lib and the like.
 pip_libraries=$(python3 - 2>/dev/null <<'PYTHON'
@@ -18,7 +15,7 @@ folders = dict.fromkeys(sys.path + [site.getusersitepackages()])
 print(":".join(lib for f in folders for lib in sorted(glob.glob(os.path.join(f, "nvidia", "*", "lib")))))
 PYTHON
 )
-export BATCHNORM_REQUIRE_GPU=1 # the device of this host, or a failure
+export BATCHNORM_REQUIRE_GPU=${BATCHNORM_REQUIRE_GPU:-1} # the device of this host, or a failure
 export LD_LIBRARY_PATH=$pip_libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
 # The same in the report: machine, device, driver, libraries.
@@ -35,10 +32,25 @@ versions() {
         echo 'no nvidia-smi'
     fi
     echo "libraries of pip: ${pip_libraries:-none}"
-    ls ${pip_libraries//:/ } 2>/dev/null | grep -E '^lib.*\.so' | sort -u
+    local folders
+    IFS=: read -ra folders <<<"$pip_libraries"
+    [ -z "$pip_libraries" ] || find "${folders[@]}" -maxdepth 1 -name 'lib*.so*' -printf '%f\n' | sort -u
     /sbin/ldconfig -p | grep -E 'lib(cuda|cudnn|cublas|nccl)\.so'
     for program in bin/*; do echo "$program:" && ldd "$program"; done
 }
+
+if [ "${1:-}" = --lease ]; then
+    [ -e gpu-lease.sh ] || { echo 'packed without --lease' >&2 && exit 2; }
+    shift
+    . ./gpu-lease.sh
+    lease "$from" "$@" # which exits
+fi
+[ ! -e bin ] || [ -e bin/train ] || { echo 'packed for --lease alone' >&2 && exit 2; }
+results=${1:-results}
+mkdir -p "$results"
+results=$(cd "$results" && pwd)
+report=$results/report.txt
+failed=0
 
 # step NAME SECONDS COMMAND..: its output in NAME.log, a line in the report.
 step() {
