@@ -1,5 +1,6 @@
 //! Addresses on the device, for as long as a step is being launched.
 use crate::Plain;
+use crate::memory::wait_for_readers;
 use cudarc::driver::{CudaStream, CudaView, CudaViewMut, SyncOnDrop};
 use std::marker::PhantomData;
 
@@ -54,6 +55,7 @@ impl<'a> Pointers<'a> {
     }
     pub fn read<T: Plain>(&mut self, view: CudaView<'a, T>) -> Ptr<T> {
         let (address, used) = view.view_ptr(self.stream);
+        wait_for_readers(&used, self.stream);
         self.uses.push(used);
         Ptr::at(address)
     }

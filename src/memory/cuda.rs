@@ -3,7 +3,8 @@ use super::host::filled;
 use crate::{Error, Plain, Result, library};
 use cudarc::driver::sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
 use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceSlice, DriverError,
+    CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DeviceSlice, DriverError,
+    SyncOnDrop,
 };
 use std::sync::Arc;
 
@@ -77,6 +78,19 @@ pub(crate) fn new_stream(ordinal: usize) -> Result<Arc<CudaStream>> {
     context.new_stream().map_err(refused("cuStreamCreate"))
 }
 
+/// Has the stream wait for those who have read an argument, too. cudarc keeps one event for all readers
+/// of a slice, so that the next one's stands for those before it: a writer, or the slice's end, would
+/// wait for the last alone.
+///
+/// A wait that fails needs no attention, as for the waits of cudarc: the call that follows says so.
+pub(crate) fn wait_for_readers(used: &SyncOnDrop<'_>, stream: &CudaStream) {
+    if let SyncOnDrop::Record(Some((last, _))) = used
+        && stream.context().is_managing_stream_synchronization()
+    {
+        stream.context().record_err(stream.wait(last));
+    }
+}
+
 /// What becomes of a driver's refusal of this call.
 pub(crate) fn refused(call: &'static str) -> impl Fn(DriverError) -> Error {
     move |error| {
@@ -126,6 +140,7 @@ impl Memory for Device {
         self.check_copies()?;
         let mut host = filled(view.len(), T::default())?;
         if !host.is_empty() {
+            wait_for_readers(&view.device_ptr(&self.stream).1, &self.stream);
             let copied = self.stream.memcpy_dtoh(&view, &mut host);
             copied.map_err(refused("cuMemcpyDtoHAsync"))?;
         }

@@ -9,7 +9,7 @@ mod host;
 #[cfg(feature = "cuda")]
 pub use cuda::Device;
 #[cfg(feature = "cuda")]
-pub(crate) use cuda::{check_stream, new_stream, refused};
+pub(crate) use cuda::{check_stream, new_stream, refused, wait_for_readers};
 pub use host::Host;
 pub(crate) use host::filled;
 

@@ -10,4 +10,5 @@ mod devices; // golden cases on every profile; several devices, streams and thre
 mod failures; // launches, memory and modules that fail
 mod graphs; // a captured step
 mod regimes; // every way through a step, on a device where small tensors take them all
+mod streams; // one tensor on several streams
 mod traffic; // bytes that kernels read and write

@@ -40,7 +40,10 @@ const NAME: &str = "cuda";
 /// or more. Only the driver is needed, no CUDA toolkit.
 ///
 /// An operation queues its kernels on the stream and returns; arguments that other streams use are
-/// waited for as cudarc does it. [`Engine::merge_stats`] alone may wait for the device, to read
+/// waited for as cudarc does it, and those that other streams read: cudarc keeps one event for all
+/// readers of a slice, so that the last one has to stand for all. Where something else than this crate
+/// reads a slice last, on another stream, that stream is the caller's to order (`stream.join`) before
+/// the slice is written or dropped. [`Engine::merge_stats`] alone may wait for the device, to read
 /// counts: where the caller knows of less than two values, and no graph is captured.
 ///
 /// Results are bit for bit repeatable on one device, and may differ in rounding between devices of
