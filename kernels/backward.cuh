@@ -99,14 +99,17 @@ template <class T, int W, unsigned AHEAD, class Index> struct Batch {
 };
 
 /// The gradients of a thread's vectors, as far as there is room for them in `t`; `coefs` as in `backward_apply`. What
-/// passes is added up where there are `parts`: see `finish_gradients`.
+/// passes is added up where there are `parts`: see `finish_gradients`. An extreme channel changes no bit of another.
 template <int W, class T, class Index>
 __device__ void backward_slowly(const Geometry &g, Walk<Index> walk, const Channels<AccOf<T>> &by, const Tensors<T> &t,
                                 const AccOf<T> *coefs, Part *parts) {
     using E = Element<T>;
     using A = AccOf<T>;
+    Sums<A, W> sums;
+    const unsigned count = walk.count;
 #pragma unroll 1
     for (; walk.count > 0; walk.count--, walk.next(g)) {
+        if (parts && (count - walk.count) % SEGMENT == 0) sums.end_segment();
 #pragma unroll 1
         for (int i = 0; i < W; i++) {
             const u64 at = u64(walk.at) * W + i, c = u64(walk.slice) * g.slice_channels + channel_of<W>(g, walk, i);
@@ -115,12 +118,15 @@ __device__ void backward_slowly(const Geometry &g, Walk<Index> walk, const Chann
             const A x = reads_x ? E::widen(t.x[at]) : A(0);
             const A passed = passes(channel, t, x, walk.at, i) ? E::widen(t.grad_y[at]) : A(0);
             if (parts) {
-                const double product = passed * channel.distance(x);
 #pragma unroll
                 for (int lane = 0; lane < W; lane++) { // by numbers that the compiler knows: registers have no others
                     if (lane != i) continue;
-                    parts[lane].first += passed;
-                    parts[lane].second += product;
+                    if (channel.extreme) {
+                        parts[lane].first += passed;
+                        parts[lane].second += passed * channel.xhat(x);
+                    } else {
+                        sums.add(lane, passed, x - channel.mean);
+                    }
                 }
             }
             if (t.grad_residual) t.grad_residual[at] = E::narrow(passed);
@@ -130,6 +136,13 @@ __device__ void backward_slowly(const Geometry &g, Walk<Index> walk, const Chann
             const A gradient = coefs ? channel.gradient(x, passed, coefs[c], coefs[g.channels + c]) : frozen;
             t.grad_x[at] = E::narrow(gradient);
         }
+    }
+    if (!parts) return;
+    sums.end_segment();
+#pragma unroll
+    for (int i = 0; i < W; i++) {
+        parts[i].first += sums.sum[i];
+        parts[i].second += sums.product[i];
     }
 }
 
@@ -142,9 +155,10 @@ __device__ void backward_sums(const Geometry &g, const Channels<AccOf<T>> &by, c
     __shared__ Shared<A> shared;
     auto walk = Walk<u64>::of_block(g, false);
     Part parts[W];
+    const bool any_extreme = Coefs<A, W>::prepare(g, walk.slice, by, shared.values());
+    if (any_extreme && (t.grad_x || t.grad_residual)) {
 #pragma unroll
-    for (int i = 0; i < W; i++) parts[i] = {0, 0, 0};
-    if (Coefs<A, W>::prepare(g, walk.slice, by, shared.values())) {
+        for (int i = 0; i < W; i++) parts[i] = {0, 0, 0};
         backward_slowly<W>(g, walk, by, t, nullptr, parts);
         return reduce<A, W, Add>(g, walk, parts, partials, shared);
     }
@@ -182,14 +196,14 @@ template <class A> struct Gradients {
     unsigned *nonfinite;
 };
 
-/// What follows from a channel's sums, of gradients and of gradients times the distance from the rounded mean, times xhat
-/// where the channel is extreme.
+/// What follows from a channel's sums, of gradients and of gradients times the distance from the rounded mean, or times
+/// xhat.
 template <class A>
 __device__ void finish_gradients(unsigned c, u64 channels, u64 count, double sum, double product,
-                                 const Channels<A> &by, const Gradients<A> &out, bool accumulate) {
+                                 bool of_xhat, const Channels<A> &by, const Gradients<A> &out, bool accumulate) {
     const bool extreme = by.is_extreme(c);
     const double rest = extreme || !by.mean_rest ? A(0) : by.mean_rest[c], invstd = extreme ? A(1) : by.invstd[c];
-    const double sum_xhat = (product - or_zero(rest * sum)) * invstd;
+    const double sum_xhat = of_xhat || extreme ? product : (product - or_zero(rest * sum)) * invstd;
     if (out.sums) {
         out.sums[c] = A(sum);
         out.sums[channels + c] = A(sum_xhat);
@@ -208,7 +222,12 @@ __device__ void finish_gradients(unsigned c, u64 channels, u64 count, double sum
     if (out.nonfinite && !(isfinite(sum) && isfinite(sum_xhat))) atomicOr(out.nonfinite, 1u);
 }
 
-/// The sums by the definition, for those that are not finite: gradients or products beyond the type. `W` as in the mask.
+/// Whether sums are to be made again. Of halves they cannot be beyond f32: that of gradients is as it is.
+template <class T> __device__ bool are_lost(double sum, double product) {
+    return isfinite(sum) ? !isfinite(product) : Element<T>::ZERO != Element<__half>::ZERO;
+}
+
+/// The sums by the definition, of gradients and of gradients times xhat. `W` as in the mask.
 template <class T>
 __device__ Part wide_sums(u64 count, unsigned c, u64 channels, u64 inner, unsigned W, const Channels<AccOf<T>> &by,
                           const Tensors<T> &t) {
@@ -218,10 +237,9 @@ __device__ Part wide_sums(u64 count, unsigned c, u64 channels, u64 inner, unsign
     for (u64 n = thread_anew() % 32; n < count; n += 32) {
         const u64 outer = n / inner, at = (outer * channels + c) * inner + n % inner;
         const auto x = Element<T>::widen(t.x[at]);
-        if (!passes(channel, t, x, at / W, at % W)) continue;
-        const double g = Element<T>::widen(t.grad_y[at]);
+        const double g = passes(channel, t, x, at / W, at % W) ? double(Element<T>::widen(t.grad_y[at])) : 0;
         part.first += g;
-        part.second += g * channel.distance(x);
+        part.second += g * channel.xhat(x);
     }
     return warp_merge<Add>(part);
 }
@@ -240,10 +258,11 @@ __device__ void backward_finalize(const Merge &merge, const Channels<AccOf<T>> &
         }
     }
     Part all = warp_merge<Add>(own);
-    if (t.grad_y && !(isfinite(all.first) && isfinite(all.second))) {
+    const bool again = partials && t.grad_y && (by.is_extreme(c) || are_lost<T>(all.first, all.second));
+    if (again) {
         all = wide_sums(merge.count, c, merge.channels, merge.inner, merge.lanes, by, t);
     }
-    if (lane == 0) finish_gradients(c, merge.channels, merge.count, all.first, all.second, by, out, accumulate);
+    if (lane == 0) finish_gradients(c, merge.channels, merge.count, all.first, all.second, again, by, out, accumulate);
 }
 
 /// The part of x's gradient that flows through the statistics, by lane.

@@ -13,18 +13,17 @@ __device__ inline double power_below(double value) {
 template <class A> struct Channel {
     A mean, scale, bias;
     bool extreme;
-    /// Where it is extreme: invstd is `power` times `factor`; the mean and its rest are multiplied by that power.
+    /// invstd is `power`, 1 at most, times `factor`; the mean and its rest are multiplied by that power.
     double power, factor, wide_mean, wide_rest, weight;
 
     __device__ Channel(const Channels<A> &by, u64 c) : extreme(by.is_extreme(c)) {
         by.coefs(c, mean, scale, bias);
-        if (!extreme) return;
-        power = power_below(by.invstd[c]);
+        power = fmin(power_below(by.invstd[c]), 1.0);
         factor = by.invstd[c] / power;
         wide_mean = by.mean[c] * power;
         wide_rest = (by.mean_rest ? by.mean_rest[c] : A(0)) * power;
         weight = by.weight ? by.weight[c] : A(1);
-        bias = by.bias ? by.bias[c] : A(0);
+        if (extreme) bias = by.bias ? by.bias[c] : A(0);
     }
     __device__ double xhat(double x) const {
         return mul_rn(add_rn(fma_rn(x, power, -wide_mean), -wide_rest), factor);
@@ -33,8 +32,6 @@ template <class A> struct Channel {
     __device__ A normalize(A x) const {
         return extreme ? A(fma_rn(weight, xhat(x), double(bias))) : fma_rn(add_rn(x, -mean), scale, bias);
     }
-    /// What a gradient is multiplied by in the second of a channel's sums: xhat, otherwise the distance from the mean.
-    __device__ double distance(A x) const { return extreme ? xhat(x) : double(x) - double(mean); }
     /// The gradient of x; `coefs` as in `Through`, by which an extreme channel multiplies xhat.
     __device__ A gradient(A x, A passed, A mean_g, A slope) const {
         if (extreme) return A((double(passed) - mean_g - xhat(x) * slope) * (power * factor) * weight);

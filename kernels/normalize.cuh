@@ -5,10 +5,10 @@
 /// Within these, nothing on the way from x to y overflows or loses digits that count.
 template <class A> struct Range;
 template <> struct Range<float> {
-    static constexpr float INVSTD = 0x1p33f, MEAN = 0x1p100f, SCALE = 0x1p120f;
+    static constexpr float INVSTD = 0x1p33f, MEAN = 0x1p100f, SCALE = 0x1p120f, LEAST = 0x1p-100f;
 };
 template <> struct Range<double> {
-    static constexpr double INVSTD = 0x1p400, MEAN = 0x1p1000, SCALE = 0x1p1000;
+    static constexpr double INVSTD = 0x1p400, MEAN = 0x1p960, SCALE = 0x1p1000, LEAST = 0x1p-960;
 };
 
 template <class A> struct Channels {
@@ -22,12 +22,13 @@ template <class A> struct Channels {
         scale_of = scale;
         bias_of = rest == 0 ? given : fma_rn(-rest, scale, given);
     }
-    /// Whether a channel needs more than these: see extremes.cuh. An invstd of zero, infinity or NaN spoils it either way.
+    /// Whether a channel needs more than these: see extremes.cuh. Statistics and weights that are not finite, and an
+    /// invstd of 0, spoil it either way.
     __device__ bool is_extreme(u64 c) const {
         using R = Range<A>;
-        const A scale = weight ? weight[c] * invstd[c] : invstd[c], from = fabs(mean[c]);
-        const bool counts = invstd[c] > 0 && isfinite(invstd[c]) && isfinite(from);
-        const bool far = from > R::MEAN || fabs(scale) > R::SCALE;
+        const A times = weight ? fabs(weight[c]) : A(1), from = fabs(mean[c]), scale = times * invstd[c];
+        const bool counts = invstd[c] > 0 && isfinite(invstd[c]) && isfinite(from) && isfinite(times);
+        const bool far = from > R::MEAN || scale > R::SCALE || (scale < R::LEAST && times >= R::LEAST);
         return counts && (invstd[c] < 1 / R::INVSTD || invstd[c] > R::INVSTD || far);
     }
 };

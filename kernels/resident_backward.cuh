@@ -52,20 +52,20 @@ __device__ void finish_slice(const Geometry &g, unsigned slice, u64 count, const
                              const Tensors<T> &t, const Gradients<float> &out, bool accumulate, const Room &room) {
     const unsigned channels = channels_of(g, slice);
     const u64 first = u64(slice) * g.slice_channels;
-    // Of an extreme channel they are not what is wanted; of another, lost where they are not finite.
-    const auto are_lost = [&](unsigned c) {
-        const double2 total = room.totals[c];
-        return !(isfinite(total.x) && isfinite(total.y)) || by.is_extreme(first + c);
-    };
+    // Of an extreme channel they are not what is wanted.
     bool any = false;
 #pragma unroll 1
-    for (unsigned c = threadIdx.x; c < channels; c += blockDim.x) any |= are_lost(c);
+    for (unsigned c = threadIdx.x; c < channels; c += blockDim.x) {
+        const double2 total = room.totals[c];
+        const bool again = are_lost<T>(total.x, total.y) || by.is_extreme(first + c);
+        room.table.at(Room::BASE, c) = again;
+        any |= again;
+    }
     if (__syncthreads_or(any)) {
 #pragma unroll 1
         for (unsigned c = threadIdx.x / 32; c < channels; c += blockDim.x / 32) {
-            if (!are_lost(c)) continue;
+            if (room.table.at(Room::BASE, c) == 0) continue;
             const Part all = wide_sums(count, first + c, g.channels, g.inner, 16 / sizeof(T), by, t);
-            __syncwarp(); // all lanes have read what one writes now
             if (threadIdx.x % 32 == 0) room.totals[c] = {all.first, all.second};
         }
         __syncthreads();
@@ -73,7 +73,8 @@ __device__ void finish_slice(const Geometry &g, unsigned slice, u64 count, const
 #pragma unroll 1
     for (unsigned c = threadIdx.x; c < channels; c += blockDim.x) {
         const double2 total = room.totals[c];
-        finish_gradients(first + c, g.channels, count, total.x, total.y, by, out, accumulate);
+        const bool of_xhat = room.table.at(Room::BASE, c) != 0;
+        finish_gradients(first + c, g.channels, count, total.x, total.y, of_xhat, by, out, accumulate);
     }
 }
 

@@ -160,7 +160,9 @@ pub struct Backward<'a, M: Memory, E: Element> {
     pub saved: &'a Saved<M, E::Acc>,
     /// Length N, as in the forward, unchanged since: it is not copied, and nothing can tell.
     pub x: M::View<'a, E>,
-    /// Length N: gradient of y. In place: `grad_x` holds it before.
+    /// Length N: gradient of y. In place: `grad_x` holds it before. Through frozen statistics and in
+    /// place, on a device, sums that leave f32 on the way are infinite or NaN, as nothing is there to
+    /// add them up again from.
     pub grad_y: Input<M::View<'a, E>>,
     /// Length N.
     pub grad_x: Option<M::ViewMut<'a, E>>,
@@ -184,8 +186,11 @@ pub struct Backward<'a, M: Memory, E: Element> {
 pub struct Stats<'a, M: Memory, E: Element> {
     /// Length N.
     pub x: M::View<'a, E>,
-    /// Length 3C + 1: every channel's mean, what rounding left of it (0 but for f64), every channel's
-    /// biased variance, m. One record to all-gather.
+    /// Length 3C + 1: every channel's mean, what rounding it left, every channel's biased variance, m.
+    /// One record to all-gather.
+    ///
+    /// Variances below 1e-25 of x that is not f64, which only an eps below 1e-30 sees, may have lost
+    /// digits; the variance of deviations beyond 1e154 (f64) is infinite.
     pub record: M::ViewMut<'a, f64>,
 }
 

@@ -13,7 +13,8 @@ use std::sync::Arc;
 pub enum Choice {
     /// [`Cuda`]: our kernels, which serve everything.
     Cuda,
-    /// [`Cudnn`], where it serves the request.
+    /// [`Cudnn`], where it serves the request. Its gradients lose digits where a mean is thousands of
+    /// deviations away from 0, as [`Cudnn`] says, and no shape tells: take it for data that is not so.
     Cudnn,
 }
 
@@ -291,7 +292,7 @@ impl Engine for Gpu {
             total_sums: args.total_sums.as_ref().map(Device::reborrow),
         };
         match cudnn.backward(shape, again) {
-            // Statistics alone are saved, which mean the same to both.
+            // Statistics and parameters alone are saved, which mean the same to both.
             Err(Error::Unsupported { .. }) if !gates => self.cuda.gradients(shape, args),
             done => done,
         }

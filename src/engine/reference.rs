@@ -186,9 +186,9 @@ impl Statistics64 {
             invstd: 1.0 / f64::hypot(var.sqrt() * unit, eps.sqrt()),
         }
     }
-    /// `(x - mean) * invstd`, where neither the distance nor invstd need be in the range of f64.
+    /// `(x - mean) * invstd`, where the distance need not be in the range of f64.
     fn xhat(&self, x: f64) -> f64 {
-        let power = power_below(self.invstd);
+        let power = power_below(self.invstd).min(1.0);
         (x * power - self.mean * power - self.rest * power) * (self.invstd / power)
     }
 }

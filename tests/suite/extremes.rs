@@ -17,6 +17,7 @@ every_kernel![
     scales_beyond_the_type_are_in_range,
     gradients_near_the_end_of_the_type_are_added_up,
     an_extreme_channel_leaves_the_others_alone,
+    constants_at_the_ends_give_their_bias,
 ];
 
 const MODES: [Mode; 2] = [Mode::Train(Some(0.1)), Mode::Eval];
@@ -216,6 +217,7 @@ fn squares_beyond_f64_and_below_it_count<G: Engine>(engine: &G) {
         (1e300, 1e-5),
         (1.5e308, 1e-5),
         (1e155, 1e300),
+        (1e-300, 1e-280),
         (1e-160, 1e-323),
         (1e-165, f64::MIN_POSITIVE / 4.0),
     ] {
@@ -228,6 +230,8 @@ fn squares_beyond_f64_and_below_it_count<G: Engine>(engine: &G) {
             // x / hypot(x, sqrt(eps)), which neither square is needed for.
             let right = 2.5 * (x / f64::hypot(x, eps.sqrt()));
             let what = format!("{}, {shape}, {x:e}", engine.name());
+            let invstd = got["saved_invstd"][0] * f64::hypot(x, eps.sqrt());
+            assert!((invstd - 1.0).abs() < 1e-12, "{what}: invstd {:e}", got["saved_invstd"][0]);
             for (y, x) in got["y"].iter().zip(&inputs.x) {
                 assert!(
                     (y - right.copysign(*x)).abs() < 2.5e-12,
@@ -273,9 +277,13 @@ fn distances_beyond_the_type_are_in_range<G: Engine>(engine: &G) {
 fn scales_beyond_the_type_are_in_range<G: Engine>(engine: &G) {
     for epilogue in Epilogue::affine() {
         for shape in small() {
-            for (x, eps, weight) in
-                [(1e-36, 1e-76, 1e4), (1e37, 1e-5, 1e-3), (3e38, 1e-5, 0.25), (2e-30, 1e-70, 1.5)]
-            {
+            for (x, eps, weight) in [
+                (1e-36, 1e-76, 1e4),
+                (1e37, 1e-5, 1e-3),
+                (3e38, 1e-5, 0.25),
+                (2e-30, 1e-70, 1.5),
+                (1e25, 1e-5, 1e-20),
+            ] {
                 let mut inputs = alternating::<f32>(&shape, x, 1.0, epilogue);
                 inputs.x.iter_mut().step_by(5).for_each(|x| *x *= 0.75);
                 inputs.grad_y = Inputs::<f32>::new(&shape, epilogue, 5).grad_y;
@@ -313,7 +321,7 @@ fn gradients_near_the_end_of_the_type_are_added_up<G: Engine>(engine: &G) {
     }
 }
 
-/// And it is right itself.
+/// In every bit, and it is right itself.
 fn an_extreme_channel_leaves_the_others_alone<G: Engine>(engine: &G) {
     for (mode, shape) in MODES.into_iter().flat_map(|mode| small().map(move |shape| (mode, shape)))
     {
@@ -339,14 +347,35 @@ fn an_extreme_channel_leaves_the_others_alone<G: Engine>(engine: &G) {
                     let by_element = values.len() == shape.len();
                     let c = if by_element { channel_of(&shape, i) } else { i % shape.channels() };
                     let what = format!("{}, {shape}, {epilogue:?}: {name}[{i}]", engine.name());
-                    // The sums of a block that has such a channel may be f64 where others are f32.
-                    let near = match *name {
-                        "y" | "grad_residual" | "running_mean" | "running_var" => got == clean,
-                        _ => (got - clean).abs() <= 1e-5 * clean.abs().max(1.0),
-                    };
-                    assert!(c == 1 || near, "{what}: {got}, {clean}");
+                    assert!(c == 1 || got.to_bits() == clean.to_bits(), "{what}: {got}, {clean}");
                 }
             }
         }
+    }
+}
+
+/// Ends of the type that are in a channel alone: its bias, in every bit.
+fn constants_at_the_ends_give_their_bias<G: Engine>(engine: &G) {
+    fn constant<E: Element, G: Engine>(engine: &G, value: f64) {
+        for (shape, sign) in small().flat_map(|shape| [(shape, 1.0), (shape, -1.0)]) {
+            let mut inputs = Inputs::<E>::new(&shape, Epilogue::PLAIN, 2);
+            inputs.x.fill(run::narrow(sign * value));
+            inputs.mean.fill(E::Acc::from_f64(inputs.x[0].widen().to_f64()));
+            inputs.var.fill(E::Acc::from_f64(0.0));
+            for mode in MODES {
+                let Some(got) = step(engine, &inputs, mode, false) else { return };
+                for (i, y) in got["y"].iter().enumerate() {
+                    let bias = E::narrow(inputs.bias[channel_of(&shape, i)]).widen().to_f64();
+                    let what = format!("{}, {shape}, {mode:?}, {value:e}", engine.name());
+                    assert_eq!(*y, bias, "{what}: y[{i}]");
+                }
+            }
+        }
+    }
+    for value in [1e160, 1e306, f64::MAX, 1e-300, f64::MIN_POSITIVE / 8.0] {
+        constant::<f64, G>(engine, value);
+    }
+    for value in [1e37, f64::from(f32::MAX), 1e-37, 1e-44] {
+        constant::<f32, G>(engine, value);
     }
 }

@@ -22,8 +22,6 @@ every_kernel![
     means_that_move_within_a_channel_cost_no_digits,
 ];
 
-// The kernels do not yet compute again in f64 what a backward's sums lose.
-
 const MODES: [Mode; 2] = [Mode::Train(Some(0.1)), Mode::Eval];
 
 fn cases() -> impl Iterator<Item = &'static Case> {
@@ -209,7 +207,7 @@ fn values_whose_squares_fit_are_ordinary<G: Engine>(engine: &G) {
     }
 }
 
-/// Their squares overflow an f32, so that their own channel has no statistics; the others have.
+/// Their squares overflow an f32, which is their own channel's affair.
 fn the_largest_values_stay_in_their_channel<G: Engine>(engine: &G) {
     fn stays<E: Element, G: Engine>(engine: &G, value: f64) -> Option<()> {
         for case in cases() {

@@ -92,19 +92,17 @@ impl Cpu {
         };
         let merge = |block, grad_y: Source<'_, '_, E>, slots: &mut [f64], kept: &mut [f64]| {
             let (kept, memory) = kept.split_at_mut(2 * most);
-            merge_sums(plan, block, &saved.mean_rest, slots, kept);
+            merge_sums(plan, block, saved, slots, kept);
             for (k, c) in plan.channels(block).enumerate() {
                 let extreme = extremes.iter().find(|e| e.c == c);
-                if extreme.is_some() || is_lost(kept[k], kept[most + k], saved.invstd[c]) {
+                if extreme.is_some() || is_lost::<E>(kept[k], kept[most + k]) {
                     let coef = Table::new(memory, plan.channels(block)).at(c);
                     let normalize = |x| extreme.map_or(coef.normalize(x), |e| e.normalize(x));
                     let by = Extreme::of_channel(saved, c);
                     let elements = shape.channel(c);
                     let xhat = |x| by.xhat(x);
-                    let (sum, product) = grad::wide_sums(read, elements, grad_y, normalize, xhat);
-                    // An extreme channel keeps what its distances may be too large for.
-                    let invstd = if extreme.is_some() { 1.0 } else { saved.invstd[c].to_f64() };
-                    (kept[k], kept[most + k]) = (sum, product / invstd);
+                    (kept[k], kept[most + k]) =
+                        grad::wide_sums(read, elements, grad_y, normalize, xhat);
                 }
             }
             coefs.gradient(plan.channels(block), Some(kept.split_at(most)), memory);
@@ -157,11 +155,8 @@ impl Cpu {
                 let channels = plan.channels(block);
                 let sums = channels.zip(sums.iter().zip(products));
                 for (c, (sum, product)) in sums {
-                    let Some(k) = extremes.iter().position(|e| e.c == c) else {
-                        results.set(shape, c, *sum, product * saved.invstd[c].to_f64());
-                        continue;
-                    };
                     results.set(shape, c, *sum, *product);
+                    let Some(k) = extremes.iter().position(|e| e.c == c) else { continue };
                     let m = shape.per_channel() as f64;
                     let own = forward.batch_statistics.then_some((sum / m, product / m));
                     let through = coefs.of_total(c).or(own);
@@ -187,11 +182,11 @@ fn sums_of<E: Element>(
     );
 }
 
-/// And of a block: the tasks subtract the rounded mean.
+/// And of a block: `sum(g)` and `sum(g * xhat)`. The tasks subtract the rounded mean.
 fn merge_sums<A: Real>(
     plan: &Plan,
     block: usize,
-    mean_rest: &[A],
+    saved: &Buffers<Host, A>,
     slots: &mut [f64],
     kept: &mut [f64],
 ) {
@@ -200,21 +195,19 @@ fn merge_sums<A: Real>(
         |_| {
             grad::merge(plan, slots, kept);
             let (sums, products) = kept.split_at_mut(plan.block_channels());
-            let rests = &mean_rest[plan.channels(block)];
-            for ((sum, product), rest) in sums.iter().zip(products).zip(rests) {
-                *product -= finite(rest.to_f64() * sum);
+            let channels = plan.channels(block);
+            let by = saved.mean_rest[channels.clone()].iter().zip(&saved.invstd[channels]);
+            for ((sum, product), (rest, invstd)) in sums.iter().zip(products).zip(by) {
+                *product = (*product - finite(rest.to_f64() * sum)) * invstd.to_f64();
             }
         },
     );
 }
 
 /// Whether a channel's sums are to be made again, in f64: where they are not finite (an infinity or a
-/// NaN among the values, or products beyond f32), and where invstd is so large that products may be
-/// subnormal in f32 and what they come to is not.
-fn is_lost<A: Real>(sum: f64, product: f64, invstd: A) -> bool {
-    const LEAST_INVSTD: f64 = 1e10;
-    let is_small = A::DTYPE == DType::F32 && invstd.to_f64() > LEAST_INVSTD;
-    is_small || !(sum.is_finite() && product.is_finite())
+/// NaN among the values, or sums and products beyond the type). That of halves cannot be beyond f32.
+fn is_lost<E: Element>(sum: f64, product: f64) -> bool {
+    if sum.is_finite() { !product.is_finite() } else { E::DTYPE != DType::F16 }
 }
 
 /// What the rounded mean of a channel makes of something, and the mean does not; nothing where it is
@@ -282,7 +275,7 @@ impl<A: Real> Coefs<'_, A> {
                         #[inline(always)]
                         |k| {
                             let invstd = invstd[k].to_f64();
-                            gradient(sum[k] / m, product[k] / m * invstd * invstd, rest[k])
+                            gradient(sum[k] / m, product[k] / m * invstd, rest[k])
                         },
                     );
                 }

@@ -1,7 +1,7 @@
 //! Channels whose numbers leave the range of their type on the way from x to y: means, deviations or
 //! scales that are huge or tiny. The loops have left infinities or too few digits there; here their
 //! elements are computed again, one at a time in f64, by distances that a power of two has brought to
-//! unit size. There is no such channel but in tests and in training runs that are lost.
+//! unit size. There is none in training that goes well.
 use super::grad::Gate;
 use super::plan::Plan;
 use super::simd::vectorized;
@@ -14,7 +14,7 @@ use std::ops::Range;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Extreme {
     pub c: usize,
-    /// invstd is this times `factor`.
+    /// invstd is this, 1 at most, times `factor`.
     power: f64,
     factor: f64,
     /// Multiplied by that power.
@@ -24,16 +24,19 @@ pub(super) struct Extreme {
     bias: f64,
 }
 
-/// Whether the loops cannot be trusted with a channel. An invstd of zero, infinity or NaN spoils it
-/// either way.
+/// Whether the loops cannot be trusted with a channel. Statistics and weights that are not finite, and an
+/// invstd of 0, spoil it either way.
 #[inline(always)]
 pub(super) fn is_extreme<A: Real>(mean: f64, invstd: f64, weight: f64) -> bool {
-    let (invstds, means, scales) = match A::DTYPE {
-        DType::F64 => (2f64.powi(1000), 2f64.powi(1000), 2f64.powi(1000)),
-        _ => (2f64.powi(100), 2f64.powi(100), 2f64.powi(120)),
+    let two = |exponent: i64| f64::from_bits(((1023 + exponent) as u64) << 52);
+    let (invstds, means, scales, least) = match A::DTYPE {
+        DType::F64 => (two(400), two(960), two(1000), two(-960)),
+        _ => (two(33), two(100), two(120), two(-100)),
     };
     let counts = (invstd > 0.0) & (invstd < f64::INFINITY) & (mean.abs() < f64::INFINITY);
-    let far = (mean.abs() > means) | ((weight * invstd).abs() > scales);
+    let counts = counts & (weight.abs() < f64::INFINITY);
+    let (weight, scale) = (weight.abs(), (weight * invstd).abs());
+    let far = (mean.abs() > means) | (scale > scales) | ((scale < least) & (weight >= least));
     counts & (far | (invstd < 1.0 / invstds) | (invstd > invstds))
 }
 
@@ -41,9 +44,9 @@ impl Extreme {
     fn new<A: Real>(c: usize, (mean, rest, invstd): (A, A, A), by: Parameters<'_, A>) -> Self {
         const EXPONENT: u64 = 0x7ff << 52;
         let invstd = invstd.to_f64();
-        // Of infinity and NaN, none.
-        let power = f64::from_bits(invstd.to_bits() & EXPONENT).max(f64::MIN_POSITIVE);
-        let power = if invstd.is_finite() { power } else { 1.0 };
+        let power = f64::from_bits(invstd.to_bits() & EXPONENT);
+        // 1 for infinity and NaN, too.
+        let power = if power < 1.0 { power.max(f64::MIN_POSITIVE) } else { 1.0 };
         let at = |of: Option<&[A]>, absent| of.map_or(absent, |of| of[c].to_f64());
         Self {
             c,
@@ -136,15 +139,15 @@ impl<E: Element> Forward<'_, E> {
             for (i, x) in self.shape.channel(e.c).zip(x) {
                 let mut value: E::Acc = e.normalize(x.widen());
                 if let Some(residual) = self.residual {
-                    value = value + residual[i].widen();
+                    value += residual[i].widen();
                 }
                 let is_stopped = self.relu && value <= E::Acc::default();
                 y[i] = if is_stopped { E::default() } else { E::narrow(value) };
                 if let Some(mask) = &mut mask {
                     let width = self.plan.width;
                     let (byte, bit) = self.plan.mask_bit(i / width, i % width);
-                    let passes = u8::from(!(value <= E::ROUNDS_TO_ZERO));
-                    mask[byte] = mask[byte] & !(1 << bit) | passes << bit;
+                    let is_stopped = value <= E::ROUNDS_TO_ZERO; // NaN passes
+                    mask[byte] = mask[byte] & !(1 << bit) | u8::from(!is_stopped) << bit;
                 }
             }
         }

@@ -3,7 +3,7 @@ use super::extremes::{self, Extreme};
 use super::moments::Moments;
 use super::plan::Plan;
 use super::simd::vectorized;
-use super::tiles::{Elements, for_each_tile};
+use super::tiles::{Elements, for_each_tile, numbers_mut};
 use super::{Cpu, Output, Parameters, Table, TableMut, mask, update};
 use crate::engine::saved::{Buffers, Opened};
 use crate::engine::{Activation, Backward, ForwardEval, ForwardTrain, Input, Statistics, Stats};
@@ -49,23 +49,38 @@ impl Cpu {
             relu: args.activation == Activation::Relu,
         };
         let (n, eps, y) = (shape.channels(), args.eps, args.y);
-        self.with_workspace(Table::<E::Acc>::LEN * n, |memory| {
-            let statistics = args.statistics;
+        self.with_workspace((1 + Table::<E::Acc>::LEN) * n, |memory| {
+            let (invstds, memory) = memory.split_at_mut(n);
+            let (invstds, statistics) = (&mut numbers_mut(invstds)[..n], args.statistics);
             let extremes = vectorized(
                 #[inline(always)]
                 |_| match statistics {
                     Statistics::Given { mean, var } => {
                         let (mean, var) = (&mean[..n], &var[..n]);
-                        given(memory, n, parameters, saved.as_deref_mut(), |c| {
-                            (mean[c], E::Acc::default(), invstd(var[c].to_f64(), eps))
-                        })
+                        for (invstd, var) in invstds.iter_mut().zip(var) {
+                            *invstd = Real::from_f64(1.0 / (var.to_f64() + eps).sqrt());
+                        }
+                        given(
+                            memory,
+                            parameters,
+                            saved.as_deref_mut(),
+                            invstds,
+                            #[inline(always)]
+                            |c| (mean[c], E::Acc::default()),
+                        )
                     }
                     Statistics::Record(record) => {
-                        given(memory, n, parameters, saved.as_deref_mut(), |c| {
-                            let moments = Moments::of_record(record, n, c);
-                            let (mean, rest) = moments.mean_and_rest();
-                            (mean, rest, invstd(record[2 * n + c], eps))
-                        })
+                        for (invstd, var) in invstds.iter_mut().zip(&record[2 * n..3 * n]) {
+                            *invstd = Real::from_f64(1.0 / (var + eps).sqrt());
+                        }
+                        given(
+                            memory,
+                            parameters,
+                            saved.as_deref_mut(),
+                            invstds,
+                            #[inline(always)]
+                            |c| Moments::of_record(record, n, c).mean_and_rest(),
+                        )
                     }
                 },
             );
@@ -112,31 +127,39 @@ impl Cpu {
     }
 }
 
-/// The coefficients of `n` channels, and what is saved, by statistics that are given: mean, what
-/// rounding left of it, invstd. What comes back are the channels that those are not enough for.
+/// The coefficients of all channels, and what is saved, by statistics that are given: invstd, and by
+/// `mean` the mean and what rounding left of it. What comes back are the channels that those are not enough for.
 #[inline(always)]
 fn given<A: Real>(
     memory: &mut [f64],
-    n: usize,
     parameters: Parameters<'_, A>,
     saved: Option<&mut Buffers<Host, A>>,
-    of: impl Fn(usize) -> (A, A, A),
+    invstd: &[A],
+    mean: impl Fn(usize) -> (A, A),
 ) -> Vec<Extreme> {
+    let n = invstd.len();
     if let Some(saved) = saved {
         parameters.save(saved);
-        let (mean, rest) = (&mut saved.mean[..n], &mut saved.mean_rest[..n]);
-        let invstd = &mut saved.invstd[..n];
+        saved.invstd.copy_from_slice(invstd);
+        let (means, rests) = (&mut saved.mean[..n], &mut saved.mean_rest[..n]);
         for c in 0..n {
-            (mean[c], rest[c], invstd[c]) = of(c);
+            (means[c], rests[c]) = mean(c);
         }
     }
-    let quick = |c: usize| (of(c).0.to_f64(), of(c).2.to_f64());
-    let extremes = Extreme::among(0..n, parameters, quick, &of);
-    TableMut::new(memory, 0..n).forward(parameters, of);
+    let extremes = Extreme::among(
+        0..n,
+        parameters,
+        #[inline(always)]
+        |c| (mean(c).0.to_f64(), invstd[c].to_f64()),
+        |c| (mean(c).0, mean(c).1, invstd[c]),
+    );
+    TableMut::new(memory, 0..n).forward(
+        parameters,
+        #[inline(always)]
+        |c| {
+            let (mean, rest) = mean(c);
+            (mean, rest, invstd[c])
+        },
+    );
     extremes
-}
-
-#[inline(always)]
-fn invstd<A: Real>(var: f64, eps: f64) -> A {
-    A::from_f64(1.0 / (var + eps).sqrt())
 }

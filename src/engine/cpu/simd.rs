@@ -1,11 +1,14 @@
 //! Code compiled for the vector units of the machine it runs on, and what it does in groups.
-use crate::{DType, Element, Real};
+#[cfg(target_arch = "x86_64")]
+use crate::DType;
+use crate::{Element, Real};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
 /// The vector instructions that code is compiled with, and so may use. Only [`vectorized`] makes
 /// one; where it is inlined, the compiler knows which.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(super) struct Simd(Width);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,10 +111,12 @@ impl Simd {
         }
         narrow
     }
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub fn is_avx2(self) -> bool {
         self.0 >= Width::Avx2
     }
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub fn is_avx512(self) -> bool {
         self.0 == Width::Avx512

@@ -1,5 +1,6 @@
 //! Stores, past the cache or not, and loads ahead.
 use super::coefs::LINE;
+#[cfg(target_arch = "x86_64")]
 use super::lanes::GROUP;
 use super::simd::Simd;
 use crate::{Element, Plain};

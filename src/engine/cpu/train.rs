@@ -101,7 +101,7 @@ impl Cpu {
                             channels.clone(),
                             parameters,
                             #[inline(always)]
-                            |k| merged.mean_and_invstd(k),
+                            |k| merged.mean_and_invstd::<E::Acc>(k),
                             |k| merged.saved(k),
                         ));
                         publish(channels, merged);

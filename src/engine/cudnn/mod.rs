@@ -32,8 +32,8 @@ const NAME: &str = "cudnn";
 ///
 /// It serves what cuDNN serves and refuses the rest with [`Error::Unsupported`], which names the
 /// limit; [`Gpu`](crate::Gpu) serves everything. Beyond a limit are statistics without a
-/// normalization, backward through frozen ones, evaluation with a ReLU, a ReLU on anything but f16
-/// with channels last, and a backward in place. A call that nobody has tried is made, and becomes
+/// normalization, evaluation by a record of them, backward through frozen ones, evaluation with a ReLU,
+/// a ReLU on anything but f16 with channels last, and a backward in place. A call that nobody has tried is made, and becomes
 /// the same error where cuDNN refuses it.
 ///
 /// Modes: per activation for N x C, persistent for channels last in training, spatial otherwise;
