@@ -188,7 +188,11 @@ impl Statistics64 {
     }
     /// `(x - mean) * invstd`, where the distance need not be in the range of f64.
     fn xhat(&self, x: f64) -> f64 {
-        let power = power_below(self.invstd).min(1.0);
+        // Of an invstd that is no normal number, the least power that is one.
+        let power = match self.invstd > 0.0 && self.invstd < f64::MIN_POSITIVE {
+            true => f64::MIN_POSITIVE,
+            false => power_below(self.invstd).min(1.0),
+        };
         (x * power - self.mean * power - self.rest * power) * (self.invstd / power)
     }
 }
