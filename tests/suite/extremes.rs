@@ -1,11 +1,10 @@
 //! Numbers that leave the range of their type on the way from x to y, or from y to a gradient, where
 //! the results do not.
 use crate::support::engines::every_kernel;
-use crate::support::oracle::{self, served};
-use crate::support::run::{
-    self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want, channel_of,
-};
-use batchnorm::{DType, Element, Engine, Real, Shape};
+use crate::support::near::{near_the_definition, step};
+use crate::support::oracle;
+use crate::support::run::{self, Epilogue, Inputs, Mode, Spread, Want, channel_of};
+use batchnorm::{Element, Engine, Real, Shape};
 use half::bf16;
 
 every_kernel![
@@ -24,79 +23,6 @@ const MODES: [Mode; 2] = [Mode::Train(Some(0.1)), Mode::Eval];
 
 fn elements(shape: &Shape, channel: usize) -> Vec<usize> {
     (0..shape.len()).filter(|&i| channel_of(shape, i) == channel).collect()
-}
-
-/// Forward and backward in one outcome; the backward in place where that is asked for.
-fn step<E: Element, G: Engine>(
-    engine: &G,
-    inputs: &Inputs<E>,
-    mode: Mode,
-    in_place: bool,
-) -> Option<Outcome> {
-    let mut saved = SavedOn::<G, E>::new();
-    let want = Want { in_place, ..Want::all(inputs.epilogue) };
-    let mut all = served(run::forward(engine, inputs, mode, Some(&mut saved)))?;
-    all.extend(served(run::backward(engine, inputs, want, &saved, None))?);
-    Some(all)
-}
-
-fn widest<E: Element>(v: f64) -> f64 {
-    run::narrow::<E>(v).widen().to_f64()
-}
-/// Whether two subnormal numbers of 16 or 32 bits are neighbours, or one the other's.
-fn is_next(a: f64, b: f64) -> bool {
-    let least = f64::from(f32::MIN_POSITIVE) / 128.0;
-    a.abs().max(b.abs()) < f64::from(f32::MIN_POSITIVE) && (a - b).abs() <= least
-}
-
-/// As the reference has it, by the size of a channel's own values: the usual bars are absolute below 1,
-/// where these values may be tiny.
-fn near_the_definition<E: Element, G: Engine>(engine: &G, inputs: &Inputs<E>, mode: Mode) {
-    let (shape, m) = (&inputs.shape, inputs.shape.per_channel() as f64);
-    let limit = match E::DTYPE {
-        DType::F64 => 1e-11,
-        DType::F32 => 1e-5,
-        _ => 1e-2,
-    };
-    for in_place in [false, true] {
-        let Some(got) = step(engine, inputs, mode, in_place) else { return };
-        let mut right = oracle::forward(inputs, mode);
-        let want = Want::all(inputs.epilogue);
-        right.extend(oracle::backward(inputs, mode, want, &got["y"], None));
-        let grad_y = inputs.grad_y.iter().map(|g| g.widen().to_f64().abs()).fold(0.0, f64::max);
-        for name in ["y", "grad_x", "grad_residual", "grad_weight", "grad_bias"] {
-            let (Some(got), Some(right)) = (got.get(name), right.get(name)) else { continue };
-            let by_element = got.len() == shape.len();
-            let channel = |i: usize| if by_element { channel_of(shape, i) } else { i };
-            let mut most = vec![0f64; shape.channels()];
-            right.values.iter().enumerate().for_each(|(i, v)| {
-                most[channel(i)] = most[channel(i)].max(v.abs());
-            });
-            for (i, (got, right)) in got.iter().zip(&right.values).enumerate() {
-                // What cancels in a sum or in a gradient leaves a rounding of its parts.
-                let parts = match name {
-                    "grad_weight" | "grad_bias" => m.sqrt() * grad_y,
-                    "grad_x" => {
-                        let weight = inputs.weight[channel(i)].to_f64().abs();
-                        let deviation = inputs.x[i].widen().to_f64().abs();
-                        grad_y * weight / deviation.max(inputs.eps.sqrt())
-                    }
-                    _ => 0.0,
-                };
-                let bar = limit * most[channel(i)].max(parts).min(f64::MAX);
-                // Or as the dtype has it, where that ends above or below.
-                let rounded =
-                    if by_element { widest::<E>(*right) } else { widest::<E::Acc>(*right) };
-                let fine = (got - right).abs() <= bar || *got == rounded || is_next(*got, rounded);
-                let what = format!("{}, {}, {shape}, {mode:?}", engine.name(), E::DTYPE);
-                assert!(
-                    fine,
-                    "{what}, {:?}, in place {in_place}: {name}[{i}] is {got:e}, expected {right:e}",
-                    inputs.epilogue
-                );
-            }
-        }
-    }
 }
 
 /// `x` and `grad_y` of one channel, alternating between these values and their negatives.

@@ -17,4 +17,5 @@ mod parameters; // parameters, gradients, moving, display
 mod properties; // random calls, repeatability, threads
 mod state; // state dicts, and files that torch wrote
 mod state_dict; // arbitrary bytes
+mod stress; // kinds of values x shapes x epilogues x modes x dtypes
 mod synchronized; // statistics of a batch in parts

@@ -10,6 +10,7 @@ pub mod faults;
 pub mod files;
 pub mod golden;
 pub mod layer;
+pub mod near;
 pub mod oracle;
 pub mod run;
 pub mod shapes;
