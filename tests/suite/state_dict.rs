@@ -1,5 +1,4 @@
 //! State dicts as files: what they carry, and arbitrary bytes.
-use crate::support::layer::snapshot;
 use crate::support::state::*;
 use batchnorm::*;
 use proptest::prelude::*;
@@ -49,21 +48,6 @@ fn sizes_that_overflow_when_added_up_are_refused() {
         |i: u64| info(&i.to_string(), "U8", &format!("[{size}]"), [i * size, (i + 1) * size]);
     let header: Vec<_> = (0..8).map(tensor).collect();
     assert!(StateDict::from_bytes(&bytes_of(&header, &[])).is_err());
-}
-
-/// Reads the bytes and, if that succeeds, loads them every way.
-fn load_anything(bytes: &[u8]) {
-    let Ok(dict) = StateDict::from_bytes(bytes) else { return };
-    assert_eq!(StateDict::from_bytes(&dict.to_bytes().unwrap()).unwrap(), dict);
-    for prefix in ["", "layer1.0.bn1."] {
-        let mut bn = BatchNorm::<f32, _>::new(&Reference, 5, Config::default()).unwrap();
-        let before = snapshot(&bn);
-        if bn.load_state_dict(&dict, prefix, Strict::Yes).is_err() {
-            assert_eq!(snapshot(&bn), before);
-        }
-        let report = bn.load_state_dict(&dict, prefix, Strict::No).unwrap();
-        assert_eq!(report.to_string().is_empty(), report.is_empty());
-    }
 }
 
 proptest! {

@@ -1,6 +1,7 @@
 //! Safetensors files: those that torch wrote, and made by hand.
 use super::files::checkout;
-use batchnorm::StateDict;
+use super::layer::snapshot;
+use batchnorm::{BatchNorm, Config, Real, Reference, StateDict, Strict};
 
 /// A file of `tests/state/`.
 pub fn file(name: &str) -> Vec<u8> {
@@ -21,4 +22,35 @@ pub fn bytes_of(header: &[String], data: &[u8]) -> Vec<u8> {
 }
 pub fn handmade(header: &[String], data: &[u8]) -> StateDict {
     StateDict::from_bytes(&bytes_of(header, data)).unwrap()
+}
+
+/// Reads the bytes and, if that succeeds, loads them every way.
+pub fn load_anything(bytes: &[u8]) {
+    let Ok(dict) = StateDict::from_bytes(bytes) else { return };
+    assert_eq!(StateDict::from_bytes(&dict.to_bytes().unwrap()).unwrap(), dict);
+    for prefix in ["", "layer1.0.bn1."] {
+        load::<f32>(&dict, prefix, Config::default());
+        load::<f64>(&dict, prefix, Config { weight: false, ..Config::default() });
+    }
+}
+
+fn load<P: Real>(dict: &StateDict, prefix: &str, config: Config) {
+    let mut bn = BatchNorm::<P, _>::new(&Reference, 5, config).unwrap();
+    let before = snapshot(&bn);
+    match bn.load_state_dict(dict, prefix, Strict::Yes) {
+        Err(_) => assert_eq!(snapshot(&bn), before),
+        Ok(_) => {
+            // In bits, as NaN may be among them.
+            let saved = bn.state_dict(prefix).unwrap();
+            for name in saved.names().filter(|name| !name.ends_with("num_batches_tracked")) {
+                let bits = |dict: &StateDict| -> Vec<u64> {
+                    let values = dict.get::<P>(name).unwrap().unwrap().1;
+                    values.iter().map(|v| v.to_f64().to_bits()).collect()
+                };
+                assert_eq!(bits(&saved), bits(dict), "{name}");
+            }
+        }
+    }
+    let report = bn.load_state_dict(dict, prefix, Strict::No).unwrap();
+    assert_eq!(report.to_string().is_empty(), report.is_empty());
 }

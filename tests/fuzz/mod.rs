@@ -1,0 +1,17 @@
+//! What is fuzzed: every target takes any bytes, and panics where something is wrong. `tests/fuzz.rs` runs them for
+//! seconds on stable Rust, `fuzz/` by libFuzzer.
+#![allow(dead_code)] // each program uses a part
+
+mod arguments;
+mod bytes;
+mod checkpoints;
+mod given;
+mod plans;
+mod shapes;
+mod states;
+
+pub use arguments::run as arguments;
+pub use checkpoints::run as checkpoints;
+pub use plans::run as plans;
+pub use shapes::run as shapes;
+pub use states::run as states;
