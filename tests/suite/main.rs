@@ -11,6 +11,7 @@ mod golden; // what PyTorch computed in float64
 mod golden_reader; // malformed cases
 mod gradients; // finite differences
 mod host; // slices and offsets
+mod interpreted; // what Miri runs
 mod layer; // modes, forward, backward
 mod nonfinite; // NaN, infinities, the largest values, constants
 mod parameters; // parameters, gradients, moving, display

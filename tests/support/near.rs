@@ -95,10 +95,12 @@ pub fn near_the_definition<E: Element, G: Engine>(engine: &G, inputs: &Inputs<E>
                     || *got == exact
                     || got.is_nan() && exact.is_nan()
                     || is_next(dtype, *got, exact);
-                let what = format!("{}, {}, {shape}, {mode:?}", engine.name(), E::DTYPE);
                 assert!(
                     fine,
-                    "{what}, {:?}, in place {in_place}: {name}[{i}] is {got:e}, expected {right_value:e}",
+                    "{}, {}, {shape}, {mode:?}, {:?}, in place {in_place}: {name}[{i}] is {got:e}, \
+                     expected {right_value:e}",
+                    engine.name(),
+                    E::DTYPE,
                     inputs.epilogue
                 );
             }

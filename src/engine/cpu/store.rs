@@ -159,8 +159,10 @@ pub(super) fn prefetch<T>(values: &[T], at: usize) {
     #[cfg(target_arch = "x86_64")]
     for line in (0..GROUP * size_of::<T>()).step_by(LINE) {
         let address = values.as_ptr().wrapping_add(at).cast::<i8>().wrapping_add(line);
-        // SAFETY: every x86-64 machine has it, and whatever the address, it only takes time.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(address) };
+        if !cfg!(miri) {
+            // SAFETY: every x86-64 machine has it, and whatever the address, it only takes time.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(address) };
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (values, at);
@@ -170,9 +172,9 @@ pub(super) fn prefetch<T>(values: &[T], at: usize) {
 #[inline(always)]
 pub(super) fn fence() {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 machine has it.
-    unsafe {
-        _mm_sfence();
+    if !cfg!(miri) {
+        // SAFETY: every x86-64 machine has it.
+        unsafe { _mm_sfence() };
     }
 }
 
