@@ -334,7 +334,7 @@ impl<'i, E: Element> Call<'i, E> {
             && kind > 1
             && dtype
             && shape == self.shape
-            && !(self.in_place && !before.0.contains_key("grad_x"))
+            && (!self.in_place || before.0.contains_key("grad_x"))
             && (residual || !before.0.contains_key("grad_residual"));
         let lawful = if unread { result.is_ok() } else { lawful };
         self.judged(result, lawful, |call| same::<E>(&call.copies(), &before))
