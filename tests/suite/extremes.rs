@@ -2,7 +2,7 @@
 //! the results do not.
 use crate::support::engines::every_kernel;
 use crate::support::near::{near_the_definition, step};
-use crate::support::oracle;
+use crate::support::oracle::{self, served};
 use crate::support::run::{self, Epilogue, Inputs, Mode, Spread, Want, channel_of};
 use batchnorm::{Element, Engine, Real, Shape};
 use half::bf16;
@@ -17,6 +17,7 @@ every_kernel![
     gradients_near_the_end_of_the_type_are_added_up,
     an_extreme_channel_leaves_the_others_alone,
     constants_at_the_ends_give_their_bias,
+    values_further_apart_than_the_largest_number_are_normalized,
 ];
 
 const MODES: [Mode; 2] = [Mode::Train(Some(0.1)), Mode::Eval];
@@ -303,5 +304,19 @@ fn constants_at_the_ends_give_their_bias<G: Engine>(engine: &G) {
     }
     for value in [1e37, f64::from(f32::MAX), 1e-37, 1e-44] {
         constant::<f32, G>(engine, value);
+    }
+}
+
+/// A third of them is on the other side: the mean is a third, the distance four thirds of each.
+fn values_further_apart_than_the_largest_number_are_normalized<G: Engine>(engine: &G) {
+    let shape = Shape::new(&[6, 1], 1).unwrap();
+    let mut inputs = Inputs::<f64>::new(&shape, Epilogue::PLAIN, 1);
+    let a = 1.7e308;
+    inputs.x = vec![a, -a, a, a, a, -a];
+    (inputs.weight, inputs.bias) = (vec![1.0], vec![0.0]);
+    let Some(got) = served(run::forward(engine, &inputs, Mode::Train(None), None)) else { return };
+    let (near, far) = (0.5f64.sqrt(), -2f64.sqrt());
+    for (y, right) in got["y"].iter().zip([near, far, near, near, near, far]) {
+        assert!((y - right).abs() < 1e-14, "{}: {y}, by hand {right}", engine.name());
     }
 }
