@@ -24,20 +24,51 @@ pub(super) struct Extreme {
     bias: f64,
 }
 
-/// Whether the loops cannot be trusted with a channel. Statistics and weights that are not finite, and an
-/// invstd of 0, spoil it either way.
-#[inline(always)]
-pub(super) fn is_extreme<A: Real>(mean: f64, invstd: f64, weight: f64) -> bool {
-    let two = |exponent: i64| f64::from_bits(((1023 + exponent) as u64) << 52);
-    let (invstds, means, scales, least) = match A::DTYPE {
-        DType::F64 => (two(400), two(960), two(1000), two(-960)),
-        _ => (two(33), two(100), two(120), two(-100)),
-    };
-    let counts = (invstd > 0.0) & (invstd < f64::INFINITY) & (mean.abs() < f64::INFINITY);
-    let counts = counts & (weight.abs() < f64::INFINITY);
-    let (weight, scale) = (weight.abs(), (weight * invstd).abs());
-    let far = (mean.abs() > means) | (scale > scales) | ((scale < least) & (weight >= least));
-    counts & (far | (invstd < 1.0 / invstds) | (invstd > invstds))
+/// What numbers of a channel are ordinary.
+struct Limits<A> {
+    /// invstd is between this and its inverse.
+    invstd: A,
+    least_invstd: A,
+    mean: A,
+    /// Of `weight * invstd`.
+    scale: A,
+    /// Of the same, unless the weight itself is less.
+    least_scale: A,
+}
+
+impl<A: Real> Limits<A> {
+    #[inline(always)]
+    fn new() -> Self {
+        let two = |exponent: i64| A::from_f64(f64::from_bits(((1023 + exponent) as u64) << 52));
+        let (invstd, mean, scale) = match A::DTYPE {
+            DType::F64 => (400, 960, 1000),
+            _ => (33, 100, 120),
+        };
+        Self {
+            invstd: two(invstd),
+            least_invstd: two(-invstd),
+            mean: two(mean),
+            scale: two(scale),
+            least_scale: two(-mean),
+        }
+    }
+    /// Whether the loops cannot be trusted with a channel. Without a branch: the loop around is as wide
+    /// as vectors are.
+    #[inline(always)]
+    fn exclude(&self, mean: A, invstd: A, weight: A) -> bool {
+        let zero = A::default();
+        let beyond = |v: A, limit: A| (v > limit) | (v < zero - limit);
+        let scale = weight * invstd;
+        let few_digits = beyond(weight, self.least_scale) & !beyond(scale, self.least_scale);
+        let of_invstd = (invstd > self.invstd) | (invstd < self.least_invstd);
+        beyond(mean, self.mean) | beyond(scale, self.scale) | few_digits | of_invstd
+    }
+    /// Whether it is extreme. Statistics and weights that are not finite, and an invstd of 0, spoil it
+    /// either way.
+    fn is_extreme(&self, mean: A, invstd: A, weight: A) -> bool {
+        let finite = [mean, invstd, weight].iter().all(|v| v.to_f64().is_finite());
+        finite && invstd > A::default() && self.exclude(mean, invstd, weight)
+    }
 }
 
 impl Extreme {
@@ -58,26 +89,36 @@ impl Extreme {
             bias: at(by.bias, 0.0),
         }
     }
-    /// Those among some channels: `quick` gives mean and invstd of the `k`th, `of` the mean rounded,
-    /// what that left, and invstd.
+    /// Those among some channels: `of` gives mean and invstd of the `k`th, `rest` what rounding left of
+    /// the mean.
     #[inline(always)]
     pub fn among<A: Real>(
         channels: Range<usize>,
         by: Parameters<'_, A>,
-        quick: impl Fn(usize) -> (f64, f64),
-        of: impl Fn(usize) -> (A, A, A),
+        of: impl Fn(usize) -> (A, A),
+        rest: impl Fn(usize) -> A,
     ) -> Vec<Self> {
-        let (n, weight) = (channels.len(), by.weight.map(|weight| &weight[channels.clone()]));
-        let is_extreme = |k: usize| {
-            let (mean, invstd) = quick(k);
-            is_extreme::<A>(mean, invstd, weight.map_or(1.0, |weight| weight[k].to_f64()))
+        let limits = Limits::new();
+        let n = channels.len();
+        let any = match by.weight.map(|weight| &weight[channels.clone()]) {
+            Some(weight) => (0..n).fold(false, |any, k| {
+                let (mean, invstd) = of(k);
+                any | limits.exclude(mean, invstd, weight[k])
+            }),
+            None => (0..n).fold(false, |any, k| {
+                let (mean, invstd) = of(k);
+                any | limits.exclude(mean, invstd, A::from_f64(1.0))
+            }),
         };
-        // Without a branch first: the loop is as wide as vectors are.
-        if !(0..n).fold(false, |any, k| any | is_extreme(k)) {
+        if !any {
             return vec![];
         }
-        let them = (0..n).filter(|&k| is_extreme(k));
-        them.map(|k| Self::new(channels.start + k, of(k), by)).collect()
+        let weight = |k: usize| by.weight.map_or(A::from_f64(1.0), |w| w[channels.start + k]);
+        let them = (0..n).filter(|&k| {
+            let (mean, invstd) = of(k);
+            limits.is_extreme(mean, invstd, weight(k))
+        });
+        them.map(|k| Self::new(channels.start + k, (of(k).0, rest(k), of(k).1), by)).collect()
     }
     /// Those of a forward.
     pub fn of_saved<A: Real>(saved: &Buffers<Host, A>) -> Vec<Self> {
@@ -90,8 +131,8 @@ impl Extreme {
                     0..n,
                     Parameters::saved(saved),
                     #[inline(always)]
-                    |c| (mean[c].to_f64(), invstd[c].to_f64()),
-                    |c| (mean[c], rest[c], invstd[c]),
+                    |c| (mean[c], invstd[c]),
+                    |c| rest[c],
                 )
             },
         )

@@ -112,9 +112,8 @@ impl<'a> Merged<'a> {
     }
     /// Two of these, as they are saved.
     #[inline(always)]
-    pub fn mean_and_invstd<A: Real>(&self, k: usize) -> (f64, f64) {
-        let rounded = |v: f64| A::from_f64(v).to_f64();
-        (rounded(self.base[k] + self.offset[k]), rounded(self.invstd[k]))
+    pub fn mean_and_invstd<A: Real>(&self, k: usize) -> (A, A) {
+        (A::from_f64(self.base[k] + self.offset[k]), A::from_f64(self.invstd[k]))
     }
     /// The moments of the `k`th.
     #[inline(always)]

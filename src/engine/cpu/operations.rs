@@ -66,7 +66,7 @@ impl Cpu {
                             saved.as_deref_mut(),
                             invstds,
                             #[inline(always)]
-                            |c| (mean[c], E::Acc::default()),
+                            move |c| (mean[c], E::Acc::default()),
                         )
                     }
                     Statistics::Record(record) => {
@@ -79,7 +79,7 @@ impl Cpu {
                             saved.as_deref_mut(),
                             invstds,
                             #[inline(always)]
-                            |c| Moments::of_record(record, n, c).mean_and_rest(),
+                            move |c| Moments::of_record(record, n, c).mean_and_rest(),
                         )
                     }
                 },
@@ -135,7 +135,7 @@ fn given<A: Real>(
     parameters: Parameters<'_, A>,
     saved: Option<&mut Buffers<Host, A>>,
     invstd: &[A],
-    mean: impl Fn(usize) -> (A, A),
+    mean: impl Fn(usize) -> (A, A) + Copy,
 ) -> Vec<Extreme> {
     let n = invstd.len();
     if let Some(saved) = saved {
@@ -150,13 +150,13 @@ fn given<A: Real>(
         0..n,
         parameters,
         #[inline(always)]
-        |c| (mean(c).0.to_f64(), invstd[c].to_f64()),
-        |c| (mean(c).0, mean(c).1, invstd[c]),
+        move |c| (mean(c).0, invstd[c]),
+        |c| mean(c).1,
     );
     TableMut::new(memory, 0..n).forward(
         parameters,
         #[inline(always)]
-        |c| {
+        move |c| {
             let (mean, rest) = mean(c);
             (mean, rest, invstd[c])
         },

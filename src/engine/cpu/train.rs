@@ -101,8 +101,8 @@ impl Cpu {
                             channels.clone(),
                             parameters,
                             #[inline(always)]
-                            |k| merged.mean_and_invstd::<E::Acc>(k),
-                            |k| merged.saved(k),
+                            |k| merged.mean_and_invstd(k),
+                            |k| merged.saved::<E::Acc>(k).1,
                         ));
                         publish(channels, merged);
                     },
