@@ -24,6 +24,12 @@ pub(super) struct Extreme {
     bias: f64,
 }
 
+/// The power of two that a positive number is 1 to 2 times; 1 for what is no normal number.
+pub(super) fn power_below(value: f64) -> f64 {
+    const EXPONENT: u64 = 0x7ff << 52;
+    if value.is_normal() { f64::from_bits(value.to_bits() & EXPONENT) } else { 1.0 }
+}
+
 /// What numbers of a channel are ordinary.
 struct Limits<A> {
     /// invstd is between this and its inverse.
@@ -73,11 +79,9 @@ impl<A: Real> Limits<A> {
 
 impl Extreme {
     fn new<A: Real>(c: usize, (mean, rest, invstd): (A, A, A), by: Parameters<'_, A>) -> Self {
-        const EXPONENT: u64 = 0x7ff << 52;
         let invstd = invstd.to_f64();
-        let power = f64::from_bits(invstd.to_bits() & EXPONENT);
-        // 1 for infinity and NaN, too.
-        let power = if power < 1.0 { power.max(f64::MIN_POSITIVE) } else { 1.0 };
+        let is_less = invstd < f64::MIN_POSITIVE;
+        let power = if is_less { f64::MIN_POSITIVE } else { power_below(invstd).min(1.0) };
         let at = |of: Option<&[A]>, absent| of.map_or(absent, |of| of[c].to_f64());
         Self {
             c,

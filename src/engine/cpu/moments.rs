@@ -1,5 +1,6 @@
 //! Moments, and how those of tiles, columns and runs become those of channels: by Chan's formula, in
 //! f64.
+use super::extremes::power_below;
 use super::lanes;
 use super::plan::{Plan, Tile};
 use crate::{DType, Element, Real, Shape};
@@ -245,20 +246,15 @@ fn chan(
 /// squares beyond the type) or whose squares may be below it; and the deviation, which is in the range
 /// of f64 where the squares are not. The mean counts from `base`.
 fn wide_moments<E: Element>(shape: &Shape, c: usize, x: &[E], base: f64) -> (Moments, f64) {
-    const EXPONENT: u64 = 0x7ff << 52;
     let values = || shape.channel(c).map(|i| x[i].widen().to_f64());
     let count = shape.per_channel() as f64;
-    let unit_of = |largest: f64| match largest.is_normal() {
-        true => f64::from_bits(largest.to_bits() & EXPONENT),
-        false => 1.0,
-    };
     // In units of powers of two, so that neither sums nor squares leave f64.
     let largest = values().filter(|x| x.is_finite()).fold(base.abs(), |max, x| x.abs().max(max));
-    let unit = unit_of(largest);
+    let unit = power_below(largest);
     let (each, from) = (unit.recip(), base / unit);
     let offset = values().map(|x| x * each - from).sum::<f64>() / count;
     let distance = |x: f64| x * each - from - offset;
-    let finer = unit_of(values().fold(0.0, |max, x| distance(x).abs().max(max)));
+    let finer = power_below(values().fold(0.0, |max, x| distance(x).abs().max(max)));
     let squares = values().map(|x| (distance(x) / finer).powi(2)).sum::<f64>();
     let std = (squares / count).sqrt() * finer * unit;
     let squares = squares * finer * finer * unit * unit;

@@ -128,7 +128,8 @@ impl Cpu {
 }
 
 /// The coefficients of all channels, and what is saved, by statistics that are given: invstd, and by
-/// `mean` the mean and what rounding left of it. What comes back are the channels that those are not enough for.
+/// `mean` the mean and what rounding left of it. What comes back are the channels that those are not
+/// enough for.
 #[inline(always)]
 fn given<A: Real>(
     memory: &mut [f64],
