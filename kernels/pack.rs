@@ -33,9 +33,10 @@ pub fn pack() -> io::Result<()> {
         }
         write!(table, "({module:?}, &[").map_err(io::Error::other)?;
         for (target, text) in kept.into_iter().rev() {
-            let path = Path::new(&out).join(format!("{module}.sm_{target}.ptx.deflate"));
-            fs::write(&path, compress_to_vec(text.as_bytes(), LEVEL))?;
-            write!(table, "({target}, include_bytes!({path:?})),").map_err(io::Error::other)?;
+            let file = format!("{module}.sm_{target}.ptx.deflate");
+            fs::write(Path::new(&out).join(&file), compress_to_vec(text.as_bytes(), LEVEL))?;
+            // Beside the table: a target folder that is moved is whole.
+            write!(table, "({target}, include_bytes!({file:?})),").map_err(io::Error::other)?;
         }
         table.push_str("]),");
     }

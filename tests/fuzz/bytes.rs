@@ -80,7 +80,7 @@ fn change(file: &mut Vec<u8>, by: &mut Bytes) {
                 "F4",
             ];
             let (mark, new) = (b"\"dtype\":\"", by.pick(&types));
-            let found = (at..header.end).find(|&i| file[i..].starts_with(mark));
+            let found = (at..header.end).find(|&i| file[i..header.end].starts_with(mark));
             let Some(start) = found.map(|i| i + mark.len()) else { return };
             let end = (start..header.end).find(|&i| file[i] == b'"').unwrap_or(header.end);
             file.splice(start..end, new.bytes());
