@@ -148,8 +148,7 @@ __device__ void backward_slowly(const Geometry &g, Walk<Index> walk, const Chann
 
 /// `sum(g)` and `sum(g * (x - mean))` of each channel of a tile. With outputs, the gradients through frozen statistics.
 template <class T, int W>
-__device__ void backward_sums(const Geometry &g, const Channels<AccOf<T>> &by, const Tensors<T> &t,
-                              double2 *partials) {
+__device__ void backward_sums(const Geometry &g, const Channels<AccOf<T>> &by, const Tensors<T> &t, double2 *partials) {
     using A = AccOf<T>;
     constexpr unsigned AHEAD = 2;
     __shared__ Shared<A> shared;
@@ -199,8 +198,8 @@ template <class A> struct Gradients {
 /// What follows from a channel's sums, of gradients and of gradients times the distance from the rounded mean, or times
 /// xhat.
 template <class A>
-__device__ void finish_gradients(unsigned c, u64 channels, u64 count, double sum, double product,
-                                 bool of_xhat, const Channels<A> &by, const Gradients<A> &out, bool accumulate) {
+__device__ void finish_gradients(unsigned c, u64 channels, u64 count, double sum, double product, bool of_xhat,
+                                 const Channels<A> &by, const Gradients<A> &out, bool accumulate) {
     const bool extreme = by.is_extreme(c);
     const double rest = extreme || !by.mean_rest ? A(0) : by.mean_rest[c], invstd = extreme ? A(1) : by.invstd[c];
     const double sum_xhat = of_xhat || extreme ? product : (product - or_zero(rest * sum)) * invstd;
@@ -259,9 +258,7 @@ __device__ void backward_finalize(const Merge &merge, const Channels<AccOf<T>> &
     }
     Part all = warp_merge<Add>(own);
     const bool again = partials && t.grad_y && (by.is_extreme(c) || are_lost<T>(all.first, all.second));
-    if (again) {
-        all = wide_sums(merge.count, c, merge.channels, merge.inner, merge.lanes, by, t);
-    }
+    if (again) { all = wide_sums(merge.count, c, merge.channels, merge.inner, merge.lanes, by, t); }
     if (lane == 0) finish_gradients(c, merge.channels, merge.count, all.first, all.second, again, by, out, accumulate);
 }
 
@@ -283,7 +280,8 @@ template <class A, int W> struct Through {
     }
     /// The gradient of x.
     template <class T>
-    __device__ Vector<T, W> gradient(const Coefs<A, W> &coefs, const Vector<T, W> &x, const Vector<T, W> &passed) const {
+    __device__ Vector<T, W> gradient(const Coefs<A, W> &coefs, const Vector<T, W> &x,
+                                     const Vector<T, W> &passed) const {
         using E = Element<T>;
         Vector<T, W> grad_x;
         grad_x.fill([&](int i) {
@@ -317,7 +315,8 @@ __device__ void backward_apply(const Geometry &g, const Channels<AccOf<T>> &by, 
                 batch.pass(coefs, t.gate, k);
                 if (t.grad_residual) store<T, W>(t.grad_residual, batch.at[k], batch.g[k], k > 0 || g.aligned);
                 if (!t.grad_x) continue;
-                const auto grad_x = further ? through.gradient(coefs, batch.x[k], batch.g[k]) : coefs.scaled(batch.g[k]);
+                const auto grad_x =
+                    further ? through.gradient(coefs, batch.x[k], batch.g[k]) : coefs.scaled(batch.g[k]);
                 store<T, W>(t.grad_x, batch.at[k], grad_x, k > 0 || g.aligned);
             }
         }

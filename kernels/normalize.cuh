@@ -59,7 +59,8 @@ template <class A, int W> struct Coefs {
 
     /// `[relu](normalize(x) [+ residual])`; `passes`: of each lane, whether it is above zero.
     template <class T>
-    __device__ Vector<T, W> output(Vector<T, W> x, bool adds, Vector<T, W> residual, bool relu, unsigned &passes) const {
+    __device__ Vector<T, W> output(Vector<T, W> x, bool adds, Vector<T, W> residual, bool relu,
+                                   unsigned &passes) const {
         using E = Element<T>;
         passes = 0;
         Vector<T, W> y;

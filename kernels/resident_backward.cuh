@@ -97,7 +97,8 @@ __device__ void backward_resident(const Geometry &g, const Group &group, const C
         }
         // The sums take all registers.
         slice = room.arrival[1];
-        meet(g, group, channels_of(g, slice), room, [&] { finish_slice(g, slice, count, by, t, out, accumulate, room); });
+        meet(g, group, channels_of(g, slice), room,
+             [&] { finish_slice(g, slice, count, by, t, out, accumulate, room); });
         slice = room.arrival[1];
 
         const Steps walk(g, slice, member);
