@@ -24,7 +24,11 @@ fn states() {
 }
 #[test]
 fn shapes() {
-    fuzz(targets::shapes, vec![vec![0, 2, 1, 2, 1], vec![2, 3, 2, 3, 4, 1], vec![0; 40]], 2_000_000);
+    fuzz(
+        targets::shapes,
+        vec![vec![0, 2, 1, 2, 1], vec![2, 3, 2, 3, 4, 1], vec![0; 40]],
+        2_000_000,
+    );
 }
 #[test]
 fn arguments() {
