@@ -84,9 +84,11 @@ pub enum Error {
         size: usize,
     },
     /// A state dict that cannot be read or written.
+    #[cfg(feature = "safetensors")]
     #[error("state dict: {0}")]
     State(String),
     /// Entries of a state dict that are missing, unexpected or do not fit: all of them.
+    #[cfg(feature = "safetensors")]
     #[error("state dict: {0}")]
     Load(crate::LoadReport),
 }

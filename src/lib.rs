@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 // The map. Who stands higher may use who stands lower, never the other way round.
 
 mod layer; // policy: configuration, parameters, running statistics, modes, state dicts
@@ -28,9 +29,9 @@ pub use engine::{Choice, Cudnn, Gpu, Rule};
 #[cfg(feature = "cuda")]
 pub use engine::{Cuda, Family, Tuning};
 pub use error::{Error, Result};
-pub use layer::{
-    BatchNorm, Config, LoadReport, Mismatch, Momentum, Param, RunningStats, StateDict, Strict,
-};
+pub use layer::{BatchNorm, Config, Momentum, Param, RunningStats};
+#[cfg(feature = "safetensors")]
+pub use layer::{LoadReport, Mismatch, StateDict, Strict};
 #[cfg(feature = "cuda")]
 pub use memory::Device;
 pub use memory::{Host, Memory};

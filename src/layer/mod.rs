@@ -7,11 +7,13 @@ mod config;
 mod param;
 mod passes;
 mod running;
+#[cfg(feature = "safetensors")]
 mod state;
 
 pub use config::{Config, Momentum};
 pub use param::Param;
 pub use running::RunningStats;
+#[cfg(feature = "safetensors")]
 pub use state::{LoadReport, Mismatch, StateDict, Strict};
 
 use affine::Affine;
