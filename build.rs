@@ -15,12 +15,12 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// `&[("split_f32", 75, b".."), ..]`: name, target and gzip file of each text, a name's highest target first.
+/// `&[("split_f32", 75, b".."), ..]`: name, target and LZMA file of each text, a name's highest target first.
 fn table() -> io::Result<String> {
     let mut texts = Vec::new();
     for file in fs::read_dir(FOLDER)? {
         let file = file?.file_name().into_string().unwrap_or_default();
-        let parts = file.strip_suffix(".ptx.gz").and_then(|name| name.split_once(".sm_"));
+        let parts = file.strip_suffix(".ptx.lzma").and_then(|name| name.split_once(".sm_"));
         let Some((name, target)) = parts else { continue };
         let target: u32 =
             target.parse().map_err(|_| io::Error::other(format!("{file}: no target")))?;
@@ -29,7 +29,7 @@ fn table() -> io::Result<String> {
     texts.sort();
     let row = |(name, Reverse(target)): &(String, Reverse<u32>)| {
         let path = format!(
-            "concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/{FOLDER}/{name}.sm_{target}.ptx.gz\")"
+            "concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/{FOLDER}/{name}.sm_{target}.ptx.lzma\")"
         );
         format!("    ({name:?}, {target}, include_bytes!({path})),\n")
     };

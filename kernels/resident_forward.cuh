@@ -72,38 +72,38 @@ __device__ void finish_slice(const Geometry &g, u64 first, unsigned channels, u6
 }
 
 /// Vectors of x, and of the residual, that are loaded before the first is used: registers allow no more.
-constexpr unsigned FEW = 2;
+template <class Act> constexpr unsigned FEW = Act::GENERAL ? 1 : 2;
 
 /// What the forward ends with.
-template <class T> struct Target {
+template <class T, class Act> struct Target {
     const T *residual;
     T *y;
     unsigned char *mask;
-    bool relu;
+    Act act;
 
     /// `n` vectors of y; `x` gives the k-th when it is needed.
     template <int W, class X>
-    __device__ void write(const Coefs<float, W> &coefs, const unsigned (&at)[FEW], unsigned n, X x) const {
-        Vector<T, W> rs[FEW];
+    __device__ void write(const Coefs<float, W> &coefs, const unsigned (&at)[FEW<Act>], unsigned n, X x) const {
+        Vector<T, W> rs[FEW<Act>];
 #pragma unroll
-        for (unsigned k = 0; k < FEW; k++) {
+        for (unsigned k = 0; k < FEW<Act>; k++) {
             if (k < n && residual) rs[k] = load_last<T, W>(residual, at[k], true);
         }
 #pragma unroll
-        for (unsigned k = 0; k < FEW; k++) {
+        for (unsigned k = 0; k < FEW<Act>; k++) {
             if (k < n) {
-                unsigned passes;
-                const auto out = coefs.output(x(k), residual, rs[k], relu, passes);
+                unsigned ones;
+                const auto out = coefs.output(x(k), residual, rs[k], act, ones);
                 store<T, W>(y, at[k], out, true);
-                if (mask) mask[at[k]] = passes;
+                if (mask) mask[at[k]] = ones;
             }
         }
     }
 };
 
-template <class T>
+template <class T, class Act>
 __device__ void forward_resident(const Geometry &g, const Group &group, const Outputs<float> &out, u64 count,
-                                 const T *x, const Target<T> &to) {
+                                 const T *x, const Target<T, Act> &to) {
     constexpr int W = 16 / sizeof(T);
     extern __shared__ uint4 shared[];
     const Room room(shared, g, g.threads * group.kept);
@@ -128,7 +128,7 @@ __device__ void forward_resident(const Geometry &g, const Group &group, const Ou
 
         const Channels<float> by = {out.mean, out.mean_rest, out.invstd, out.weight, out.bias};
         if (Coefs<float, W>::prepare(g, slice, by, room.table)) {
-            apply_slowly<W>(g, Steps(g, slice, member), by, x, to.residual, to.y, to.mask, to.relu);
+            apply_slowly<W>(g, Steps(g, slice, member), by, x, to.residual, to.y, to.mask, to.act);
             continue;
         }
         const Coefs<float, W> coefs(g, walk, room.table);
@@ -136,11 +136,11 @@ __device__ void forward_resident(const Geometry &g, const Group &group, const Ou
         const Steps kept(g, slice, member, spills);
         Steps back = kept, on = kept;
         for (unsigned left = spills, here; left > 0; left -= here) {
-            unsigned at[FEW];
-            Vector<T, W> xs[FEW];
-            here = min(FEW, left);
+            unsigned at[FEW<Act>];
+            Vector<T, W> xs[FEW<Act>];
+            here = min(FEW<Act>, left);
 #pragma unroll
-            for (unsigned k = 0; k < FEW; k++) {
+            for (unsigned k = 0; k < FEW<Act>; k++) {
                 if (k < here) {
                     back.previous(g);
                     at[k] = back.at;
@@ -150,10 +150,10 @@ __device__ void forward_resident(const Geometry &g, const Group &group, const Ou
             to.write(coefs, at, here, [&](unsigned k) { return xs[k]; });
         }
         for (unsigned step = 0, here; step < kept.count; step += here) {
-            unsigned at[FEW];
-            here = min(FEW, kept.count - step);
+            unsigned at[FEW<Act>];
+            here = min(FEW<Act>, kept.count - step);
 #pragma unroll
-            for (unsigned k = 0; k < FEW; k++) {
+            for (unsigned k = 0; k < FEW<Act>; k++) {
                 if (k < here) {
                     at[k] = on.at;
                     on.next(g);

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Compiles CUDA kernels to the PTX that is committed beside them, FOLDER/NAME.cu to FOLDER/ptx/NAME.sm_XX.ptx.gz,
+# Compiles CUDA kernels to the PTX that is committed beside them, FOLDER/NAME.cu to FOLDER/ptx/NAME.sm_XX.ptx.gz (of the
+# kernels that ship .lzma, whose window holds loops that are unrolled: 40 % less),
 # and assembles that with the newest and the oldest ptxas that must take it. Where two targets need the same
 # instructions, the lower one's file serves both, as a driver compiles it for the device it has.
 #
@@ -26,12 +27,30 @@ fail() {
     exit 1
 }
 
+# How texts of a folder are packed; what packs and unpacks one.
+ending() { case $1 in kernels) echo lzma ;; *) echo gz ;; esac; }
+packed() {
+    case $1 in
+        lzma) python3 -c 'import lzma, sys
+text = sys.stdin.buffer.read()
+sys.stdout.buffer.write(lzma.compress(text, lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME))' ;;
+        gz) gzip -9nc ;;
+    esac
+}
+unpacked() {
+    case $1 in
+        *.lzma) python3 -c 'import lzma, sys
+sys.stdout.buffer.write(lzma.open(sys.argv[1], format=lzma.FORMAT_ALONE).read())' "$1" ;;
+        *.gz) gzip -cd "$1" ;;
+    esac
+}
+
 # show NAME[.sm_XX]: what a device of that target is given, or every text of that name.
 show() {
     local name=${1%%.*} target=${1##*.sm_} files=() file
-    for folder in "${all[@]}"; do files+=("$folder/ptx/$name".sm_*.ptx.gz); done
+    for folder in "${all[@]}"; do files+=("$folder/ptx/$name".sm_*.ptx."$(ending "$folder")"); done
     mapfile -t files < <(ls -d "${files[@]}" 2>/dev/null | sort -V)
-    [ ${#files[@]} -gt 0 ] || fail "no $name: there are" $(for folder in "${all[@]}"; do ls "$folder/ptx"; done | sed 's/[.]ptx[.]gz$//')
+    [ ${#files[@]} -gt 0 ] || fail "no $name: there are" $(for folder in "${all[@]}"; do ls "$folder/ptx"; done | sed 's/[.]ptx[.].*$//')
     if [ "$target" != "$1" ]; then
         local served=()
         for file in "${files[@]}"; do
@@ -42,11 +61,11 @@ show() {
     fi
     for file in "${files[@]}"; do
         echo "$file" >&2
-        gzip -cd "$file"
+        unpacked "$file"
     done
 }
 
-# target_of FILE: 90 of NAME.sm_90.ptx or NAME.sm_90.ptx.gz
+# target_of FILE: 90 of NAME.sm_90.ptx, packed or not
 target_of() { sed 's/.*[.]sm_\([0-9]*\)[.].*/\1/' <<<"$1"; }
 
 # instructions FILE: all but the line that names the target.
@@ -122,23 +141,25 @@ assemble() {
 # unpack FOLDER OUT: what is committed, as text.
 unpack() {
     mkdir -p "$2"
-    local file
-    for file in "$1"/ptx/*.ptx.gz; do
-        [ ! -e "$file" ] || gzip -cd "$file" >"$2/$(basename "$file" .gz)"
+    local file ending
+    ending=$(ending "$1")
+    for file in "$1"/ptx/*.ptx."$ending"; do
+        [ ! -e "$file" ] || unpacked "$file" >"$2/$(basename "$file" ".$ending")"
     done
 }
 
 # pack MADE FOLDER: the texts of a folder, each in a file of its own. One that has not changed keeps its file, whatever
-# version of gzip made that.
+# version of the packer made that.
 pack() {
-    local file packed
+    local file to ending
+    ending=$(ending "$2")
     mkdir -p "$2/ptx"
     for file in "$1"/*.ptx; do
-        packed=$2/ptx/$(basename "$file").gz
-        if [ ! -e "$packed" ] || ! gzip -cd "$packed" | cmp -s - "$file"; then gzip -9nc "$file" >"$packed"; fi
+        to=$2/ptx/$(basename "$file").$ending
+        if [ ! -e "$to" ] || ! unpacked "$to" | cmp -s - "$file"; then packed "$ending" <"$file" >"$to"; fi
     done
-    for packed in "$2"/ptx/*; do
-        [[ $packed == *.gz && -e "$1/$(basename "$packed" .gz)" ]] || rm "$packed"
+    for to in "$2"/ptx/*; do
+        [[ $to == *."$ending" && -e "$1/$(basename "$to" ".$ending")" ]] || rm "$to"
     done
 }
 

@@ -63,7 +63,7 @@ if [ "$lease" = 1 ]; then
     cp scripts/gpu-lease.sh scripts/lease-steps.txt "$out/"
     cp scripts/gpu_probe.py scripts/bench_pytorch.py "$out/scripts/"
     cp benches/table/table.json "$out/benches/table/" # where bench_pytorch.py looks for it
-    cp kernels/ptx/*.ptx.gz "$out/ptx/"
+    cp kernels/ptx/*.ptx.lzma "$out/ptx/"
     # What the software device makes of the golden cases, for a comparison of bits.
     BATCHNORM_REQUIRE_GPU=0 LD_LIBRARY_PATH=$CARGO_TARGET_DIR/release \
         "$out/bin/conformance" --engine cuda --out "$out/software" "$out/tests/golden" >/dev/null

@@ -6,7 +6,7 @@ use cudarc::driver::{
     PushKernelArg, ValidAsZeroBits,
 };
 use cudarc::nvrtc::Ptx;
-use flate2::read::GzDecoder;
+use lzma_rust2::LzmaReader;
 use softcuda::Exclusive;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,13 +16,15 @@ use std::sync::Arc;
 
 use crate::support::files::checkout;
 
-/// The text of `kernels/ptx/MODULE.sm_XX.ptx.gz`, of the highest target that a device of this capability takes.
+/// The text of `kernels/ptx/MODULE.sm_XX.ptx.lzma`, of the highest target that a device of this capability takes.
 fn ptx(module: &str, capability: i32) -> String {
-    let file = |target: i32| checkout(&format!("kernels/ptx/{module}.sm_{target}.ptx.gz"));
+    let file = |target: i32| checkout(&format!("kernels/ptx/{module}.sm_{target}.ptx.lzma"));
     let targets = [90, 80, 75].into_iter().filter(|target| *target <= capability);
     let file = targets.map(file).find(|file| file.exists()).expect(module);
     let mut text = String::new();
-    GzDecoder::new(File::open(file).unwrap()).read_to_string(&mut text).unwrap();
+    let file = File::open(file).unwrap();
+    let mut reader = LzmaReader::new_mem_limit(file, u32::MAX, None).unwrap();
+    reader.read_to_string(&mut text).unwrap();
     text
 }
 
@@ -141,6 +143,18 @@ pub struct Outputs {
 #[repr(C)]
 pub struct Gradients(pub [u64; 6]);
 
+/// An activation by its number, and the slope of a leaky ReLU.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct AnyActivation<A> {
+    pub activation: u32,
+    pub slope: A,
+}
+
+// SAFETY: it has the layout of the kernels' structure; padding is not read.
+unsafe impl DeviceRepr for AnyActivation<f32> {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for AnyActivation<f64> {}
 // SAFETY: they have the layout of the kernels' structures, and no padding.
 unsafe impl DeviceRepr for Geometry {}
 // SAFETY: as above.
@@ -163,6 +177,8 @@ pub enum Arg {
     Merge(Merge),
     Outputs(Outputs),
     Gradients(Gradients),
+    Any32(AnyActivation<f32>),
+    Any64(AnyActivation<f64>),
     Pointer(u64),
     U32(u32),
     U64(u64),
@@ -266,6 +282,8 @@ impl Device {
                 Arg::Merge(v) => builder.arg(v),
                 Arg::Outputs(v) => builder.arg(v),
                 Arg::Gradients(v) => builder.arg(v),
+                Arg::Any32(v) => builder.arg(v),
+                Arg::Any64(v) => builder.arg(v),
                 Arg::Pointer(v) => builder.arg(v),
                 Arg::U32(v) => builder.arg(v),
                 Arg::U64(v) => builder.arg(v),

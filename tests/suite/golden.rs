@@ -153,7 +153,10 @@ fn a_gate_that_is_open_where_it_must_be_shut_makes_y_wrong() {
     let verdicts = judge(&case, &computed).unwrap();
     let verdict = verdicts.iter().find(|v| v.tensor == "y").unwrap();
     assert!(!verdict.pass);
-    assert!(verdict.note.as_ref().unwrap().starts_with("another side of relu's kink"), "{verdict:?}");
+    assert!(
+        verdict.note.as_ref().unwrap().starts_with("another side of relu's kink"),
+        "{verdict:?}"
+    );
 }
 
 #[test]
