@@ -19,7 +19,7 @@ pub use args::{
     Activation, Backward, ForwardEval, ForwardTrain, Input, MergeStats, Running, Statistics, Stats,
 };
 pub(crate) use check::{check_eps, check_momentum};
-pub use cpu::Cpu;
+pub use cpu::{Cpu, SimdLevel};
 #[cfg(feature = "cuda")]
 pub use cuda::{Cuda, Family, Tuning};
 #[cfg(feature = "cudnn")]

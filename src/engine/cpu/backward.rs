@@ -4,7 +4,7 @@ use super::grad::{self, Gate, Gradients, Read, Source};
 use super::lanes::Scratch;
 use super::normalize::walk;
 use super::plan::{Plan, Tile};
-use super::simd::vectorized;
+use super::simd::Simd;
 use super::tiles::{Elements, Slots, TileMut, Writer, for_each_tile};
 use super::{Cpu, Parameters, Table, TableMut};
 use crate::engine::saved::{Buffers, Forward};
@@ -16,6 +16,7 @@ impl Cpu {
     /// All gradients asked for, after all checks.
     pub(super) fn gradients<E: Element>(
         &self,
+        simd: Simd,
         shape: &Shape,
         forward: &Forward,
         saved: &Buffers<Host, E::Acc>,
@@ -50,7 +51,7 @@ impl Cpu {
         let frozen = !forward.batch_statistics && total_sums.is_none();
         let coefs = Coefs { shape, parameters, saved, total_sums };
         let writes_tensors = grad_x.is_some() || grad_residual.is_some();
-        let extremes = &Extreme::of_saved(saved)[..];
+        let extremes = &Extreme::of_saved(simd, saved)[..];
         // What the loops are about to overwrite.
         let held = match (grad_y, &grad_x) {
             (Some(grad_y), _) => extremes::held(extremes, shape, grad_y),
@@ -65,11 +66,11 @@ impl Cpu {
             let of_x = grad_x.as_deref_mut().map(Elements::new);
             let tensors = (of_x, grad_residual.as_deref_mut().map(Elements::new));
             self.with_workspace(Table::<E::Acc>::LEN * channels, |memory| {
-                coefs.forward(0..channels, memory);
-                coefs.gradient(0..channels, None, memory);
+                coefs.forward(simd, 0..channels, memory);
+                coefs.gradient(simd, 0..channels, None, memory);
                 let table = Table::new(memory, 0..channels);
                 for_each_tile(plan, false, tensors, |tile, tensors| {
-                    outputs.write(&tile, &table, tensors);
+                    outputs.write(simd, &tile, &table, tensors);
                 });
             });
             for (k, e) in extremes.iter().enumerate() {
@@ -84,15 +85,15 @@ impl Cpu {
         let block_len = slot_len * plan.tiles_per_block();
         let slots_len = plan.tiles() * slot_len;
         let start = |block: usize, kept: &mut [f64]| {
-            coefs.forward(plan.channels(block), &mut kept[2 * most..]);
+            coefs.forward(simd, plan.channels(block), &mut kept[2 * most..]);
         };
         let sums = |tile: &Tile, grad_y: Source<'_, '_, E>, kept: &[f64], slot: &mut [f64]| {
             let table = Table::new(&kept[2 * most..], plan.channels(tile.block));
-            sums_of(read, tile, grad_y, &table, slot);
+            sums_of(simd, read, tile, grad_y, &table, slot);
         };
         let merge = |block, grad_y: Source<'_, '_, E>, slots: &mut [f64], kept: &mut [f64]| {
             let (kept, memory) = kept.split_at_mut(2 * most);
-            merge_sums(plan, block, saved, slots, kept);
+            merge_sums(simd, plan, block, saved, slots, kept);
             for (k, c) in plan.channels(block).enumerate() {
                 let extreme = extremes.iter().find(|e| e.c == c);
                 if extreme.is_some() || is_lost::<E>(kept[k], kept[most + k]) {
@@ -105,11 +106,11 @@ impl Cpu {
                         grad::wide_sums(read, elements, grad_y, normalize, xhat);
                 }
             }
-            coefs.gradient(plan.channels(block), Some(kept.split_at(most)), memory);
+            coefs.gradient(simd, plan.channels(block), Some(kept.split_at(most)), memory);
         };
         let write = |tile: &Tile, kept: &[f64], tensors: Parts<'_, E>| {
             let table = Table::new(&kept[2 * most..], plan.channels(tile.block));
-            outputs.write(tile, &table, tensors);
+            outputs.write(simd, tile, &table, tensors);
         };
         self.with_workspace(slots_len + plan.blocks() * kept_len, |workspace| {
             let (slots, kept) = workspace.split_at_mut(slots_len);
@@ -170,13 +171,14 @@ impl Cpu {
 
 /// Step 1 of a tile, compiled once for all cases.
 fn sums_of<E: Element>(
+    simd: Simd,
     read: Read<'_, E>,
     tile: &Tile,
     grad_y: Source<'_, '_, E>,
     table: &Table<'_, E::Acc>,
     slot: &mut [f64],
 ) {
-    vectorized(
+    simd.vectorize(
         #[inline(always)]
         |simd| grad::sums(simd, read, tile, grad_y, table, slot),
     );
@@ -184,13 +186,14 @@ fn sums_of<E: Element>(
 
 /// And of a block: `sum(g)` and `sum(g * xhat)`. The tasks subtract the rounded mean.
 fn merge_sums<A: Real>(
+    simd: Simd,
     plan: &Plan,
     block: usize,
     saved: &Buffers<Host, A>,
     slots: &mut [f64],
     kept: &mut [f64],
 ) {
-    vectorized(
+    simd.vectorize(
         #[inline(always)]
         |_| {
             grad::merge(plan, slots, kept);
@@ -234,10 +237,10 @@ impl<A: Real> Coefs<'_, A> {
         Some((total[c].to_f64() / m, total[count + c].to_f64() / m))
     }
     /// What the forward took, in a table's memory.
-    fn forward(self, channels: Range<usize>, memory: &mut [f64]) {
+    fn forward(self, simd: Simd, channels: Range<usize>, memory: &mut [f64]) {
         let Buffers { mean, mean_rest, invstd, .. } = self.saved;
         let [mean, rest, invstd] = [mean, mean_rest, invstd].map(|field| &field[channels.clone()]);
-        vectorized(
+        simd.vectorize(
             #[inline(always)]
             |_| {
                 TableMut::new(memory, channels).forward(
@@ -250,11 +253,17 @@ impl<A: Real> Coefs<'_, A> {
     }
     /// And what the gradient of the statistics takes, if it is asked for and their sums are known:
     /// `kept` are those of this batch, and their products.
-    fn gradient(self, channels: Range<usize>, kept: Option<(&[f64], &[f64])>, memory: &mut [f64]) {
+    fn gradient(
+        self,
+        simd: Simd,
+        channels: Range<usize>,
+        kept: Option<(&[f64], &[f64])>,
+        memory: &mut [f64],
+    ) {
         let Buffers { mean_rest, invstd, .. } = self.saved;
         let (rest, invstd) = (&mean_rest[channels.clone()], &invstd[channels.clone()]);
         let table = TableMut::new(memory, channels.clone());
-        vectorized(
+        simd.vectorize(
             #[inline(always)]
             |_| {
                 if let Some(total) = self.total_sums {
@@ -330,13 +339,19 @@ struct Outputs<'a, E> {
 }
 
 impl<E: Element> Outputs<'_, E> {
-    fn write(&self, tile: &Tile, table: &Table<'_, E::Acc>, (grad_x, grad_residual): Parts<'_, E>) {
+    fn write(
+        &self,
+        simd: Simd,
+        tile: &Tile,
+        table: &Table<'_, E::Acc>,
+        (grad_x, grad_residual): Parts<'_, E>,
+    ) {
         let Outputs { read, grad_y, frozen } = *self;
         let grad_x = grad_x.map(|tile| Writer::new(read.plan, tile, 3, grad_y.is_none()));
         let grad_residual = grad_residual.map(|tile| Writer::new(read.plan, tile, 3, false));
         let (held, gated) = (Scratch::new(), Scratch::new());
         let mut step = Gradients { read, grad_y, frozen, grad_x, grad_residual, held, gated };
-        vectorized(
+        simd.vectorize(
             #[inline(always)]
             |simd| walk(simd, read.plan, tile, table, &mut step),
         );

@@ -4,7 +4,7 @@
 //! unit size. There is none in training that goes well.
 use super::grad::Gate;
 use super::plan::Plan;
-use super::simd::vectorized;
+use super::simd::Simd;
 use super::table::Parameters;
 use crate::engine::saved::Buffers;
 use crate::{DType, Element, Host, Real, Shape};
@@ -125,10 +125,10 @@ impl Extreme {
         them.map(|k| Self::new(channels.start + k, (of(k).0, rest(k), of(k).1), by)).collect()
     }
     /// Those of a forward.
-    pub fn of_saved<A: Real>(saved: &Buffers<Host, A>) -> Vec<Self> {
+    pub fn of_saved<A: Real>(simd: Simd, saved: &Buffers<Host, A>) -> Vec<Self> {
         let n = saved.mean.len();
         let (mean, rest, invstd) = (&saved.mean[..n], &saved.mean_rest[..n], &saved.invstd[..n]);
-        vectorized(
+        simd.vectorize(
             #[inline(always)]
             |_| {
                 Self::among(

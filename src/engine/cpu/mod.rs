@@ -13,12 +13,14 @@ use super::saved::Buffers;
 use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain};
 use super::{MergeStats, Request, Running, Stats};
 use crate::{Element, Host, Real, Result, Shape};
+pub use level::SimdLevel;
+
 use extremes::Extreme;
 use lanes::Scratch;
 use moments::Moments;
 use normalize::{Normalize, walk};
 use plan::{Plan, Tile};
-use simd::vectorized;
+use simd::Simd;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use table::{Parameters, Table, TableMut};
@@ -31,6 +33,7 @@ mod compiled;
 mod extremes;
 mod grad;
 mod lanes;
+mod level;
 mod moments;
 mod normalize;
 mod operations;
@@ -48,7 +51,7 @@ mod train;
 /// Batch normalization on the host, on the threads of the rayon pool it is called from.
 ///
 /// Results do not depend on the number of threads, nor on the machine's vector instructions: bit
-/// for bit. Clones share their workspaces; any number of threads may use one engine at a time.
+/// for bit (see [`SimdLevel`]). Clones share their workspaces; any number of threads may use one engine at a time.
 ///
 /// After `fork` the child has none of the pool's threads, and waits for them for ever: start rayon's
 /// pool in the child alone, or let it run within a pool of its own (`rayon::ThreadPool::install`).
@@ -56,9 +59,31 @@ mod train;
 pub struct Cpu {
     /// Those not in use. They grow to the largest step and are kept.
     workspaces: Arc<Mutex<Vec<Vec<f64>>>>,
+    /// Absent where the environment chooses.
+    simd: Option<Simd>,
 }
 
 impl Cpu {
+    /// An engine that computes with the instructions of a level, whatever the environment says; for
+    /// tests and measurements.
+    ///
+    /// # Errors
+    /// A level that this machine lacks: see [`SimdLevel::available`].
+    pub fn with_simd_level(level: SimdLevel) -> Result<Self> {
+        Ok(Self { simd: Some(Simd::of_level(level)?), ..Self::default() })
+    }
+    /// The vector instructions that it computes with: the widest that this machine has, unless the
+    /// environment variable `BATCHNORM_SIMD` names others (`baseline`, `avx2` or `avx512`).
+    ///
+    /// # Errors
+    /// `BATCHNORM_SIMD` is none of these, or names instructions that this machine lacks. Every
+    /// operation returns the same error then.
+    pub fn simd_level(&self) -> Result<SimdLevel> {
+        Ok(self.simd()?.level())
+    }
+    fn simd(&self) -> Result<Simd> {
+        self.simd.map_or_else(Simd::of_environment, Ok)
+    }
     /// Runs `f` with `len` values to work in, of arbitrary content.
     fn with_workspace<R>(&self, len: usize, f: impl FnOnce(&mut [f64]) -> R) -> R {
         let pool = || self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
@@ -112,6 +137,7 @@ impl Engine for Cpu {
     }
     fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Host, P>) -> Result<()> {
         let channels = args.check(&Host)?;
+        self.simd()?;
         let parts = || args.records.chunks_exact(3 * channels + 1);
         let total = total_count(parts().map(|part| part[3 * channels]).enumerate())?;
         check_values_per_channel("records", total as usize)?;
@@ -159,6 +185,7 @@ impl<E: Element> Output<'_, E> {
     /// Compiled once for both forwards.
     fn write(
         &self,
+        simd: Simd,
         plan: &Plan,
         tile: &Tile,
         table: &Table<'_, E::Acc>,
@@ -168,7 +195,7 @@ impl<E: Element> Output<'_, E> {
         let Output { x, residual, relu } = *self;
         let y = Writer::new(plan, y, 2, x.is_none());
         let mut step = Normalize { plan, x, residual, relu, y, mask, held: Scratch::new() };
-        vectorized(
+        simd.vectorize(
             #[inline(always)]
             |simd| walk(simd, plan, tile, table, &mut step),
         );

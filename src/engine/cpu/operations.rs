@@ -2,7 +2,6 @@
 use super::extremes::{self, Extreme};
 use super::moments::Moments;
 use super::plan::Plan;
-use super::simd::vectorized;
 use super::tiles::{Elements, for_each_tile, numbers_mut};
 use super::{Cpu, Output, Parameters, Table, TableMut, mask, update};
 use crate::engine::saved::{Buffers, Opened};
@@ -16,6 +15,7 @@ impl Cpu {
         mut args: ForwardTrain<'_, Host, E>,
     ) -> Result<()> {
         args.check(&Host, shape)?;
+        let simd = self.simd()?;
         let mut saved = args.open(self, shape)?.map(Opened::filled);
         let parameters = Parameters { weight: args.weight, bias: args.bias };
         saved.iter_mut().for_each(|saved| parameters.save(saved));
@@ -25,7 +25,7 @@ impl Cpu {
             relu: args.activation == Activation::Relu,
         };
         let ForwardTrain { x, eps, y, .. } = args;
-        self.train(shape, x, output, parameters, eps, y, saved, |channels, moments| {
+        self.train(simd, shape, x, output, parameters, eps, y, saved, |channels, moments| {
             update(&mut args.running, channels, |k| moments.get(k));
         });
         Ok(())
@@ -37,6 +37,7 @@ impl Cpu {
         mut args: ForwardEval<'_, Host, E>,
     ) -> Result<()> {
         args.check(&Host, shape)?;
+        let simd = self.simd()?;
         let mut saved = args.open(self, shape)?.map(Opened::filled);
         let plan = Plan::once(shape);
         let parameters = Parameters { weight: args.weight, bias: args.bias };
@@ -52,7 +53,7 @@ impl Cpu {
         self.with_workspace((1 + Table::<E::Acc>::LEN) * n, |memory| {
             let (invstds, memory) = memory.split_at_mut(n);
             let (invstds, statistics) = (&mut numbers_mut(invstds)[..n], args.statistics);
-            let extremes = vectorized(
+            let extremes = simd.vectorize(
                 #[inline(always)]
                 |_| match statistics {
                     Statistics::Given { mean, var } => {
@@ -90,7 +91,7 @@ impl Cpu {
             let masks = output.masks();
             let of_mask = mask(&plan, masks, saved.as_deref_mut()).map(Elements::mask);
             for_each_tile(&plan, false, (Elements::new(&mut *y), of_mask), |tile, (y, mask)| {
-                output.write(&plan, &tile, &table, y, mask);
+                output.write(simd, &plan, &tile, &table, y, mask);
             });
             output.write_apart(shape, &plan, &extremes, x, y, mask(&plan, masks, saved));
         });
@@ -104,7 +105,7 @@ impl Cpu {
     ) -> Result<()> {
         args.check(self, shape)?;
         let (forward, saved) = args.saved.made()?;
-        self.gradients(shape, forward, saved, args);
+        self.gradients(self.simd()?, shape, forward, saved, args);
         Ok(())
     }
 
@@ -114,11 +115,12 @@ impl Cpu {
         args: Stats<'_, Host, E>,
     ) -> Result<()> {
         args.check(&Host, shape)?;
+        let simd = self.simd()?;
         let (record, count) = (args.record, shape.channels());
         if shape.is_empty() {
             record.fill(0.0);
         } else {
-            self.moments(shape, args.x, |channels, moments| {
+            self.moments(simd, shape, args.x, |channels, moments| {
                 channels.enumerate().for_each(|(k, c)| moments.get(k).write(record, count, c));
             });
         }

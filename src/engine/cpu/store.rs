@@ -180,8 +180,7 @@ pub(super) fn fence() {
 
 #[cfg(test)]
 mod tests {
-    use super::super::simd::tests::widths;
-    use super::super::simd::vectorized;
+    use super::super::simd::tests::every_level;
     use super::*;
     use crate::Real;
 
@@ -192,7 +191,7 @@ mod tests {
             for start in 0..20 {
                 for len in [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 64, 100, 179] {
                     let mut to = [T::default(); 200];
-                    vectorized(|simd| {
+                    every_level(|simd| {
                         // SAFETY: fenced before `to` is read.
                         let past = unsafe { Store::past_cache(simd) };
                         past.copy(&from[7..7 + len], &mut to[start..start + len]);
@@ -213,7 +212,7 @@ mod tests {
     #[test]
     fn groups_are_stored_at_any_address() {
         fn group<E: Element, const N: usize>() {
-            widths(|simd| {
+            every_level(|simd| {
                 for start in 0..70 {
                     let values = std::array::from_fn(|i| E::Acc::from_f64(i as f64 + 1.0));
                     let (mut usual, mut past) = ([E::default(); 100], [E::default(); 100]);

@@ -2,7 +2,7 @@
 use super::extremes::{self, Extreme};
 use super::moments::{self, Merged};
 use super::plan::{Plan, Tile};
-use super::simd::vectorized;
+use super::simd::Simd;
 use super::stats;
 use super::tiles::{Elements, Slots, for_each_tile};
 use super::{Cpu, Output, Parameters, Table, TableMut, mask};
@@ -15,6 +15,7 @@ impl Cpu {
     #[allow(clippy::too_many_arguments)] // after the checks they are just values
     pub(super) fn train<E: Element>(
         &self,
+        simd: Simd,
         shape: &Shape,
         x: &[E],
         output: Output<'_, E>,
@@ -40,9 +41,9 @@ impl Cpu {
         let slots_len = plan.tiles() * slot_len;
         let merge = |block: usize, slots: &mut [f64], kept: &mut [f64]| {
             let (merged, memory) = kept.split_at_mut(merged_len);
-            merge(shape, plan, block, (x, eps), slots, merged);
+            merge(simd, shape, plan, block, (x, eps), slots, merged);
             let (channels, merged) = (plan.channels(block), Merged::new(merged, shape));
-            vectorized(
+            simd.vectorize(
                 #[inline(always)]
                 |_| {
                     TableMut::new(memory, channels).forward(
@@ -57,20 +58,20 @@ impl Cpu {
             let (slots, kept) = workspace.split_at_mut(slots_len);
             let write = |tile: &Tile, kept: &[f64], (y, mask)| {
                 let table = Table::new(&kept[merged_len..], plan.channels(tile.block));
-                output.write(plan, tile, &table, y, mask);
+                output.write(simd, plan, tile, &table, y, mask);
             };
             let of_mask = mask(plan, output.masks(), saved.as_deref_mut()).map(Elements::mask);
             let tensors = (Elements::new(&mut *y), of_mask);
             if plan.whole_channels() {
                 let outputs = (Slots::new(slots, slot_len), Slots::new(kept, kept_len), tensors);
                 for_each_tile(plan, false, outputs, |tile, (slot, kept, tensors)| {
-                    moments_of(plan, &tile, x, slot);
+                    moments_of(simd, plan, &tile, x, slot);
                     merge(tile.block, slot, kept);
                     write(&tile, kept, tensors);
                 });
             } else {
                 for_each_tile(plan, false, Slots::new(slots, slot_len), |tile, slot| {
-                    moments_of(plan, &tile, x, slot);
+                    moments_of(simd, plan, &tile, x, slot);
                 });
                 let blocks = slots.chunks_mut(block_len).zip(kept.chunks_mut(kept_len));
                 for (block, (slots, kept)) in blocks.enumerate() {
@@ -84,7 +85,7 @@ impl Cpu {
             for (block, kept) in kept.chunks(kept_len).enumerate() {
                 let (channels, merged) =
                     (plan.channels(block), Merged::new(&kept[..merged_len], shape));
-                vectorized(
+                simd.vectorize(
                     #[inline(always)]
                     |_| {
                         if let Some(saved) = &mut saved {
@@ -117,6 +118,7 @@ impl Cpu {
     /// Every channel's moments, in order.
     pub(super) fn moments<E: Element>(
         &self,
+        simd: Simd,
         shape: &Shape,
         x: &[E],
         mut publish: impl FnMut(Range<usize>, Merged<'_>),
@@ -127,11 +129,11 @@ impl Cpu {
         self.with_workspace(slots_len + kept_len, |workspace| {
             let (slots, kept) = workspace.split_at_mut(slots_len);
             for_each_tile(plan, false, Slots::new(slots, slot_len), |tile, slot| {
-                moments_of(plan, &tile, x, slot);
+                moments_of(simd, plan, &tile, x, slot);
             });
             let blocks = slots.chunks_mut(slot_len * plan.tiles_per_block());
             for (block, slots) in blocks.enumerate() {
-                merge(shape, plan, block, (x, 0.0), slots, kept);
+                merge(simd, shape, plan, block, (x, 0.0), slots, kept);
                 publish(plan.channels(block), Merged::new(kept, shape));
             }
         });
@@ -139,8 +141,8 @@ impl Cpu {
 }
 
 /// Step 1 of a tile, compiled once for all operations.
-fn moments_of<E: Element>(plan: &Plan, tile: &Tile, x: &[E], slot: &mut [f64]) {
-    vectorized(
+fn moments_of<E: Element>(simd: Simd, plan: &Plan, tile: &Tile, x: &[E], slot: &mut [f64]) {
+    simd.vectorize(
         #[inline(always)]
         |simd| stats::moments(simd, plan, tile, x, slot),
     );
@@ -148,6 +150,7 @@ fn moments_of<E: Element>(plan: &Plan, tile: &Tile, x: &[E], slot: &mut [f64]) {
 
 /// And of a block.
 fn merge<E: Element>(
+    simd: Simd,
     shape: &Shape,
     plan: &Plan,
     block: usize,
@@ -155,7 +158,7 @@ fn merge<E: Element>(
     slots: &mut [f64],
     kept: &mut [f64],
 ) {
-    vectorized(
+    simd.vectorize(
         #[inline(always)]
         |_| moments::merge(shape, plan, block, (x, eps), slots, kept),
     );
