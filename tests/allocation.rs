@@ -74,6 +74,7 @@ fn second_step<E: Element, G: Engine<Memory = Host>>(engine: &G, shape: &Shape) 
         let backward = Backward::<Host, E> {
             saved: &saved,
             x: &x,
+            residual: None,
             grad_y: Input::View(&y),
             grad_x: Some(&mut grad_x),
             grad_residual: Some(&mut grad_residual),

@@ -151,6 +151,7 @@ fn reference(dims: &[usize], op: Op, round: impl Fn(f32) -> f32) -> Right {
         let args = Backward::<Host, f32> {
             saved: &saved,
             x: &x,
+            residual: None,
             grad_y: Input::View(&grad_y),
             grad_x: Some(&mut grad_x),
             grad_residual: op.residual.then_some(&mut grad_residual[..]),

@@ -167,6 +167,7 @@ impl Right {
         let args = Backward::<Host, f64> {
             saved: &self.saved,
             x: &self.x,
+            residual: None,
             grad_y: Input::View(grad_y),
             grad_x: Some(&mut self.grad_x),
             grad_residual: None,

@@ -237,6 +237,7 @@ impl<E: Element<Acc = f32>, G: Timed> Work<E, G> {
         let args = Backward::<Mem<G>, E> {
             saved: &self.saved,
             x: Mem::<G>::view(&self.x),
+            residual: None,
             grad_y: Input::View(Mem::<G>::view(&gradients.of_y)),
             grad_x: Some(Mem::<G>::view_mut(&mut gradients.of_x)),
             grad_residual: gradients.of_residual.as_mut().map(|r| Mem::<G>::view_mut(r)),

@@ -169,7 +169,14 @@ impl<M: Memory, G: Engine<Memory = M>> Unit<G> {
         let Trace { input, output, columns, product, saved, grad_weights, .. } = trace;
         let (grad_x, grad_residual) = (Some(M::view_mut(grad)), grad_residual.map(M::view_mut));
         let product = M::view(product);
-        self.bn.backward_into::<f32>(saved, product, Input::InPlace, grad_x, grad_residual)?;
+        self.bn.backward_into::<f32>(
+            saved,
+            product,
+            None,
+            Input::InPlace,
+            grad_x,
+            grad_residual,
+        )?;
 
         let (taps, outputs, pixels) = (input.windows().channels, output.channels, input.pixels());
         let Parameter { value: weight, grad: grad_weight, .. } = &mut self.weight;

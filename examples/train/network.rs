@@ -297,7 +297,7 @@ impl<M: Memory, G: Engine<Memory = M>> Layer<G> {
         }
         if let Some(Norm { bn, x, saved }) = &mut self.norm {
             let grad = Some(M::view_mut(grad));
-            bn.backward_into::<f32>(saved, M::view(x), Input::InPlace, grad, None)?;
+            bn.backward_into::<f32>(saved, M::view(x), None, Input::InPlace, grad, None)?;
         }
         if let Some(bias) = &mut self.bias {
             backend.sum_rows(M::view(grad), M::view_mut(&mut bias.grad))?;

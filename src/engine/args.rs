@@ -4,18 +4,8 @@ use super::check::{
     written, written_some,
 };
 use super::saved::{Buffers, Forward, Opened};
-use super::{Engine, Op, Request, Saved};
+use super::{Activation, Derivative, Engine, Op, Request, Saved};
 use crate::{Element, Error, Memory, Real, Result, Shape};
-
-/// What follows `weight * xhat + bias (+ residual)`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Activation {
-    /// Nothing.
-    #[default]
-    Identity,
-    /// `max(v, 0)`; NaN stays NaN and passes its gradient, as in PyTorch.
-    Relu,
-}
 
 /// An input that the output may overwrite.
 #[derive(Debug, Clone, Copy)]
@@ -147,7 +137,7 @@ pub struct ForwardEval<'a, M: Memory, E: Element> {
 
 /// Arguments of [`Engine::backward`]. Only the gradients asked for are computed.
 ///
-/// With `g = grad_y` where the forward's ReLU passed and 0 elsewhere, and m values per channel:
+/// With `g = grad_y * activation'(z)` and m values per channel:
 ///
 /// | | |
 /// |---|---|
@@ -160,6 +150,9 @@ pub struct Backward<'a, M: Memory, E: Element> {
     pub saved: &'a Saved<M, E::Acc>,
     /// Length N, as in the forward, unchanged since: it is not copied, and nothing can tell.
     pub x: M::View<'a, E>,
+    /// Length N, as in the forward: asked for again where the derivative takes it
+    /// ([`Derivative::FromResidual`]), otherwise not read.
+    pub residual: Option<M::View<'a, E>>,
     /// Length N: gradient of y. In place: `grad_x` holds it before. Through frozen statistics and in
     /// place, on a device, sums that leave f32 on the way are infinite or NaN, as nothing is there to
     /// add them up again from.
@@ -229,6 +222,7 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
         read_some(on, "weight", c, &self.weight)?;
         read_some(on, "bias", c, &self.bias)?;
         check_eps::<E::Acc>(self.eps)?;
+        self.activation.check()?;
         self.running.as_ref().map_or(Ok(()), |r| r.check(on, c))?;
         check_values_per_channel("x", shape.per_channel())
     }
@@ -268,6 +262,7 @@ impl<'a, M: Memory, E: Element> ForwardEval<'a, M, E> {
         read_some(on, "weight", c, &self.weight)?;
         read_some(on, "bias", c, &self.bias)?;
         self.statistics.check(on, c)?;
+        self.activation.check()?;
         check_eps::<E::Acc>(self.eps)
     }
     /// As [`ForwardTrain::open`].
@@ -309,6 +304,15 @@ impl<M: Memory, E: Element> Backward<'_, M, E> {
         let on = engine.memory();
         on.check_here("saved", &M::view(&buffers.mean))?;
         read(on, "x", n, &self.x)?;
+        read_some(on, "residual", n, &self.residual)?;
+        let from = forward.activation.derivative_from(forward.residual);
+        if from == Derivative::FromResidual && self.residual.is_none() {
+            let reason = format!(
+                "expected that of the forward, which the derivative of {} takes, got none",
+                forward.activation
+            );
+            return Err(Error::invalid("residual", reason));
+        }
         match &self.grad_y {
             Input::View(grad_y) => read(on, "grad_y", n, grad_y)?,
             Input::InPlace if self.grad_x.is_none() => {

@@ -149,7 +149,7 @@ impl Gpu {
             }
             _ => return Pick::Cuda(why),
         };
-        let gates = request.op == Op::ForwardTrain && request.activation == Activation::Relu;
+        let gates = request.op == Op::ForwardTrain && request.activation != Activation::Identity;
         if gates {
             let reason = "cuDNN's backward through a ReLU gives not all gradients";
             return Pick::Cuda(format!("{why} it would be cuDNN, but {reason}"));
@@ -278,10 +278,11 @@ impl Engine for Gpu {
             return self.cuda.backward(shape, args);
         };
         args.check(cudnn, shape)?;
-        let gates = forward.activation == Activation::Relu;
+        let gates = forward.activation != Activation::Identity;
         let again = Backward {
             saved: args.saved,
             x: args.x.slice(..),
+            residual: args.residual.as_ref().map(Device::reborrow),
             grad_y: args.grad_y.as_ref().map(Device::reborrow),
             grad_x: args.grad_x.as_mut().map(Device::reborrow_mut),
             grad_residual: args.grad_residual.as_mut().map(Device::reborrow_mut),

@@ -8,6 +8,7 @@ mod cpu;
 mod cuda;
 #[cfg(feature = "cudnn")]
 mod cudnn;
+mod epilogue;
 #[cfg(feature = "cudnn")]
 mod gpu;
 #[cfg(feature = "cuda")]
@@ -16,7 +17,7 @@ mod reference;
 mod saved;
 
 pub use args::{
-    Activation, Backward, ForwardEval, ForwardTrain, Input, MergeStats, Running, Statistics, Stats,
+    Backward, ForwardEval, ForwardTrain, Input, MergeStats, Running, Statistics, Stats,
 };
 pub(crate) use check::{check_eps, check_momentum};
 pub use cpu::{Cpu, SimdLevel};
@@ -24,6 +25,7 @@ pub use cpu::{Cpu, SimdLevel};
 pub use cuda::{Cuda, Family, Tuning};
 #[cfg(feature = "cudnn")]
 pub use cudnn::Cudnn;
+pub use epilogue::{Activation, Derivative};
 #[cfg(feature = "cudnn")]
 pub use gpu::{Choice, Gpu, Rule};
 pub use reference::Reference;

@@ -2,7 +2,7 @@
 use super::args::blend;
 use super::check::{check_values_per_channel, total_count};
 use super::saved::{Buffers, Opened};
-use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain, Input};
+use super::{Activation, Backward, Derivative, Engine, ForwardEval, ForwardTrain, Input};
 use super::{MergeStats, Request, Running, Statistics, Stats};
 use crate::{Element, Host, Real, Result, Shape};
 
@@ -11,7 +11,8 @@ type Eval<'a, E> = ForwardEval<'a, Host, E>;
 
 /// What is right: f64 throughout, rounded once at the end. Slow.
 ///
-/// Its reserve space is one byte per element, in the elements' order: 1 where the ReLU passed.
+/// Its reserve space is one byte per element, in the elements' order, for activations whose derivative
+/// has two values: 1 where it is 1.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Reference;
 
@@ -25,7 +26,7 @@ impl Engine for Reference {
         &Host
     }
     fn reserve_len(&self, shape: &Shape, request: Request) -> usize {
-        if request.activation == Activation::Relu { shape.len() } else { 0 }
+        if has_mask(request.activation) { shape.len() } else { 0 }
     }
 
     fn forward_train<E: Element>(&self, shape: &Shape, mut args: Train<'_, E>) -> Result<()> {
@@ -62,16 +63,37 @@ impl Engine for Reference {
         args.check(self, shape)?;
         let (forward, saved) = args.saved.made()?;
         let (channels, m) = (shape.channels(), shape.per_channel() as f64);
-        let relu = forward.activation == Activation::Relu;
+        let (activation, residual) =
+            (forward.activation, args.residual.filter(|_| forward.residual));
         for c in 0..channels {
             let (mean, rest) = (saved.mean[c].to_f64(), saved.mean_rest[c].to_f64());
             let invstd = saved.invstd[c].to_f64();
             let by = Statistics64 { mean, rest, var: f64::NAN, invstd };
             let xhat = |i: usize| by.xhat(wide(args.x[i]));
-            let g = |i: usize| match (&saved.reserve, args.grad_y, &args.grad_x) {
-                (Some(passed), ..) if relu && passed[i] == 0 => 0.0,
-                (_, Input::View(grad_y), _) => wide(grad_y[i]),
-                (_, Input::InPlace, grad_x) => grad_x.as_ref().map_or(0.0, |g| wide(g[i])),
+            let (weight, bias) = (saved.weight[c].to_f64(), saved.bias[c].to_f64());
+            let derivative = |i: usize| match &saved.reserve {
+                Some(ones) if has_mask(activation) => {
+                    if ones[i] == 1 {
+                        1.0
+                    } else {
+                        activation.negative_slope()
+                    }
+                }
+                _ => {
+                    let residual = residual.map_or(0.0, |r| wide(r[i]));
+                    activation.derivative::<E>(weight * xhat(i) + bias + residual)
+                }
+            };
+            let g = |i: usize| {
+                let grad_y = match (args.grad_y, &args.grad_x) {
+                    (Input::View(grad_y), _) => wide(grad_y[i]),
+                    (Input::InPlace, grad_x) => grad_x.as_ref().map_or(0.0, |g| wide(g[i])),
+                };
+                // A ReLU stops infinities, too.
+                match derivative(i) {
+                    0.0 => 0.0,
+                    derivative => grad_y * derivative,
+                }
             };
             let g: Vec<(usize, f64)> = shape.channel(c).map(|i| (i, g(i))).collect();
             let sum_g: f64 = g.iter().map(|(_, g)| g).sum();
@@ -87,7 +109,7 @@ impl Engine for Reference {
             for (i, g) in g {
                 if let Some(grad_x) = &mut args.grad_x {
                     let centered = means.map_or(g, |(g1, g2)| g - g1 - xhat(i) * g2);
-                    grad_x[i] = narrow(centered * invstd * saved.weight[c].to_f64());
+                    grad_x[i] = narrow(centered * invstd * weight);
                 }
                 if let Some(grad_residual) = &mut args.grad_residual {
                     grad_residual[i] = narrow(g);
@@ -226,16 +248,14 @@ struct Output<'a, E: Element> {
 impl<E: Element> Output<'_, E> {
     fn channel(&mut self, shape: &Shape, c: usize, by: Statistics64) {
         let (weight, bias) = (at(self.weight, c, 1.0), at(self.bias, c, 0.0));
-        let relu = self.activation == Activation::Relu;
         for i in shape.channel(c) {
             let x = wide(if let Input::View(x) = self.x { x[i] } else { self.y[i] });
             let residual = self.residual.map_or(0.0, |r| wide(r[i]));
-            let y: E = narrow(weight * by.xhat(x) + bias + residual);
-            // The output decides, in its dtype; NaN passes.
-            let stopped = relu && wide(y) <= 0.0;
-            self.y[i] = if stopped { E::default() } else { y };
-            if relu && let Some(passed) = self.saved.as_mut().and_then(|s| s.reserve.as_mut()) {
-                passed[i] = (!stopped).into();
+            let z = weight * by.xhat(x) + bias + residual;
+            self.y[i] = narrow(self.activation.value(z));
+            let ones = self.saved.as_mut().filter(|_| has_mask(self.activation));
+            if let Some(ones) = ones.and_then(|saved| saved.reserve.as_mut()) {
+                ones[i] = self.activation.is_one::<E>(z).into();
             }
         }
         if let Some(saved) = &mut self.saved {
@@ -248,6 +268,10 @@ impl<E: Element> Output<'_, E> {
     }
 }
 
+/// Whether the derivative has two values.
+fn has_mask(activation: Activation) -> bool {
+    activation.derivative_from(true) == Derivative::FromMask
+}
 fn or_zero(rest: f64) -> f64 {
     if rest.is_finite() { rest } else { 0.0 }
 }

@@ -78,6 +78,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         &mut self,
         saved: &Saved<M, P>,
         x: M::View<'_, E>,
+        residual: Option<M::View<'_, E>>,
         grad_y: Input<M::View<'_, E>>,
         mut grad_x: Option<M::ViewMut<'_, E>>,
         mut grad_residual: Option<M::ViewMut<'_, E>>,
@@ -95,6 +96,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
             Backward {
                 saved,
                 x: M::reborrow(&x),
+                residual: residual.as_ref().map(M::reborrow),
                 grad_y: grad_y.as_ref().map(M::reborrow),
                 grad_x: grad_x.as_mut().map(M::reborrow_mut),
                 grad_residual: grad_residual.as_mut().map(M::reborrow_mut),

@@ -66,6 +66,7 @@ impl Config {
     /// Refuses numbers that have no meaning, NaN among them.
     pub(super) fn check<P: Real>(&self) -> Result<()> {
         check_eps::<P>(self.eps)?;
+        self.activation.check()?;
         match self.momentum {
             Momentum::Exponential(momentum) => check_momentum(momentum),
             Momentum::Cumulative | Momentum::Average => Ok(()),
@@ -85,7 +86,7 @@ impl fmt::Display for Config {
         write!(f, ", track_running_stats={}", Python(self.track_running_stats))?;
         match self.activation {
             Activation::Identity => Ok(()),
-            Activation::Relu => f.write_str(", activation=relu"),
+            activation => write!(f, ", activation={activation}"),
         }
     }
 }

@@ -147,44 +147,51 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         self.check_lens(&shape, &[("x", M::len(&x)), ("grad_y", M::len(&grad_y))])?;
         let mut grad_x = self.zeros(&shape)?;
         let to_x = Some(M::view_mut(&mut grad_x));
-        self.backward_into(saved, x, Input::View(grad_y), to_x, None)?;
+        self.backward_into(saved, x, None, Input::View(grad_y), to_x, None)?;
         Ok(grad_x)
     }
 
     /// As [`backward`](Self::backward) after [`forward_add`](Self::forward_add): the gradients of
-    /// `x` and of the residual.
+    /// `x` and of the residual. The residual itself (length N, as in the forward) is asked for again where
+    /// the activation's derivative takes it, [`Derivative::FromResidual`](crate::Derivative); the
+    /// others do without, and it need not live so long.
     ///
     /// # Errors
-    /// As [`backward`](Self::backward).
+    /// As [`backward`](Self::backward); [`Error::Invalid`] where the derivative takes a residual and none
+    /// came.
     pub fn backward_add<E: Element<Acc = P>>(
         &mut self,
         saved: &Saved<M, P>,
         x: M::View<'_, E>,
+        residual: Option<M::View<'_, E>>,
         grad_y: M::View<'_, E>,
     ) -> Result<(M::Buf<E>, M::Buf<E>)> {
         let shape = saved.made()?.0.shape;
-        self.check_lens(&shape, &[("x", M::len(&x)), ("grad_y", M::len(&grad_y))])?;
+        let added = residual.as_ref().map_or(shape.len(), M::len);
+        let lens = [("x", M::len(&x)), ("residual", added), ("grad_y", M::len(&grad_y))];
+        self.check_lens(&shape, &lens)?;
         let (mut grad_x, mut grad_residual) = (self.zeros(&shape)?, self.zeros(&shape)?);
         let to_x = Some(M::view_mut(&mut grad_x));
         let to_residual = Some(M::view_mut(&mut grad_residual));
-        self.backward_into(saved, x, Input::View(grad_y), to_x, to_residual)?;
+        self.backward_into(saved, x, residual, Input::View(grad_y), to_x, to_residual)?;
         Ok((grad_x, grad_residual))
     }
 
-    /// As [`backward`](Self::backward), the gradients asked for, into memory that is there (length
-    /// N each). With [`Input::InPlace`] `grad_x` holds `grad_y` before. Allocates nothing.
+    /// As [`backward_add`](Self::backward_add), the gradients asked for, into memory that is there
+    /// (length N each). With [`Input::InPlace`] `grad_x` holds `grad_y` before. Allocates nothing.
     ///
     /// # Errors
-    /// As [`backward`](Self::backward).
+    /// As [`backward_add`](Self::backward_add).
     pub fn backward_into<E: Element<Acc = P>>(
         &mut self,
         saved: &Saved<M, P>,
         x: M::View<'_, E>,
+        residual: Option<M::View<'_, E>>,
         grad_y: Input<M::View<'_, E>>,
         grad_x: Option<M::ViewMut<'_, E>>,
         grad_residual: Option<M::ViewMut<'_, E>>,
     ) -> Result<()> {
-        self.affine.backward(saved, x, grad_y, grad_x, grad_residual)
+        self.affine.backward(saved, x, residual, grad_y, grad_x, grad_residual)
     }
 
     /// What an owned form checks before it makes memory as large as the shape says: the channels, and

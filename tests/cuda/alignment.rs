@@ -51,6 +51,7 @@ fn step(
     let backward = Backward::<Device, f32> {
         saved: &saved,
         x: x.slice(range(0)),
+        residual: None,
         grad_y: Input::View(grad_y.slice(range(3))),
         grad_x: Some(grad_x.slice_mut(range(4))),
         grad_residual: Some(grad_residual.slice_mut(range(5))),

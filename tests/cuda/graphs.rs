@@ -63,6 +63,7 @@ impl Tensors {
         let backward = Backward {
             saved: &self.saved,
             x: self.x.as_view(),
+            residual: None,
             grad_y: Input::View(self.grad_y.as_view()),
             grad_x: Some(self.grad_x.as_view_mut()),
             grad_residual: None,
@@ -177,7 +178,7 @@ fn a_capture_survives_what_it_cannot_hold() {
         };
         let mut back = |bn: &mut BatchNorm<f32, Cuda>, saved: &Saved<_, f32>| {
             let grad_x = Some(grad_x.as_view_mut());
-            bn.backward_into(saved, x.as_view(), Input::View(x.as_view()), grad_x, None)
+            bn.backward_into(saved, x.as_view(), None, Input::View(x.as_view()), grad_x, None)
         };
         step(&mut bn, &mut saved).unwrap();
         bn.bias_mut().unwrap().requires_grad = false;

@@ -308,6 +308,7 @@ impl<'i, E: Element> Call<'i, E> {
             let args = Backward::<Host, E> {
                 saved: &saved,
                 x: &self.tensors["x"],
+                residual: None,
                 grad_y: if self.in_place {
                     Input::InPlace
                 } else {

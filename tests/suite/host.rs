@@ -45,6 +45,7 @@ fn the_cpu_stores_the_same_past_its_cache() {
             let backward = Backward {
                 saved: &saved,
                 x,
+                residual: None,
                 grad_y: Input::View(grad_y),
                 grad_x: Some(&mut grad_x[..]),
                 grad_residual: None,
@@ -171,6 +172,7 @@ fn train_and_back<E: Element, G: Engine<Memory = Host>>(
     let backward = Backward::<Host, E> {
         saved: &saved,
         x: x.get(),
+        residual: None,
         grad_y: Input::View(grad_y.get()),
         grad_x: Some(grad_x.get_mut()),
         grad_residual: Some(grad_residual.get_mut()),

@@ -311,7 +311,7 @@ fn forms_with_and_without_memory_agree<G: Engine>(engine: &G) {
         let [x, residual, grad_y] = [&x, &residual, &grad_y].map(|host| up(engine, host));
         let view = view::<G, f16>;
         let (y, saved) = owned.forward_add(&small(), view(&x), view(&residual)).unwrap();
-        let gradients = owned.backward_add(&saved, view(&x), view(&grad_y)).unwrap();
+        let gradients = owned.backward_add(&saved, view(&x), None, view(&grad_y)).unwrap();
         let expected = [y, gradients.0, gradients.1].map(|buf| down(engine, &buf));
 
         let [mut y, mut grad_x, mut grad_residual] =
@@ -322,13 +322,13 @@ fn forms_with_and_without_memory_agree<G: Engine>(engine: &G) {
         // In place: grad_x holds grad_y before, as its numbers have the same seed.
         let to_x = Some(view_mut::<G, f16>(&mut grad_x));
         let to_residual = Some(view_mut::<G, f16>(&mut grad_residual));
-        into.backward_into(&saved, view(&x), Input::InPlace, to_x, to_residual).unwrap();
+        into.backward_into(&saved, view(&x), None, Input::InPlace, to_x, to_residual).unwrap();
         assert_eq!([y, grad_x, grad_residual].map(|buf| down(engine, &buf)), expected);
         assert_eq!(snapshot(&into), snapshot(&owned));
         // Parameters only.
         let grad_y = Input::View(view(&grad_y));
         into.zero_grad();
-        into.backward_into(&saved, view(&x), grad_y, None, None).unwrap();
+        into.backward_into(&saved, view(&x), None, grad_y, None, None).unwrap();
         assert_eq!(snapshot(&into), snapshot(&owned));
     }
 }
@@ -353,7 +353,8 @@ fn residuals_are_added_and_get_their_gradient<G: Engine>(engine: &G) {
     bn.infer_into(&small(), Input::View(view(&x)), Some(view(&residual)), to_y).unwrap();
     assert_eq!(down(engine, &inferred), down(engine, &y));
 
-    let (_, grad_residual) = bn.backward_add(&saved, view(&x), view(&up(engine, &grad_y))).unwrap();
+    let (_, grad_residual) =
+        bn.backward_add(&saved, view(&x), None, view(&up(engine, &grad_y))).unwrap();
     let passed = |(y, g): (&f32, &f32)| if *y > 0.0 { *g } else { 0.0 };
     let expected: Vec<f32> = down(engine, &y).iter().zip(&grad_y).map(passed).collect();
     assert_eq!(down(engine, &grad_residual), expected);
@@ -365,7 +366,7 @@ fn memory_that_is_there_is_used_again<G: Engine<Memory = Host>>(engine: &G) {
     let (mut y, mut grad_x, mut saved) = (vec![0.0; x.len()], vec![0.0; x.len()], Saved::new());
     let mut step = || {
         bn.forward_into(&small(), &x, None, &mut y, &mut saved).unwrap();
-        bn.backward_into(&saved, &x, Input::View(&x), Some(&mut grad_x), None).unwrap();
+        bn.backward_into(&saved, &x, None, Input::View(&x), Some(&mut grad_x), None).unwrap();
         let running = bn.running().unwrap();
         let addresses = [
             saved.mean().unwrap().as_ptr(),

@@ -227,14 +227,14 @@ fn refused_backwards_change_nothing<G: Engine>(engine: &G) {
     assert_eq!(message, "saved: the forward had dtype f32, this backward has f16");
     let (x_there, grad_there) = (up(engine, &x), up(engine, &grad_y));
     let message = refused(&mut bn, |bn| {
-        bn.backward_add(&saved, view::<G, f32>(&x_there), view::<G, f32>(&grad_there))
+        bn.backward_add(&saved, view::<G, f32>(&x_there), None, view::<G, f32>(&grad_there))
     });
     assert!(message.starts_with("saved: the forward had residual none"), "{message}");
     let mut grad_x = up(engine, &x[1..]);
     let message = refused(&mut bn, |bn| {
         let (x, grad_y) = (view::<G, f32>(&x_there), view::<G, f32>(&grad_there));
         let to_x = Some(view_mut::<G, f32>(&mut grad_x));
-        bn.backward_into(&saved, x, Input::View(grad_y), to_x, None)
+        bn.backward_into(&saved, x, None, Input::View(grad_y), to_x, None)
     });
     assert_eq!(message, "grad_x: expected 48 elements, got 47");
     assert_eq!(down(engine, &grad_x), &x[1..]);

@@ -168,6 +168,7 @@ pub fn back<'e, E: Element, G: Engine>(
     let args = Backward::<G::Memory, E> {
         saved,
         x: G::Memory::view(&x),
+        residual: None,
         grad_y: match fault.in_place {
             true => Input::InPlace,
             false => Input::View(G::Memory::view(&grad_y)),

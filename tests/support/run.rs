@@ -255,6 +255,7 @@ pub fn backward<E: Element, G: Engine>(
     let args = Backward::<G::Memory, E> {
         saved,
         x: G::Memory::view(&x),
+        residual: None,
         grad_y: match want.in_place {
             true => Input::InPlace,
             false => Input::View(G::Memory::view(&grad_y)),

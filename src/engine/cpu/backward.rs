@@ -39,7 +39,7 @@ impl Cpu {
             (Activation::Relu, Some(mask)) if forward.residual => {
                 Gate::Mask(&mask[..plan.mask_len()])
             }
-            (Activation::Relu, _) => Gate::Recompute,
+            (_, _) => Gate::Recompute,
         };
         let read = Read { plan, x, gate };
         let grad_y = match grad_y {

@@ -6,7 +6,7 @@ use super::tiles::{Elements, for_each_tile, numbers_mut};
 use super::{Cpu, Output, Parameters, Table, TableMut, mask, update};
 use crate::engine::saved::{Buffers, Opened};
 use crate::engine::{Activation, Backward, ForwardEval, ForwardTrain, Input, Statistics, Stats};
-use crate::{Element, Host, Real, Result, Shape};
+use crate::{Element, Error, Host, Real, Result, Shape};
 
 impl Cpu {
     pub(super) fn forward_train_of<E: Element>(
@@ -19,11 +19,8 @@ impl Cpu {
         let mut saved = args.open(self, shape)?.map(Opened::filled);
         let parameters = Parameters { weight: args.weight, bias: args.bias };
         saved.iter_mut().for_each(|saved| parameters.save(saved));
-        let output = Output {
-            x: Some(args.x),
-            residual: args.residual,
-            relu: args.activation == Activation::Relu,
-        };
+        let output =
+            Output { x: Some(args.x), residual: args.residual, relu: relu(args.activation)? };
         let ForwardTrain { x, eps, y, .. } = args;
         self.train(simd, shape, x, output, parameters, eps, y, saved, |channels, moments| {
             update(&mut args.running, channels, |k| moments.get(k));
@@ -47,7 +44,7 @@ impl Cpu {
                 Input::InPlace => None,
             },
             residual: args.residual,
-            relu: args.activation == Activation::Relu,
+            relu: relu(args.activation)?,
         };
         let (n, eps, y) = (shape.channels(), args.eps, args.y);
         self.with_workspace((1 + Table::<E::Acc>::LEN) * n, |memory| {
@@ -126,6 +123,15 @@ impl Cpu {
         }
         record[3 * count] = shape.per_channel() as f64;
         Ok(())
+    }
+}
+
+/// Whether the activation is a ReLU; the others are not computed here.
+fn relu(activation: Activation) -> Result<bool> {
+    match activation {
+        Activation::Identity => Ok(false),
+        Activation::Relu => Ok(true),
+        _ => Err(Error::Unsupported { engine: "cpu", reason: format!("no {activation}") }),
     }
 }
 

@@ -41,8 +41,8 @@ impl Cuda {
         };
         let gate = match (forward.activation, mask) {
             (Activation::Identity, _) => 0,
-            (Activation::Relu, None) => 1,
-            (Activation::Relu, Some(_)) => 2,
+            (_, None) => 1,
+            (_, Some(_)) => 2,
         };
         let Buffers { mean, mean_rest, invstd, weight, bias, .. } = saved;
         let by_channel = [mean, mean_rest, invstd, weight, bias];

@@ -10,7 +10,7 @@ use super::{
     Activation, Backward, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request, Stats,
 };
 use crate::memory::{check_stream, new_stream, refused};
-use crate::{DType, Device, Element, Memory, Real, Result, Shape};
+use crate::{DType, Device, Element, Error, Memory, Real, Result, Shape};
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaStream};
 use launch::{Group, Launcher};
@@ -225,6 +225,13 @@ fn width(dtype: DType) -> usize {
     }
 }
 
+fn check_activation(activation: Activation) -> Result<()> {
+    match activation {
+        Activation::Identity | Activation::Relu => Ok(()),
+        _ => Err(Error::Unsupported { engine: NAME, reason: format!("no {activation}") }),
+    }
+}
+
 impl Engine for Cuda {
     type Memory = Device;
 
@@ -267,6 +274,7 @@ impl Engine for Cuda {
         args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
+        check_activation(args.activation)?;
         self.train(shape, args)
     }
 
@@ -276,6 +284,7 @@ impl Engine for Cuda {
         args: ForwardEval<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
+        check_activation(args.activation)?;
         self.eval(shape, args, true)
     }
 

@@ -45,8 +45,9 @@ impl Form {
         let strides = if is_channels_last { [h * c, 1, c, c] } else { [c * h, h, 1, 1] };
         let ops = match request.activation {
             Activation::Identity => Ops::CUDNN_BATCHNORM_OPS_BN,
-            Activation::Relu if request.residual => Ops::CUDNN_BATCHNORM_OPS_BN_ADD_ACTIVATION,
-            Activation::Relu => Ops::CUDNN_BATCHNORM_OPS_BN_ACTIVATION,
+            // A ReLU: a limit.
+            _ if request.residual => Ops::CUDNN_BATCHNORM_OPS_BN_ADD_ACTIVATION,
+            _ => Ops::CUDNN_BATCHNORM_OPS_BN_ACTIVATION,
         };
         let is_fused = ops != Ops::CUDNN_BATCHNORM_OPS_BN;
         let trains = request.op != Op::ForwardEval;

@@ -42,7 +42,7 @@ pub(super) struct Limit {
 
 /// Whether something follows the normalization.
 fn is_fused(request: &Request) -> bool {
-    request.activation == Activation::Relu || request.residual
+    request.activation != Activation::Identity || request.residual
 }
 
 /// Whether each channel's values lie a row of channels apart: what cuDNN calls NHWC.
@@ -124,6 +124,14 @@ pub(super) const LIMITS: &[Limit] = &[
         exceeded: |ask| {
             let n = ask.shape.len();
             (n > MOST).then(|| format!("expected at most {MOST} elements, got {n}"))
+        },
+    },
+    Limit {
+        // Activations: cudnnBatchNormalizationForwardTrainingEx takes CUDNN_ACTIVATION_RELU alone.
+        known: Known::Documented,
+        exceeded: |ask| match ask.request.activation {
+            Activation::Identity | Activation::Relu => None,
+            other => Some(format!("of activations it fuses relu, got {other}")),
         },
     },
     Limit {

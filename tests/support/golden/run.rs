@@ -229,6 +229,7 @@ impl<'a, G: Engine, E: Element> Run<'a, G, E> {
         let args = Backward::<_, E> {
             saved,
             x: G::Memory::view(&self.x),
+            residual: None,
             grad_y: Input::View(G::Memory::view(&self.grad_y)),
             grad_x: Some(G::Memory::view_mut(&mut grad_x)),
             grad_residual: grad_residual.as_mut().map(G::Memory::view_mut),

@@ -1,0 +1,272 @@
+//! What follows the normalization: `y = activation(z)`, `z = weight * xhat + bias (+ residual)`. Here,
+//! once, stand the activations, their values and derivatives, and what a backward needs of each.
+use crate::{Element, Error, Real, Result};
+use std::fmt;
+use std::hash::{Hash, Hasher};
+
+/// What follows `z = weight * xhat + bias (+ residual)`; names, values and derivatives are PyTorch's.
+///
+/// | | value | derivative |
+/// |---|---|---|
+/// | `Identity` | `z` | 1 |
+/// | `Relu` | `max(z, 0)` | 0 where `z <= 0`, else 1, of NaN too |
+/// | `LeakyRelu` | `z` where `z > 0`, else `negative_slope * z` | 1 where `z > 0`, else `negative_slope` |
+/// | `Relu6` | `min(max(z, 0), 6)` | 0 where `z <= 0` or `z >= 6`, else 1, of NaN too |
+/// | `Silu` | `z * s`, `s = 1 / (1 + exp(-z))` | `s * (1 + z * (1 - s))` |
+/// | `HardSwish` | `z * min(max(z + 3, 0), 6) / 6` | 0 where `z <= -3`, `z / 3 + 1 / 2` where `z < 3`, else 1 |
+/// | `Gelu` | `z * p`, `p = (1 + erf(z / sqrt(2))) / 2` | `p + z * exp(-z * z / 2) / sqrt(2 * pi)` |
+///
+/// NaN stays NaN. At a kink it is z as a number of the tensor's type that decides, as it does where
+/// the normalization and the activation are two steps.
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub enum Activation {
+    /// Nothing.
+    #[default]
+    Identity,
+    /// `F.relu`.
+    Relu,
+    /// `F.leaky_relu`.
+    LeakyRelu {
+        /// Finite; 0.01 in PyTorch where none is given.
+        negative_slope: f64,
+    },
+    /// `F.relu6`.
+    Relu6,
+    /// `F.silu`, or swish.
+    Silu,
+    /// `F.hardswish`.
+    HardSwish,
+    /// `F.gelu` with `approximate="none"`: by the error function.
+    Gelu,
+}
+
+/// What a backward takes the derivative of an activation from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Derivative {
+    /// It is 1 everywhere.
+    One,
+    /// z, computed again from x.
+    FromX,
+    /// One bit per element that the forward saves: whether it is 1. With a residual z would take two
+    /// tensors to compute.
+    FromMask,
+    /// z, computed again from x and the residual: a bit is not enough.
+    FromResidual,
+}
+
+impl Activation {
+    /// One of each, leaky ReLU with PyTorch's slope.
+    pub const ALL: [Self; 7] = [
+        Self::Identity,
+        Self::Relu,
+        Self::LeakyRelu { negative_slope: 0.01 },
+        Self::Relu6,
+        Self::Silu,
+        Self::HardSwish,
+        Self::Gelu,
+    ];
+
+    /// As PyTorch's function: `identity`, `relu`, `leaky_relu`, `relu6`, `silu`, `hardswish`, `gelu`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Relu => "relu",
+            Self::LeakyRelu { .. } => "leaky_relu",
+            Self::Relu6 => "relu6",
+            Self::Silu => "silu",
+            Self::HardSwish => "hardswish",
+            Self::Gelu => "gelu",
+        }
+    }
+
+    /// What a backward takes the derivative from.
+    pub const fn derivative_from(self, residual: bool) -> Derivative {
+        match (self, residual) {
+            (Self::Identity, _) => Derivative::One,
+            (_, false) => Derivative::FromX,
+            (Self::Relu | Self::LeakyRelu { .. } | Self::Relu6, true) => Derivative::FromMask,
+            (Self::Silu | Self::HardSwish | Self::Gelu, true) => Derivative::FromResidual,
+        }
+    }
+
+    /// The activation of `z`.
+    pub fn value(self, z: f64) -> f64 {
+        match self {
+            Self::Identity => z,
+            Self::Relu => {
+                if z <= 0.0 {
+                    0.0
+                } else {
+                    z
+                }
+            }
+            Self::LeakyRelu { negative_slope } => {
+                if z > 0.0 {
+                    z
+                } else {
+                    negative_slope * z
+                }
+            }
+            // `clamp` keeps NaN.
+            Self::Relu6 => z.clamp(0.0, 6.0),
+            Self::Silu => z / (1.0 + (-z).exp()),
+            Self::HardSwish => z * (z + 3.0).clamp(0.0, 6.0) / 6.0,
+            Self::Gelu => z * normal_cdf(z),
+        }
+    }
+
+    /// Its derivative for a tensor of `E`, which decides at the kinks.
+    pub fn derivative<E: Element>(self, z: f64) -> f64 {
+        match self {
+            Self::Identity => 1.0,
+            Self::Relu | Self::LeakyRelu { .. } | Self::Relu6 => {
+                if self.is_one::<E>(z) {
+                    1.0
+                } else {
+                    self.negative_slope()
+                }
+            }
+            Self::Silu => {
+                let s = 1.0 / (1.0 + (-z).exp());
+                s * (1.0 + z * (1.0 - s))
+            }
+            Self::HardSwish => match rounded::<E>(z) {
+                decides if decides <= -3.0 => 0.0,
+                decides if decides < 3.0 => z / 3.0 + 0.5,
+                _ => 1.0,
+            },
+            Self::Gelu => normal_cdf(z) + z * (-0.5 * z * z).exp() * INV_SQRT_2PI,
+        }
+    }
+
+    /// Whether the derivative of one that is 1 or [`negative_slope`](Self::negative_slope) is 1: the bit
+    /// that a mask holds.
+    pub(crate) fn is_one<E: Element>(self, z: f64) -> bool {
+        let z = rounded::<E>(z);
+        match self {
+            Self::LeakyRelu { .. } => z > 0.0,
+            Self::Relu6 => !(z <= 0.0 || z >= 6.0),
+            _ => !(z <= 0.0),
+        }
+    }
+
+    /// The derivative where a mask has no 1.
+    pub(crate) const fn negative_slope(self) -> f64 {
+        match self {
+            Self::LeakyRelu { negative_slope } => negative_slope,
+            _ => 0.0,
+        }
+    }
+
+    /// Refuses numbers that have no meaning.
+    pub(crate) fn check(self) -> Result<()> {
+        let slope = self.negative_slope();
+        if slope.is_finite() {
+            return Ok(());
+        }
+        Err(Error::invalid("negative_slope", format!("expected a finite number, got {slope}")))
+    }
+
+    /// The slope as a number of which there is one only for each that compares equal.
+    fn key(self) -> (&'static str, u64) {
+        (self.name(), (self.negative_slope() + 0.0).to_bits())
+    }
+}
+
+/// What decides at kinks: z in the type that it would be stored in.
+fn rounded<E: Element>(z: f64) -> f64 {
+    E::narrow(E::Acc::from_f64(z)).widen().to_f64()
+}
+
+const INV_SQRT_2PI: f64 = 0.398_942_280_401_432_7;
+
+/// `(1 + erf(z / sqrt(2))) / 2`, without the cancellation of that for negative z.
+fn normal_cdf(z: f64) -> f64 {
+    0.5 * libm::erfc(-z * std::f64::consts::FRAC_1_SQRT_2)
+}
+
+impl PartialEq for Activation {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+impl Eq for Activation {}
+impl Hash for Activation {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+/// `relu`, or `leaky_relu(0.2)`.
+impl fmt::Display for Activation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        match self {
+            Self::LeakyRelu { negative_slope } => write!(f, "({negative_slope})"),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::{bf16, f16};
+
+    #[test]
+    fn derivatives_are_those_of_the_values() {
+        for activation in Activation::ALL {
+            // Between the kinks at -3, 0, 3 and 6.
+            for z in (-80..=80).map(|k| 0.1 * f64::from(k) + 0.017) {
+                let h = 1e-5;
+                let slope = (activation.value(z + h) - activation.value(z - h)) / (2.0 * h);
+                let derivative = activation.derivative::<f64>(z);
+                assert!((slope - derivative).abs() < 1e-8, "{activation} at {z}: {derivative}");
+            }
+        }
+    }
+
+    #[test]
+    fn kinks_are_decided_as_pytorch_decides_them() {
+        let leaky = Activation::LeakyRelu { negative_slope: 0.25 };
+        // torch.autograd.grad of each at these points, PyTorch 2.11.
+        for (activation, z, derivative) in [
+            (Activation::Relu, 0.0, 0.0),
+            (leaky, 0.0, 0.25),
+            (leaky, f64::NAN, 0.25),
+            (Activation::Relu, f64::NAN, 1.0),
+            (Activation::Relu6, 0.0, 0.0),
+            (Activation::Relu6, 6.0, 0.0),
+            (Activation::Relu6, f64::NAN, 1.0),
+            (Activation::HardSwish, -3.0, 0.0),
+            (Activation::HardSwish, 3.0, 1.0),
+        ] {
+            assert_eq!(activation.derivative::<f64>(z), derivative, "{activation} at {z}");
+        }
+        // What rounds to a kink stands on it.
+        assert_eq!(Activation::Relu6.derivative::<f16>(5.9999), 0.0);
+        assert_eq!(Activation::Relu6.derivative::<f32>(5.9999), 1.0);
+        assert_eq!(Activation::HardSwish.derivative::<bf16>(-2.999), 0.0);
+        assert_eq!(leaky.derivative::<f16>(1e-9), 0.25);
+    }
+
+    #[test]
+    fn slopes_that_are_equal_are_one_activation() {
+        let leaky = |negative_slope| Activation::LeakyRelu { negative_slope };
+        assert_eq!(leaky(0.0), leaky(-0.0));
+        assert_ne!(leaky(0.1), leaky(0.2));
+        assert_ne!(leaky(0.0), Activation::Relu);
+        assert!(leaky(f64::NAN).check().is_err() && leaky(-0.5).check().is_ok());
+    }
+
+    #[test]
+    fn tails_keep_their_digits() {
+        // mpmath, 30 digits.
+        let tail = Activation::Gelu.value(-10.0);
+        assert!((tail / -7.619_853_024_160_526e-23 - 1.0).abs() < 1e-13, "{tail:e}");
+        let tail = Activation::Silu.value(-700.0);
+        assert!((tail / (-700.0 * (-700f64).exp()) - 1.0).abs() < 1e-13, "{tail:e}");
+    }
+}
