@@ -21,6 +21,7 @@ pub use args::{
 };
 pub(crate) use check::{check_eps, check_momentum};
 pub use cpu::{Cpu, SimdLevel};
+pub(crate) use cpu::{compiled::CpuOperations, kernels::math::Math};
 #[cfg(feature = "cuda")]
 pub use cuda::{Cuda, Family, Tuning};
 #[cfg(feature = "cudnn")]

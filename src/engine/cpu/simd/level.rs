@@ -1,6 +1,6 @@
 //! Which vector instructions the engine computes with: the widest that the machine has, or fewer by
 //! the environment or by name.
-use super::simd::Simd;
+use super::Simd;
 use crate::{Error, Result};
 use std::str::FromStr;
 use std::sync::OnceLock;

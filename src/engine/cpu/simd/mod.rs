@@ -1,10 +1,17 @@
-//! Code compiled for the vector units of the machine it runs on, and what it does in groups.
-use super::level::SimdLevel;
+//! The one place that knows vector instructions: code compiled for those of the machine that it runs
+//! on, conversions and masks of groups of values, stores past the cache.
 #[cfg(target_arch = "x86_64")]
 use crate::DType;
 use crate::{Element, Real};
+pub use level::SimdLevel;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+pub(super) use store::{Store, fence, prefetch};
+pub(super) use units::{BLOCK, GROUP, LINE, ROOM, Scratch, to_line};
+
+mod level;
+mod store;
+mod units;
 
 /// The vector instructions that code is compiled with, and so may use: a proof that the machine has
 /// them. Where [`Simd::vectorize`] hands one on, the compiler knows which.
