@@ -2,16 +2,16 @@
 #pragma once
 #include "extremes.cuh"
 
-/// `y = [relu](normalize(x) [+ residual])`; y may be x.
-template <class T, int W>
+/// `y = activation(normalize(x) [+ residual])`; y may be x.
+template <class T, int W, class Act>
 __device__ void apply(const Geometry &g, const Channels<AccOf<T>> &by, const T *x, const T *residual, T *y,
-                      unsigned char *mask, bool relu) {
+                      unsigned char *mask, const Act &act) {
     using A = AccOf<T>;
     constexpr unsigned AHEAD = 4;
     __shared__ Shared<A> shared;
     auto walk = Walk<u64>::of_block(g, true);
     if (Coefs<A, W>::prepare(g, walk.slice, by, shared.values())) {
-        return apply_slowly<W>(g, walk, by, x, residual, y, mask, relu);
+        return apply_slowly<W>(g, walk, by, x, residual, y, mask, act);
     }
     const Coefs<A, W> coefs(g, walk, shared.values());
     for (unsigned begin = 0, here; begin < walk.count; begin += here) {
@@ -30,10 +30,10 @@ __device__ void apply(const Geometry &g, const Channels<AccOf<T>> &by, const T *
 #pragma unroll
         for (unsigned k = 0; k < AHEAD; k++) {
             if (k < here) {
-                unsigned passes;
-                xs[k] = coefs.output(xs[k], residual, rs[k], relu, passes);
+                unsigned ones;
+                xs[k] = coefs.output(xs[k], residual, rs[k], act, ones);
                 store<T, W>(y, at[k], xs[k], k > 0 || g.aligned);
-                if (mask) mask[at[k]] = passes;
+                if (mask) mask[at[k]] = ones;
             }
         }
     }

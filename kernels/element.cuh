@@ -5,30 +5,31 @@
 
 using u64 = unsigned long long;
 
-/// ZERO: the largest value of the accumulating type that the element rounds to zero.
+/// ZERO: the largest value of the accumulating type that the element rounds to zero. STEP: half the distance of elements
+/// from 2 to 4, so that 3 - STEP and 6 - 2 STEP round to 3 and 6; 0 where nothing is rounded.
 template <class T> struct Element;
 
 template <> struct Element<float> {
     using Acc = float;
-    static constexpr float ZERO = 0;
+    static constexpr float ZERO = 0, STEP = 0;
     static __device__ float widen(float value) { return value; }
     static __device__ float narrow(float value) { return value; }
 };
 template <> struct Element<double> {
     using Acc = double;
-    static constexpr double ZERO = 0;
+    static constexpr double ZERO = 0, STEP = 0;
     static __device__ double widen(double value) { return value; }
     static __device__ double narrow(double value) { return value; }
 };
 template <> struct Element<__half> {
     using Acc = float;
-    static constexpr float ZERO = 0x1p-25f;
+    static constexpr float ZERO = 0x1p-25f, STEP = 0x1p-10f;
     static __device__ float widen(__half value) { return __half2float(value); }
     static __device__ __half narrow(float value) { return __float2half_rn(value); }
 };
 template <> struct Element<__nv_bfloat16> {
     using Acc = float;
-    static constexpr float ZERO = 0x1p-134f;
+    static constexpr float ZERO = 0x1p-134f, STEP = 0x1p-7f;
     static __device__ float widen(__nv_bfloat16 value) {
         return __uint_as_float(unsigned(__bfloat16_as_ushort(value)) << 16); // as newer targets have an instruction for
     }
@@ -58,6 +59,15 @@ template <class T, int W> struct alignas(W * sizeof(T)) Vector {
         }
     }
 };
+
+/// The same values before they are rounded.
+template <class A, int W> struct Wide {
+    A element[W];
+};
+template <class T, int W> __device__ AccOf<T> widened(const Vector<T, W> &vector, int i) {
+    return Element<T>::widen(vector.get(i));
+}
+template <class T, class A, int W> __device__ A widened(const Wide<A, W> &wide, int i) { return wide.element[i]; }
 
 __device__ inline unsigned narrow_pair(__half, float low, float high) {
     const __half2 pair = __floats2half2_rn(low, high);
@@ -92,6 +102,13 @@ template <class T> struct alignas(16) Vector<T, 8> {
         }
     }
 };
+
+template <class T, int W> __device__ const Vector<T, W> &rounded(const Vector<T, W> &vector) { return vector; }
+template <class T, int W> __device__ Vector<T, W> rounded(const Wide<AccOf<T>, W> &wide) {
+    Vector<T, W> vector;
+    vector.fill([&](int i) { return wide.element[i]; });
+    return vector;
+}
 
 /// The vector at `at`, counted in vectors; `aligned`: whether the tensor starts at a multiple of 16 bytes.
 template <class T, int W> __device__ __forceinline__ Vector<T, W> load(const T *from, u64 at, bool aligned) {

@@ -6,17 +6,17 @@
     KERNEL stats_##name(const Geometry g, const T *x, double2 *partials) { stats<T, W>(g, x, partials); }              \
     KERNEL apply_##name(const Geometry g, const Channels<AccOf<T>> by, const T *x, const T *residual, T *y,            \
                         unsigned char *mask, unsigned relu) {                                                          \
-        apply<T, W>(g, by, x, residual, y, mask, relu);                                                                \
+        apply<T, W>(g, by, x, residual, y, mask, Relu{relu != 0});                                                     \
     }                                                                                                                  \
     KERNEL backward_sums_##name(const Geometry g, const Channels<AccOf<T>> by, const T *x, const T *grad_y,            \
-                                const unsigned char *mask, unsigned gate, double2 *partials, T *grad_x,                \
+                                const unsigned char *mask, unsigned source, double2 *partials, T *grad_x,              \
                                 T *grad_residual) {                                                                    \
-        backward_sums<T, W>(g, by, {x, grad_y, mask, gate, grad_x, grad_residual}, partials);                          \
+        backward_sums<T, W>(g, by, {x, grad_y, mask, source, grad_x, grad_residual}, Relu{}, partials);                \
     }                                                                                                                  \
     KERNEL backward_apply_##name(const Geometry g, const Channels<AccOf<T>> by, const T *x, const T *grad_y,           \
-                                 const unsigned char *mask, unsigned gate, const AccOf<T> *coefs, T *grad_x,           \
+                                 const unsigned char *mask, unsigned source, const AccOf<T> *coefs, T *grad_x,         \
                                  T *grad_residual) {                                                                   \
-        backward_apply<T, W>(g, by, {x, grad_y, mask, gate, grad_x, grad_residual}, coefs);                            \
+        backward_apply<T, W>(g, by, {x, grad_y, mask, source, grad_x, grad_residual}, Relu{}, coefs);                  \
     }
 
 #define ENTRIES(name, T)                                                                                               \
@@ -31,9 +31,9 @@
         eval(channels, mean, var, record, out);                                                                        \
     }                                                                                                                  \
     KERNEL backward_finalize_##name(const Merge merge, const Channels<AccOf<T>> by, const T *x, const T *grad_y,       \
-                                    const unsigned char *mask, unsigned gate, const Gradients<AccOf<T>> out,           \
+                                    const unsigned char *mask, unsigned source, const Gradients<AccOf<T>> out,         \
                                     unsigned accumulate, const double2 *partials) {                                    \
-        backward_finalize<T>(merge, by, {x, grad_y, mask, gate}, out, accumulate, partials);                           \
+        backward_finalize<T>(merge, by, {x, grad_y, mask, source}, Relu{}, out, accumulate, partials);                 \
     }
 
 #define MERGE_STATS(name, A)                                                                                           \

@@ -60,16 +60,16 @@ template <class P> __device__ P *anew(P *value) {
 }
 
 /// As `apply`, of a thread's vectors.
-template <int W, class T, class Index>
+template <int W, class T, class Index, class Act>
 __device__ void apply_slowly(const Geometry &g, Walk<Index> walk, const Channels<AccOf<T>> &by, const T *x,
-                             const T *residual, T *y, unsigned char *mask, bool relu) {
+                             const T *residual, T *y, unsigned char *mask, const Act &act) {
     using E = Element<T>;
     using A = AccOf<T>;
     const unsigned inner = anew(g.inner), each = anew(g.slice_channels);
     x = anew(x), y = anew(y);
 #pragma unroll 1
     for (; walk.count > 0; walk.count--, walk.next(g)) {
-        unsigned passes = 0;
+        unsigned ones = 0;
 #pragma unroll 1
         for (int i = 0; i < W; i++) {
             const u64 at = u64(walk.at) * W + i;
@@ -77,9 +77,11 @@ __device__ void apply_slowly(const Geometry &g, Walk<Index> walk, const Channels
             const Channel<A> channel(by, c);
             A value = channel.normalize(E::widen(x[at]));
             if (residual) value = add_rn(value, E::widen(residual[at]));
-            passes |= unsigned(!(value <= E::ZERO)) << i;
-            y[at] = E::narrow(relu && value <= 0 ? A(0) : value); // NaN stays
+            act.with([&](const auto &activation) {
+                ones |= unsigned(activation.template is_one<T>(value)) << i;
+                y[at] = E::narrow(activation.value(value));
+            });
         }
-        if (mask) mask[walk.at] = passes;
+        if (mask) mask[walk.at] = ones;
     }
 }

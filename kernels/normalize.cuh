@@ -1,5 +1,6 @@
 // What forward and backward do with every element by its channel's coefficients.
 #pragma once
+#include "activation.cuh"
 #include "geometry.cuh"
 
 /// Within these, nothing on the way from x to y overflows or loses digits that count.
@@ -57,24 +58,27 @@ template <class A, int W> struct Coefs {
     /// The one expression of forward, and of backward where it recomputes the ReLU: the same bits.
     __device__ A normalize(int i, A x) const { return fma_rn(add_rn(x, -mean[i]), scale[i], bias[i]); }
 
-    /// `[relu](normalize(x) [+ residual])`; `passes`: of each lane, whether it is above zero.
-    template <class T>
-    __device__ Vector<T, W> output(Vector<T, W> x, bool adds, Vector<T, W> residual, bool relu, unsigned &passes) const {
+    /// `activation(normalize(x) [+ residual])`; `ones`: of each lane, whether the derivative is 1.
+    template <class T, class Act>
+    __device__ Vector<T, W> output(Vector<T, W> x, bool adds, Vector<T, W> residual, const Act &act,
+                                   unsigned &ones) const {
         using E = Element<T>;
-        passes = 0;
+        ones = 0;
         Vector<T, W> y;
-        y.fill([&](int i) {
-            A value = normalize(i, E::widen(x.get(i)));
-            if (adds) value = add_rn(value, E::widen(residual.get(i)));
-            passes |= unsigned(!(value <= E::ZERO)) << i;
-            return relu && value <= 0 ? A(0) : value; // NaN stays
+        act.with([&](const auto &activation) {
+            y.fill([&](int i) {
+                A value = normalize(i, E::widen(x.get(i)));
+                if (adds) value = add_rn(value, E::widen(residual.get(i)));
+                ones |= unsigned(activation.template is_one<T>(value)) << i;
+                return activation.value(value);
+            });
         });
         return y;
     }
     /// The gradient of x through frozen statistics.
-    template <class T> __device__ Vector<T, W> scaled(Vector<T, W> passed) const {
+    template <class T, class Passed> __device__ Vector<T, W> scaled(const Passed &passed) const {
         Vector<T, W> gradient;
-        gradient.fill([&](int i) { return mul_rn(scale[i], Element<T>::widen(passed.get(i))); });
+        gradient.fill([&](int i) { return mul_rn(scale[i], widened<T>(passed, i)); });
         return gradient;
     }
 };

@@ -1,38 +1,40 @@
 // The backward through the batch's statistics in one launch: x and the gradient of y are read once, as far as a group's
-// shared memory holds a slice. What is kept of the gradient is what passes the ReLU.
+// shared memory holds a slice. What is kept of the gradient is what passes the ReLU; of other activations all of it, whose
+// derivatives are computed twice.
 #pragma once
 #include "resident.cuh"
 
 /// Pairs of vectors that are loaded before the first is used.
-constexpr unsigned PAIRS = 2;
-template <class T> using BatchOf = Batch<T, 16 / sizeof(T), PAIRS, unsigned>;
+template <class Act> constexpr unsigned PAIRS = Act::GENERAL ? 1 : 2;
+template <class T, class Act> using BatchOf = Batch<T, 16 / sizeof(T), PAIRS<Act>, unsigned, Act>;
 
 /// Reads a thread's part of the slice, and keeps what fits.
-template <class T, int W>
+template <class T, int W, class Act>
 __device__ Sums<float, W> read_once(const Geometry &g, Steps walk, unsigned spilled, const Coefs<float, W> &coefs,
-                                    unsigned kept, const Tensors<T> &t, const Room &room) {
+                                    unsigned kept, const Tensors<T> &t, const Act &act, const Room &room) {
     Sums<float, W> sums;
     for (unsigned done = 0; done < walk.count;) {
-        BatchOf<T> batch;
-        batch.count = min(PAIRS, walk.count - done);
+        BatchOf<T, Act> batch;
+        batch.count = min(PAIRS<Act>, walk.count - done);
 #pragma unroll
-        for (unsigned k = 0; k < PAIRS; k++) {
+        for (unsigned k = 0; k < PAIRS<Act>; k++) {
             if (k < batch.count) {
                 batch.read(t, k, walk.at, true, true, done + k >= spilled);
                 walk.next(g);
             }
         }
 #pragma unroll
-        for (unsigned k = 0; k < PAIRS; k++) {
+        for (unsigned k = 0; k < PAIRS<Act>; k++) {
             if (k < batch.count) {
-                batch.pass(coefs, t.gate, k);
-                batch.add_to(sums, coefs, k);
+                const auto passed = batch.passed(coefs, t, act, k);
+                batch.add_to(sums, coefs, k, passed);
+                if (Act::GENERAL && t.grad_residual) store<T, W>(t.grad_residual, batch.at[k], rounded<T>(passed), true);
             }
         }
 #pragma unroll
-        for (unsigned k = 0; k < PAIRS; k++) {
+        for (unsigned k = 0; k < PAIRS<Act>; k++) {
             if (k < batch.count) {
-                if (t.grad_residual) store<T, W>(t.grad_residual, batch.at[k], batch.g[k], true);
+                if (!Act::GENERAL && t.grad_residual) store<T, W>(t.grad_residual, batch.at[k], batch.g[k], true);
                 if (done + k >= spilled) {
                     room.keep(g, done + k - spilled, batch.x[k]);
                     room.keep(g, kept + done + k - spilled, batch.g[k]);
@@ -47,9 +49,9 @@ __device__ Sums<float, W> read_once(const Geometry &g, Steps walk, unsigned spil
 }
 
 /// What follows from the totals of the slice's channels.
-template <class T>
+template <class T, class Act>
 __device__ void finish_slice(const Geometry &g, unsigned slice, u64 count, const Channels<float> &by,
-                             const Tensors<T> &t, const Gradients<float> &out, bool accumulate, const Room &room) {
+                             const Tensors<T> &t, const Act &act, const Gradients<float> &out, bool accumulate, const Room &room) {
     const unsigned channels = channels_of(g, slice);
     const u64 first = u64(slice) * g.slice_channels;
     // Of an extreme channel they are not what is wanted.
@@ -65,7 +67,7 @@ __device__ void finish_slice(const Geometry &g, unsigned slice, u64 count, const
 #pragma unroll 1
         for (unsigned c = threadIdx.x / 32; c < channels; c += blockDim.x / 32) {
             if (room.table.at(Room::BASE, c) == 0) continue;
-            const Part all = wide_sums(count, first + c, g.channels, g.inner, 16 / sizeof(T), by, t);
+            const Part all = wide_sums(count, first + c, g.channels, g.inner, 16 / sizeof(T), by, t, act);
             if (threadIdx.x % 32 == 0) room.totals[c] = {all.first, all.second};
         }
         __syncthreads();
@@ -78,9 +80,9 @@ __device__ void finish_slice(const Geometry &g, unsigned slice, u64 count, const
     }
 }
 
-template <class T>
+template <class T, class Act>
 __device__ void backward_resident(const Geometry &g, const Group &group, const Channels<float> &by,
-                                  const Gradients<float> &out, u64 count, const Tensors<T> &t, bool accumulate) {
+                                  const Gradients<float> &out, u64 count, const Tensors<T> &t, const Act &act, bool accumulate) {
     constexpr int W = 16 / sizeof(T);
     extern __shared__ uint4 shared[];
     const Room room(shared, g, 2 * g.threads * group.kept);
@@ -91,18 +93,18 @@ __device__ void backward_resident(const Geometry &g, const Group &group, const C
             Coefs<float, W>::prepare(g, slice, by, room.table);
             const Coefs<float, W> coefs(g, walk, room.table);
             if (threadIdx.x == 0) room.arrival[1] = slice;
-            const auto sums = read_once<T, W>(g, walk, spills, coefs, group.kept, t, room);
+            const auto sums = read_once<T, W>(g, walk, spills, coefs, group.kept, t, act, room);
             add_up<W>(g, walk.slice, [&](int i) { return double(sums.sum[i]); }, room, &room.totals->x);
             add_up<W>(g, walk.slice, [&](int i) { return double(sums.product[i]); }, room, &room.totals->y);
         }
         // The sums take all registers.
         slice = room.arrival[1];
-        meet(g, group, channels_of(g, slice), room, [&] { finish_slice(g, slice, count, by, t, out, accumulate, room); });
+        meet(g, group, channels_of(g, slice), room, [&] { finish_slice(g, slice, count, by, t, act, out, accumulate, room); });
         slice = room.arrival[1];
 
         const Steps walk(g, slice, member);
         if (any_extreme(g, slice, by)) {
-            backward_slowly<W>(g, walk, by, t, out.coefs, nullptr);
+            backward_slowly<W>(g, walk, by, t, act, out.coefs, nullptr);
             continue;
         }
         const unsigned spilled = min(spills, walk.count);
@@ -111,28 +113,35 @@ __device__ void backward_resident(const Geometry &g, const Group &group, const C
         const Through<float, W> through(g, walk, out.coefs, room.table);
         Steps back = kept, on = kept;
         for (unsigned left = spilled; left > 0;) {
-            BatchOf<T> batch;
-            batch.count = min(PAIRS, left);
+            BatchOf<T, Act> batch;
+            batch.count = min(PAIRS<Act>, left);
 #pragma unroll
-            for (unsigned k = 0; k < PAIRS; k++) {
+            for (unsigned k = 0; k < PAIRS<Act>; k++) {
                 if (k < batch.count) {
                     back.previous(g);
                     batch.read(t, k, back.at, true, true, true);
                 }
             }
 #pragma unroll
-            for (unsigned k = 0; k < PAIRS; k++) {
+            for (unsigned k = 0; k < PAIRS<Act>; k++) {
                 if (k < batch.count) {
-                    batch.pass(coefs, t.gate, k);
-                    const auto grad_x = through.gradient(coefs, batch.x[k], batch.g[k]);
+                    const auto passed = batch.passed(coefs, t, act, k);
+                    const auto grad_x = through.gradient(coefs, batch.x[k], passed);
                     store<T, W>(t.grad_x, batch.at[k], grad_x, true);
                 }
             }
             left -= batch.count;
         }
         for (unsigned step = 0; step < kept.count; step++) {
-            const auto x = room.again<T, W>(g, step), passed = room.again<T, W>(g, group.kept + step);
-            store<T, W>(t.grad_x, on.at, through.gradient(coefs, x, passed), true);
+            const auto x = room.again<T, W>(g, step), held = room.again<T, W>(g, group.kept + step);
+            if constexpr (Act::GENERAL) {
+                Batch<T, W, 1, unsigned, Act> one;
+                one.at[0] = on.at, one.x[0] = x, one.g[0] = held;
+                one.look(t, 0, true);
+                store<T, W>(t.grad_x, on.at, through.gradient(coefs, x, one.passed(coefs, t, act, 0)), true);
+            } else {
+                store<T, W>(t.grad_x, on.at, through.gradient(coefs, x, held), true);
+            }
             on.next(g);
         }
     }

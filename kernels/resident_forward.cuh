@@ -75,11 +75,11 @@ __device__ void finish_slice(const Geometry &g, u64 first, unsigned channels, u6
 constexpr unsigned FEW = 2;
 
 /// What the forward ends with.
-template <class T> struct Target {
+template <class T, class Act> struct Target {
     const T *residual;
     T *y;
     unsigned char *mask;
-    bool relu;
+    Act act;
 
     /// `n` vectors of y; `x` gives the k-th when it is needed.
     template <int W, class X>
@@ -92,18 +92,18 @@ template <class T> struct Target {
 #pragma unroll
         for (unsigned k = 0; k < FEW; k++) {
             if (k < n) {
-                unsigned passes;
-                const auto out = coefs.output(x(k), residual, rs[k], relu, passes);
+                unsigned ones;
+                const auto out = coefs.output(x(k), residual, rs[k], act, ones);
                 store<T, W>(y, at[k], out, true);
-                if (mask) mask[at[k]] = passes;
+                if (mask) mask[at[k]] = ones;
             }
         }
     }
 };
 
-template <class T>
+template <class T, class Act>
 __device__ void forward_resident(const Geometry &g, const Group &group, const Outputs<float> &out, u64 count,
-                                 const T *x, const Target<T> &to) {
+                                 const T *x, const Target<T, Act> &to) {
     constexpr int W = 16 / sizeof(T);
     extern __shared__ uint4 shared[];
     const Room room(shared, g, g.threads * group.kept);
@@ -128,7 +128,7 @@ __device__ void forward_resident(const Geometry &g, const Group &group, const Ou
 
         const Channels<float> by = {out.mean, out.mean_rest, out.invstd, out.weight, out.bias};
         if (Coefs<float, W>::prepare(g, slice, by, room.table)) {
-            apply_slowly<W>(g, Steps(g, slice, member), by, x, to.residual, to.y, to.mask, to.relu);
+            apply_slowly<W>(g, Steps(g, slice, member), by, x, to.residual, to.y, to.mask, to.act);
             continue;
         }
         const Coefs<float, W> coefs(g, walk, room.table);

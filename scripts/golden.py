@@ -21,6 +21,17 @@ F64 = torch.float64
 DTYPES = {"f64": F64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
+ACTIVATIONS = {
+    "identity": lambda z, case: z,
+    "relu": lambda z, case: F.relu(z),
+    "leaky_relu": lambda z, case: F.leaky_relu(z, case.negative_slope),
+    "relu6": lambda z, case: F.relu6(z),
+    "silu": lambda z, case: F.silu(z),
+    "hardswish": lambda z, case: F.hardswish(z),
+    "gelu": lambda z, case: F.gelu(z),
+}
+
+
 @dataclass
 class Case:
     """What is asked for; `seed` decides the numbers."""
@@ -30,6 +41,7 @@ class Case:
     axis: int = 1
     dtype: str = "f32"
     activation: str = "identity"
+    negative_slope: float = 0.01
     residual: bool = False
     eps: float = 1e-5
     momentum: float = 0.1
@@ -90,8 +102,7 @@ def step(case, given, training):
     y = y.movedim(1, axis).reshape(case.shape)
     if residual is not None:
         y = y + residual
-    if case.activation == "relu":
-        y = F.relu(y)
+    y = ACTIVATIONS[case.activation](y, case)
     y.backward(given["grad_y"].to(F64))
     leaves = {"x": x, "residual": residual, "weight": weight, "bias": bias}
     computed = {"y": y.detach()}
@@ -121,6 +132,7 @@ def save(case, folder):
         "momentum": str(case.momentum),
         "activation": case.activation,
         "dtype": case.dtype,
+        **({"negative_slope": str(case.negative_slope)} if case.activation == "leaky_relu" else {}),
         "torch": torch.__version__,
     }
     tensors = {name: t.contiguous() for name, t in compute(case).items()}
@@ -228,7 +240,8 @@ def main():
     parser.add_argument("--shape", type=int, nargs="+", default=[4, 8, 6, 6])
     parser.add_argument("--axis", type=int, default=1, help="channel axis")
     parser.add_argument("--dtype", choices=DTYPES, default="f32")
-    parser.add_argument("--activation", choices=["identity", "relu"], default="identity")
+    parser.add_argument("--activation", choices=ACTIVATIONS, default="identity")
+    parser.add_argument("--negative-slope", type=float, default=0.01, help="of leaky_relu")
     parser.add_argument("--residual", action="store_true", help="added before the activation")
     parser.add_argument("--eps", type=float, default=1e-5)
     parser.add_argument("--momentum", type=float, default=0.1, help="weight of the new value")

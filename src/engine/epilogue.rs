@@ -56,6 +56,19 @@ pub enum Derivative {
     FromResidual,
 }
 
+impl Derivative {
+    /// The number that kernels know it by.
+    #[cfg(feature = "cuda")]
+    pub(crate) const fn code(self) -> u32 {
+        match self {
+            Self::One => 0,
+            Self::FromX => 1,
+            Self::FromMask => 2,
+            Self::FromResidual => 3,
+        }
+    }
+}
+
 impl Activation {
     /// One of each, leaky ReLU with PyTorch's slope.
     pub const ALL: [Self; 7] = [
@@ -157,6 +170,20 @@ impl Activation {
         match self {
             Self::LeakyRelu { negative_slope } => negative_slope,
             _ => 0.0,
+        }
+    }
+
+    /// The number that kernels know it by.
+    #[cfg(feature = "cuda")]
+    pub(crate) const fn code(self) -> u32 {
+        match self {
+            Self::Identity => 0,
+            Self::Relu => 1,
+            Self::LeakyRelu { .. } => 2,
+            Self::Relu6 => 3,
+            Self::Silu => 4,
+            Self::HardSwish => 5,
+            Self::Gelu => 6,
         }
     }
 

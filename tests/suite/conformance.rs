@@ -58,8 +58,11 @@ fn tensors_too_large_for_a_cache_agree<G: Engine>(engine: &G) {
 }
 
 fn every_shape<E: Element, G: Engine>(engine: &G) {
+    let others: Vec<Epilogue> = Epilogue::others().collect();
     for (seed, case) in CASES.iter().enumerate() {
-        for epilogue in Epilogue::affine() {
+        // Three of the others, each of which comes in every regime with one shape or another.
+        let some = (0..3).map(|k| others[(7 * seed + 3 * k) % others.len()]);
+        for epilogue in Epilogue::affine().chain(some) {
             let inputs = Inputs::<E>::new(&case.shape(), epilogue, seed as u64);
             for mode in [Mode::Train(Some(0.1)), Mode::Eval] {
                 let what = label::<E, G>(engine, case, epilogue, mode);
@@ -131,7 +134,7 @@ fn every_subset_of_gradients_is_the_whole<G: Engine>(engine: &G) {
         Some(())
     }
     let plain = Epilogue { activation: Activation::Relu, ..Epilogue::PLAIN };
-    for epilogue in [Epilogue::PLAIN, plain, Epilogue::FULL] {
+    for epilogue in [Epilogue::PLAIN, plain, Epilogue::FULL].into_iter().chain(Epilogue::others()) {
         for mode in [Mode::Train(None), Mode::Eval] {
             subsets::<f64, G>(engine, epilogue, mode);
             subsets::<f32, G>(engine, epilogue, mode);
@@ -147,7 +150,7 @@ fn label_of<G: Engine>(engine: &G) -> &'static str {
 
 fn every_presence_of_parameters_agrees<G: Engine>(engine: &G) {
     fn presence<E: Element, G: Engine>(engine: &G, case: &Case) {
-        for epilogue in Epilogue::all() {
+        for epilogue in Epilogue::all().chain(Epilogue::others()) {
             let inputs = Inputs::<E>::new(&case.shape(), epilogue, 21);
             for mode in [Mode::Train(Some(0.3)), Mode::Eval] {
                 there_and_back(&label::<E, G>(engine, case, epilogue, mode), engine, &inputs, mode);
@@ -232,7 +235,7 @@ fn one_saved_serves_every_shape_and_epilogue<G: Engine>(engine: &G) {
     let mut saved = SavedOn::<G, f32>::new();
     // Forth and back, so that its buffers grow, shrink, and change their channels.
     for case in CASES.iter().chain(CASES.iter().rev()) {
-        for epilogue in Epilogue::affine() {
+        for epilogue in Epilogue::affine().chain(Epilogue::others()) {
             let inputs = Inputs::<f32>::new(&case.shape(), epilogue, 51);
             if inputs.shape.per_channel() != 1 {
                 as_by_a_fresh_one(engine, &mut saved, &inputs, Mode::Train(None));

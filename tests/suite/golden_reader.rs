@@ -146,7 +146,12 @@ fn bad_metadata_is_named() {
         ("eps", "small", "eps: expected a number, got \"small\""),
         ("momentum", "1.5", "momentum: expected 0 to 1, got 1.5"),
         ("momentum", "nan", "momentum: expected 0 to 1, got NaN"),
-        ("activation", "gelu", "activation: expected identity or relu, got \"gelu\""),
+        (
+            "activation",
+            "tanh",
+            "activation: expected one of identity, relu, leaky_relu, relu6, silu, hardswish, gelu, \
+             got \"tanh\"",
+        ),
         ("dtype", "f8", "dtype: expected f64, f32, f16 or bf16, got \"f8\""),
     ];
     for (i, (key, value, message)) in cases.into_iter().enumerate() {

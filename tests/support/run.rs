@@ -1,7 +1,7 @@
 //! Runs an operation on any engine: inputs from the host, results back on the host.
 use batchnorm::{
-    Activation, Backward, Element, Engine, ForwardEval, ForwardTrain, Input, Memory, MergeStats,
-    Real, Result, Running, Saved, Shape, Statistics, Stats,
+    Activation, Backward, Derivative, Element, Engine, ForwardEval, ForwardTrain, Input, Memory,
+    MergeStats, Real, Result, Running, Saved, Shape, Statistics, Stats,
 };
 use std::collections::BTreeMap;
 
@@ -26,11 +26,18 @@ impl Epilogue {
         Self { activation: Activation::Identity, residual: false, weight: true, bias: true };
     pub const FULL: Self = Self { activation: Activation::Relu, residual: true, ..Self::PLAIN };
 
-    /// Activation and residual in every combination, with both parameters.
+    /// ReLU and residual in every combination, with both parameters: what takes loops of its own.
     pub fn affine() -> impl Iterator<Item = Self> {
         Self::all().filter(|e| e.weight && e.bias)
     }
-    /// All sixteen.
+    /// The activations after ReLU with a residual and without, with both parameters.
+    pub fn others() -> impl Iterator<Item = Self> {
+        let known = [Activation::Identity, Activation::Relu];
+        let others = Activation::ALL.into_iter().filter(move |a| !known.contains(a));
+        let epilogue = |activation, residual| Self { activation, residual, ..Self::PLAIN };
+        others.flat_map(move |a| [false, true].map(|residual| epilogue(a, residual)))
+    }
+    /// ReLU, residual, weight and bias in all sixteen combinations.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..16).map(|bits| Self {
             activation: if bits & 1 > 0 { Activation::Relu } else { Activation::Identity },
@@ -244,6 +251,9 @@ pub fn backward<E: Element, G: Engine>(
     let c = shape.channels();
     let x = on.upload(&inputs.x)?;
     let grad_y = on.upload(&inputs.grad_y)?;
+    let Epilogue { activation, residual, .. } = inputs.epilogue;
+    let again = activation.derivative_from(residual) == Derivative::FromResidual;
+    let residual = again.then(|| on.upload(&inputs.residual)).transpose()?;
     let total_sums = total_sums.map(|sums| on.upload(sums)).transpose()?;
     let nan = vec![narrow::<E>(f64::NAN); shape.len()];
     let before = |c| narrow(if want.accumulate { gradient_before(c) } else { f64::NAN });
@@ -255,7 +265,7 @@ pub fn backward<E: Element, G: Engine>(
     let args = Backward::<G::Memory, E> {
         saved,
         x: G::Memory::view(&x),
-        residual: None,
+        residual: residual.as_ref().map(G::Memory::view),
         grad_y: match want.in_place {
             true => Input::InPlace,
             false => Input::View(G::Memory::view(&grad_y)),

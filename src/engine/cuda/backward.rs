@@ -1,9 +1,9 @@
 //! The backward through statistics of the batch, of all parts of it, or frozen ones.
-use super::launch::{Channels, Gradients, Tensors};
+use super::launch::{Act, Channels, Gradients, Tensors};
 use super::resident::Step;
 use super::{Cuda, Layout, Pointers, Ptr};
 use crate::engine::saved::Buffers;
-use crate::engine::{Activation, Backward, Input};
+use crate::engine::{Backward, Derivative, Input};
 use crate::{Device, Element, Memory, Result, Shape};
 
 impl Cuda {
@@ -23,10 +23,11 @@ impl Cuda {
         let through_sums = wants_x && (forward.batch_statistics || has_total);
         let adds_up = wants_sums || through_sums && !has_total;
 
-        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
+        let activation = forward.activation;
+        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>(activation)?);
         // What reads its tensors twice.
         let resident = match through_sums && !has_total {
-            true => self.resident(shape, E::DTYPE, Step::Backward)?,
+            true => self.resident(shape, E::DTYPE, activation, Step::Backward)?,
             false => None,
         };
         let layout = Layout::new::<E::Acc>(&plan);
@@ -35,15 +36,9 @@ impl Cuda {
         let room = self.shared.workspace.room(&self.memory, layout)?;
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
 
-        let mask = match (forward.activation, &saved.reserve) {
-            (Activation::Relu, Some(mask)) if forward.residual => Some(mask),
-            _ => None,
-        };
-        let gate = match (forward.activation, mask) {
-            (Activation::Identity, _) => 0,
-            (_, None) => 1,
-            (_, Some(_)) => 2,
-        };
+        let source = activation.derivative_from(forward.residual);
+        let mask = saved.reserve.as_ref().filter(|_| source == Derivative::FromMask);
+        let residual = args.residual.filter(|_| source == Derivative::FromResidual);
         let Buffers { mean, mean_rest, invstd, weight, bias, .. } = saved;
         let by_channel = [mean, mean_rest, invstd, weight, bias];
         let [mean, mean_rest, invstd, weight, bias] =
@@ -58,7 +53,9 @@ impl Cuda {
                 Input::InPlace => grad_x,
             },
             mask: pointers.read_some(mask.map(Device::view)),
-            gate,
+            source,
+            residual: pointers.read_some(residual),
+            act: Act::new(activation),
             grad_x,
             grad_residual: pointers.write_some(args.grad_residual),
         };

@@ -1,10 +1,11 @@
 //! Both forwards, and statistics for synchronized ones.
-use super::launch::{Channels, Outputs};
+use super::launch::{Act, Channels, Outputs};
 use super::resident::Step;
 use super::{Cuda, Layout, Pointers, Ptr};
 use crate::engine::saved::{Buffers, Mark};
 use crate::engine::{
-    Activation, ForwardEval, ForwardTrain, Input, MergeStats, Running, Statistics, Stats,
+    Activation, Derivative, ForwardEval, ForwardTrain, Input, MergeStats, Running, Statistics,
+    Stats,
 };
 use crate::{Device, Element, Error, Memory, Real, Result, Shape};
 
@@ -15,8 +16,8 @@ impl Cuda {
         shape: &Shape,
         mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
-        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
-        let resident = self.resident(shape, E::DTYPE, Step::Forward)?;
+        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>(args.activation)?);
+        let resident = self.resident(shape, E::DTYPE, args.activation, Step::Forward)?;
         let layout = Layout::new::<E::Acc>(&plan).or(resident.as_ref().map(|(plan, _)| plan));
         let room = self.shared.workspace.room(&self.memory, layout)?;
         let (saved, mark) =
@@ -24,7 +25,8 @@ impl Cuda {
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
 
         let ForwardTrain { x, residual, weight, bias, activation, eps, running, y, .. } = args;
-        let (masks, relu) = (residual.is_some(), activation == Activation::Relu);
+        let masks = activation.derivative_from(residual.is_some()) == Derivative::FromMask;
+        let act = Act::new(activation);
         let (x, residual) = (pointers.read(x), pointers.read_some(residual));
         let (weight, bias) = (pointers.read_some(weight), pointers.read_some(bias));
         let y = pointers.write(y);
@@ -36,7 +38,7 @@ impl Cuda {
                 (pointers.write(mean), pointers.write(var));
         }
         let mask = match saved {
-            Some(saved) => save(&mut pointers, saved, masks && relu, &mut outputs),
+            Some(saved) => save(&mut pointers, saved, masks, &mut outputs),
             None => {
                 [outputs.mean, outputs.mean_rest, outputs.invstd] = room.statistics();
                 Ptr::NULL
@@ -47,14 +49,14 @@ impl Cuda {
         if let Some((plan, kernels)) = resident.filter(|_| aligned) {
             self.in_one_launch(&plan, partials, |group| {
                 launcher
-                    .forward_resident(&kernels, &plan, group, outputs, x, residual, y, mask, relu)
+                    .forward_resident(&kernels, &plan, group, outputs, x, residual, y, mask, act)
             })?;
         } else {
             launcher.stats(&plan, x, partials)?;
             launcher.stats_finalize(&plan, outputs, x, partials)?;
             let Outputs { mean, mean_rest, invstd, .. } = outputs;
             let channels = Channels { mean, mean_rest, invstd, weight, bias };
-            launcher.apply(&plan, channels, x, residual, y, mask, relu)?;
+            launcher.apply(&plan, channels, x, residual, y, mask, act)?;
         }
         mark.into_iter().for_each(Mark::filled);
         Ok(())
@@ -67,7 +69,7 @@ impl Cuda {
         mut args: ForwardEval<'_, Device, E>,
         applies: bool,
     ) -> Result<()> {
-        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
+        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>(args.activation)?);
         let layout = Layout::of_channels::<E::Acc>(&plan);
         let room = self.shared.workspace.room(&self.memory, layout)?;
         let (saved, mark) =
@@ -75,7 +77,8 @@ impl Cuda {
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
 
         let ForwardEval { x, residual, weight, bias, activation, statistics, eps, y, .. } = args;
-        let (masks, relu) = (residual.is_some(), activation == Activation::Relu);
+        let masks = activation.derivative_from(residual.is_some()) == Derivative::FromMask;
+        let act = Act::new(activation);
         let residual = pointers.read_some(residual);
         let (weight, bias) = (pointers.read_some(weight), pointers.read_some(bias));
         let (mean, var, record) = match statistics {
@@ -90,14 +93,13 @@ impl Cuda {
         let mut outputs = Outputs::new(eps, self.shared.workspace.nonfinite());
         (outputs.weight, outputs.bias) = (weight, bias);
         [outputs.mean, outputs.mean_rest, outputs.invstd] = room.statistics();
-        let mask = saved
-            .map_or(Ptr::NULL, |saved| save(&mut pointers, saved, masks && relu, &mut outputs));
+        let mask = saved.map_or(Ptr::NULL, |saved| save(&mut pointers, saved, masks, &mut outputs));
 
         launcher.eval(plan.geometry.channels, mean, var, record, outputs)?;
         if applies {
             let Outputs { mean, mean_rest, invstd, .. } = outputs;
             let channels = Channels { mean, mean_rest, invstd, weight, bias };
-            launcher.apply(&plan, channels, x, residual, y, mask, relu)?;
+            launcher.apply(&plan, channels, x, residual, y, mask, act)?;
         }
         mark.into_iter().for_each(Mark::filled);
         Ok(())
@@ -109,7 +111,8 @@ impl Cuda {
         shape: &Shape,
         args: Stats<'_, Device, E>,
     ) -> Result<()> {
-        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>()?);
+        let kernels = self.kernels::<E>(Activation::Identity)?;
+        let plan = self.plan::<E>(shape)?;
         let room = self.shared.workspace.room(&self.memory, Layout::new::<E::Acc>(&plan))?;
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
         let (x, record) = (pointers.read(args.x), pointers.write(args.record));
@@ -132,7 +135,7 @@ impl Cuda {
             value.ok_or_else(|| Error::Unsupported { engine: super::NAME, reason: reason() })
         };
         let (channels, parts) = (of_32_bits("channels", channels)?, of_32_bits("parts", parts)?);
-        let kernels = self.kernels::<P>()?;
+        let kernels = self.kernels::<P>(Activation::Identity)?;
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
         let MergeStats { records, running, record, .. } = args;
         let (factor, running) = match running {

@@ -3,12 +3,13 @@
 //! What makes a launch sound is checked before it: a [`Ptr`] comes from a view of this context or
 //! from the workspace, `check` of the arguments has compared every length with the shape, and the
 //! plan that `geometry` and `merge` come from covers exactly the elements of that shape.
-use super::module::{Kernels, ResidentKernels, Tiled};
+use super::module::{Activated, Kernels, ResidentKernels, Tiled, is_any};
 use super::plan::{Geometry, Plan};
 use super::resident::Resident;
 use crate::engine::pointers::Ptr;
+use crate::engine::{Activation, Derivative};
 use crate::memory::refused;
-use crate::{Element, Result};
+use crate::{Element, Real, Result};
 use cudarc::driver::{CudaFunction, CudaStream, result};
 use std::ffi::c_void;
 
@@ -100,14 +101,43 @@ pub(super) struct Gradients<A> {
 
 /// The tensors of a backward.
 #[derive(Clone, Copy)]
-pub(super) struct Tensors<E> {
+pub(super) struct Tensors<E: Element> {
     pub x: Ptr<E>,
     pub grad_y: Ptr<E>,
     pub mask: Ptr<u8>,
-    /// 0 without a ReLU, 1 where it is computed again from x, 2 where the mask tells.
-    pub gate: u32,
+    /// What derivatives are taken from.
+    pub source: Derivative,
+    /// Null unless that is the residual.
+    pub residual: Ptr<E>,
+    pub act: Act<E::Acc>,
     pub grad_x: Ptr<E>,
     pub grad_residual: Ptr<E>,
+}
+
+/// What follows the normalization, as kernels take it.
+#[derive(Clone, Copy)]
+pub(super) enum Act<A> {
+    /// Whether it is a ReLU.
+    Plain(u32),
+    Any(AnyActivation<A>),
+}
+
+/// Any activation, for kernels that take any.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct AnyActivation<A> {
+    activation: u32,
+    slope: A,
+}
+
+impl<A: Real> Act<A> {
+    pub fn new(activation: Activation) -> Self {
+        if !is_any(activation) {
+            return Self::Plain((activation == Activation::Relu).into());
+        }
+        let slope = A::from_f64(activation.negative_slope());
+        Self::Any(AnyActivation { activation: activation.code(), slope })
+    }
 }
 
 /// The blocks that share a slice, and where they tell each other what they found.
@@ -140,6 +170,7 @@ macro_rules! arguments {
 /// The kernels of one type of elements, on a stream.
 pub(super) struct Launcher<'a> {
     pub kernels: &'a Kernels,
+    pub activated: &'a Activated,
     pub stream: &'a CudaStream,
 }
 
@@ -167,25 +198,17 @@ impl Launcher<'_> {
         launched.map_err(refused(CALL))
     }
 
-    fn tiles(
-        &self,
-        kernel: &CudaFunction,
-        plan: &Plan,
-        arguments: &mut [*mut c_void],
-    ) -> Result<()> {
+    fn tiles(&self, kernel: &Tiled, plan: &Plan, arguments: &mut [*mut c_void]) -> Result<()> {
         if plan.blocks == 0 {
             return Ok(());
         }
+        let kernel = if plan.lanes > 1 { &kernel.vectors } else { &kernel.scalars };
         self.submit(kernel, plan.blocks, plan.geometry.threads.next_multiple_of(32), arguments)
-    }
-
-    fn tiled(&self, plan: &Plan) -> &Tiled {
-        if plan.lanes > 1 { &self.kernels.vectors } else { &self.kernels.scalars }
     }
 
     pub fn stats<E: Element>(&self, plan: &Plan, x: Ptr<E>, partials: Ptr<f64>) -> Result<()> {
         let geometry = aligned(plan, &[x]);
-        self.tiles(&self.tiled(plan).stats, plan, arguments![geometry, x, partials])
+        self.tiles(&self.kernels.stats, plan, arguments![geometry, x, partials])
     }
 
     pub fn stats_finalize<E: Element>(
@@ -221,11 +244,19 @@ impl Launcher<'_> {
         residual: Ptr<E>,
         y: Ptr<E>,
         mask: Ptr<u8>,
-        relu: bool,
+        act: Act<E::Acc>,
     ) -> Result<()> {
-        let (geometry, relu) = (aligned(plan, &[x, residual, y]), u32::from(relu));
-        let arguments = arguments![geometry, channels, x, residual, y, mask, relu];
-        self.tiles(&self.tiled(plan).apply, plan, arguments)
+        let geometry = aligned(plan, &[x, residual, y]);
+        let kernel = &self.activated.apply;
+        macro_rules! with {
+            ($act:ident) => {
+                self.tiles(kernel, plan, arguments![geometry, channels, x, residual, y, mask, $act])
+            };
+        }
+        match act {
+            Act::Plain(relu) => with!(relu),
+            Act::Any(any) => with!(any),
+        }
     }
 
     pub fn backward_sums<E: Element>(
@@ -235,11 +266,22 @@ impl Launcher<'_> {
         tensors: Tensors<E>,
         partials: Ptr<f64>,
     ) -> Result<()> {
-        let Tensors { x, grad_y, mask, gate, grad_x, grad_residual } = tensors;
-        let geometry = aligned(plan, &[x, grad_y, grad_x, grad_residual]);
-        let arguments =
-            arguments![geometry, channels, x, grad_y, mask, gate, partials, grad_x, grad_residual];
-        self.tiles(&self.tiled(plan).backward_sums, plan, arguments)
+        let geometry = aligned(plan, &tensors.all());
+        let Tensors { x, grad_y, mask, residual, grad_x, grad_residual, .. } = tensors;
+        let source = tensors.source.code();
+        macro_rules! with {
+            ($($act:ident),*) => {
+                arguments![
+                    geometry, channels, x, grad_y, mask, source, $($act,)* partials, grad_x,
+                    grad_residual
+                ]
+            };
+        }
+        let kernel = &self.activated.backward_sums;
+        match tensors.act {
+            Act::Plain(_) => self.tiles(kernel, plan, with!()),
+            Act::Any(any) => self.tiles(kernel, plan, with!(residual, any)),
+        }
     }
 
     pub fn backward_finalize<E: Element>(
@@ -252,11 +294,21 @@ impl Launcher<'_> {
         partials: Ptr<f64>,
     ) -> Result<()> {
         let (merge, accumulate) = (Merge::from(plan), u32::from(accumulate));
-        let Tensors { x, grad_y, mask, gate, .. } = tensors;
-        let arguments =
-            arguments![merge, channels, x, grad_y, mask, gate, gradients, accumulate, partials];
+        let Tensors { x, grad_y, mask, residual, .. } = tensors;
+        let source = tensors.source.code();
+        macro_rules! with {
+            ($($act:ident),*) => {
+                arguments![
+                    merge, channels, x, grad_y, mask, source, $($act,)* gradients, accumulate, partials
+                ]
+            };
+        }
+        let kernel = &self.activated.backward_finalize;
         let grid = plan.geometry.channels.div_ceil(WARPS);
-        self.submit(&self.kernels.backward_finalize, grid, BLOCK, arguments)
+        match tensors.act {
+            Act::Plain(_) => self.submit(kernel, grid, BLOCK, with!()),
+            Act::Any(any) => self.submit(kernel, grid, BLOCK, with!(residual, any)),
+        }
     }
 
     pub fn backward_apply<E: Element>(
@@ -266,11 +318,21 @@ impl Launcher<'_> {
         tensors: Tensors<E>,
         coefs: Ptr<E::Acc>,
     ) -> Result<()> {
-        let Tensors { x, grad_y, mask, gate, grad_x, grad_residual } = tensors;
-        let geometry = aligned(plan, &[x, grad_y, grad_x, grad_residual]);
-        let arguments =
-            arguments![geometry, channels, x, grad_y, mask, gate, coefs, grad_x, grad_residual];
-        self.tiles(&self.tiled(plan).backward_apply, plan, arguments)
+        let geometry = aligned(plan, &tensors.all());
+        let Tensors { x, grad_y, mask, residual, grad_x, grad_residual, .. } = tensors;
+        let source = tensors.source.code();
+        macro_rules! with {
+            ($($act:ident),*) => {
+                arguments![
+                    geometry, channels, x, grad_y, mask, source, $($act,)* coefs, grad_x, grad_residual
+                ]
+            };
+        }
+        let kernel = &self.activated.backward_apply;
+        match tensors.act {
+            Act::Plain(_) => self.tiles(kernel, plan, with!()),
+            Act::Any(any) => self.tiles(kernel, plan, with!(residual, any)),
+        }
     }
 
     /// All blocks of a grid, which wait for each other where groups have several.
@@ -309,11 +371,18 @@ impl Launcher<'_> {
         residual: Ptr<E>,
         y: Ptr<E>,
         mask: Ptr<u8>,
-        relu: bool,
+        act: Act<E::Acc>,
     ) -> Result<()> {
-        let (geometry, count, relu) = (plan.geometry, plan.count, u32::from(relu));
-        let arguments = arguments![geometry, group, outputs, count, x, residual, y, mask, relu];
-        self.groups(&kernels.forward, plan, arguments)
+        let (geometry, count, kernel) = (plan.geometry, plan.count, &kernels.forward);
+        macro_rules! with {
+            ($act:ident) => {
+                arguments![geometry, group, outputs, count, x, residual, y, mask, $act]
+            };
+        }
+        match act {
+            Act::Plain(relu) => self.groups(kernel, plan, with!(relu)),
+            Act::Any(any) => self.groups(kernel, plan, with!(any)),
+        }
     }
 
     #[allow(clippy::too_many_arguments)] // the kernel has them
@@ -328,22 +397,20 @@ impl Launcher<'_> {
         accumulate: bool,
     ) -> Result<()> {
         let (geometry, count, accumulate) = (plan.geometry, plan.count, u32::from(accumulate));
-        let Tensors { x, grad_y, mask, gate, grad_x, grad_residual } = tensors;
-        let arguments = arguments![
-            geometry,
-            group,
-            channels,
-            gradients,
-            count,
-            x,
-            grad_y,
-            mask,
-            gate,
-            accumulate,
-            grad_x,
-            grad_residual
-        ];
-        self.groups(&kernels.backward, plan, arguments)
+        let Tensors { x, grad_y, mask, residual, grad_x, grad_residual, .. } = tensors;
+        let source = tensors.source.code();
+        macro_rules! with {
+            ($($act:ident),*) => {
+                arguments![
+                    geometry, group, channels, gradients, count, x, grad_y, mask, source, $($act,)*
+                    accumulate, grad_x, grad_residual
+                ]
+            };
+        }
+        match tensors.act {
+            Act::Plain(_) => self.groups(&kernels.backward, plan, with!()),
+            Act::Any(any) => self.groups(&kernels.backward, plan, with!(residual, any)),
+        }
     }
 
     pub fn merge_stats<A>(
@@ -361,11 +428,13 @@ impl Launcher<'_> {
     }
 }
 
-impl<E> Tensors<E> {
+impl<E: Element> Tensors<E> {
+    fn all(&self) -> [Ptr<E>; 5] {
+        [self.x, self.grad_y, self.residual, self.grad_x, self.grad_residual]
+    }
     /// Whether each starts at a multiple of 16 bytes.
     pub fn are_aligned(&self) -> bool {
-        let tensors = [self.x, self.grad_y, self.grad_x, self.grad_residual];
-        tensors.iter().all(|tensor| tensor.is_aligned())
+        self.all().iter().all(|tensor| tensor.is_aligned())
     }
 }
 
@@ -387,6 +456,7 @@ mod tests {
         assert_eq!(size_of::<Outputs<f32>>(), 104);
         assert_eq!(size_of::<Gradients<f64>>(), 48);
         assert_eq!(size_of::<Group>(), 24);
+        assert_eq!([size_of::<AnyActivation<f32>>(), size_of::<AnyActivation<f64>>()], [8, 16]);
         assert_eq!(size_of::<Ptr<f64>>(), 8);
     }
 }

@@ -7,14 +7,15 @@
 use super::check::{check_values_per_channel, total_count};
 use super::pointers::{Pointers, Ptr};
 use super::{
-    Activation, Backward, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request, Stats,
+    Activation, Backward, Derivative, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request,
+    Stats,
 };
 use crate::memory::{check_stream, new_stream, refused};
-use crate::{DType, Device, Element, Error, Memory, Real, Result, Shape};
+use crate::{DType, Device, Element, Memory, Real, Result, Shape};
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaStream};
 use launch::{Group, Launcher};
-use module::{Kernels, Modules, ResidentKernels};
+use module::{Activated, Kernels, Modules, ResidentKernels};
 use plan::{Figures, Plan};
 use resident::{Plans, Resident, Step};
 use std::sync::Arc;
@@ -131,8 +132,8 @@ impl Cuda {
             Op::MergeStats => return Ok(format!("{NAME}: merge_stats, a thread per channel")),
         };
         let resident =
-            resident.map(|step| self.resident(shape, request.dtype, step)).transpose()?;
-        let Some((resident, _)) = resident.flatten() else {
+            resident.map(|step| self.resident(shape, request.dtype, request.activation, step));
+        let Some((resident, _)) = resident.transpose()?.flatten() else {
             return Ok(format!("{NAME}: {steps}; {plan}"));
         };
         let name = if request.op == Op::Backward { "backward" } else { "forward" };
@@ -150,12 +151,15 @@ impl Cuda {
         &self,
         shape: &Shape,
         dtype: DType,
+        activation: Activation,
         step: Step,
     ) -> Result<Option<(Resident, Arc<ResidentKernels>)>> {
         let (Shared { figures, modules, plans, .. }, tuning) = (&*self.shared, self.tuning);
         let make = || resident::plan(shape, width(dtype), step, figures, &tuning);
         match plans.get((*shape, dtype, step, tuning), make) {
-            Some(plan) => Ok(modules.resident(dtype, figures)?.map(|kernels| (plan, kernels))),
+            Some(plan) => {
+                Ok(modules.resident(dtype, activation, figures)?.map(|kernels| (plan, kernels)))
+            }
             None => Ok(None),
         }
     }
@@ -176,12 +180,19 @@ impl Cuda {
         self.cut(shape, E::DTYPE)
     }
 
-    fn kernels<E: Element>(&self) -> Result<Arc<Kernels>> {
-        self.shared.modules.kernels(E::DTYPE)
+    fn kernels<E: Element>(
+        &self,
+        activation: Activation,
+    ) -> Result<(Arc<Kernels>, Arc<Activated>)> {
+        let modules = &self.shared.modules;
+        Ok((modules.kernels(E::DTYPE)?, modules.activated(E::DTYPE, activation)?))
     }
 
-    fn launcher<'a>(&'a self, kernels: &'a Kernels) -> Launcher<'a> {
-        Launcher { kernels, stream: self.stream() }
+    fn launcher<'a>(
+        &'a self,
+        (kernels, activated): &'a (Arc<Kernels>, Arc<Activated>),
+    ) -> Launcher<'a> {
+        Launcher { kernels, activated, stream: self.stream() }
     }
 }
 
@@ -225,13 +236,6 @@ fn width(dtype: DType) -> usize {
     }
 }
 
-fn check_activation(activation: Activation) -> Result<()> {
-    match activation {
-        Activation::Identity | Activation::Relu => Ok(()),
-        _ => Err(Error::Unsupported { engine: NAME, reason: format!("no {activation}") }),
-    }
-}
-
 impl Engine for Cuda {
     type Memory = Device;
 
@@ -246,10 +250,12 @@ impl Engine for Cuda {
     }
     fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
         let plan = self.cut(shape, request.dtype)?;
+        let activation = request.activation;
         self.shared.modules.kernels(request.dtype)?;
+        self.shared.modules.activated(request.dtype, activation)?;
         let resident = match request.op {
-            Op::ForwardTrain => self.resident(shape, request.dtype, Step::Forward)?,
-            Op::Backward => self.resident(shape, request.dtype, Step::Backward)?,
+            Op::ForwardTrain => self.resident(shape, request.dtype, activation, Step::Forward)?,
+            Op::Backward => self.resident(shape, request.dtype, activation, Step::Backward)?,
             _ => None,
         };
         let layout = match request.dtype {
@@ -259,11 +265,10 @@ impl Engine for Cuda {
         let layout = layout.or(resident.as_ref().map(|(plan, _)| plan));
         self.shared.workspace.room(&self.memory, layout).map(drop)
     }
-    /// A bit per element, a byte per vector, where a residual hides the ReLU's input; otherwise
-    /// backward computes the ReLU again from x.
+    /// A bit per element, a byte per vector, where the derivative is taken from a mask.
     fn reserve_len(&self, shape: &Shape, request: Request) -> usize {
-        match request.activation {
-            Activation::Relu if request.residual => plan::mask_len(shape, width(request.dtype)),
+        match request.activation.derivative_from(request.residual) {
+            Derivative::FromMask => plan::mask_len(shape, width(request.dtype)),
             _ => 0,
         }
     }
@@ -274,7 +279,6 @@ impl Engine for Cuda {
         args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
-        check_activation(args.activation)?;
         self.train(shape, args)
     }
 
@@ -284,7 +288,6 @@ impl Engine for Cuda {
         args: ForwardEval<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
-        check_activation(args.activation)?;
         self.eval(shape, args, true)
     }
 

@@ -1,6 +1,7 @@
 //! The compiled kernels, loaded once for each context that has an engine.
 use super::plan::{Figures, THREADS};
 use super::resident::occupancy;
+use crate::engine::Activation;
 use crate::memory::refused;
 use crate::{DType, Error, Result};
 use cudarc::driver::sys::CUfunction_attribute as Attribute;
@@ -34,46 +35,69 @@ fn index(dtype: DType) -> usize {
     }
 }
 
-/// Kernels that walk over tensors, in vectors of 16 bytes or of one element.
+/// Whether kernels for any activation are taken, or those for none and a ReLU, which need fewer
+/// registers.
+pub(super) fn is_any(activation: Activation) -> bool {
+    !matches!(activation, Activation::Identity | Activation::Relu)
+}
+
+/// A kernel that walks over tensors: in vectors of 16 bytes, or of one element.
 pub(super) struct Tiled {
-    pub stats: CudaFunction,
-    pub apply: CudaFunction,
-    pub backward_sums: CudaFunction,
-    pub backward_apply: CudaFunction,
+    pub vectors: CudaFunction,
+    pub scalars: CudaFunction,
 }
 
 /// The kernels of one type of elements.
 pub(super) struct Kernels {
-    pub vectors: Tiled,
-    pub scalars: Tiled,
+    pub stats: Tiled,
     pub stats_finalize: CudaFunction,
     pub eval: CudaFunction,
-    pub backward_finalize: CudaFunction,
     /// Of f32 and f64 alone.
     merge_stats: Option<CudaFunction>,
+    plain: Arc<Activated>,
+}
+
+/// Those in which an activation stands.
+pub(super) struct Activated {
+    pub apply: Tiled,
+    pub backward_sums: Tiled,
+    pub backward_finalize: CudaFunction,
+    pub backward_apply: Tiled,
+}
+
+impl Tiled {
+    fn load(module: &Arc<CudaModule>, name: &str) -> Result<Self> {
+        Ok(Self {
+            vectors: function(module, &format!("{name}_v"))?,
+            scalars: function(module, &format!("{name}_s"))?,
+        })
+    }
+}
+
+impl Activated {
+    /// `any` is `_any` or nothing.
+    fn load(module: &Arc<CudaModule>, dtype: DType, any: &str) -> Result<Self> {
+        let tiled = |name: &str| Tiled::load(module, &format!("{name}{any}_{dtype}"));
+        Ok(Self {
+            apply: tiled("apply")?,
+            backward_sums: tiled("backward_sums")?,
+            backward_finalize: function(module, &format!("backward_finalize{any}_{dtype}"))?,
+            backward_apply: tiled("backward_apply")?,
+        })
+    }
 }
 
 impl Kernels {
     fn load(context: &Arc<CudaContext>, capability: i32, dtype: DType) -> Result<Self> {
         let module = load(context, &format!("split_{dtype}"), capability)?;
-        let tiled = |way: &str| {
-            let kernel = |name: &str| function(&module, &format!("{name}_{dtype}_{way}"));
-            Ok(Tiled {
-                stats: kernel("stats")?,
-                apply: kernel("apply")?,
-                backward_sums: kernel("backward_sums")?,
-                backward_apply: kernel("backward_apply")?,
-            })
-        };
         let kernel = |name: &str| function(&module, &format!("{name}_{dtype}"));
         let merges = matches!(dtype, DType::F32 | DType::F64);
         Ok(Self {
-            vectors: tiled("v")?,
-            scalars: tiled("s")?,
+            stats: Tiled::load(&module, &format!("stats_{dtype}"))?,
             stats_finalize: kernel("stats_finalize")?,
             eval: kernel("eval")?,
-            backward_finalize: kernel("backward_finalize")?,
             merge_stats: merges.then(|| kernel("merge_stats")).transpose()?,
+            plain: Arc::new(Activated::load(&module, dtype, "")?),
         })
     }
 }
@@ -87,11 +111,11 @@ pub(super) struct ResidentKernels {
 impl ResidentKernels {
     /// None where the driver's compiler gave them more registers than `kernels/README.md` promises,
     /// so that less blocks fit a multiprocessor than plans count on.
-    fn load(modules: &Modules, dtype: DType, figures: &Figures) -> Result<Option<Self>> {
-        let module = load(&modules.context, &format!("resident_{dtype}"), modules.capability)?;
+    fn load(modules: &Modules, name: &str, figures: &Figures) -> Result<Option<Self>> {
+        let module = load(&modules.context, &format!("resident_{name}"), modules.capability)?;
         let kernels = Self {
-            forward: function(&module, &format!("forward_resident_{dtype}"))?,
-            backward: function(&module, &format!("backward_resident_{dtype}"))?,
+            forward: function(&module, &format!("forward_resident_{name}"))?,
+            backward: function(&module, &format!("backward_resident_{name}"))?,
         };
         let bytes = i32::try_from(figures.shared_block).unwrap_or(i32::MAX);
         let mut fit = true;
@@ -140,7 +164,9 @@ pub(super) struct Modules {
     context: Arc<CudaContext>,
     capability: i32,
     loaded: [Mutex<Option<Arc<Kernels>>>; DTYPES.len()],
-    resident: [Mutex<Option<Option<Arc<ResidentKernels>>>>; DTYPES.len()],
+    any: [Mutex<Option<Arc<Activated>>>; DTYPES.len()],
+    /// For no activation and a ReLU; for any.
+    resident: [[Mutex<Option<Option<Arc<ResidentKernels>>>>; DTYPES.len()]; 2],
 }
 
 impl Modules {
@@ -156,8 +182,8 @@ impl Modules {
             return Ok(modules);
         }
         let (context, capability) = (context.clone(), 10 * major + minor);
-        let (loaded, resident) = Default::default();
-        let modules = Arc::new(Self { context, capability, loaded, resident });
+        let (loaded, any, resident) = Default::default();
+        let modules = Arc::new(Self { context, capability, loaded, any, resident });
         all.push(Arc::downgrade(&modules));
         Ok(modules)
     }
@@ -184,18 +210,35 @@ impl Modules {
         Ok(loaded.insert(kernels).clone())
     }
 
+    /// Those in which this activation stands.
+    pub fn activated(&self, dtype: DType, activation: Activation) -> Result<Arc<Activated>> {
+        if !is_any(activation) {
+            return Ok(self.kernels(dtype)?.plain.clone());
+        }
+        let mut loaded = self.any[index(dtype)].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernels) = &*loaded {
+            return Ok(kernels.clone());
+        }
+        let module = load(&self.context, &format!("split_any_{dtype}"), self.capability)?;
+        let kernels = Arc::new(Activated::load(&module, dtype, "_any")?);
+        Ok(loaded.insert(kernels).clone())
+    }
+
     /// Those that take a step in one launch, where the device has room for them.
     pub fn resident(
         &self,
         dtype: DType,
+        activation: Activation,
         figures: &Figures,
     ) -> Result<Option<Arc<ResidentKernels>>> {
-        let place = &self.resident[index(dtype)];
+        let any = is_any(activation);
+        let place = &self.resident[usize::from(any)][index(dtype)];
         let mut loaded = place.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernels) = &*loaded {
             return Ok(kernels.clone());
         }
-        let kernels = ResidentKernels::load(self, dtype, figures)?.map(Arc::new);
+        let name = if any { format!("any_{dtype}") } else { dtype.to_string() };
+        let kernels = ResidentKernels::load(self, &name, figures)?.map(Arc::new);
         Ok(loaded.insert(kernels).clone())
     }
 }
@@ -211,11 +254,14 @@ mod tests {
             let lines = text.lines().filter(|line| !line.starts_with(".target "));
             lines.map(str::to_owned).collect()
         };
-        let split = DTYPES.map(|dtype| (format!("split_{dtype}"), format!("apply_{dtype}_v")));
-        let resident = DTYPES.into_iter().filter(|dtype| *dtype != DType::F64);
-        let resident = resident
-            .map(|dtype| (format!("resident_{dtype}"), format!("forward_resident_{dtype}")));
-        for (module, entry) in split.into_iter().chain(resident) {
+        let names = DTYPES.iter().flat_map(|dtype| [dtype.to_string(), format!("any_{dtype}")]);
+        let of = |name: String| {
+            let split = (format!("split_{name}"), format!("apply_{name}_v"));
+            let resident = (format!("resident_{name}"), format!("forward_resident_{name}"));
+            let has_resident = !name.ends_with("f64");
+            [Some(split), has_resident.then_some(resident)]
+        };
+        for (module, entry) in names.flat_map(of).flatten() {
             for target in [75, 80, 90] {
                 let text = ptx(&module, target).and_then(unpacked).unwrap();
                 let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/ptx");

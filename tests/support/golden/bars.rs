@@ -36,8 +36,8 @@ struct Channel {
 }
 
 impl Bars {
-    /// `gate` says where gradients pass.
-    pub fn new(case: &Case, eval: bool, gate: &[bool]) -> Result<Self> {
+    /// `derivatives` are those of the activation.
+    pub fn new(case: &Case, eval: bool, derivatives: &[f64]) -> Result<Self> {
         let prefix = if eval { "running" } else { "batch" };
         let mean = case.tensor(&format!("{prefix}_mean"))?;
         let var = case.tensor(&format!("{prefix}_var"))?;
@@ -49,10 +49,10 @@ impl Bars {
             let shift = mean.abs() * invstd;
             channels.push(Channel { shift, weight, invstd, ..Channel::default() });
         }
-        let elements = case.tensor("x")?.iter().zip(case.tensor("grad_y")?).zip(gate);
-        for (i, ((x, grad_y), passes)) in elements.enumerate() {
+        let elements = case.tensor("x")?.iter().zip(case.tensor("grad_y")?).zip(derivatives);
+        for (i, ((x, grad_y), derivative)) in elements.enumerate() {
             let c = case.channel_of(i);
-            let (channel, g) = (&mut channels[c], if *passes { *grad_y } else { 0.0 });
+            let (channel, g) = (&mut channels[c], grad_y * derivative);
             let xhat = (x - mean[c]) * channel.invstd;
             channel.max_g = channel.max_g.max(g.abs());
             channel.max_xhat = channel.max_xhat.max(xhat.abs());

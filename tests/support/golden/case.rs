@@ -66,11 +66,19 @@ impl Case {
             .with_context(|| {
                 format!("metadata: dtype: expected f64, f32, f16 or bf16, got {dtype:?}")
             })?;
-        let activation = match get("activation")? {
-            "identity" => Activation::Identity,
-            "relu" => Activation::Relu,
-            other => bail!("metadata: activation: expected identity or relu, got {other:?}"),
-        };
+        let activation = get("activation")?;
+        let found = Activation::ALL.into_iter().find(|known| known.name() == activation);
+        let mut activation = found.with_context(|| {
+            let known = Activation::ALL.map(Activation::name).join(", ");
+            format!("metadata: activation: expected one of {known}, got {activation:?}")
+        })?;
+        if let Activation::LeakyRelu { negative_slope } = &mut activation {
+            *negative_slope = number("negative_slope")?;
+            ensure!(
+                negative_slope.is_finite(),
+                "metadata: negative_slope: expected a finite number, got {negative_slope}"
+            );
+        }
         let (eps, momentum) = (number("eps")?, number("momentum")?);
         ensure!(
             eps > 0.0 && eps.is_finite(),

@@ -1,4 +1,5 @@
 //! Decides whether what an engine computed is right.
+use super::super::oracle::derivative;
 use super::super::tolerance::agrees;
 use super::bars::Bars;
 use super::{COMPUTED, Case, Content, Entry, Ran, Tensors, compute, narrow, widen, with_element};
@@ -24,10 +25,10 @@ pub struct Verdict {
 
 /// One verdict for each of [`COMPUTED`] that the case has, in that order.
 ///
-/// A ReLU's gradient is that of the engine's own gate, which its y shows. Where that gate is not
-/// PyTorch's in float64, the value before the ReLU must lie within y's tolerance of 0, otherwise
-/// y is wrong; and the gradients expected are those of the reference in f64 under the engine's own
-/// gate.
+/// At a kink of the activation a gradient is that of the engine's own side, which its y shows. Where
+/// that is not PyTorch's in float64, the value before the activation must lie within y's tolerance of
+/// the kink, otherwise y is wrong; and the gradients expected are those of the reference in f64 by the
+/// engine's own derivatives.
 pub fn judge(case: &Case, computed: &Tensors) -> Result<Vec<Verdict>> {
     let training = Pass::new(case, computed, false)?;
     let frozen = Pass::new(case, computed, true)?;
@@ -71,15 +72,15 @@ struct Pass<'a> {
     case: &'a Case,
     computed: &'a Tensors,
     bars: Bars,
-    /// The engine's own gate where it is not the golden one.
-    gate: Option<Gate>,
+    /// The engine's own derivatives where they are not all the golden ones.
+    own: Option<Own>,
 }
 
-struct Gate {
-    /// By the reference in f64 on `gate ? grad_y : 0` and without a ReLU: y is the value before
-    /// the ReLU, the gradients are those that the gate asks for.
+struct Own {
+    /// By the reference in f64 on `derivative * grad_y` and without an activation: y is the value
+    /// before it, the gradients are those that the derivatives ask for.
     reference: Tensors,
-    /// Where it is not the golden one.
+    /// Where they are not the golden ones.
     differs: Vec<usize>,
 }
 
@@ -99,21 +100,30 @@ impl<'a> Pass<'a> {
     fn new(case: &'a Case, computed: &'a Tensors, eval: bool) -> Result<Self> {
         let y = if eval { "y_eval" } else { "y" };
         let entry = Entry { name: y, content: Content::Elements, with: None };
-        let (own, golden) = (gate(case, got(case, computed, &entry)?), gate(case, case.tensor(y)?));
+        let (got, golden) = (got(case, computed, &entry)?, case.tensor(y)?);
+        let mut linear = case.widened();
+        linear.activation = Activation::Identity;
+        let z = match case.activation {
+            Activation::Identity => golden.to_vec(),
+            _ => compute(&Reference, &linear)?.remove(y).unwrap_or_default(),
+        };
+        let at = |y: &[f64], derivative: fn(Activation, f64, f64) -> f64| -> Vec<f64> {
+            z.iter().zip(y).map(|(&z, &y)| derivative(case.activation, z, y)).collect()
+        };
+        let own = at(got, with_element!(case.dtype, E => derivative::<E>));
+        let golden = at(golden, derivative::<f64>);
         let bars = Bars::new(case, eval, &own)?;
         let differs: Vec<usize> = (0..own.len()).filter(|&i| own[i] != golden[i]).collect();
-        let gate = (!differs.is_empty()).then(|| Gate::new(case, &own, differs)).transpose()?;
-        Ok(Self { case, computed, bars, gate })
+        let own = (!differs.is_empty()).then(|| Own::new(linear, &own, differs)).transpose()?;
+        Ok(Self { case, computed, bars, own })
     }
 
     fn verdict(&self, entry: &Entry) -> Result<Verdict> {
         let Self { case, computed, .. } = *self;
         let (tensor, is_gradient) = (entry.name, entry.name.starts_with("grad_"));
         let got = got(case, computed, entry)?;
-        let expected = match &self.gate {
-            Some(gate) if is_gradient => {
-                gate.reference.get(tensor).map_or(&[][..], |values| values)
-            }
+        let expected = match &self.own {
+            Some(own) if is_gradient => own.reference.get(tensor).map_or(&[][..], |values| values),
             _ => case.tensor(tensor)?,
         };
         let dtype = case.dtype_of(entry.content);
@@ -131,14 +141,15 @@ impl<'a> Pass<'a> {
                 error = if pass { 0.0 } else { f64::INFINITY };
             }
             let mut note = None;
-            if let Some(gate) = self.gate.as_ref().filter(|_| tensor.starts_with('y'))
-                && gate.differs.binary_search(&index).is_ok()
-                && let Some(before) = gate.reference.get(tensor).map(|y| y[index])
-                && (before.abs() > tolerance || before.is_nan())
+            if let Some(own) = self.own.as_ref().filter(|_| tensor.starts_with('y'))
+                && own.differs.binary_search(&index).is_ok()
+                && let Some(before) = own.reference.get(tensor).map(|y| y[index])
+                && let distance = from_kink(case.activation, before)
+                && distance > tolerance
             {
-                let distance = if before.is_nan() { f64::INFINITY } else { before.abs() };
                 (pass, error) = (false, distance);
-                note = Some(format!("the ReLU's gate is wrong: {before:e} comes before it"));
+                let activation = case.activation;
+                note = Some(format!("another side of {activation}'s kink: {before:e} before it"));
             }
             let severity = error / tolerance;
             if worst.as_ref().is_none_or(|(most, _)| severity > *most) {
@@ -169,17 +180,23 @@ fn max_abs(dtype: DType, values: &[f64]) -> f64 {
     values.iter().filter(|v| fits(**v)).fold(0.0, |max, v| v.abs().max(max))
 }
 
-/// Where gradients pass. NaN passes, as in PyTorch.
-fn gate(case: &Case, y: &[f64]) -> Vec<bool> {
-    y.iter().map(|&y| case.activation == Activation::Identity || y > 0.0 || y.is_nan()).collect()
+/// How far a value is from where the derivative jumps; NaN and what has no such place are infinitely far.
+fn from_kink(activation: Activation, z: f64) -> f64 {
+    let kinks: &[f64] = match activation {
+        Activation::Relu | Activation::LeakyRelu { .. } => &[0.0],
+        Activation::Relu6 => &[0.0, 6.0],
+        Activation::HardSwish => &[-3.0, 3.0],
+        _ => &[],
+    };
+    kinks.iter().map(|kink| (z - kink).abs()).fold(f64::INFINITY, f64::min)
 }
 
-impl Gate {
-    fn new(case: &Case, own: &[bool], differs: Vec<usize>) -> Result<Self> {
-        let mut gated = case.widened();
-        gated.activation = Activation::Identity;
-        let g = case.tensor("grad_y")?.iter().zip(own);
-        gated.set("grad_y", g.map(|(&g, &passes)| if passes { g } else { 0.0 }).collect());
-        Ok(Self { reference: compute(&Reference, &gated)?, differs })
+impl Own {
+    /// `linear` is the case in f64, without its activation.
+    fn new(mut linear: Case, derivatives: &[f64], differs: Vec<usize>) -> Result<Self> {
+        let g = linear.tensor("grad_y")?.iter().zip(derivatives);
+        let g = g.map(|(&g, &by)| if by == 0.0 { 0.0 } else { g * by }).collect();
+        linear.set("grad_y", g);
+        Ok(Self { reference: compute(&Reference, &linear)?, differs })
     }
 }

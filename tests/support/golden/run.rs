@@ -2,8 +2,8 @@
 use super::{COMPUTED, Case, Entry, Tensors, narrow, widen, with_element};
 use anyhow::{Context, Result, ensure};
 use batchnorm::{
-    Backward, DType, Element, Engine, Error, ForwardEval, ForwardTrain, Input, Memory, Real,
-    Running, Saved, Statistics, Stats,
+    Backward, DType, Derivative, Element, Engine, Error, ForwardEval, ForwardTrain, Input, Memory,
+    Real, Running, Saved, Statistics, Stats,
 };
 use safetensors::{Dtype, tensor::TensorView};
 
@@ -226,10 +226,12 @@ impl<'a, G: Engine, E: Element> Run<'a, G, E> {
             self.weight.as_ref().map(|_| channels()).transpose()?;
         let mut grad_bias: Option<Buf<G, E::Acc>> =
             self.bias.as_ref().map(|_| channels()).transpose()?;
+        let again = case.activation.derivative_from(self.residual.is_some());
+        let again = again == Derivative::FromResidual;
         let args = Backward::<_, E> {
             saved,
             x: G::Memory::view(&self.x),
-            residual: None,
+            residual: again.then(|| view::<G::Memory, _>(&self.residual)).flatten(),
             grad_y: Input::View(G::Memory::view(&self.grad_y)),
             grad_x: Some(G::Memory::view_mut(&mut grad_x)),
             grad_residual: grad_residual.as_mut().map(G::Memory::view_mut),
