@@ -22,7 +22,7 @@ pub use cudarc; // its streams and slices are what `Cuda` works on
 pub use element::{DType, Element, Plain, Real};
 pub use engine::{
     Activation, Backward, Cpu, Derivative, Engine, ForwardEval, ForwardTrain, Input, MergeStats,
-    Op, Reference, Request, Running, Saved, Statistics, Stats,
+    Op, Reference, Request, Running, Saved, SimdLevel, Statistics, Stats,
 };
 #[cfg(feature = "cudnn")]
 pub use engine::{Choice, Cudnn, Gpu, Rule};

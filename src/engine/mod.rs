@@ -20,7 +20,8 @@ pub use args::{
     Backward, ForwardEval, ForwardTrain, Input, MergeStats, Running, Statistics, Stats,
 };
 pub(crate) use check::{check_eps, check_momentum};
-pub use cpu::Cpu;
+pub use cpu::{Cpu, SimdLevel};
+pub(crate) use cpu::{compiled::CpuOperations, kernels::math::Math};
 #[cfg(feature = "cuda")]
 pub use cuda::{Cuda, Family, Tuning};
 #[cfg(feature = "cudnn")]
