@@ -1,6 +1,6 @@
 //! Every wrong argument of every operation: the typed error with both sides in its message, and
 //! nothing written, bit for bit.
-use crate::support::engines::every_engine;
+use crate::support::engines::engines;
 use crate::support::faults::{Fault, NONE, NOT_PLAIN, back, eval, merge, pattern, stats, train};
 use crate::support::oracle::served;
 use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want, same_bits};
@@ -10,7 +10,7 @@ use batchnorm::{
 };
 use half::{bf16, f16};
 
-every_engine![
+engines! { [reference, cpu, cuda, cudnn, gpu] [
     training_refuses_every_wrong_length,
     training_refuses_values_without_meaning,
     an_eps_too_small_for_the_parameters_is_refused,
@@ -22,7 +22,7 @@ every_engine![
     merging_refuses_what_is_no_batch,
     what_was_saved_survives_a_refused_forward,
     the_harness_accepts_what_is_right,
-];
+] }
 
 /// The lengths that are wrong where `right` is right: one more, one less, none, twice.
 fn wrong(what: &'static str, right: usize) -> impl Iterator<Item = (Fault, String)> {

@@ -1,12 +1,12 @@
 //! Every engine, dtype, shape, operation and option against the f64 reference.
-use crate::support::engines::{every_engine, split_kernels_too};
+use crate::support::engines::engines;
 use crate::support::oracle::{self, judge, served};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
 use crate::support::shapes::{CASES, Case, Layout, SMALL};
 use batchnorm::{Activation, Element, Engine, Error};
 use half::{bf16, f16};
 
-every_engine![
+engines! { [reference, cpu, cuda, cudnn, gpu_slowly] [
     every_shape_agrees_f64,
     every_shape_agrees_f32,
     every_shape_agrees_f16,
@@ -19,8 +19,8 @@ every_engine![
     one_saved_serves_every_shape_and_epilogue,
     one_saved_serves_every_dtype_of_its_parameters,
     inputs_may_change_between_forwards_that_share_a_saved,
-];
-split_kernels_too![
+] }
+engines! { [cuda_split] [
     every_shape_agrees_f64,
     every_shape_agrees_f32,
     every_shape_agrees_f16,
@@ -28,7 +28,7 @@ split_kernels_too![
     every_subset_of_gradients_is_the_whole,
     every_presence_of_parameters_agrees,
     running_statistics_follow_every_factor,
-];
+] }
 
 fn every_shape_agrees_f64<G: Engine>(engine: &G) {
     every_shape::<f64, G>(engine);

@@ -1,5 +1,5 @@
 //! What only engines on ordinary memory can be asked: slices from the middle of larger ones.
-use crate::support::engines::every_host_engine;
+use crate::support::engines::engines;
 use crate::support::oracle::served;
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
 use crate::support::shapes::CASES;
@@ -10,7 +10,7 @@ use batchnorm::{
 use half::{bf16, f16};
 use std::ops::Range;
 
-every_host_engine![slices_from_the_middle_are_written_to_their_ends_and_no_further];
+engines! { [reference_on_host, cpu_on_host] [slices_from_the_middle_are_written_to_their_ends_and_no_further] }
 
 /// What is too large for the cache is stored past it, by whole lines: rows that start lines at the
 /// same columns, rows that do not, runs that end at quarters of a line and runs that do not. Parts of

@@ -1,5 +1,5 @@
 //! NaN, infinities, the largest values, constants and large means.
-use crate::support::engines::every_kernel;
+use crate::support::engines::engines;
 use crate::support::near;
 use crate::support::oracle::{self, judge, served};
 use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, Spread, Want, channel_of};
@@ -7,7 +7,7 @@ use crate::support::shapes::{CASES, Case, SMALL};
 use batchnorm::{Element, Engine, Real, Shape};
 use half::{bf16, f16};
 
-every_kernel![
+engines! { [reference, cpu, cuda, cuda_split, cudnn, gpu] [
     what_is_not_finite_stays_in_its_channel,
     what_is_not_finite_in_a_residual_stays_where_it_is,
     parameters_that_are_not_finite_stay_in_their_channel,
@@ -19,7 +19,7 @@ every_kernel![
     constant_channels_have_no_variance_and_give_their_bias,
     large_means_cost_no_more_than_their_rounding,
     means_that_move_within_a_channel_cost_no_digits,
-];
+] }
 
 const MODES: [Mode; 2] = [Mode::Train(Some(0.1)), Mode::Eval];
 

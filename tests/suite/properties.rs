@@ -1,6 +1,6 @@
 //! Random shapes, dtypes, epilogues, scales: every operation against the f64 reference, and the
 //! same bits however often, on however many threads, by whatever vector instructions.
-use crate::support::engines::{every_engine, every_host_engine, split_kernels_too};
+use crate::support::engines::engines;
 use crate::support::oracle::{self, judge, served};
 use crate::support::run::{
     self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want, same_bits,
@@ -11,9 +11,9 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
 
-every_engine![every_operation_agrees_with_the_reference, the_same_call_gives_the_same_bits];
-split_kernels_too![every_operation_agrees_with_the_reference, the_same_call_gives_the_same_bits];
-every_host_engine![threads_change_no_bit];
+engines! { [reference, cpu, cuda, cudnn, gpu_slowly] [every_operation_agrees_with_the_reference, the_same_call_gives_the_same_bits] }
+engines! { [cuda_split] [every_operation_agrees_with_the_reference, the_same_call_gives_the_same_bits] }
+engines! { [reference_on_host, cpu_on_host] [threads_change_no_bit] }
 
 #[derive(Debug, Clone)]
 struct Call {

@@ -1,12 +1,12 @@
 //! Statistics in common, by hand: a batch in unequal parts is one batch, forward and backward.
-use crate::support::engines::every_kernel;
+use crate::support::engines::engines;
 use crate::support::oracle::{self, Expected, Tensor, judge, served};
 use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want};
 use crate::support::shapes::{CASES, SMALL};
 use batchnorm::{Element, Engine, Real, Reference, Shape};
 use half::{bf16, f16};
 
-every_kernel![
+engines! { [reference, cpu, cuda, cuda_split, gpu_slowly] [
     parts_are_one_batch_f64,
     parts_are_one_batch_f32,
     parts_are_one_batch_f16,
@@ -16,7 +16,7 @@ every_kernel![
     empty_parts_alone_leave_running_statistics,
     large_means_keep_their_digits,
     records_are_merged_in_any_order,
-];
+] }
 
 fn parts_are_one_batch_f64<G: Engine>(engine: &G) {
     parts_are_one_batch::<f64, G>(engine);
