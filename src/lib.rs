@@ -21,8 +21,8 @@ pub use cudarc; // its streams and slices are what `Cuda` works on
 
 pub use element::{DType, Element, Plain, Real};
 pub use engine::{
-    Activation, Backward, Cpu, Derivative, Engine, ForwardEval, ForwardTrain, Input, MergeStats,
-    Op, Reference, Request, Running, Saved, Statistics, Stats,
+    Activation, Argument, Arguments, Backward, Cpu, Derivative, Engine, ForwardEval, ForwardTrain,
+    Input, MergeStats, Op, Reference, Request, Role, Running, Saved, Statistics, Stats, Visitor,
 };
 #[cfg(feature = "cudnn")]
 pub use engine::{Choice, Cudnn, Gpu, Rule};

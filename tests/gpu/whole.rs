@@ -31,7 +31,7 @@ mod support {
 fn engine(module: &str) -> batchnorm::Gpu {
     let gpu = support::cudnn::gpu();
     let always = batchnorm::Rule::always(batchnorm::Choice::Cudnn);
-    let evaluates = batchnorm::Rule { op: Some(batchnorm::Op::ForwardEval), ..always };
+    let evaluates = always.clone().op(batchnorm::Op::ForwardEval);
     if module.contains("properties") { gpu.with_rules(&[evaluates]) } else { gpu }
 }
 

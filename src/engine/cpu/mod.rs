@@ -7,8 +7,8 @@
 //! `extremes` computes channels again that are too large or too small for the loops.
 //! `table` holds the coefficients of channels that they share, `coefs` brings them to the loops.
 //! `compiled` leads from the trait to `operations`, where all of this is one type's.
-use super::args::blend;
 use super::check::{check_values_per_channel, total_count};
+use super::ops::blend;
 use super::saved::Buffers;
 use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain};
 use super::{MergeStats, Request, Running, Stats};

@@ -97,7 +97,7 @@ impl Cpu {
     pub(super) fn backward_of<E: Element>(
         &self,
         shape: &Shape,
-        args: Backward<'_, Host, E>,
+        mut args: Backward<'_, Host, E>,
     ) -> Result<()> {
         args.check(self, shape)?;
         let (forward, saved) = args.saved.made()?;
@@ -108,7 +108,7 @@ impl Cpu {
     pub(super) fn stats_of<E: Element>(
         &self,
         shape: &Shape,
-        args: Stats<'_, Host, E>,
+        mut args: Stats<'_, Host, E>,
     ) -> Result<()> {
         args.check(&Host, shape)?;
         let (record, count) = (args.record, shape.channels());
