@@ -28,7 +28,7 @@ pub use engine::{
 pub use engine::{Choice, Cudnn, Gpu, Rule};
 #[cfg(feature = "cuda")]
 pub use engine::{Cuda, Family, Tuning};
-pub use error::{Error, Result};
+pub use error::{Cause, Error, Result};
 pub use layer::{BatchNorm, Config, Momentum, Param, RunningStats};
 #[cfg(feature = "safetensors")]
 pub use layer::{LoadReport, Mismatch, StateDict, Strict};

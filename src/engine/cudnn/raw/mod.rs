@@ -4,7 +4,7 @@
 //! `library::cudnn` has looked for every function that is called here ([`SYMBOLS`]) before the
 //! first one is, since cudarc panics where one is missing.
 use crate::{Error, Result};
-use cudarc::cudnn::sys;
+use cudarc::cudnn::{result::CudnnError, sys};
 use std::ffi::CStr;
 
 mod objects;
@@ -71,7 +71,7 @@ pub(super) fn answer(call: &'static str, status: sys::cudnnStatus_t) -> Result<(
             let reason = format!("{call}: {}", told(status));
             Err(Error::Unsupported { engine: super::NAME, reason })
         }
-        _ => Err(Error::Device { call, reason: told(status) }),
+        code => Err(Error::device(call, code, told(status), CudnnError(status))),
     }
 }
 
