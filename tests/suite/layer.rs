@@ -25,6 +25,7 @@ every_engine![
     evaluation_in_place,
     several_threads_evaluate_at_once,
     moved_layers_are_the_same_and_apart,
+    a_living_layer_takes_another_momentum_eps_and_activation,
 ];
 every_host_engine![memory_that_is_there_is_used_again];
 
@@ -253,6 +254,42 @@ fn the_first_batch_of_an_average_replaces_nan<G: Engine>(engine: &G) {
         let running = snapshot(&bn).running.unwrap();
         assert_eq!(running, (vec![4.5; 3], vec![2.0; 3], 1), "{momentum:?}");
     }
+}
+
+/// As if it had been made so; an earlier forward keeps what it went by.
+fn a_living_layer_takes_another_momentum_eps_and_activation<G: Engine>(engine: &G) {
+    let (x, grad_y) = (numbers::<f32>(small().len(), 1), numbers::<f32>(small().len(), 2));
+    let mut bn = layer(engine, relu());
+    let (_, before) = forward(&mut bn, &small(), &x).unwrap();
+    let expected = backward(&mut bn, &before, &x, &grad_y).unwrap();
+    bn.zero_grad();
+
+    let config = Config::default().eps(0.5).momentum(Momentum::Exponential(0.75));
+    bn.set_eps(0.5).unwrap();
+    bn.set_momentum(config.momentum).unwrap();
+    bn.set_activation(Activation::Identity).unwrap();
+    assert_eq!(bn.config(), &config);
+    assert_eq!(backward(&mut bn, &before, &x, &grad_y).unwrap(), expected);
+    bn.zero_grad();
+    bn.reset_running_stats().unwrap();
+    let mut made = layer(engine, config);
+    let (y, saved) = forward(&mut bn, &small(), &x).unwrap();
+    let (right, right_saved) = forward(&mut made, &small(), &x).unwrap();
+    assert_eq!(y, right);
+    let gradient = backward(&mut bn, &saved, &x, &grad_y).unwrap();
+    assert_eq!(gradient, backward(&mut made, &right_saved, &x, &grad_y).unwrap());
+    assert_eq!(snapshot(&bn), snapshot(&made));
+    assert_eq!(infer(&bn, &small(), &x).unwrap(), infer(&made, &small(), &x).unwrap());
+
+    let invalid = |result: Result<()>, of: &str| {
+        assert!(matches!(result, Err(Error::Invalid { what, .. }) if what == of), "{of}");
+    };
+    invalid(bn.set_eps(0.0), "eps");
+    invalid(bn.set_eps(1e-80), "eps");
+    invalid(bn.set_momentum(Momentum::Exponential(-0.1)), "momentum");
+    let leaky = Activation::LeakyRelu { negative_slope: f64::NAN };
+    invalid(bn.set_activation(leaky), "negative_slope");
+    assert_eq!(bn.config(), &config);
 }
 
 /// Sizes that no memory has are errors of the arguments or of the memory, never the end of the
