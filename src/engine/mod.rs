@@ -35,9 +35,13 @@ pub use saved::Saved;
 /// An algorithm for batch normalization on one kind of memory. A cheap handle: clones share one
 /// workspace.
 ///
+/// The trait is sealed: an engine also fills and reads a [`Saved`], whose inside is this crate's own, so
+/// that it, and operations, can change without breaking an engine elsewhere. What is generic over engines
+/// takes `G: Engine`.
+///
 /// Every operation checks every argument before it writes anything. Once its [`Saved`] has been used
 /// with a shape, none allocates anything of a tensor's size; [`Reference`] may.
-pub trait Engine: Clone + Send + Sync + 'static {
+pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
     /// Where its arguments lie.
     type Memory: Memory;
 
@@ -104,4 +108,17 @@ pub trait Engine: Clone + Send + Sync + 'static {
     /// # Errors
     /// A wrong length or momentum factor, or one value per channel over all the parts.
     fn merge_stats<P: Real>(&self, args: MergeStats<'_, Self::Memory, P>) -> Result<()>;
+}
+
+mod sealed {
+    /// The engines that there are.
+    pub trait Sealed {}
+    impl Sealed for super::Reference {}
+    impl Sealed for super::Cpu {}
+    #[cfg(feature = "cuda")]
+    impl Sealed for super::Cuda {}
+    #[cfg(feature = "cudnn")]
+    impl Sealed for super::Cudnn {}
+    #[cfg(feature = "cudnn")]
+    impl Sealed for super::Gpu {}
 }
