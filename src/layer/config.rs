@@ -12,7 +12,16 @@ use crate::{Activation, Real, Result};
 /// assert_eq!((config.eps, config.activation), (1e-5, Activation::Identity));
 /// assert_eq!(Config::default().momentum, Momentum::Exponential(0.1));
 /// ```
+///
+/// With the feature `serde` it can be written and read, as can [`Momentum`] and [`Activation`]: a field
+/// that is missing has its default, one that is unknown is an error. Numbers without a meaning are refused
+/// by what makes a layer, [`BatchNorm::new`](crate::BatchNorm::new).
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
 #[non_exhaustive]
 pub struct Config {
     /// Added to the variance: finite, more than 0.
@@ -32,6 +41,11 @@ pub struct Config {
 
 /// The weight of a new batch in the running statistics.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 #[non_exhaustive]
 pub enum Momentum {
     /// Always this weight, 0 to 1: `running <- (1 - momentum) * running + momentum * batch`.
