@@ -1,7 +1,7 @@
 //! Runs engines over golden cases and compares them with what PyTorch computed in float64:
 //!
 //! ```text
-//! cargo run --release --example conformance -- --engine all tests/golden
+//! cargo run --release -p conformance -- --engine all tests/golden
 //! ```
 //!
 //! `tests/golden/README.md` describes the cases, `scripts/golden.py` makes more of them. A line

@@ -33,11 +33,11 @@ if [ "$lease" = 1 ]; then
     scripts/gpu-run.sh --lease --list >/dev/null || fail 'the steps of a lease exceed its deadline'
 fi
 mkdir -p "$out"/{bin,golden}
-cargo build --release --locked "${examples[@]/#/--example=}"
+cargo build --release --locked -p examples -p conformance "${examples[@]/#/--bin=}"
 # Apart: both workspaces make a libsoftcuda.so.
 cargo build --release --locked --manifest-path softcuda/Cargo.toml --target-dir "$CARGO_TARGET_DIR/softcuda" \
     -p softcuda --example compare_kernels
-for example in "${examples[@]}"; do cp "$CARGO_TARGET_DIR/release/examples/$example" "$out/bin/"; done
+for example in "${examples[@]}"; do cp "$CARGO_TARGET_DIR/release/$example" "$out/bin/"; done
 cp "$CARGO_TARGET_DIR/softcuda/release/examples/compare_kernels" "$out/bin/"
 built=$(cargo test --release --locked --no-run --message-format=json "${tests[@]/#/--test=}")
 for test in "${tests[@]}"; do

@@ -1,4 +1,5 @@
 //! f16, bf16, f32, f64: the type that is stored, and the type that sums are made in.
+use crate::engine::{CpuOperations, Math};
 use half::{bf16, f16};
 
 /// A storage type, as a value.
@@ -58,7 +59,7 @@ pub trait Plain:
 #[diagnostic::on_unimplemented(
     message = "batch normalization of `{Self}`: use f16, bf16, f32 or f64"
 )]
-pub trait Element: Plain {
+pub trait Element: Plain + CpuOperations {
     /// The type of sums, parameters and statistics: f64 for f64, f32 for the others.
     type Acc: Real;
     /// This type, as a value.
@@ -76,6 +77,7 @@ pub trait Element: Plain {
 /// A type that arithmetic is done in: f32 or f64, nothing else.
 pub trait Real:
     Element<Acc = Self>
+    + Math
     + PartialOrd
     + std::iter::Sum
     + std::ops::Add<Output = Self>

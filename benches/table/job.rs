@@ -39,28 +39,16 @@ pub trait Timed: Engine {
 
 impl Timed for Cpu {
     fn describe(&self) -> String {
-        format!("cpu {}", vectors())
+        match self.simd_level() {
+            Ok(level) => format!("cpu {level}"),
+            Err(error) => format!("cpu ({error})"),
+        }
     }
 }
 impl Timed for Reference {
     fn describe(&self) -> String {
         "reference".into()
     }
-}
-
-/// The vector instructions that the CPU engine finds on this machine.
-fn vectors() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::is_x86_feature_detected as has;
-        if has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") {
-            return "avx512";
-        }
-        if has!("avx2") {
-            return "avx2";
-        }
-    }
-    std::env::consts::ARCH
 }
 
 /// What a peer is called and which version of it runs: `batchnorm 0.1.0 cpu avx512`.

@@ -17,7 +17,8 @@ mod reference;
 mod saved;
 
 pub(crate) use check::{check_eps, check_momentum};
-pub use cpu::Cpu;
+pub use cpu::{Cpu, SimdLevel};
+pub(crate) use cpu::{compiled::CpuOperations, kernels::math::Math};
 #[cfg(feature = "cuda")]
 pub use cuda::{Cuda, Family, Tuning};
 #[cfg(feature = "cudnn")]

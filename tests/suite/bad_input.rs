@@ -60,8 +60,7 @@ fn every_wrong_length_is_refused<G: Engine>(engine: &G) {
                     let right = (parts * argument.role.len(shape.len(), 5)) as isize;
                     for by in [1, -1, -right, right] {
                         let fault = Fault { length: (argument.name, by), ..fault };
-                        let Some(expected) = refusal(operation, argument, right, right + by)
-                        else {
+                        let Some(expected) = refusal(operation, argument, right, right + by) else {
                             continue;
                         };
                         let error = operation.run::<E, G>(engine, &shape, fault, &saved);

@@ -1,207 +1,187 @@
-//! The backward: sums, then gradients, of a tile while it is in cache.
+//! The backward: the sums of every channel, then what they make of the gradients.
+use super::Cpu;
+use super::elementwise::walk;
 use super::extremes::{self, Extreme};
-use super::grad::{self, Gate, Gradients, Read, Source};
-use super::lanes::Scratch;
-use super::normalize::walk;
+use super::gradients::{self, Gate, Gradients, Parts, Read, wide_sums};
+use super::kernels::elementwise::Through;
 use super::plan::{Plan, Tile};
-use super::simd::vectorized;
-use super::tiles::{Elements, Slots, TileMut, Writer, for_each_tile};
-use super::{Cpu, Parameters, Table, TableMut};
-use crate::engine::saved::{Buffers, Forward};
-use crate::engine::{Activation, Backward, Input};
-use crate::{DType, Element, Host, Real, Shape};
+use super::schedule::{Part, TwoPass, two_pass, workspace_len};
+use super::simd::Simd;
+use super::table::{Parameters, Statistics, Table, TableMut, finite};
+use super::tiles::{Elements, for_each_tile};
+use crate::engine::saved::Buffers;
+use crate::engine::{Backward, Derivative, Input};
+use crate::{DType, Element, Host, Real, Result, Shape};
 use std::ops::Range;
 
-impl Cpu {
-    /// All gradients asked for, after all checks.
-    pub(super) fn gradients<E: Element>(
-        &self,
-        shape: &Shape,
-        forward: &Forward,
-        saved: &Buffers<Host, E::Acc>,
-        args: Backward<'_, Host, E>,
-    ) {
-        let channels = shape.channels();
-        let Backward { x, grad_y, mut grad_x, mut grad_residual, sums, total_sums, .. } = args;
-        let mut results = Results {
-            sums,
-            grad_weight: args.grad_weight,
-            grad_bias: args.grad_bias,
-            accumulate: args.accumulate,
-        };
-        if shape.is_empty() {
-            return (0..channels).for_each(|c| results.set(shape, c, 0.0, 0.0));
+pub(super) fn backward<E: Element>(
+    cpu: &Cpu,
+    shape: &Shape,
+    mut args: Backward<'_, Host, E>,
+) -> Result<()> {
+    args.check(cpu, shape)?;
+    let simd = cpu.simd()?;
+    let (forward, saved) = args.saved.made()?;
+    let channels = shape.channels();
+    let Backward { x, grad_y, mut grad_x, mut grad_residual, sums, total_sums, .. } = args;
+    let mut results = Results {
+        sums,
+        grad_weight: args.grad_weight,
+        grad_bias: args.grad_bias,
+        accumulate: args.accumulate,
+    };
+    if shape.is_empty() {
+        (0..channels).for_each(|c| results.set(shape, c, 0.0, 0.0));
+        return Ok(());
+    }
+    let plan = &Plan::new(shape, size_of::<E>(), 2);
+    let takes = forward.activation.derivative_from(forward.residual);
+    let mask = saved.reserve.as_ref().filter(|_| takes == Derivative::FromMask);
+    let mask = mask.map(|mask| &mask[..plan.mask_len()]);
+    let residual = args.residual.filter(|_| takes == Derivative::FromResidual);
+    let gate = Gate::new(forward.activation, mask, residual);
+    let grad_y = match grad_y {
+        Input::View(grad_y) => Some(grad_y),
+        Input::InPlace => None,
+    };
+    let read = Read { simd, plan, x, grad_y, gate };
+    let through = match forward.batch_statistics || total_sums.is_some() {
+        true => Through::Statistics,
+        false => Through::Constants,
+    };
+    let coefs = Coefs { simd, shape, saved, total_sums };
+    let writes = grad_x.is_some() || grad_residual.is_some();
+    let extremes = &Extreme::of_saved(simd, saved)[..];
+    // What the loops are about to overwrite.
+    let held = match (grad_y, &grad_x) {
+        (Some(grad_y), _) => extremes::elements(extremes, shape, grad_y),
+        (None, Some(grad_x)) => extremes::elements(extremes, shape, grad_x),
+        (None, None) => vec![],
+    };
+    let apart = extremes::Backward { shape, plan, x, gate, grad_y: held };
+    let own_sums = forward.batch_statistics && total_sums.is_none();
+    let gradients = SumsAndGradients { read, shape, coefs, extremes, through, writes };
+    if !(results.any() || own_sums && grad_x.is_some()) {
+        let of_x = grad_x.as_deref_mut().map(Elements::new);
+        let of_residual = grad_residual.as_deref_mut().map(Elements::new);
+        gradients.write_only(cpu, &mut (of_x, of_residual));
+        for (k, e) in extremes.iter().enumerate() {
+            let to = (grad_x.as_deref_mut(), grad_residual.as_deref_mut());
+            apart.write(e, k, coefs.of_total(e.c), to);
         }
-        let plan = &Plan::new(shape, size_of::<E>(), 2);
-        let gate = match (forward.activation, &saved.reserve) {
-            (Activation::Identity, _) => Gate::Open,
-            (Activation::Relu, Some(mask)) if forward.residual => {
-                Gate::Mask(&mask[..plan.mask_len()])
-            }
-            (_, _) => Gate::Recompute,
-        };
-        let read = Read { plan, x, gate };
-        let grad_y = match grad_y {
-            Input::View(grad_y) => Some(grad_y),
-            Input::InPlace => None,
-        };
-        let parameters = Parameters::saved(saved);
-        let through_own_sums = forward.batch_statistics && total_sums.is_none();
-        let frozen = !forward.batch_statistics && total_sums.is_none();
-        let coefs = Coefs { shape, parameters, saved, total_sums };
-        let writes_tensors = grad_x.is_some() || grad_residual.is_some();
-        let extremes = &Extreme::of_saved(saved)[..];
-        // What the loops are about to overwrite.
-        let held = match (grad_y, &grad_x) {
-            (Some(grad_y), _) => extremes::held(extremes, shape, grad_y),
-            (None, Some(grad_x)) => extremes::held(extremes, shape, grad_x),
-            (None, None) => vec![],
-        };
-        let apart = extremes::Backward { shape, plan, x, gate, grad_y: held };
-        let outputs = Outputs { read, grad_y, frozen };
-        if !(results.any() || through_own_sums && grad_x.is_some()) {
-            let plan = &Plan::once(shape);
-            let outputs = Outputs { read: Read { plan, ..read }, ..outputs };
-            let of_x = grad_x.as_deref_mut().map(Elements::new);
-            let tensors = (of_x, grad_residual.as_deref_mut().map(Elements::new));
-            self.with_workspace(Table::<E::Acc>::LEN * channels, |memory| {
-                coefs.forward(0..channels, memory);
-                coefs.gradient(0..channels, None, memory);
-                let table = Table::new(memory, 0..channels);
-                for_each_tile(plan, false, tensors, |tile, tensors| {
-                    outputs.write(&tile, &table, tensors);
-                });
-            });
-            for (k, e) in extremes.iter().enumerate() {
-                let through = coefs.of_total(e.c);
-                let to = (grad_x.as_deref_mut(), grad_residual.as_deref_mut());
-                apart.write(e, k, through, to);
-            }
-            return;
-        }
-        let (slot_len, most) = (plan.slot_len(), plan.block_channels());
-        let kept_len = (2 + Table::<E::Acc>::LEN) * most;
-        let block_len = slot_len * plan.tiles_per_block();
-        let slots_len = plan.tiles() * slot_len;
-        let start = |block: usize, kept: &mut [f64]| {
-            coefs.forward(plan.channels(block), &mut kept[2 * most..]);
-        };
-        let sums = |tile: &Tile, grad_y: Source<'_, '_, E>, kept: &[f64], slot: &mut [f64]| {
-            let table = Table::new(&kept[2 * most..], plan.channels(tile.block));
-            sums_of(read, tile, grad_y, &table, slot);
-        };
-        let merge = |block, grad_y: Source<'_, '_, E>, slots: &mut [f64], kept: &mut [f64]| {
-            let (kept, memory) = kept.split_at_mut(2 * most);
-            merge_sums(plan, block, saved, slots, kept);
+        return Ok(());
+    }
+    cpu.with_workspace(workspace_len(plan, &gradients), |workspace| {
+        let of_x = grad_x.as_deref_mut().map(Elements::new);
+        let of_residual = grad_residual.as_deref_mut().map(Elements::new);
+        let cached = two_pass(plan, &gradients, &mut (of_x, of_residual), workspace);
+        for (block, cached) in cached.chunks(gradients.cached_len()).enumerate() {
+            let (sums, products) = gradients.sums(cached);
             for (k, c) in plan.channels(block).enumerate() {
-                let extreme = extremes.iter().find(|e| e.c == c);
-                if extreme.is_some() || is_lost::<E>(kept[k], kept[most + k]) {
-                    let coef = Table::new(memory, plan.channels(block)).at(c);
-                    let normalize = |x| extreme.map_or(coef.normalize(x), |e| e.normalize(x));
-                    let by = Extreme::of_channel(saved, c);
-                    let elements = shape.channel(c);
-                    let xhat = |x| by.xhat(x);
-                    (kept[k], kept[most + k]) =
-                        grad::wide_sums(read, elements, grad_y, normalize, xhat);
-                }
+                let (sum, product) = (sums[k], products[k]);
+                results.set(shape, c, sum, product);
+                let Some(k) = extremes.iter().position(|e| e.c == c) else { continue };
+                let m = shape.per_channel() as f64;
+                let own = forward.batch_statistics.then_some((sum / m, product / m));
+                let to = (grad_x.as_deref_mut(), grad_residual.as_deref_mut());
+                apart.write(&extremes[k], k, coefs.of_total(c).or(own), to);
             }
-            coefs.gradient(plan.channels(block), Some(kept.split_at(most)), memory);
-        };
-        let write = |tile: &Tile, kept: &[f64], tensors: Parts<'_, E>| {
-            let table = Table::new(&kept[2 * most..], plan.channels(tile.block));
-            outputs.write(tile, &table, tensors);
-        };
-        self.with_workspace(slots_len + plan.blocks() * kept_len, |workspace| {
-            let (slots, kept) = workspace.split_at_mut(slots_len);
-            if plan.whole_channels() {
-                let of_x = grad_x.as_deref_mut().map(Elements::new);
-                let tensors = (of_x, grad_residual.as_deref_mut().map(Elements::new));
-                let kept = Slots::new(kept, kept_len);
-                let all = (Slots::new(slots, slot_len), kept, tensors);
-                for_each_tile(plan, false, all, |tile, (slot, kept, tensors)| {
-                    let grad_y = match (grad_y, &tensors.0) {
-                        (Some(g), _) => Source::View(g),
-                        (None, Some(grad_x)) => Source::Held(grad_x),
-                        (None, None) => Source::View(&[]),
-                    };
-                    start(tile.block, kept);
-                    sums(&tile, grad_y, kept, slot);
-                    merge(tile.block, grad_y, slot, kept);
-                    if writes_tensors {
-                        write(&tile, kept, tensors);
-                    }
-                });
-            } else {
-                let held = grad_y.or(grad_x.as_deref()).unwrap_or_default();
-                let of = |tile: &Tile| tile.block * kept_len..(tile.block + 1) * kept_len;
-                kept.chunks_mut(kept_len).enumerate().for_each(|(block, kept)| start(block, kept));
-                for_each_tile(plan, false, Slots::new(slots, slot_len), |tile, slot| {
-                    sums(&tile, Source::View(held), &kept[of(&tile)], slot);
-                });
-                let blocks = slots.chunks_mut(block_len).zip(kept.chunks_mut(kept_len));
-                for (block, (slots, kept)) in blocks.enumerate() {
-                    merge(block, Source::View(held), slots, kept);
-                }
-                if writes_tensors {
-                    let of_x = grad_x.as_deref_mut().map(Elements::new);
-                    let tensors = (of_x, grad_residual.as_deref_mut().map(Elements::new));
-                    for_each_tile(plan, true, tensors, |tile, tensors| {
-                        write(&tile, &kept[of(&tile)], tensors);
-                    });
-                }
-            }
-            for (block, kept) in kept.chunks(kept_len).enumerate() {
-                let (sums, products) = kept[..2 * most].split_at(most);
-                let channels = plan.channels(block);
-                let sums = channels.zip(sums.iter().zip(products));
-                for (c, (sum, product)) in sums {
-                    results.set(shape, c, *sum, *product);
-                    let Some(k) = extremes.iter().position(|e| e.c == c) else { continue };
-                    let m = shape.per_channel() as f64;
-                    let own = forward.batch_statistics.then_some((sum / m, product / m));
-                    let through = coefs.of_total(c).or(own);
-                    let to = (grad_x.as_deref_mut(), grad_residual.as_deref_mut());
-                    apart.write(&extremes[k], k, through, to);
-                }
-            }
+        }
+    });
+    Ok(())
+}
+
+/// The steps of the backward. What is cached for a block: the sums of its channels, `sum(g)` and then
+/// `sum(g * xhat)`, and the coefficients.
+struct SumsAndGradients<'a, E: Element> {
+    read: Read<'a, E>,
+    shape: &'a Shape,
+    coefs: Coefs<'a, E::Acc>,
+    extremes: &'a [Extreme],
+    through: Through,
+    writes: bool,
+}
+
+impl<'a, E: Element> SumsAndGradients<'a, E> {
+    fn sums_len(&self) -> usize {
+        2 * self.read.plan.block_channels()
+    }
+    fn sums<'c>(&self, cached: &'c [f64]) -> (&'c [f64], &'c [f64]) {
+        cached[..self.sums_len()].split_at(self.read.plan.block_channels())
+    }
+    fn table<'c>(&self, block: usize, cached: &'c [f64]) -> Table<'c, E::Acc> {
+        Table::new(&cached[self.sums_len()..], self.read.plan.channels(block))
+    }
+    /// Writes the gradients that take no sums of this batch, in one pass.
+    fn write_only(
+        &self,
+        cpu: &Cpu,
+        outputs: &mut (Option<Elements<'a, E>>, Option<Elements<'a, E>>),
+    ) {
+        let (plan, channels) = (&Plan::once(self.shape), 0..self.shape.channels());
+        let read = Read { plan, ..self.read };
+        cpu.with_workspace(Table::<E::Acc>::FIELDS * channels.len(), |memory| {
+            self.coefs.forward(channels.clone(), memory);
+            self.coefs.gradient(channels.clone(), None, memory);
+            let table = Table::new(memory, channels);
+            for_each_tile(plan, false, outputs, |tile, outputs: Parts<'_, E>| {
+                walk(plan, &tile, &table, &mut Gradients::new(read, self.through, outputs));
+            });
         });
     }
 }
 
-/// Step 1 of a tile, compiled once for all cases.
-fn sums_of<E: Element>(
-    read: Read<'_, E>,
-    tile: &Tile,
-    grad_y: Source<'_, '_, E>,
-    table: &Table<'_, E::Acc>,
-    slot: &mut [f64],
-) {
-    vectorized(
-        #[inline(always)]
-        |simd| grad::sums(simd, read, tile, grad_y, table, slot),
-    );
-}
+impl<'a, E: Element> TwoPass for SumsAndGradients<'a, E> {
+    /// `grad_x`, which may hold `grad_y`, and `grad_residual`.
+    type Outputs = (Option<Elements<'a, E>>, Option<Elements<'a, E>>);
 
-/// And of a block: `sum(g)` and `sum(g * xhat)`. The tasks subtract the rounded mean.
-fn merge_sums<A: Real>(
-    plan: &Plan,
-    block: usize,
-    saved: &Buffers<Host, A>,
-    slots: &mut [f64],
-    kept: &mut [f64],
-) {
-    vectorized(
-        #[inline(always)]
-        |_| {
-            grad::merge(plan, slots, kept);
-            let (sums, products) = kept.split_at_mut(plan.block_channels());
-            let channels = plan.channels(block);
-            let by = saved.mean_rest[channels.clone()].iter().zip(&saved.invstd[channels]);
-            for ((sum, product), (rest, invstd)) in sums.iter().zip(products).zip(by) {
-                *product = (*product - finite(rest.to_f64() * sum)) * invstd.to_f64();
+    fn cached_len(&self) -> usize {
+        (2 + Table::<E::Acc>::FIELDS) * self.read.plan.block_channels()
+    }
+    fn prepare(&self, block: usize, cached: &mut [f64]) {
+        let table = &mut cached[self.sums_len()..];
+        self.coefs.forward(self.read.plan.channels(block), table);
+    }
+    fn reduce(&self, tile: &Tile, outputs: &Part<'_, Self>, cached: &[f64], slot: &mut [f64]) {
+        gradients::sums(&self.read, tile, &outputs.0, &self.table(tile.block, cached), slot);
+    }
+    fn merge(&self, block: usize, outputs: &Part<'_, Self>, slots: &mut [f64], cached: &mut [f64]) {
+        let Read { simd, plan, .. } = self.read;
+        let Coefs { saved, .. } = self.coefs;
+        let channels = plan.channels(block);
+        let (both, memory) = cached.split_at_mut(self.sums_len());
+        gradients::merge(simd, plan, slots, both);
+        let (sums, products) = both.split_at_mut(plan.block_channels());
+        let by = Statistics::saved(saved, channels.clone());
+        for (k, product) in products[..channels.len()].iter_mut().enumerate() {
+            // The tasks have subtracted the rounded mean.
+            let less = finite(by.rest[k].to_f64() * sums[k]);
+            *product = (*product - less) * by.invstd[k].to_f64();
+        }
+        for (k, c) in channels.clone().enumerate() {
+            let extreme = self.extremes.iter().find(|e| e.c == c);
+            if extreme.is_some() || is_lost::<E>(sums[k], products[k]) {
+                let coef = Table::new(memory, channels.clone()).at(c);
+                let normalize = |x: E::Acc| match extreme {
+                    Some(extreme) => extreme.normalize(x.to_f64()),
+                    None => coef.normalize(x).to_f64(),
+                };
+                let by = Extreme::of_channel(saved, c);
+                let elements = self.shape.channel(c);
+                (sums[k], products[k]) =
+                    wide_sums(&self.read, elements, &outputs.0, normalize, |x| by.xhat(x));
             }
-        },
-    );
+        }
+        self.coefs.gradient(channels, Some((sums, products)), memory);
+    }
+    fn write(&self, tile: &Tile, outputs: Part<'_, Self>, cached: &[f64]) {
+        let table = self.table(tile.block, cached);
+        let mut step = Gradients::new(self.read, self.through, outputs);
+        walk(self.read.plan, tile, &table, &mut step);
+    }
+    fn writes(&self) -> bool {
+        self.writes
+    }
 }
 
 /// Whether a channel's sums are to be made again, in f64: where they are not finite (an infinity or a
@@ -210,18 +190,11 @@ fn is_lost<E: Element>(sum: f64, product: f64) -> bool {
     if sum.is_finite() { !product.is_finite() } else { E::DTYPE != DType::F16 }
 }
 
-/// What the rounded mean of a channel makes of something, and the mean does not; nothing where it is
-/// not finite, for NaN would hide an infinity.
-#[inline(always)]
-fn finite(rest: f64) -> f64 {
-    if rest.is_finite() { rest } else { 0.0 }
-}
-
 /// Where coefficients come from.
 #[derive(Clone, Copy)]
 struct Coefs<'a, A: Real> {
+    simd: Simd,
     shape: &'a Shape,
-    parameters: Parameters<'a, A>,
     saved: &'a Buffers<Host, A>,
     total_sums: Option<&'a [A]>,
 }
@@ -235,59 +208,22 @@ impl<A: Real> Coefs<'_, A> {
     }
     /// What the forward took, in a table's memory.
     fn forward(self, channels: Range<usize>, memory: &mut [f64]) {
-        let Buffers { mean, mean_rest, invstd, .. } = self.saved;
-        let [mean, rest, invstd] = [mean, mean_rest, invstd].map(|field| &field[channels.clone()]);
-        vectorized(
-            #[inline(always)]
-            |_| {
-                TableMut::new(memory, channels).forward(
-                    self.parameters,
-                    #[inline(always)]
-                    |k| (mean[k], rest[k], invstd[k]),
-                );
-            },
-        );
+        let by = Statistics::saved(self.saved, channels.clone());
+        TableMut::new(memory, channels).forward(self.simd, by, Parameters::saved(self.saved));
     }
-    /// And what the gradient of the statistics takes, if it is asked for and their sums are known:
-    /// `kept` are those of this batch, and their products.
-    fn gradient(self, channels: Range<usize>, kept: Option<(&[f64], &[f64])>, memory: &mut [f64]) {
-        let Buffers { mean_rest, invstd, .. } = self.saved;
-        let (rest, invstd) = (&mean_rest[channels.clone()], &invstd[channels.clone()]);
+    /// And what the gradient of the statistics takes, if it is asked for and their sums are known: those
+    /// of all parts, or `own`, of this batch.
+    fn gradient(self, channels: Range<usize>, own: Option<(&[f64], &[f64])>, memory: &mut [f64]) {
+        let by = Statistics::saved(self.saved, channels.clone());
         let table = TableMut::new(memory, channels.clone());
-        vectorized(
-            #[inline(always)]
-            |_| {
-                if let Some(total) = self.total_sums {
-                    let count = self.shape.channels();
-                    let m = total[2 * count].to_f64();
-                    let (sum, product) =
-                        (&total[channels.clone()], &total[count..][channels.clone()]);
-                    table.gradient(
-                        #[inline(always)]
-                        |k| {
-                            let slope = product[k].to_f64() / m * invstd[k].to_f64();
-                            gradient(sum[k].to_f64() / m, slope, rest[k])
-                        },
-                    );
-                } else if let Some((sum, product)) = kept {
-                    let m = self.shape.per_channel() as f64;
-                    table.gradient(
-                        #[inline(always)]
-                        |k| {
-                            let invstd = invstd[k].to_f64();
-                            gradient(sum[k] / m, product[k] / m * invstd, rest[k])
-                        },
-                    );
-                }
-            },
-        );
+        if let Some(total) = self.total_sums {
+            let count = self.shape.channels();
+            let sums = (&total[channels.clone()], &total[count..][channels]);
+            table.gradient(self.simd, by, sums, total[2 * count].to_f64());
+        } else if let Some(own) = own {
+            table.gradient(self.simd, by, own, self.shape.per_channel() as f64);
+        }
     }
-}
-
-/// `mean_g` and `slope` of a coefficient.
-#[inline(always)]
-fn gradient<A: Real>(mean_g: f64, slope: f64, rest: A) -> (A, A) {
-    (A::from_f64(mean_g - finite(rest.to_f64() * slope)), A::from_f64(slope))
 }
 
 /// The outputs that are one value per channel.
@@ -315,30 +251,5 @@ impl<A: Real> Results<'_, A> {
                 out[c] = A::from_f64(before + sum);
             }
         }
-    }
-}
-
-/// A tile's part of the gradients of x and the residual.
-type Parts<'a, E> = (Option<TileMut<'a, E>>, Option<TileMut<'a, E>>);
-
-/// How the tensors are written.
-#[derive(Clone, Copy)]
-struct Outputs<'a, E> {
-    read: Read<'a, E>,
-    grad_y: Option<&'a [E]>,
-    frozen: bool,
-}
-
-impl<E: Element> Outputs<'_, E> {
-    fn write(&self, tile: &Tile, table: &Table<'_, E::Acc>, (grad_x, grad_residual): Parts<'_, E>) {
-        let Outputs { read, grad_y, frozen } = *self;
-        let grad_x = grad_x.map(|tile| Writer::new(read.plan, tile, 3, grad_y.is_none()));
-        let grad_residual = grad_residual.map(|tile| Writer::new(read.plan, tile, 3, false));
-        let (held, gated) = (Scratch::new(), Scratch::new());
-        let mut step = Gradients { read, grad_y, frozen, grad_x, grad_residual, held, gated };
-        vectorized(
-            #[inline(always)]
-            |simd| walk(simd, read.plan, tile, table, &mut step),
-        );
     }
 }

@@ -1,61 +1,52 @@
 //! The operations compiled for each of the four types in this crate, once: a program that uses the
-//! engine only links them, whatever its own optimization, instead of compiling every vector width
-//! of every type again. That was most of what a test program took to build.
-use super::Cpu;
-use crate::engine;
-use crate::{DType, Element, Host, Result, Shape};
+//! engine only links them, whatever its own optimization, instead of compiling every level of vector
+//! instructions of every type again. That was most of what a test program took to build.
+use super::{Cpu, backward, forward, stats};
+use crate::engine::{Backward, ForwardEval, ForwardTrain, Stats};
+use crate::{Element, Host, Result, Shape};
 use half::{bf16, f16};
-use std::any::TypeId;
-use std::mem::ManuallyDrop;
 
-/// An operation, without the type that it works on.
-pub(super) trait Operation {
-    type Args<'a, E: Element>;
-    fn run_f64(cpu: &Cpu, shape: &Shape, args: Self::Args<'_, f64>) -> Result<()>;
-    fn run_f32(cpu: &Cpu, shape: &Shape, args: Self::Args<'_, f32>) -> Result<()>;
-    fn run_f16(cpu: &Cpu, shape: &Shape, args: Self::Args<'_, f16>) -> Result<()>;
-    fn run_bf16(cpu: &Cpu, shape: &Shape, args: Self::Args<'_, bf16>) -> Result<()>;
+/// What [`Cpu`] does for a type: its operations on tensors.
+pub trait CpuOperations: Sized {
+    #[doc(hidden)]
+    fn forward_train(cpu: &Cpu, shape: &Shape, args: ForwardTrain<'_, Host, Self>) -> Result<()>
+    where
+        Self: Element;
+    #[doc(hidden)]
+    fn forward_eval(cpu: &Cpu, shape: &Shape, args: ForwardEval<'_, Host, Self>) -> Result<()>
+    where
+        Self: Element;
+    #[doc(hidden)]
+    fn backward(cpu: &Cpu, shape: &Shape, args: Backward<'_, Host, Self>) -> Result<()>
+    where
+        Self: Element;
+    #[doc(hidden)]
+    fn stats(cpu: &Cpu, shape: &Shape, args: Stats<'_, Host, Self>) -> Result<()>
+    where
+        Self: Element;
 }
 
-macro_rules! operation {
-    ($name:ident, $method:ident) => {
-        pub(super) struct $name;
-        impl Operation for $name {
-            type Args<'a, E: Element> = engine::$name<'a, Host, E>;
-            operation!($name, $method, run_f64: f64, run_f32: f32, run_f16: f16, run_bf16: bf16);
-        }
-    };
-    ($name:ident, $method:ident, $($run:ident: $t:ty),*) => {$(
-        #[inline(never)] // else it could be compiled where it is called
-        fn $run(cpu: &Cpu, shape: &Shape, args: engine::$name<'_, Host, $t>) -> Result<()> {
-            cpu.$method(shape, args)
+macro_rules! operations {
+    ($($t:ty),*) => {$(
+        // Never inlined: else they could be compiled where they are called.
+        impl CpuOperations for $t {
+            #[inline(never)]
+            fn forward_train(cpu: &Cpu, shape: &Shape, args: ForwardTrain<'_, Host, $t>) -> Result<()> {
+                forward::forward_train(cpu, shape, args)
+            }
+            #[inline(never)]
+            fn forward_eval(cpu: &Cpu, shape: &Shape, args: ForwardEval<'_, Host, $t>) -> Result<()> {
+                forward::forward_eval(cpu, shape, args)
+            }
+            #[inline(never)]
+            fn backward(cpu: &Cpu, shape: &Shape, args: Backward<'_, Host, $t>) -> Result<()> {
+                backward::backward(cpu, shape, args)
+            }
+            #[inline(never)]
+            fn stats(cpu: &Cpu, shape: &Shape, args: Stats<'_, Host, $t>) -> Result<()> {
+                stats::stats(cpu, shape, args)
+            }
         }
     )*};
 }
-operation!(ForwardTrain, forward_train_of);
-operation!(ForwardEval, forward_eval_of);
-operation!(Backward, backward_of);
-operation!(Stats, stats_of);
-
-/// Runs what was compiled for the type that `E` is.
-pub(super) fn run<O: Operation, E: Element>(
-    cpu: &Cpu,
-    shape: &Shape,
-    args: O::Args<'_, E>,
-) -> Result<()> {
-    match E::DTYPE {
-        DType::F64 => O::run_f64(cpu, shape, same::<O, E, f64>(args)),
-        DType::F32 => O::run_f32(cpu, shape, same::<O, E, f32>(args)),
-        DType::F16 => O::run_f16(cpu, shape, same::<O, E, f16>(args)),
-        DType::Bf16 => O::run_bf16(cpu, shape, same::<O, E, bf16>(args)),
-    }
-}
-
-/// The arguments themselves: `T` must be `E`, which only the compiler does not know.
-fn same<'a, O: Operation, E: Element, T: Element>(args: O::Args<'a, E>) -> O::Args<'a, T> {
-    assert_eq!(TypeId::of::<E>(), TypeId::of::<T>(), "the dtype names another type");
-    let args = ManuallyDrop::new(args);
-    // SAFETY: E and T are one type, so both sides are one type, lifetime included; the original is
-    // not used again, nor dropped.
-    unsafe { std::mem::transmute_copy(&*args) }
-}
+operations!(f64, f32, f16, bf16);

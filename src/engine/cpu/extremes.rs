@@ -2,10 +2,11 @@
 //! scales that are huge or tiny. The loops have left infinities or too few digits there; here their
 //! elements are computed again, one at a time in f64, by distances that a power of two has brought to
 //! unit size. There is none in training that goes well.
-use super::grad::Gate;
+use super::gradients::Gate;
 use super::plan::Plan;
-use super::simd::vectorized;
-use super::table::Parameters;
+use super::simd::Simd;
+use super::table::{Parameters, Statistics};
+use crate::engine::Activation;
 use crate::engine::saved::Buffers;
 use crate::{DType, Element, Host, Real, Shape};
 use std::ops::Range;
@@ -93,53 +94,45 @@ impl Extreme {
             bias: at(by.bias, 0.0),
         }
     }
-    /// Those among some channels: `of` gives mean and invstd of the `k`th, `rest` what rounding left of
-    /// the mean.
-    #[inline(always)]
+    /// Those among some channels, of which there are statistics.
     pub fn among<A: Real>(
+        simd: Simd,
         channels: Range<usize>,
         by: Parameters<'_, A>,
-        of: impl Fn(usize) -> (A, A),
-        rest: impl Fn(usize) -> A,
+        statistics: Statistics<'_, A>,
     ) -> Vec<Self> {
         let limits = Limits::new();
         let n = channels.len();
-        let any = match by.weight.map(|weight| &weight[channels.clone()]) {
-            Some(weight) => (0..n).fold(false, |any, k| {
-                let (mean, invstd) = of(k);
-                any | limits.exclude(mean, invstd, weight[k])
-            }),
-            None => (0..n).fold(false, |any, k| {
-                let (mean, invstd) = of(k);
-                any | limits.exclude(mean, invstd, A::from_f64(1.0))
-            }),
-        };
+        let Statistics { mean, rest, invstd } = statistics;
+        let (mean, invstd) = (&mean[..n], &invstd[..n]);
+        let weights = by.weight.map(|weight| &weight[channels.clone()]);
+        let any = simd.vectorize(
+            #[inline(always)]
+            |_| match weights {
+                Some(weight) => (0..n).fold(
+                    false,
+                    #[inline(always)]
+                    |any, k| any | limits.exclude(mean[k], invstd[k], weight[k]),
+                ),
+                None => (0..n).fold(
+                    false,
+                    #[inline(always)]
+                    |any, k| any | limits.exclude(mean[k], invstd[k], A::from_f64(1.0)),
+                ),
+            },
+        );
         if !any {
             return vec![];
         }
-        let weight = |k: usize| by.weight.map_or(A::from_f64(1.0), |w| w[channels.start + k]);
-        let them = (0..n).filter(|&k| {
-            let (mean, invstd) = of(k);
-            limits.is_extreme(mean, invstd, weight(k))
-        });
-        them.map(|k| Self::new(channels.start + k, (of(k).0, rest(k), of(k).1), by)).collect()
+        let weight = |k: usize| weights.map_or(A::from_f64(1.0), |weight| weight[k]);
+        let them = (0..n).filter(|&k| limits.is_extreme(mean[k], invstd[k], weight(k)));
+        them.map(|k| Self::new(channels.start + k, (mean[k], rest[k], invstd[k]), by)).collect()
     }
     /// Those of a forward.
-    pub fn of_saved<A: Real>(saved: &Buffers<Host, A>) -> Vec<Self> {
-        let n = saved.mean.len();
-        let (mean, rest, invstd) = (&saved.mean[..n], &saved.mean_rest[..n], &saved.invstd[..n]);
-        vectorized(
-            #[inline(always)]
-            |_| {
-                Self::among(
-                    0..n,
-                    Parameters::saved(saved),
-                    #[inline(always)]
-                    |c| (mean[c], invstd[c]),
-                    |c| rest[c],
-                )
-            },
-        )
+    pub fn of_saved<A: Real>(simd: Simd, saved: &Buffers<Host, A>) -> Vec<Self> {
+        let channels = 0..saved.mean.len();
+        let statistics = Statistics::saved(saved, channels.clone());
+        Self::among(simd, channels, Parameters::saved(saved), statistics)
     }
 
     /// Any channel, as if it were one.
@@ -152,8 +145,9 @@ impl Extreme {
     pub fn xhat(&self, x: f64) -> f64 {
         (x * self.power - self.mean - self.rest) * self.factor
     }
-    pub fn normalize<A: Real>(&self, x: A) -> A {
-        A::from_f64(self.weight * self.xhat(x.to_f64()) + self.bias)
+    /// `weight * xhat + bias`.
+    pub fn normalize(&self, x: f64) -> f64 {
+        self.weight * self.xhat(x) + self.bias
     }
     /// The gradient of x: `through` are the means of `g` and of `g * xhat`, where it flows through
     /// statistics.
@@ -164,7 +158,11 @@ impl Extreme {
 }
 
 /// The elements of such channels in a tensor that will be overwritten.
-pub(super) fn held<E: Element>(extremes: &[Extreme], shape: &Shape, tensor: &[E]) -> Vec<Vec<E>> {
+pub(super) fn elements<E: Element>(
+    extremes: &[Extreme],
+    shape: &Shape,
+    tensor: &[E],
+) -> Vec<Vec<E>> {
     extremes.iter().map(|e| shape.channel(e.c).map(|i| tensor[i]).collect()).collect()
 }
 
@@ -174,7 +172,7 @@ pub(super) struct Forward<'a, E> {
     pub plan: &'a Plan,
     pub x: Vec<Vec<E>>,
     pub residual: Option<&'a [E]>,
-    pub relu: bool,
+    pub activation: Activation,
 }
 
 impl<E: Element> Forward<'_, E> {
@@ -182,17 +180,14 @@ impl<E: Element> Forward<'_, E> {
     pub fn write(&self, extremes: &[Extreme], y: &mut [E], mut mask: Option<&mut [u8]>) {
         for (e, x) in extremes.iter().zip(&self.x) {
             for (i, x) in self.shape.channel(e.c).zip(x) {
-                let mut value: E::Acc = e.normalize(x.widen());
-                if let Some(residual) = self.residual {
-                    value += residual[i].widen();
-                }
-                let is_stopped = self.relu && value <= E::Acc::default();
-                y[i] = if is_stopped { E::default() } else { E::narrow(value) };
+                let residual = self.residual.map_or(0.0, |r| r[i].widen().to_f64());
+                let z = e.normalize(x.widen().to_f64()) + residual;
+                y[i] = E::narrow(E::Acc::from_f64(self.activation.value(z)));
                 if let Some(mask) = &mut mask {
                     let width = self.plan.width;
                     let (byte, bit) = self.plan.mask_bit(i / width, i % width);
-                    let is_stopped = value <= E::ROUNDS_TO_ZERO; // NaN passes
-                    mask[byte] = mask[byte] & !(1 << bit) | u8::from(!is_stopped) << bit;
+                    let is_one = u8::from(self.activation.is_one::<E>(z));
+                    mask[byte] = mask[byte] & !(1 << bit) | is_one << bit;
                 }
             }
         }
@@ -204,7 +199,7 @@ pub(super) struct Backward<'a, E> {
     pub shape: &'a Shape,
     pub plan: &'a Plan,
     pub x: &'a [E],
-    pub gate: Gate<'a>,
+    pub gate: Gate<'a, E>,
     pub grad_y: Vec<Vec<E>>,
 }
 
@@ -217,19 +212,15 @@ impl<E: Element> Backward<'_, E> {
         through: Option<(f64, f64)>,
         (mut grad_x, mut grad_residual): (Option<&mut [E]>, Option<&mut [E]>),
     ) {
+        let narrow = |v: f64| E::narrow(E::Acc::from_f64(v));
         for (i, &g) in self.shape.channel(e.c).zip(&self.grad_y[k]) {
-            let (x, width) = (self.x[i].widen(), self.plan.width);
-            let is_stopped = match self.gate {
-                Gate::Recompute => e.normalize(x) <= E::ROUNDS_TO_ZERO,
-                gate => gate.is_masked(self.plan, i / width, i % width),
-            };
-            let g = if is_stopped { E::default() } else { g };
+            let x = self.x[i].widen().to_f64();
+            let g = self.gate.pass(self.plan, i, || e.normalize(x), g.widen().to_f64());
             if let Some(grad_residual) = &mut grad_residual {
-                grad_residual[i] = g;
+                grad_residual[i] = narrow(g);
             }
             if let Some(grad_x) = &mut grad_x {
-                let gradient = e.gradient(x.to_f64(), g.widen().to_f64(), through);
-                grad_x[i] = E::narrow(E::Acc::from_f64(gradient));
+                grad_x[i] = narrow(e.gradient(x, g, through));
             }
         }
     }

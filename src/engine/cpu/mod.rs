@@ -1,54 +1,55 @@
 //! The fast engine for ordinary memory: all threads, vector instructions, tasks that keep a
 //! channel in cache.
 //!
-//! `plan` cuts the tensor into tiles, `tiles` runs a task for each, and the tasks take the steps:
-//! `stats`, `moments` and `normalize` (in `train`), `grad` (in `backward`). Where a tile holds its
-//! channels whole, one task takes all steps on it; otherwise every step is a round over all tiles.
-//! `extremes` computes channels again that are too large or too small for the loops.
-//! `table` holds the coefficients of channels that they share, `coefs` brings them to the loops.
-//! `compiled` leads from the trait to `operations`, where all of this is one type's.
+//! ```text
+//! forward_train                                  backward
+//!   plan      cut the tensor into tiles            plan
+//!   schedule  for every tile: stats                schedule  for every tile: sums of gradients
+//!             for every block: moments, table                for every block: table
+//!             for every tile: normalize                      for every tile: input gradients
+//!   publish   running statistics, saved            publish   gradients of the parameters
+//! ```
+//!
+//! Three floors. `forward`, `backward` and `stats` are the operations, `schedule` the order of their
+//! steps. `stats`, `gradients` and `elementwise` take a tile apart into blocks of values. `kernels` are
+//! the loops over blocks, compiled once for every level of vector instructions, by `simd`.
+//! `extremes` computes channels again that are too large or too small for the loops. `table` holds the
+//! coefficients of channels. `compiled` leads from the trait to the operations of a type.
 use super::check::{check_values_per_channel, total_count};
 use super::ops::blend;
-use super::saved::Buffers;
-use super::{Activation, Backward, Engine, ForwardEval, ForwardTrain};
+use super::{Backward, Derivative, Engine, ForwardEval, ForwardTrain};
 use super::{MergeStats, Request, Running, Stats};
 use crate::{Element, Host, Real, Result, Shape};
-use extremes::Extreme;
-use lanes::Scratch;
+pub use simd::SimdLevel;
+
 use moments::Moments;
-use normalize::{Normalize, walk};
-use plan::{Plan, Tile};
-use simd::vectorized;
+use plan::Plan;
+use simd::Simd;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use table::{Parameters, Table, TableMut};
-use tiles::{TileMut, Writer};
 
 mod backward;
-mod coefs;
-#[allow(unsafe_code)]
-mod compiled;
+pub(crate) mod compiled;
+mod elementwise;
 mod extremes;
-mod grad;
-mod lanes;
+mod forward;
+mod gradients;
+pub(crate) mod kernels;
 mod moments;
-mod normalize;
-mod operations;
 mod plan;
+mod schedule;
 #[allow(unsafe_code)]
 mod simd;
+mod staged;
 mod stats;
-#[allow(unsafe_code)]
-mod store;
 mod table;
 #[allow(unsafe_code)]
 mod tiles;
-mod train;
 
 /// Batch normalization on the host, on the threads of the rayon pool it is called from.
 ///
 /// Results do not depend on the number of threads, nor on the machine's vector instructions: bit
-/// for bit. Clones share their workspaces; any number of threads may use one engine at a time.
+/// for bit (see [`SimdLevel`]). Clones share their workspaces; any number of threads may use one engine at a time.
 ///
 /// After `fork` the child has none of the pool's threads, and waits for them for ever: start rayon's
 /// pool in the child alone, or let it run within a pool of its own (`rayon::ThreadPool::install`).
@@ -56,9 +57,31 @@ mod train;
 pub struct Cpu {
     /// Those not in use. They grow to the largest step and are kept.
     workspaces: Arc<Mutex<Vec<Vec<f64>>>>,
+    /// Absent where the environment chooses.
+    simd: Option<Simd>,
 }
 
 impl Cpu {
+    /// An engine that computes with the instructions of a level, whatever the environment says; for
+    /// tests and measurements.
+    ///
+    /// # Errors
+    /// A level that this machine lacks: see [`SimdLevel::available`].
+    pub fn with_simd_level(level: SimdLevel) -> Result<Self> {
+        Ok(Self { simd: Some(Simd::of_level(level)?), ..Self::default() })
+    }
+    /// The vector instructions that it computes with: the widest that this machine has, unless the
+    /// environment variable `BATCHNORM_SIMD` names others (`baseline`, `avx2` or `avx512`).
+    ///
+    /// # Errors
+    /// `BATCHNORM_SIMD` is none of these, or names instructions that this machine lacks. Every
+    /// operation returns the same error then.
+    pub fn simd_level(&self) -> Result<SimdLevel> {
+        Ok(self.simd()?.level())
+    }
+    fn simd(&self) -> Result<Simd> {
+        self.simd.map_or_else(Simd::of_environment, Ok)
+    }
     /// Runs `f` with `len` values to work in, of arbitrary content.
     fn with_workspace<R>(&self, len: usize, f: impl FnOnce(&mut [f64]) -> R) -> R {
         let pool = || self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
@@ -81,11 +104,10 @@ impl Engine for Cpu {
     fn memory(&self) -> &Host {
         &Host
     }
-    /// One bit per element where a residual hides the ReLU's input; otherwise backward computes
-    /// the ReLU again from x.
+    /// One bit per element where a backward takes a mask: see [`Derivative::FromMask`].
     fn reserve_len(&self, shape: &Shape, request: Request) -> usize {
-        match request.activation {
-            Activation::Relu if request.residual => Plan::new(shape, 1, 1).mask_len(),
+        match request.activation.derivative_from(request.residual) {
+            Derivative::FromMask => Plan::new(shape, 1, 1).mask_len(),
             _ => 0,
         }
     }
@@ -95,23 +117,24 @@ impl Engine for Cpu {
         shape: &Shape,
         args: ForwardTrain<'_, Host, E>,
     ) -> Result<()> {
-        compiled::run::<compiled::ForwardTrain, E>(self, shape, args)
+        E::forward_train(self, shape, args)
     }
     fn forward_eval<E: Element>(
         &self,
         shape: &Shape,
         args: ForwardEval<'_, Host, E>,
     ) -> Result<()> {
-        compiled::run::<compiled::ForwardEval, E>(self, shape, args)
+        E::forward_eval(self, shape, args)
     }
     fn backward<E: Element>(&self, shape: &Shape, args: Backward<'_, Host, E>) -> Result<()> {
-        compiled::run::<compiled::Backward, E>(self, shape, args)
+        E::backward(self, shape, args)
     }
     fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Host, E>) -> Result<()> {
-        compiled::run::<compiled::Stats, E>(self, shape, args)
+        E::stats(self, shape, args)
     }
     fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Host, P>) -> Result<()> {
         let channels = args.check(&Host)?;
+        self.simd()?;
         let parts = || args.records.chunks_exact(3 * channels + 1);
         let total = total_count(parts().map(|part| part[3 * channels]).enumerate())?;
         check_values_per_channel("records", total as usize)?;
@@ -127,62 +150,6 @@ impl Engine for Cpu {
         args.record[3 * channels] = total;
         Ok(())
     }
-}
-
-/// What both forwards read beside the statistics.
-#[derive(Clone, Copy)]
-struct Output<'a, E> {
-    /// Absent where y holds it.
-    x: Option<&'a [E]>,
-    residual: Option<&'a [E]>,
-    relu: bool,
-}
-
-impl<E: Element> Output<'_, E> {
-    /// Whether backward cannot compute the ReLU again from x.
-    fn masks(&self) -> bool {
-        self.relu && self.residual.is_some()
-    }
-    /// Writes extreme channels again; `x` holds their elements.
-    fn write_apart(
-        &self,
-        shape: &Shape,
-        plan: &Plan,
-        extremes: &[Extreme],
-        x: Vec<Vec<E>>,
-        y: &mut [E],
-        mask: Option<&mut [u8]>,
-    ) {
-        let Output { residual, relu, .. } = *self;
-        extremes::Forward { shape, plan, x, residual, relu }.write(extremes, y, mask);
-    }
-    /// Compiled once for both forwards.
-    fn write(
-        &self,
-        plan: &Plan,
-        tile: &Tile,
-        table: &Table<'_, E::Acc>,
-        y: TileMut<'_, E>,
-        mask: Option<TileMut<'_, u8>>,
-    ) {
-        let Output { x, residual, relu } = *self;
-        let y = Writer::new(plan, y, 2, x.is_none());
-        let mut step = Normalize { plan, x, residual, relu, y, mask, held: Scratch::new() };
-        vectorized(
-            #[inline(always)]
-            |simd| walk(simd, plan, tile, table, &mut step),
-        );
-    }
-}
-
-/// The reserve space as a mask to write, if there is to be one.
-fn mask<'s, A: Real>(
-    plan: &Plan,
-    wanted: bool,
-    saved: Option<&'s mut Buffers<Host, A>>,
-) -> Option<&'s mut [u8]> {
-    let reserve = saved.filter(|_| wanted)?.reserve.as_mut()?;
-    Some(&mut reserve[..plan.mask_len()])
 }
 
 /// The running variance is the unbiased one. An empty batch changes nothing.

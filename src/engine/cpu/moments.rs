@@ -1,8 +1,10 @@
 //! Moments, and how those of tiles, columns and runs become those of channels: by Chan's formula, in
 //! f64.
 use super::extremes::power_below;
-use super::lanes;
+use super::kernels::convert::{finite, finite_f64};
+use super::kernels::moments as merging;
 use super::plan::{Plan, Tile};
+use super::simd::Simd;
 use crate::{DType, Element, Real, Shape};
 
 /// Count, mean, and sum of squared differences from the mean.
@@ -33,7 +35,6 @@ impl Moments {
         Self { base, offset: (self.base - base) + self.offset, ..self }
     }
     /// Chan's formula. What is empty changes nothing.
-    #[inline(always)]
     pub fn merge(&mut self, other: Moments) {
         if other.count == 0.0 {
             return;
@@ -45,103 +46,108 @@ impl Moments {
         self.count = count;
     }
     /// As `merge`; an empty `self` may have a mean that is a guess.
-    #[inline(always)]
     pub fn append(&mut self, other: Moments) {
         match self.count > 0.0 {
             true => self.merge(other),
             false => *self = other,
         }
     }
-    #[inline(always)]
     pub fn mean(&self) -> f64 {
         self.base + self.offset
     }
     /// The mean rounded to `A`, and what that leaves; nothing where it is not finite.
-    #[inline(always)]
     pub fn mean_and_rest<A: Real>(&self) -> (A, A) {
         let mean = A::from_f64(self.mean());
         let rest = (self.base - mean.to_f64()) + self.offset;
         (mean, A::from_f64(if rest.is_finite() { rest } else { 0.0 }))
     }
     /// Biased; 0 for an empty batch.
-    #[inline(always)]
     pub fn var(&self) -> f64 {
         self.squares / self.count.max(1.0)
     }
 }
 
 /// What the offsets of a channel's mean count from: its first value.
-#[inline(always)]
 pub(super) fn base<E: Element>(plan: &Plan, x: &[E], c: usize) -> f64 {
-    base_from(x[c * plan.inner()])
+    finite(x[c * plan.inner()])
 }
 
-/// The same of the value itself.
-#[inline(always)]
-pub(super) fn base_from<E: Element>(first: E) -> f64 {
-    let first = first.widen().to_f64();
-    if first.is_finite() { first } else { 0.0 }
-}
-
-/// What the channels of some memory come to: values of the first field, then of the next.
+/// What the channels of some memory come to, an array for each field.
 #[derive(Clone, Copy)]
 pub(super) struct Merged<'a> {
-    base: &'a [f64],
-    offset: &'a [f64],
-    squares: &'a [f64],
+    pub base: &'a [f64],
+    pub offset: &'a [f64],
+    pub squares: &'a [f64],
     /// Once for the coefficients and for what is saved.
-    invstd: &'a [f64],
+    pub invstd: &'a [f64],
     count: f64,
 }
 
 impl<'a> Merged<'a> {
-    /// Values that a channel takes.
-    pub const LEN: usize = 4;
-    /// Those that [`merge`] has written.
-    #[inline(always)]
-    pub fn new(kept: &'a [f64], shape: &Shape) -> Self {
-        let (base, rest) = kept.split_at(kept.len() / Self::LEN);
+    /// Arrays that it consists of.
+    pub const FIELDS: usize = 4;
+    /// What [`merge`] has written.
+    pub fn new(memory: &'a [f64], shape: &Shape) -> Self {
+        let (base, rest) = memory.split_at(memory.len() / Self::FIELDS);
         let (offset, rest) = rest.split_at(base.len());
         let (squares, invstd) = rest.split_at(base.len());
         Self { base, offset, squares, invstd, count: shape.per_channel() as f64 }
     }
-    /// What backward wants of the `k`th: the mean, what that leaves, `1 / sqrt(var + eps)`.
-    #[inline(always)]
-    pub fn saved<A: Real>(&self, k: usize) -> (A, A, A) {
-        let (mean, rest) = self.get(k).mean_and_rest();
-        (mean, rest, A::from_f64(self.invstd[k]))
-    }
-    /// Two of these, as they are saved.
-    #[inline(always)]
-    pub fn mean_and_invstd<A: Real>(&self, k: usize) -> (A, A) {
-        (A::from_f64(self.base[k] + self.offset[k]), A::from_f64(self.invstd[k]))
-    }
     /// The moments of the `k`th.
-    #[inline(always)]
     pub fn get(&self, k: usize) -> Moments {
         let Self { base, offset, squares, count, .. } = *self;
         Moments { count, base: base[k], offset: offset[k], squares: squares[k] }
     }
 }
 
-/// Merges the slots of all tiles of `block`, which are overwritten, into `kept`: see [`Merged`].
-#[inline(always)]
+/// Merges the slots of all tiles of `block`, which are overwritten, into `merged`: see [`Merged`].
 pub(super) fn merge<E: Element>(
-    shape: &Shape,
-    plan: &Plan,
+    simd: Simd,
+    (shape, plan): (&Shape, &Plan),
     block: usize,
     (x, eps): (&[E], f64),
     slots: &mut [f64],
-    kept: &mut [f64],
+    merged: &mut [f64],
 ) {
     let channels = plan.channels(block);
     let n = channels.len();
-    let (bases, rest) = kept.split_at_mut(kept.len() / Merged::LEN);
-    let (into_offsets, rest) = rest.split_at_mut(bases.len());
-    let (into_squares, invstds) = rest.split_at_mut(bases.len());
-    for (base_of, c) in bases[..n].iter_mut().zip(channels.clone()) {
-        *base_of = base(plan, x, c);
+    let (bases, rest) = merged.split_at_mut(merged.len() / Merged::FIELDS);
+    let (offsets, rest) = rest.split_at_mut(bases.len());
+    let (squares, invstds) = rest.split_at_mut(bases.len());
+    let firsts = &x[channels.start * plan.inner()..];
+    finite_f64(simd, firsts, plan.inner(), &mut bases[..n]);
+    merge_tiles(simd, plan, block, slots, (&mut offsets[..n], &mut squares[..n]));
+    let count = shape.per_channel() as f64;
+    merging::invstds(simd, &squares[..n], count.max(1.0), eps, &mut invstds[..n]);
+    let (small_eps, small_var) = match E::Acc::DTYPE {
+        DType::F64 => (1e-270, 1e-265),
+        _ => (1e-30, 1e-25),
+    };
+    let has_small_eps = eps > 0.0 && eps < small_eps;
+    for (k, c) in channels.enumerate() {
+        // Squares below the type matter beside an eps that is as small; those in f32 end at 1e-45, and
+        // have lost digits from 1e-38 on.
+        let is_small = has_small_eps && squares[k] < count * small_var;
+        if is_small || !squares[k].is_finite() {
+            // From 0 where distances may overflow; else from the first value, so that a constant
+            // channel keeps variance 0.
+            let from = if is_small { bases[k] } else { 0.0 };
+            let (all, std) = wide_moments(shape, c, x, from);
+            (bases[k], offsets[k], squares[k]) = (all.base, all.offset, all.squares);
+            invstds[k] = 1.0 / f64::hypot(std, eps.sqrt());
+        }
     }
+}
+
+/// The same, for offsets and sums of squares alone: no type's own.
+fn merge_tiles(
+    simd: Simd,
+    plan: &Plan,
+    block: usize,
+    slots: &mut [f64],
+    (into_offsets, into_squares): (&mut [f64], &mut [f64]),
+) {
+    let n = into_offsets.len();
     let slot_len = plan.slot_len();
     let (first, others) = slots.split_at_mut(slot_len);
     let (offsets, squares) = first.split_at_mut(slot_len / 2);
@@ -160,8 +166,9 @@ pub(super) fn merge<E: Element>(
         let short = f64::from(plan.has_short_row(&tile));
         let (a, b) = offsets.split_at_mut(longer);
         let (c, d) = squares.split_at_mut(longer);
-        chan(before, (a, c), count, (&offset[..longer], &square[..longer]));
-        chan(before, (b, d), count - short, (&offset[longer..], &square[longer..]));
+        merging::merge(simd, before, (a, c), count, (&offset[..longer], &square[..longer]));
+        let (offset, square) = (&offset[longer..], &square[longer..]);
+        merging::merge(simd, before, (b, d), count - short, (offset, square));
         before += count;
     }
     if plan.is_joined() {
@@ -172,74 +179,30 @@ pub(super) fn merge<E: Element>(
         let more = more_offsets.chunks(row).zip(more_squares.chunks(row));
         for (k, (offset, square)) in more.enumerate() {
             let count = if (k + 1) * row < longer { each } else { each - 1.0 };
-            chan(before, (&mut *offsets, &mut *squares), count, (offset, square));
+            let to = (&mut *offsets, &mut *squares);
+            merging::merge(simd, before, to, count, (offset, square));
             before += count;
         }
     }
     if plan.long_runs || plan.inner() == 1 {
-        into_offsets[..n].copy_from_slice(&offsets[..n]);
-        into_squares[..n].copy_from_slice(&squares[..n]);
+        into_offsets.copy_from_slice(&offsets[..n]);
+        into_squares.copy_from_slice(&squares[..n]);
     } else {
-        let (inner, each) = (plan.inner(), shape.per_channel() as f64 / plan.inner() as f64);
+        let (inner, each) = (plan.inner(), plan.per_channel() as f64 / plan.inner() as f64);
         let columns = offsets.chunks(inner).zip(squares.chunks(inner));
         for (k, (offset, square)) in columns.take(n).enumerate() {
-            let mean = lanes::total(offset, |v| v) / inner as f64;
-            let between = lanes::total(offset, |v| (v - mean) * (v - mean));
+            let mean = merging::total(simd, offset) / inner as f64;
+            let between = merging::squares_from(simd, offset, mean);
             into_offsets[k] = mean;
-            into_squares[k] = lanes::total(square, |v| v) + each * between;
-        }
-    }
-    let count = shape.per_channel() as f64;
-    for (invstd, &squares) in invstds[..n].iter_mut().zip(&*into_squares) {
-        let all = Moments { count, squares, ..Moments::default() };
-        *invstd = 1.0 / (all.var() + eps).sqrt();
-    }
-    let (small_eps, small_var) = match E::Acc::DTYPE {
-        DType::F64 => (1e-270, 1e-265),
-        _ => (1e-30, 1e-25),
-    };
-    let has_small_eps = eps > 0.0 && eps < small_eps;
-    for (k, c) in channels.enumerate() {
-        // Squares below the type matter beside an eps that is as small; those in f32 end at 1e-45, and
-        // have lost digits from 1e-38 on.
-        let is_small = has_small_eps && into_squares[k] < count * small_var;
-        if is_small || !into_squares[k].is_finite() {
-            // From 0 where distances may overflow; else from the first value, so that a constant
-            // channel keeps variance 0.
-            let from = if is_small { bases[k] } else { 0.0 };
-            let (all, std) = wide_moments(shape, c, x, from);
-            (bases[k], into_offsets[k], into_squares[k]) = (all.base, all.offset, all.squares);
-            invstds[k] = 1.0 / f64::hypot(std, eps.sqrt());
+            into_squares[k] = merging::total(simd, square) + each * between;
         }
     }
 }
 
 /// Values of every channel in a tile, or of every column: of the longer ones.
-#[inline(always)]
 fn count_of(plan: &Plan, tile: &Tile) -> f64 {
     let each = if plan.long_runs { plan.inner().min(tile.cols.len()) } else { 1 };
     (tile.rows.len() * each) as f64
-}
-
-/// Chan's formula for slices of equal counts.
-#[inline(always)]
-fn chan(
-    before: f64,
-    (offsets, squares): (&mut [f64], &mut [f64]),
-    count: f64,
-    (offset, square): (&[f64], &[f64]),
-) {
-    if count == 0.0 {
-        return;
-    }
-    let n = offsets.len();
-    let (squares, offset, square) = (&mut squares[..n], &offset[..n], &square[..n]);
-    let (share, both) = (count / (before + count), before * count / (before + count));
-    for j in 0..n {
-        let delta = offset[j] - offsets[j];
-        offsets[j] += delta * share;
-        squares[j] += square[j] + delta * delta * both;
-    }
 }
 
 /// The definition, for channels whose sums are not finite (an infinity or a NaN among the values, or

@@ -2,7 +2,7 @@
 //!
 //! Never of the number of threads: a task's sums are added in an order of its own, so the same
 //! tasks give the same bits on any machine.
-use super::lanes::BLOCK;
+use super::simd::BLOCK;
 use crate::Shape;
 use std::ops::Range;
 
@@ -80,7 +80,6 @@ pub(super) struct Tile {
 impl Tile {
     /// What a loop over strips of columns reads [`AHEAD`] rows later: of the next columns, where the
     /// rows end.
-    #[inline(always)]
     pub fn ahead(&self, row: usize, cols: &Range<usize>) -> (usize, Range<usize>) {
         let later = row + AHEAD;
         if later < self.rows.end {
@@ -290,7 +289,6 @@ impl Plan {
         channel(cols.start)..channel(cols.end - 1) + 1
     }
     /// Writes the value of its channel for every column; `values` are those of `channels_in`.
-    #[inline(always)]
     pub fn expand<V: Copy>(&self, cols: &Range<usize>, values: &[V], out: &mut [V]) {
         let (channels, inner, row) = (self.channels_in(cols), self.inner(), self.row());
         let (n, period) = (cols.len(), cols.len().min(row));
@@ -318,6 +316,10 @@ impl Plan {
     /// Columns of a channel's run in one row; at least 1.
     pub fn inner(&self) -> usize {
         self.shape.inner().max(1)
+    }
+    /// Values of a channel.
+    pub fn per_channel(&self) -> usize {
+        self.shape.per_channel()
     }
     /// Number of elements.
     pub fn len(&self) -> usize {

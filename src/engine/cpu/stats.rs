@@ -1,36 +1,71 @@
-//! Step 1 of the training forward: mean and variance of every channel.
+//! The first pass of the training forward: mean and variance of every channel.
 //!
 //! Values are read once, a segment at a time, as distances from a pivot: the mean of what came
-//! before, and of a quarter of the first segment's own values. What a pivot is away from the mean,
-//! those values and the merging count as variance, too, so that the squares lose two bits at most
+//! before, and of a quarter of the first segment's own values. The distance of a pivot from the mean
+//! counts as variance, too, for those values and in merging, so that the squares lose two bits at most
 //! where they are taken from it. So the error does not grow with the mean, and a constant channel
 //! has exactly its mean and variance 0. Segments, tiles and columns are merged by Chan's formula in
 //! f64, as distances from the channel's first value.
-use super::lanes::{self, BLOCK, Lanes};
-use super::moments::{Moments, base, base_from};
+use super::Cpu;
+use super::kernels::convert::{finite_f64, widen};
+use super::kernels::moments::{self as merging, Columns};
+use super::kernels::sums::{self, Lanes, Rows, STRIP_ROWS};
+use super::moments::{self, Merged, Moments, base};
 use super::plan::{Plan, Tile};
-use super::simd::Simd;
-use super::store::prefetch;
-use super::tiles::clipped;
-use crate::{Element, Real};
+use super::simd::{BLOCK, Simd};
+use super::tiles::{Slots, clipped, for_each_tile};
+use crate::engine::Stats;
+use crate::{Element, Host, Real, Result, Shape};
 use std::ops::Range;
 
-/// Values of a segment of long runs.
+/// Values of a segment of long runs. A segment of short runs is a [`BLOCK`] of columns of
+/// [`STRIP_ROWS`] rows.
 const SEGMENT: usize = 4096;
-/// Rows of a segment of short runs; its columns are a [`BLOCK`].
-const STRIP_ROWS: usize = 32;
-/// Of which the mean is the first pivot.
+/// Values whose mean is the first pivot.
 const FIRST_VALUES: usize = SEGMENT / 4;
 const FIRST_ROWS: usize = STRIP_ROWS / 4;
 
+/// A record of every channel's moments.
+pub(super) fn stats<E: Element>(
+    cpu: &Cpu,
+    shape: &Shape,
+    mut args: Stats<'_, Host, E>,
+) -> Result<()> {
+    args.check(&Host, shape)?;
+    let simd = cpu.simd()?;
+    let (x, record, channels) = (args.x, args.record, shape.channels());
+    record[3 * channels] = shape.per_channel() as f64;
+    if shape.is_empty() {
+        record[..3 * channels].fill(0.0);
+        return Ok(());
+    }
+    let plan = &Plan::new(shape, size_of::<E>(), 1);
+    let (slot_len, merged_len) = (plan.slot_len(), Merged::FIELDS * plan.block_channels());
+    let slots_len = plan.tiles() * slot_len;
+    cpu.with_workspace(slots_len + merged_len, |workspace| {
+        let (slots, merged) = workspace.split_at_mut(slots_len);
+        for_each_tile(plan, false, &mut Slots::new(slots, slot_len), |tile, slot| {
+            moments(simd, plan, &tile, x, slot);
+        });
+        let of_blocks = slots.chunks_mut(slot_len * plan.tiles_per_block());
+        for (block, slots) in of_blocks.enumerate() {
+            moments::merge(simd, (shape, plan), block, (x, 0.0), slots, merged);
+            let merged = Merged::new(merged, shape);
+            for (k, c) in plan.channels(block).enumerate() {
+                merged.get(k).write(record, channels, c);
+            }
+        }
+    });
+    Ok(())
+}
+
 /// Offsets of the mean (first half of `slot`) and sums of squares (second half) of a tile's
 /// channels, or of its columns where runs are short.
-#[inline(always)]
 pub(super) fn moments<E: Element>(simd: Simd, plan: &Plan, tile: &Tile, x: &[E], slot: &mut [f64]) {
     let half = slot.len() / 2;
     let (offsets, squares) = slot.split_at_mut(half);
     if !plan.long_runs {
-        return columns(simd, plan, tile, x, offsets, squares);
+        return columns(simd, plan, tile, x, (offsets, squares));
     }
     let run = plan.inner().min(tile.cols.len());
     for (k, start) in tile.cols.clone().step_by(run).enumerate() {
@@ -42,7 +77,6 @@ pub(super) fn moments<E: Element>(simd: Simd, plan: &Plan, tile: &Tile, x: &[E],
 }
 
 /// Moments of `runs` slices of equal length.
-#[inline(always)]
 fn channel<'x, E: Element>(
     simd: Simd,
     base: f64,
@@ -53,79 +87,87 @@ fn channel<'x, E: Element>(
     let together = (SEGMENT / len).max(1);
     let first = run(0)[0].widen();
     let few = match len >= SEGMENT {
-        true => segment(simd, base, first, 1, |_| &run(0)[..FIRST_VALUES]),
-        false => segment(simd, base, first, together.min(runs).div_ceil(4), &run),
+        true => segment(simd, base, first, 0..1, |_| &run(0)[..FIRST_VALUES]),
+        false => segment(simd, base, first, 0..together.min(runs).div_ceil(4), &run),
     };
     let mut all = Moments { base, offset: few.offset, ..Moments::default() };
     let pivot = |all: &Moments| E::Acc::from_f64(all.mean());
     if len >= SEGMENT {
         for r in 0..runs {
             for part in run(r).chunks(SEGMENT) {
-                all.append(segment(simd, base, pivot(&all), 1, |_| part));
+                all.append(segment(simd, base, pivot(&all), 0..1, |_| part));
             }
         }
     } else {
         for first in (0..runs).step_by(together) {
-            let runs = together.min(runs - first);
-            all.append(segment(simd, base, pivot(&all), runs, |r| run(first + r)));
+            let some = first..runs.min(first + together);
+            all.append(segment(simd, base, pivot(&all), some, &run));
         }
     }
     all
 }
 
-#[inline(always)]
 fn segment<'x, E: Element>(
     simd: Simd,
     base: f64,
     pivot: E::Acc,
-    runs: usize,
+    runs: Range<usize>,
     run: impl Fn(usize) -> &'x [E],
 ) -> Moments {
     let (mut sum, mut squares) = (Lanes::new(), Lanes::new());
-    let mut count = 0;
-    for r in 0..runs {
-        count += run(r).len();
-        lanes::distances(simd, run(r), pivot, &mut sum, &mut squares);
+    let count = (runs.len() * run(runs.start).len()) as f64;
+    for r in runs {
+        sums::distances(simd, run(r), pivot, (&mut sum, &mut squares));
     }
-    let (count, sum) = (count as f64, sum.total());
+    let sum = sum.total();
     let squares = squares.total() - sum * sum / count;
     let squares = if squares < 0.0 { 0.0 } else { squares }; // NaN stays
     Moments { count, base, offset: (pivot.to_f64() - base) + sum / count, squares }
 }
 
+/// Offsets and sums of squares of columns.
+type OfColumns<'a> = (&'a mut [f64], &'a mut [f64]);
+
 /// The same for every column of a tile, rows of a strip at a time.
-#[inline(always)]
 fn columns<E: Element>(
     simd: Simd,
     plan: &Plan,
     tile: &Tile,
     x: &[E],
-    offsets: &mut [f64],
-    squares: &mut [f64],
+    (offsets, squares): OfColumns<'_>,
 ) {
-    let full = tile.rows.len() - usize::from(plan.has_short_row(tile));
+    let full = tile.rows.end - usize::from(plan.has_short_row(tile));
     let mut strip = Strip::<E>::new(simd);
     for start in tile.cols.clone().step_by(BLOCK) {
         let cols = start..(start + BLOCK).min(tile.cols.end);
         let here = start - tile.cols.start..cols.end - tile.cols.start;
         let (offsets, squares) = (&mut offsets[here.clone()], &mut squares[here]);
         strip.start(plan, &cols, x);
-        let row = |r: usize| &x[r * plan.width + start..][..cols.len()];
-        let ahead = |r: usize| {
-            let (row, cols) = tile.ahead(r, &cols);
-            &x[clipped(row, cols, plan.width, x.len())]
+        let row = |row: usize, cols| &x[clipped(row, cols, plan.width, x.len())];
+        let rows = |some: Range<usize>| {
+            let mut rows = Rows::new();
+            for r in some {
+                let (later, later_cols) = tile.ahead(r, &cols);
+                rows.push([row(r, cols.clone())], [row(later, later_cols)]);
+            }
+            rows
         };
-        for first in (tile.rows.start..tile.rows.start + full).step_by(STRIP_ROWS) {
-            let rows = first..(first + STRIP_ROWS).min(tile.rows.start + full);
-            strip.add(first - tile.rows.start, rows, row, ahead, offsets, squares);
+        for first in (tile.rows.start..full).step_by(STRIP_ROWS) {
+            let end = (first + STRIP_ROWS).min(full);
+            if first == tile.rows.start {
+                strip.guess(&rows(first..end.min(first + FIRST_ROWS)));
+            }
+            strip.add(first - tile.rows.start, &rows(first..end), (offsets, squares));
         }
-        if full < tile.rows.len() {
+        if full < tile.rows.end {
             // The shorter last row has one more value for some of the columns.
-            let last = tile.rows.end - 1;
-            let values = &x[clipped(last, cols.clone(), plan.width, x.len())];
-            let n = values.len();
-            let (offsets, squares) = (&mut offsets[..n], &mut squares[..n]);
-            strip.add(full, last..last + 1, |_| values, ahead, offsets, squares);
+            let last = rows(full..tile.rows.end);
+            let n = last.columns();
+            if full == tile.rows.start {
+                strip.guess(&last);
+            }
+            let to = (&mut offsets[..n], &mut squares[..n]);
+            strip.add(full - tile.rows.start, &last, to);
         }
     }
 }
@@ -141,109 +183,39 @@ struct Strip<E: Element> {
 }
 
 impl<E: Element> Strip<E> {
-    #[inline(always)]
     fn new(simd: Simd) -> Self {
         let zeros = [E::Acc::default(); BLOCK];
         let (bases, own_bases) = ([0.0; BLOCK], [0.0; BLOCK]);
         Self { simd, pivot: zeros, sum: zeros, squares: zeros, bases, own_bases }
     }
     /// Turns to other columns.
-    #[inline(always)]
     fn start(&mut self, plan: &Plan, cols: &Range<usize>, x: &[E]) {
         let channels = plan.channels_in(cols);
         let own = &mut self.own_bases[..channels.len()];
-        let x = &x[channels.start * plan.inner()..];
-        match plan.inner() {
-            1 => own.iter_mut().zip(x).for_each(|(base, x)| *base = base_from(*x)),
-            inner => {
-                let firsts = x.iter().step_by(inner);
-                own.iter_mut().zip(firsts).for_each(|(base, x)| *base = base_from(*x));
-            }
-        }
+        finite_f64(self.simd, &x[channels.start * plan.inner()..], plan.inner(), own);
         plan.expand(cols, &self.own_bases, &mut self.bases);
     }
-    /// Merges a few rows into columns of which `before` rows have been merged.
-    #[inline(always)]
-    fn add<'x>(
-        &mut self,
-        before: usize,
-        rows: Range<usize>,
-        row: impl Fn(usize) -> &'x [E],
-        ahead: impl Fn(usize) -> &'x [E],
-        offsets: &mut [f64],
-        squares: &mut [f64],
-    ) {
-        let n = offsets.len();
-        let squares = &mut squares[..n];
-        let count = rows.len() as f64;
-        if before == 0 {
-            let first = row(rows.start).iter();
-            self.pivot[..n].iter_mut().zip(first).for_each(|(pivot, x)| *pivot = x.widen());
-            let few = rows.start..rows.end.min(rows.start + FIRST_ROWS);
-            self.distances(n, few.clone(), &row, &ahead);
-            let each = E::Acc::from_f64(1.0 / few.len() as f64);
-            for (pivot, sum) in self.pivot[..n].iter_mut().zip(&self.sum[..n]) {
-                *pivot += *sum * each;
-            }
-        }
-        self.distances(n, rows.clone(), &row, &ahead);
-        let each = 1.0 / count;
-        let (pivot, bases) = (&mut self.pivot[..n], &self.bases[..n]);
-        let (sums, products) = (&self.sum[..n], &self.squares[..n]);
-        if before == 0 {
-            for j in 0..n {
-                let sum = sums[j].to_f64();
-                let own = products[j].to_f64() - sum * sum * each;
-                offsets[j] = (pivot[j].to_f64() - bases[j]) + sum * each;
-                squares[j] = if own < 0.0 { 0.0 } else { own };
-                pivot[j] = E::Acc::from_f64(bases[j] + offsets[j]);
-            }
-            return;
-        }
-        let before = before as f64;
-        let (share, both) = (count / (before + count), before * count / (before + count));
-        for j in 0..n {
-            let sum = sums[j].to_f64();
-            let offset = (pivot[j].to_f64() - bases[j]) + sum * each;
-            let own = products[j].to_f64() - sum * sum * each;
-            let delta = offset - offsets[j];
-            offsets[j] += delta * share;
-            squares[j] += if own < 0.0 { 0.0 } else { own } + delta * delta * both;
-            pivot[j] = E::Acc::from_f64(bases[j] + offsets[j]);
-        }
+    /// Sets the pivots to the mean of some rows.
+    fn guess(&mut self, few: &Rows<'_, E, 1>) {
+        let n = few.columns();
+        widen(self.simd, few.first()[0], &mut self.pivot[..n]);
+        self.distances(few);
+        let each = E::Acc::from_f64(1.0 / few.len() as f64);
+        merging::add_share(self.simd, &mut self.pivot[..n], &self.sum[..n], each);
+    }
+    /// Merges rows into columns of which `before` rows have been merged.
+    fn add(&mut self, before: usize, rows: &Rows<'_, E, 1>, to: OfColumns<'_>) {
+        self.distances(rows);
+        let Self { simd, pivot, sum, squares, bases, .. } = self;
+        let from = Columns { sums: sum, squares, bases };
+        merging::merge_columns(*simd, before as f64, rows.len() as f64, &from, pivot, to);
     }
     /// Sums and squares of the rows' distances from the pivots.
-    #[inline(always)]
-    fn distances<'x>(
-        &mut self,
-        n: usize,
-        rows: Range<usize>,
-        row: &impl Fn(usize) -> &'x [E],
-        ahead: &impl Fn(usize) -> &'x [E],
-    ) {
+    fn distances(&mut self, rows: &Rows<'_, E, 1>) {
+        let n = rows.columns();
         self.sum[..n].fill(E::Acc::default());
         self.squares[..n].fill(E::Acc::default());
-        let (pivot, sum, squares) = (&self.pivot, &mut self.sum, &mut self.squares);
-        let (four, one) =
-            (rows.start..rows.end - rows.len() % 4, rows.end - rows.len() % 4..rows.end);
-        for r in four.step_by(4) {
-            let rows = [row(r), row(r + 1), row(r + 2), row(r + 3)];
-            let ahead = [0, 1, 2, 3].map(
-                #[inline(always)]
-                |k| ahead(r + k),
-            );
-            lanes::column_distances(
-                self.simd,
-                rows,
-                pivot,
-                sum,
-                squares,
-                #[inline(always)]
-                |j| ahead.iter().for_each(|row| prefetch(row, j)),
-            );
-        }
-        for r in one {
-            lanes::column_distances(self.simd, [row(r)], pivot, sum, squares, |_| ());
-        }
+        let to = (&mut self.sum, &mut self.squares);
+        sums::column_distances(self.simd, rows, &self.pivot, to);
     }
 }

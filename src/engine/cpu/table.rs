@@ -1,9 +1,33 @@
-//! The coefficients of channels: computed once for an operation, read by all of its tiles.
-use super::coefs::Coef;
+//! What a channel is normalized by: statistics and parameters, the coefficients that follow from
+//! them, and those of a strip of columns, where loops find them in order.
+use super::plan::Plan;
+use super::simd::{GROUP, ROOM, Simd};
 use super::tiles::{numbers, numbers_mut};
 use crate::engine::saved::Buffers;
 use crate::{Host, Real};
 use std::ops::Range;
+
+/// A channel's coefficients.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Coef<A> {
+    pub mean: A,
+    /// `weight * invstd`.
+    pub scale: A,
+    /// The bias, less `scale` times what rounding left of the mean.
+    pub bias: A,
+    /// `sum(g) / m`, less `slope` times what rounding left of the mean.
+    pub mean_g: A,
+    /// `invstd^2 * sum(g * (x - mean)) / m`.
+    pub slope: A,
+}
+
+impl<A: Real> Coef<A> {
+    /// The one expression of the forward, and of a backward that computes z again: the same bits.
+    #[inline(always)]
+    pub fn normalize(self, x: A) -> A {
+        (x - self.mean) * self.scale + self.bias
+    }
+}
 
 /// Weight and bias, ones and zeros where absent.
 #[derive(Clone, Copy)]
@@ -28,9 +52,65 @@ impl<'a, A: Real> Parameters<'a, A> {
             None => saved.bias.fill(A::default()),
         }
     }
+    fn of(self, channels: Range<usize>) -> Self {
+        let part = |all: &'a [A]| &all[channels.clone()];
+        Self { weight: self.weight.map(part), bias: self.bias.map(part) }
+    }
 }
 
-/// The coefficients of some channels, an array for each field of [`Coef`] in its order.
+/// What some channels are normalized by, in the type that is saved.
+#[derive(Clone, Copy)]
+pub(super) struct Statistics<'a, A> {
+    pub mean: &'a [A],
+    /// What rounding left of the mean.
+    pub rest: &'a [A],
+    /// `1 / sqrt(var + eps)`.
+    pub invstd: &'a [A],
+}
+
+impl<'a, A: Real> Statistics<'a, A> {
+    /// Arrays that they consist of.
+    pub const FIELDS: usize = 3;
+    /// What [`Statistics::split_mut`] has been given, of `n` channels.
+    pub fn split(memory: &'a [f64], n: usize) -> Self {
+        let [mean, rest, invstd] = split(numbers(memory), n);
+        Self { mean, rest, invstd }
+    }
+    /// Mean, rest and invstd of `n` channels, to write.
+    pub fn split_mut(memory: &'a mut [f64], n: usize) -> [&'a mut [A]; 3] {
+        split_mut(numbers_mut(memory), n)
+    }
+    /// Those of a forward.
+    pub fn saved(saved: &'a Buffers<Host, A>, channels: Range<usize>) -> Self {
+        let Buffers { mean, mean_rest, invstd, .. } = saved;
+        let [mean, rest, invstd] = [mean, mean_rest, invstd].map(|all| &all[channels.clone()]);
+        Self { mean, rest, invstd }
+    }
+    /// Keeps those of `channels` for the backward.
+    pub fn save(&self, saved: &mut Buffers<Host, A>, channels: Range<usize>) {
+        saved.mean[channels.clone()].copy_from_slice(self.mean);
+        saved.mean_rest[channels.clone()].copy_from_slice(self.rest);
+        saved.invstd[channels].copy_from_slice(self.invstd);
+    }
+}
+
+fn split<A, const N: usize>(mut rest: &[A], n: usize) -> [&[A]; N] {
+    let mut fields = [&[][..]; N];
+    for field in &mut fields {
+        (*field, rest) = rest.split_at(n);
+    }
+    fields
+}
+fn split_mut<A, const N: usize>(mut rest: &mut [A], n: usize) -> [&mut [A]; N] {
+    [(); N].map(|()| {
+        let (field, more) = std::mem::take(&mut rest).split_at_mut(n);
+        rest = more;
+        field
+    })
+}
+
+/// The coefficients of some channels, an array for each field of [`Coef`] in its order: computed once
+/// for an operation, read by all of its tiles.
 #[derive(Clone, Copy)]
 pub(super) struct Table<'a, A> {
     /// The first channel.
@@ -40,33 +120,19 @@ pub(super) struct Table<'a, A> {
 const FIELDS: usize = 5;
 
 impl<'a, A: Real> Table<'a, A> {
-    /// Values of memory that a channel takes.
-    pub const LEN: usize = FIELDS;
+    /// Arrays that it consists of.
+    pub const FIELDS: usize = FIELDS;
     /// What a [`TableMut`] of the same channels has written there.
-    #[inline(always)]
     pub fn new(memory: &'a [f64], channels: Range<usize>) -> Self {
-        let (mut rest, mut fields) = (numbers(memory), [&[][..]; FIELDS]);
-        for field in &mut fields {
-            (*field, rest) = rest.split_at(channels.len());
-        }
-        Self { first: channels.start, fields }
+        Self { first: channels.start, fields: split(numbers(memory), channels.len()) }
     }
-    #[inline(always)]
     pub fn at(&self, channel: usize) -> Coef<A> {
-        let i = channel - self.first;
-        let [mean, scale, bias, mean_g, slope] = self.fields.map(
-            #[inline(always)]
-            |field| field[i],
-        );
+        let [mean, scale, bias, mean_g, slope] = self.fields.map(|f| f[channel - self.first]);
         Coef { mean, scale, bias, mean_g, slope }
     }
     /// Each field of some of the channels.
-    #[inline(always)]
-    pub fn fields(&self, channels: Range<usize>) -> [&'a [A]; FIELDS] {
-        self.fields.map(
-            #[inline(always)]
-            |field| &field[channels.start - self.first..channels.end - self.first],
-        )
+    fn fields(&self, channels: Range<usize>) -> [&'a [A]; FIELDS] {
+        self.fields.map(|field| &field[channels.start - self.first..channels.end - self.first])
     }
 }
 
@@ -77,39 +143,142 @@ pub(super) struct TableMut<'a, A> {
 }
 
 impl<'a, A: Real> TableMut<'a, A> {
-    #[inline(always)]
     pub fn new(memory: &'a mut [f64], channels: Range<usize>) -> Self {
-        let (mut rest, mut fields) = (numbers_mut(memory), [(); FIELDS].map(|()| &mut [][..]));
-        for field in &mut fields {
-            (*field, rest) = rest.split_at_mut(channels.len());
-        }
+        let fields = split_mut(numbers_mut(memory), channels.len());
         Self { channels, fields }
     }
-    /// Sets `mean`, `scale` and `bias`; `of` gives mean, what that leaves, and invstd of the `k`th
-    /// channel.
-    #[inline(always)]
-    pub fn forward(self, parameters: Parameters<'_, A>, of: impl Fn(usize) -> (A, A, A)) {
+    /// Sets `mean`, `scale` and `bias`.
+    pub fn forward(self, simd: Simd, by: Statistics<'_, A>, parameters: Parameters<'_, A>) {
         let Self { channels, fields: [mean, scale, bias, ..] } = self;
-        let weight = parameters.weight.map(|weight| &weight[channels.clone()]);
-        let given = parameters.bias.map(|bias| &bias[channels.clone()]);
         let n = channels.len();
-        let (mean, scale, bias) = (&mut mean[..n], &mut scale[..n], &mut bias[..n]);
-        for k in 0..n {
-            let (mean_k, rest, invstd) = of(k);
-            (mean[k], scale[k]) = (mean_k, weight.map_or(invstd, |weight| weight[k] * invstd));
-            let given = given.map_or(A::default(), |bias| bias[k]);
-            // A scale that is infinite times no rest would be NaN.
-            bias[k] = if rest == A::default() { given } else { given - rest * scale[k] };
+        let Parameters { weight, bias: given } = parameters.of(channels);
+        mean.copy_from_slice(by.mean);
+        match given {
+            Some(given) => bias.copy_from_slice(given),
+            None => bias.fill(A::default()),
         }
+        scale.copy_from_slice(by.invstd);
+        simd.vectorize(
+            #[inline(always)]
+            |_| {
+                let (scale, bias, rest) = (&mut scale[..n], &mut bias[..n], &by.rest[..n]);
+                if let Some(weight) = weight {
+                    for (scale, weight) in scale.iter_mut().zip(weight) {
+                        *scale = *weight * *scale;
+                    }
+                }
+                for k in 0..n {
+                    // A scale that is infinite times no rest would be NaN.
+                    let less = bias[k] - rest[k] * scale[k];
+                    bias[k] = if rest[k] == A::default() { bias[k] } else { less };
+                }
+            },
+        );
     }
-    /// Sets `mean_g` and `slope`, which `of` gives.
-    #[inline(always)]
-    pub fn gradient(self, of: impl Fn(usize) -> (A, A)) {
+    /// Sets `mean_g` and `slope` by the sums of `g` and of `g * xhat` over `m` values.
+    pub fn gradient<S: Real>(
+        self,
+        simd: Simd,
+        by: Statistics<'_, A>,
+        (sum, product): (&[S], &[S]),
+        m: f64,
+    ) {
         let Self { channels, fields: [.., mean_g, slope] } = self;
         let n = channels.len();
-        let (mean_g, slope) = (&mut mean_g[..n], &mut slope[..n]);
-        for k in 0..n {
-            (mean_g[k], slope[k]) = of(k);
+        simd.vectorize(
+            #[inline(always)]
+            |_| {
+                let (mean_g, slope) = (&mut mean_g[..n], &mut slope[..n]);
+                let (sum, product) = (&sum[..n], &product[..n]);
+                let (rest, invstd) = (&by.rest[..n], &by.invstd[..n]);
+                for k in 0..n {
+                    let of_x = product[k].to_f64() / m * invstd[k].to_f64();
+                    let less = finite(rest[k].to_f64() * of_x);
+                    mean_g[k] = A::from_f64(sum[k].to_f64() / m - less);
+                    slope[k] = A::from_f64(of_x);
+                }
+            },
+        );
+    }
+}
+
+/// A share of the rest of a rounded mean; nothing where it is not finite, for NaN would hide an
+/// infinity.
+#[inline(always)]
+pub(super) fn finite(share: f64) -> f64 {
+    if share.is_finite() { share } else { 0.0 }
+}
+
+/// The coefficients of a strip of columns, or of channels, an array for each field, so that loops over
+/// columns become vectors. On the stack it is faster to look up than a table.
+#[repr(align(64))] // a cache line
+pub(super) struct Strip<A> {
+    fields: [[A; PLACES]; FIELDS],
+    /// Place of the first.
+    first: usize,
+}
+/// Room after the alignment of the first, and for a whole group from the last on.
+const PLACES: usize = ROOM + 2 * GROUP;
+
+impl<A: Real> Strip<A> {
+    pub fn new() -> Self {
+        Self { fields: [[A::default(); PLACES]; FIELDS], first: 0 }
+    }
+    /// Before it is filled: places the coefficients so that those of column `head` start a cache
+    /// line, as the values there do. Vectors that straddle two lines take twice as long to load.
+    pub fn align(&mut self, head: usize) {
+        self.first = head.next_multiple_of(GROUP) - head;
+    }
+    /// Sets those of columns: all fields, or what the forward takes.
+    pub fn load(&mut self, plan: &Plan, cols: &Range<usize>, table: &Table<'_, A>, gradient: bool) {
+        self.set(table.fields(plan.channels_in(cols)), gradient, |field, to| {
+            plan.expand(cols, field, to);
+        });
+    }
+    /// Sets those of channels.
+    pub fn load_channels(&mut self, channels: Range<usize>, table: &Table<'_, A>, gradient: bool) {
+        self.set(table.fields(channels), gradient, |field, to| {
+            to[..field.len()].copy_from_slice(field);
+        });
+    }
+    fn set(&mut self, fields: [&[A]; FIELDS], gradient: bool, copy: impl Fn(&[A], &mut [A])) {
+        let most = if gradient { FIELDS } else { 3 };
+        for (field, to) in fields.into_iter().zip(&mut self.fields).take(most) {
+            copy(field, &mut to[self.first..]);
+        }
+    }
+    /// The coefficients of the `i`th.
+    #[inline(always)]
+    pub fn at(&self, i: usize) -> Coef<A> {
+        let place = self.first + i;
+        let [mean, scale, bias, mean_g, slope] = &self.fields;
+        Coef {
+            mean: mean[place],
+            scale: scale[place],
+            bias: bias[place],
+            mean_g: mean_g[place],
+            slope: slope[place],
+        }
+    }
+    /// The coefficients of a group from the `i`th on, by lane.
+    #[inline(always)]
+    pub fn group(&self, i: usize) -> impl Fn(usize) -> Coef<A> {
+        let place = self.first + i;
+        let [mean, scale, bias, mean_g, slope] = &self.fields;
+        let group = |field: &[A; PLACES]| {
+            let mut values = [A::default(); GROUP];
+            values.copy_from_slice(&field[place..place + GROUP]);
+            values
+        };
+        let (mean, scale, bias) = (group(mean), group(scale), group(bias));
+        let (mean_g, slope) = (group(mean_g), group(slope));
+        #[inline(always)]
+        move |l| Coef {
+            mean: mean[l],
+            scale: scale[l],
+            bias: bias[l],
+            mean_g: mean_g[l],
+            slope: slope[l],
         }
     }
 }

@@ -1,10 +1,7 @@
 //! Tasks that write disjoint tiles of the same memory, on all threads. What it
 //! offers is safe.
-use super::coefs;
-use super::lanes::Scratch;
 use super::plan::{Plan, Tile};
-use super::simd::Simd;
-use super::store::{self, Store};
+use super::simd::{self, Scratch, Simd, Store};
 use crate::{Element, Real};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -13,25 +10,30 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Runs `task` for every tile of the plan, each with its own part of `outputs`; on the pool's
 /// threads unless there is too little to do. `newest_first` starts with the last tile, which is
 /// what an earlier run over the same plan left in cache.
-pub(super) fn for_each_tile<O: Outputs>(
+pub(super) fn for_each_tile<'o, O: Outputs>(
     plan: &Plan,
     newest_first: bool,
-    outputs: O,
-    task: impl Fn(Tile, O::Part) + Sync,
+    outputs: &'o mut O,
+    task: impl Fn(Tile, O::Part<'o>) + Sync,
 ) {
     outputs.check(plan);
     let tiles = plan.tiles();
-    let run = |i: usize| {
+    let outputs = &*outputs;
+    in_parallel(tiles, plan.is_small(), &|i| {
         let tile = plan.tile(if newest_first { tiles - 1 - i } else { i });
         // SAFETY: every index comes once, and `outputs.check` has found that the plan's tiles do
-        // not share an element of it.
+        // not share an element of it; it is mutably borrowed for 'o.
         let part = unsafe { outputs.part(plan, &tile) };
         task(tile, part);
-        store::fence(); // what the task has stored past the cache, if anything
-    };
-    let threads = rayon::current_num_threads().min(tiles);
-    if plan.is_small() || threads < 2 {
-        return (0..tiles).for_each(run);
+        simd::fence(); // what the task has stored past the cache, if anything
+    });
+}
+
+/// Runs a task for every number below `tasks`, once. No type's own: compiled once for all.
+fn in_parallel(tasks: usize, is_small: bool, task: &(dyn Fn(usize) + Sync)) {
+    let threads = rayon::current_num_threads().min(tasks);
+    if is_small || threads < 2 {
+        return (0..tasks).for_each(task);
     }
     // This thread works, too, and at once: to hand all to the pool and wait for it takes as long as
     // a megabyte does. For the same reason it does not sleep while the others finish.
@@ -39,7 +41,7 @@ pub(super) fn for_each_tile<O: Outputs>(
     let work = || {
         loop {
             match next.fetch_add(1, Ordering::Relaxed) {
-                i if i < tiles => run(i),
+                i if i < tasks => task(i),
                 _ => return,
             }
         }
@@ -64,20 +66,34 @@ pub(super) fn for_each_tile<O: Outputs>(
 /// Few enough that a thread which has lost its processor is not waited for at full speed.
 const SPINS: usize = 10_000;
 
+/// Lends `task` all of the memory at once, as the part of a tile that is everything.
+pub(super) fn with_whole<O: Outputs, R>(
+    plan: &Plan,
+    outputs: &mut O,
+    task: impl FnOnce(&O::Part<'_>) -> R,
+) -> R {
+    outputs.check(plan);
+    let all = Tile { index: 0, block: 0, rows: 0..plan.rows, cols: 0..plan.width };
+    // SAFETY: `outputs.check` has passed; there is no other part while `outputs` is mutably borrowed.
+    task(&unsafe { outputs.part(plan, &all) })
+}
+
 /// Memory that is handed out tile by tile.
 ///
 /// # Safety
-/// After `check` has returned, parts of different tiles of the plan must not overlap.
+/// After `check` has returned, parts of different tiles of the plan must not overlap, and those of any
+/// tile lie in the memory.
 pub(super) unsafe trait Outputs: Sync {
     /// One tile's part.
-    type Part;
+    type Part<'o>;
     /// Panics unless the memory has the plan's size: a fault of this engine, not of its user.
     fn check(&self, plan: &Plan);
     /// The part of `tile`.
     ///
     /// # Safety
-    /// `check` has passed for this plan, and no other part of the same tile has been asked for.
-    unsafe fn part(&self, plan: &Plan, tile: &Tile) -> Self::Part;
+    /// `check` has passed for this plan; `self` is mutably borrowed for `'o`, and in that time no other
+    /// part of the same tile is asked for.
+    unsafe fn part<'o>(&self, plan: &Plan, tile: &Tile) -> Self::Part<'o>;
 }
 
 /// A tensor of the plan's shape, or a mask of it.
@@ -125,29 +141,29 @@ impl<'a> Slots<'a> {
 // SAFETY: `check` compares the size with the plan's; a tile's part is confined to its rows and
 // columns by `TileMut`, and the plan's tiles are disjoint (tested in plan.rs), in the mask too:
 // tiles meet at whole bytes only.
-unsafe impl<'a, T: Send> Outputs for Elements<'a, T> {
-    type Part = TileMut<'a, T>;
+unsafe impl<T: Send + 'static> Outputs for Elements<'_, T> {
+    type Part<'o> = TileMut<'o, T>;
     fn check(&self, plan: &Plan) {
         let expected = if self.mask { plan.mask_len() } else { plan.len() };
         assert_eq!(self.memory.len, expected, "elements of the plan");
     }
-    unsafe fn part(&self, plan: &Plan, tile: &Tile) -> TileMut<'a, T> {
+    unsafe fn part<'o>(&self, plan: &Plan, tile: &Tile) -> TileMut<'o, T> {
         let (width, cols) = match self.mask {
             true => (plan.mask_width(), plan.mask_cols(&tile.cols)),
             false => (plan.width, tile.cols.clone()),
         };
-        let Memory { start, len, borrow } = self.memory;
-        TileMut { start, len, width, rows: tile.rows.clone(), cols, borrow }
+        let Memory { start, len, .. } = self.memory;
+        TileMut { start, len, width, rows: tile.rows.clone(), cols, borrow: PhantomData }
     }
 }
 
 // SAFETY: `check` finds room for every tile; tile i has `len` values from `i * len` on.
-unsafe impl<'a> Outputs for Slots<'a> {
-    type Part = &'a mut [f64];
+unsafe impl Outputs for Slots<'_> {
+    type Part<'o> = &'o mut [f64];
     fn check(&self, plan: &Plan) {
         assert!(self.memory.len >= plan.tiles() * self.len, "a slot for every tile");
     }
-    unsafe fn part(&self, _: &Plan, tile: &Tile) -> &'a mut [f64] {
+    unsafe fn part<'o>(&self, _: &Plan, tile: &Tile) -> &'o mut [f64] {
         // SAFETY: inside the memory (checked), and no other tile's.
         unsafe {
             let start = self.memory.start.add(tile.index * self.len);
@@ -158,13 +174,25 @@ unsafe impl<'a> Outputs for Slots<'a> {
 
 // SAFETY: as its content; nothing has no parts.
 unsafe impl<O: Outputs> Outputs for Option<O> {
-    type Part = Option<O::Part>;
+    type Part<'o> = Option<O::Part<'o>>;
     fn check(&self, plan: &Plan) {
         self.iter().for_each(|o| o.check(plan));
     }
-    unsafe fn part(&self, plan: &Plan, tile: &Tile) -> Self::Part {
+    unsafe fn part<'o>(&self, plan: &Plan, tile: &Tile) -> Self::Part<'o> {
         // SAFETY: what the caller promised.
         self.as_ref().map(|o| unsafe { o.part(plan, tile) })
+    }
+}
+
+// SAFETY: as what it borrows.
+unsafe impl<O: Outputs> Outputs for &mut O {
+    type Part<'o> = O::Part<'o>;
+    fn check(&self, plan: &Plan) {
+        (**self).check(plan);
+    }
+    unsafe fn part<'o>(&self, plan: &Plan, tile: &Tile) -> Self::Part<'o> {
+        // SAFETY: what the caller promised.
+        unsafe { (**self).part(plan, tile) }
     }
 }
 
@@ -172,11 +200,11 @@ macro_rules! tuple {
     ($($name:ident $i:tt),+) => {
         // SAFETY: as its members, which are different memory: each was a `&mut`.
         unsafe impl<$($name: Outputs),+> Outputs for ($($name,)+) {
-            type Part = ($($name::Part,)+);
+            type Part<'o> = ($($name::Part<'o>,)+);
             fn check(&self, plan: &Plan) {
                 $(self.$i.check(plan);)+
             }
-            unsafe fn part(&self, plan: &Plan, tile: &Tile) -> Self::Part {
+            unsafe fn part<'o>(&self, plan: &Plan, tile: &Tile) -> Self::Part<'o> {
                 // SAFETY: what the caller promised.
                 unsafe { ($(self.$i.part(plan, tile),)+) }
             }
@@ -234,7 +262,7 @@ impl<'p, E: Element> Writer<'p, E> {
     /// Values of the tile's first row until one starts a cache line.
     #[inline(always)]
     pub fn to_line(&self, tile: &Tile) -> usize {
-        coefs::to_line(self.tile.row(tile.rows.start, tile.cols.clone()))
+        simd::to_line(self.tile.row(tile.rows.start, tile.cols.clone()))
     }
     /// What is there, if it was said that it would be read.
     #[inline(always)]
@@ -244,7 +272,6 @@ impl<'p, E: Element> Writer<'p, E> {
     }
     /// Lets `fill` write columns `cols` of `row`. What it does not write `as_lines`, or reads again,
     /// and is to go past the cache, waits in a buffer until it has done.
-    #[inline(always)]
     pub fn write(
         &mut self,
         simd: Simd,
@@ -263,7 +290,11 @@ impl<'p, E: Element> Writer<'p, E> {
         let values = if buffered { self.buffer.values(to.len()) } else { &mut *to };
         fill(store, values);
         if buffered {
-            past.copy(self.buffer.values(to.len()), to);
+            let values = &*self.buffer.values(to.len());
+            simd.vectorize(
+                #[inline(always)]
+                |simd| past.compiled_for(simd).copy(values, to),
+            );
         }
     }
 }

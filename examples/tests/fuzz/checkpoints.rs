@@ -1,5 +1,5 @@
 //! Checkpoints of the `train` example with changes in them: what is refused is an error, what is accepted is a run.
-use super::bytes::{Bytes, changed};
+use crate::bytes::{Bytes, changed};
 use crate::example::backend::HostBackend;
 use crate::example::checkpoint;
 use crate::example::data::Data;

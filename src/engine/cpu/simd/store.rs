@@ -1,21 +1,19 @@
 //! Stores, past the cache or not, and loads ahead.
-use super::coefs::LINE;
-#[cfg(target_arch = "x86_64")]
-use super::lanes::GROUP;
-use super::simd::Simd;
+use super::{GROUP, LINE, Simd};
 use crate::{Element, Plain};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+use std::ops::Range;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 /// How a loop stores what it computes: as usual, or past the cache, which saves reading what is
 /// overwritten.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Store {
+pub struct Store {
     pub simd: Simd,
-    /// Bits that addresses past the cache must not have: none, or all, which every address has some
-    /// of. So the question is one for each address, not one that the compiler asks before a loop,
-    /// to compile it twice.
+    /// Address bits that forbid a store past the cache: none, or all of them. A mask and no boolean, so
+    /// that the test is part of the test of alignment; a boolean would be tested before a loop, which
+    /// would be compiled twice.
     never: usize,
 }
 
@@ -31,19 +29,32 @@ impl Store {
     pub unsafe fn past_cache(simd: Simd) -> Self {
         Self { simd, never: 0 }
     }
-    /// Rounds and writes a group: past the cache, if it is aligned to its size or a line. In that
-    /// case it also asks for `ahead`, for whoever works on so much memory waits for it.
+    /// Whether it stores past the cache.
     #[inline(always)]
-    pub fn put<E: Element, const N: usize>(
+    pub fn is_past_cache(self) -> bool {
+        self.never == 0
+    }
+    /// The same, where code is compiled for `simd`.
+    #[inline(always)]
+    pub fn compiled_for(self, simd: Simd) -> Self {
+        Self { simd, ..self }
+    }
+    /// Rounds a group of values and writes lanes `lanes` of it: past the cache, if they are all and
+    /// `to` is aligned to their size or a line. In that case it also asks for `ahead`, for whoever works
+    /// on so much memory waits for it.
+    #[inline(always)]
+    pub fn put<E: Element>(
         self,
-        values: &[E::Acc; N],
-        to: &mut [E; N],
+        values: &[E::Acc; GROUP],
+        to: &mut [E; GROUP],
+        lanes: Range<usize>,
         ahead: impl FnOnce(),
     ) {
-        let values = self.simd.narrow::<E, N>(values);
-        let size = size_of::<[E; N]>();
-        if to.as_ptr().addr() & ((size.min(LINE) - 1) | self.never) == 0 && size.is_multiple_of(16)
-        {
+        let values = self.simd.narrow::<E, GROUP>(values);
+        let size = size_of::<[E; GROUP]>();
+        if lanes.len() < GROUP {
+            self.copy(&values[lanes.clone()], &mut to[lanes]);
+        } else if to.as_ptr().addr() & ((size.min(LINE) - 1) | self.never) == 0 {
             // SAFETY: the group is aligned, and the rest was promised.
             unsafe { self.stream_group(&values, to) };
             ahead();
@@ -155,7 +166,7 @@ impl Store {
 /// memory and two thirds in the last-level cache; asking for many lines at once gains nothing, for
 /// only so many can be under way.
 #[inline(always)]
-pub(super) fn prefetch<T>(values: &[T], at: usize) {
+pub fn prefetch<T>(values: &[T], at: usize) {
     #[cfg(target_arch = "x86_64")]
     for line in (0..GROUP * size_of::<T>()).step_by(LINE) {
         let address = values.as_ptr().wrapping_add(at).cast::<i8>().wrapping_add(line);
@@ -170,7 +181,7 @@ pub(super) fn prefetch<T>(values: &[T], at: usize) {
 
 /// Orders what was streamed before whatever the thread does next.
 #[inline(always)]
-pub(super) fn fence() {
+pub fn fence() {
     #[cfg(target_arch = "x86_64")]
     if !cfg!(miri) {
         // SAFETY: every x86-64 machine has it.
@@ -180,8 +191,7 @@ pub(super) fn fence() {
 
 #[cfg(test)]
 mod tests {
-    use super::super::simd::tests::widths;
-    use super::super::simd::vectorized;
+    use super::super::tests::every_level;
     use super::*;
     use crate::Real;
 
@@ -192,7 +202,7 @@ mod tests {
             for start in 0..20 {
                 for len in [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 64, 100, 179] {
                     let mut to = [T::default(); 200];
-                    vectorized(|simd| {
+                    every_level(|simd| {
                         // SAFETY: fenced before `to` is read.
                         let past = unsafe { Store::past_cache(simd) };
                         past.copy(&from[7..7 + len], &mut to[start..start + len]);
@@ -212,36 +222,32 @@ mod tests {
 
     #[test]
     fn groups_are_stored_at_any_address() {
-        fn group<E: Element, const N: usize>() {
-            widths(|simd| {
-                for start in 0..70 {
-                    let values = std::array::from_fn(|i| E::Acc::from_f64(i as f64 + 1.0));
+        fn all<E: Element>() {
+            let values = std::array::from_fn(|i| E::Acc::from_f64(i as f64 + 1.0));
+            let some_lanes = [0..GROUP, 0..5, 3..GROUP, 7..8];
+            for (start, lanes) in (0..70).flat_map(|s| some_lanes.clone().map(|l| (s, l))) {
+                every_level(|simd| {
                     let (mut usual, mut past) = ([E::default(); 100], [E::default(); 100]);
-                    let (mut asked, at) = (false, start..start + N);
+                    let (mut asked, at) = (false, start..start + GROUP);
                     // SAFETY: fenced before it is read.
                     let store = unsafe { Store::past_cache(simd) };
                     let to = past[at.clone()].first_chunk_mut().unwrap();
-                    store.put::<E, N>(&values, to, || asked = true);
+                    store.put(&values, to, lanes.clone(), || asked = true);
                     fence();
                     let to = usual[at.clone()].first_chunk_mut().unwrap();
-                    Store::to_cache(simd).put::<E, N>(&values, to, || panic!("not past the cache"));
+                    let never = || panic!("not past the cache");
+                    Store::to_cache(simd).put(&values, to, lanes.clone(), never);
                     assert_eq!(usual, past);
                     assert!(usual.iter().enumerate().all(|(i, v)| {
-                        let expected = if at.contains(&i) { i - start + 1 } else { 0 };
+                        let is_written = at.contains(&i) && lanes.contains(&(i - start));
+                        let expected = if is_written { i - start + 1 } else { 0 };
                         v.widen().to_f64() == expected as f64
                     }));
-                    let size = size_of::<[E; N]>();
+                    let size = size_of::<[E; GROUP]>();
                     let aligned = (&raw const past[start]).addr().is_multiple_of(size.min(LINE));
-                    assert_eq!(asked, aligned && size >= 16, "{} {N} at {start}", E::DTYPE);
-                }
-            });
-        }
-        fn all<E: Element>() {
-            group::<E, 1>();
-            group::<E, 2>();
-            group::<E, 4>();
-            group::<E, 8>();
-            group::<E, 16>();
+                    assert_eq!(asked, aligned && lanes.len() == GROUP, "{} at {start}", E::DTYPE);
+                });
+            }
         }
         all::<f32>();
         all::<f64>();

@@ -15,13 +15,10 @@ use example::options::Options;
 use example::{checkpoint, plot, report};
 
 #[allow(dead_code)] // main
-#[path = "../examples/train/main.rs"]
+#[path = "../train/main.rs"]
 mod example;
 
-#[cfg(unix)]
-#[path = "support/examples.rs"]
-mod examples;
-#[path = "support/mod.rs"]
+#[path = "../../tests/support/mod.rs"]
 mod support;
 
 #[path = "train/checkpoints.rs"]

@@ -13,10 +13,10 @@ use example::spatial::{HostSpatial, Layout, Spatial};
 use example::{Options, gather};
 
 #[allow(dead_code)] // main
-#[path = "../examples/cnn/main.rs"]
+#[path = "../cnn/main.rs"]
 mod example;
 
-#[path = "support/mod.rs"]
+#[path = "../../tests/support/mod.rs"]
 mod support;
 
 #[cfg(all(feature = "cuda", target_os = "linux"))]

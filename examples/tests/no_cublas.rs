@@ -2,10 +2,10 @@
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 
 #[allow(dead_code)] // training
-#[path = "../examples/train/backend/mod.rs"]
+#[path = "../train/backend/mod.rs"]
 mod backend;
 #[allow(dead_code)]
-#[path = "../examples/train/device.rs"]
+#[path = "../train/device.rs"]
 mod device;
 
 use device::{Device, Place};

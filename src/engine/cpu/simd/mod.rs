@@ -1,55 +1,80 @@
-//! Code compiled for the vector units of the machine it runs on, and what it does in groups.
+//! The one place that knows vector instructions: code compiled for those of the machine that it runs
+//! on, conversions and masks of groups of values, stores past the cache.
 #[cfg(target_arch = "x86_64")]
 use crate::DType;
 use crate::{Element, Real};
+pub use level::SimdLevel;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+pub(super) use store::{Store, fence, prefetch};
+pub(super) use units::{BLOCK, GROUP, LINE, ROOM, Scratch, to_line};
 
-/// The vector instructions that code is compiled with, and so may use. Only [`vectorized`] makes
-/// one; where it is inlined, the compiler knows which.
-#[derive(Debug, Clone, Copy)]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-pub(super) struct Simd(Width);
+mod level;
+mod store;
+mod units;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-enum Width {
-    Any,
-    /// AVX2 and F16C.
-    Avx2,
-    /// AVX-512 F, VL, BW and DQ, too.
-    Avx512,
-}
+/// The vector instructions that code is compiled with, and so may use: a proof that the machine has
+/// them. Where [`Simd::vectorize`] hands one on, the compiler knows which.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Simd(SimdLevel);
 
-/// Runs `f`, compiled once for each vector width and called for the widest this machine has.
-///
-/// Whatever `f` calls must be `#[inline(always)]`, itself included (`#[inline(always)] |simd| ..`):
-/// only what is inlined here is compiled with those instructions. Results do not depend on the
-/// width: the code sums in a fixed number of lanes and never fuses a multiplication with an
-/// addition.
-#[inline]
-pub(super) fn vectorized<R>(f: impl FnOnce(Simd) -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,f16c")]
-        fn wide<R>(f: impl FnOnce(Simd) -> R) -> R {
-            f(Simd(Width::Avx512))
-        }
-        #[target_feature(enable = "avx2,f16c")]
-        fn middle<R>(f: impl FnOnce(Simd) -> R) -> R {
-            f(Simd(Width::Avx2))
-        }
-        use std::is_x86_feature_detected as has;
-        if has!("avx2") && has!("f16c") {
-            if has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") {
-                // SAFETY: the machine has the features that `wide` is compiled with.
-                return unsafe { wide(f) };
+impl Simd {
+    /// Those of a level, if this machine has them.
+    pub fn new(level: SimdLevel) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        let has = {
+            use std::is_x86_feature_detected as has;
+            match level {
+                SimdLevel::Baseline => true,
+                SimdLevel::Avx2 => has!("avx2") && has!("f16c"),
+                SimdLevel::Avx512 => {
+                    let wide = has!("avx512f") && has!("avx512vl");
+                    let more = has!("avx512bw") && has!("avx512dq");
+                    wide && more && has!("avx2") && has!("f16c")
+                }
             }
-            // SAFETY: the machine has the features that `middle` is compiled with.
-            return unsafe { middle(f) };
-        }
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let has = level == SimdLevel::Baseline;
+        has.then_some(Self(level))
     }
-    f(Simd(Width::Any))
+    /// The widest of this machine.
+    pub fn widest() -> Self {
+        let wider = [SimdLevel::Avx512, SimdLevel::Avx2].into_iter().find_map(Self::new);
+        wider.unwrap_or(Self(SimdLevel::Baseline))
+    }
+    pub fn level(self) -> SimdLevel {
+        self.0
+    }
+
+    /// Runs `f`, compiled once for each level, with the instructions of this one.
+    ///
+    /// Whatever `f` calls must be `#[inline(always)]`, itself included (`#[inline(always)] |simd| ..`):
+    /// only what is inlined here is compiled with those instructions. Results do not depend on the
+    /// level: the code sums in a fixed number of lanes and never fuses a multiplication with an
+    /// addition.
+    #[inline]
+    pub fn vectorize<R>(self, f: impl FnOnce(Simd) -> R) -> R {
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,f16c")]
+            fn avx512<R>(f: impl FnOnce(Simd) -> R) -> R {
+                f(Simd(SimdLevel::Avx512))
+            }
+            #[target_feature(enable = "avx2,f16c")]
+            fn avx2<R>(f: impl FnOnce(Simd) -> R) -> R {
+                f(Simd(SimdLevel::Avx2))
+            }
+            match self.0 {
+                // SAFETY: `new` has found the features that `avx512` is compiled with.
+                SimdLevel::Avx512 => return unsafe { avx512(f) },
+                // SAFETY: `new` has found the features that `avx2` is compiled with.
+                SimdLevel::Avx2 => return unsafe { avx2(f) },
+                SimdLevel::Baseline => (),
+            }
+        }
+        f(Simd(SimdLevel::Baseline))
+    }
 }
 
 impl Simd {
@@ -114,12 +139,12 @@ impl Simd {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub fn is_avx2(self) -> bool {
-        self.0 >= Width::Avx2
+        self.0 >= SimdLevel::Avx2
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub fn is_avx512(self) -> bool {
-        self.0 == Width::Avx512
+        self.0 == SimdLevel::Avx512
     }
     /// Whether there is an instruction for so many at a time.
     #[cfg(target_arch = "x86_64")]
@@ -205,14 +230,9 @@ impl Simd {
 pub(super) mod tests {
     use super::*;
 
-    /// With the widest vectors of this machine, with those of AVX2 if it has them, and with none.
-    pub fn widths(test: impl Fn(Simd)) {
-        vectorized(&test);
-        #[cfg(target_arch = "x86_64")]
-        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("f16c") {
-            test(Simd(Width::Avx2));
-        }
-        test(Simd(Width::Any));
+    /// With the instructions of every level that this machine has.
+    pub fn every_level(mut test: impl FnMut(Simd)) {
+        SimdLevel::available().filter_map(Simd::new).for_each(|simd| simd.vectorize(&mut test));
     }
 
     #[test]
@@ -232,7 +252,7 @@ pub(super) mod tests {
                 assert_eq!(narrow.to_bits(), f16::narrow(wide).to_bits(), "{wide:e}");
             }
         }
-        widths(|simd| {
+        every_level(|simd| {
             for start in (0..=u16::MAX).step_by(16) {
                 widened::<16>(simd, start);
                 widened::<8>(simd, start);
@@ -252,7 +272,7 @@ pub(super) mod tests {
             let values = std::array::from_fn(|k| {
                 if k == 3 { E::narrow(nan) } else { E::narrow(E::Acc::from_f64(-1.5)) }
             });
-            widths(|simd| {
+            every_level(|simd| {
                 for bits in 0..=u8::MAX {
                     for (k, (kept, v)) in simd.keep(bits, &values).iter().zip(values).enumerate() {
                         let expected = if bits >> k & 1 == 1 { v } else { E::default() };
@@ -272,7 +292,7 @@ pub(super) mod tests {
         fn all<A: Real>() {
             let some = [f64::NAN, 1.0, 0.0, -0.0, -1.0, f64::INFINITY, -f64::INFINITY, 1e-30];
             let positive = 0b1010_0011_u8;
-            widths(|simd| {
+            every_level(|simd| {
                 for turn in 0..8 {
                     let values = std::array::from_fn(|k| A::from_f64(some[(k + turn) % 8]));
                     assert_eq!(simd.positive(&values), positive.rotate_right(turn as u32));

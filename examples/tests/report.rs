@@ -1,13 +1,9 @@
 //! `report` on a small record.
-use examples::example;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-#[path = "support/examples.rs"]
-mod examples;
-
 fn report(arguments: &[&Path]) -> Output {
-    Command::new(example("report")).args(arguments).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_report")).args(arguments).output().unwrap()
 }
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/report").join(name)

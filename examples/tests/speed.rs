@@ -1,7 +1,6 @@
 //! `speed` as other programs see it, and the table behind it.
 use batchnorm::{Activation, Backward, DType, Engine, ForwardEval, ForwardTrain, Host};
 use batchnorm::{Reference, Saved, Shape};
-use examples::example;
 use half::{bf16, f16};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
@@ -9,9 +8,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use table::turn::{self, Turn, Turns};
 use table::{Case, Op, Pass, check, data, job};
 
-#[path = "support/examples.rs"]
-mod examples;
-#[path = "../benches/table/mod.rs"]
+#[path = "../../benches/table/mod.rs"]
 mod table;
 
 /// A worker, and what it answers.
@@ -22,7 +19,7 @@ struct Worker {
 
 impl Worker {
     fn start(engine: &str) -> Self {
-        let mut command = Command::new(example("speed"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_speed"));
         command.args(["--worker", engine]).env("RAYON_NUM_THREADS", "2");
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let answers = BufReader::new(child.stdout.take().unwrap());
@@ -244,7 +241,7 @@ fn the_cuda_engine_computes_what_it_is_timed_for() {
 #[cfg(feature = "cuda")]
 #[test]
 fn times_are_those_of_a_real_device() {
-    let mut speed = Command::new(example("speed"));
+    let mut speed = Command::new(env!("CARGO_BIN_EXE_speed"));
     let output =
         speed.args(["--engine", "cuda", "--filter", "infer 256x1024 f32"]).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);

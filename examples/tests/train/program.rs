@@ -6,8 +6,9 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 
 use super::example::{checkpoint, data::Data};
-use super::examples::example;
 use super::{experiment, folder};
+
+const TRAIN: &str = env!("CARGO_BIN_EXE_train");
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
@@ -16,9 +17,7 @@ fn text(bytes: &[u8]) -> &str {
 /// A run that does not end by itself, begun by `command` with the program and its options after it;
 /// what it prints, and has printed.
 fn endless(command: &[&str], folder: &Path) -> (Child, BufReader<ChildStdout>, String) {
-    let program = example("train").display().to_string();
-    let words =
-        [command, &[&program, "--device", "cpu", "--steps", "1000000000", "--out"]].concat();
+    let words = [command, &[TRAIN, "--device", "cpu", "--steps", "1000000000", "--out"]].concat();
     let mut train = Command::new(words[0]);
     train.args(&words[1..]).arg(folder).arg("--checkpoint").arg(folder.join("checkpoint"));
     let mut train = train.stdout(Stdio::piped()).spawn().unwrap();
@@ -72,7 +71,7 @@ fn a_checkpoint_that_does_not_fit_costs_neither_table_nor_plots() {
     let path = folder.join("checkpoint");
     fs::write(&path, b"old").unwrap();
     let mut shell = Command::new("sh");
-    shell.args(["-c", r#"trap '' XFSZ; ulimit -f 150; exec "$0" "$@""#]).arg(example("train"));
+    shell.args(["-c", r#"trap '' XFSZ; ulimit -f 150; exec "$0" "$@""#]).arg(TRAIN);
     shell.args(["--device", "cpu", "--steps", "1001", "--out"]).arg(&folder);
     let output = shell.arg("--checkpoint").arg(&path).env_remove("RUST_BACKTRACE").output();
     let Output { status, stdout, stderr } = output.unwrap();
@@ -97,12 +96,12 @@ fn a_checkpoint_that_does_not_fit_costs_neither_table_nor_plots() {
 fn a_missing_driver_is_one_short_line_and_all_its_names_where_asked_for() {
     let folder = folder("driver");
     let error = |program: &str, more: &[&str]| {
-        let mut command = Command::new(example(program));
+        let mut command = Command::new(program);
         command.args(["--device", "cuda", "--steps", "1"]).args(more);
         let output = command.current_dir(&folder).env_remove("RUST_BACKTRACE").output().unwrap();
         String::from_utf8(output.stderr).unwrap()
     };
-    for program in ["train", "cnn"] {
+    for program in [TRAIN, env!("CARGO_BIN_EXE_cnn")] {
         let all = error(program, &["--verbose"]);
         if !all.starts_with("Error: CUDA driver: ") {
             return println!("skipped: this machine has a CUDA driver");

@@ -1,0 +1,109 @@
+//! Elementwise steps over a tile: which columns of which rows are taken at a time, with coefficients
+//! from where.
+use super::kernels::elementwise::{Ahead, At};
+use super::plan::{Plan, Tile};
+use super::simd::{BLOCK, GROUP, LINE};
+use super::table::{Strip, Table};
+use super::tiles::clipped;
+use crate::{Element, Real};
+use std::ops::Range;
+
+/// What is done with some columns of a row that have one source of coefficients.
+pub(super) trait Step<A> {
+    /// What is written.
+    type Element;
+    /// Whether it takes all fields of the coefficients, or what the forward takes.
+    const GRADIENT: bool;
+    /// Values of the tile's first row until its output starts a cache line, if pieces may begin
+    /// there.
+    fn to_line(&self, tile: &Tile) -> usize;
+    /// Takes at most [`ROOM`](super::simd::ROOM) columns.
+    fn piece(&mut self, tile: &Tile, row: usize, cols: Range<usize>, at: At<'_, A>);
+}
+
+/// Takes `step` over a tile, in the order of memory.
+pub(super) fn walk<A: Real, S: Step<A>>(
+    plan: &Plan,
+    tile: &Tile,
+    table: &Table<'_, A>,
+    step: &mut S,
+) {
+    match plan.has_runs() {
+        true => walk_runs(plan, tile, table, step),
+        false => walk_columns(plan, tile, table, step),
+    }
+}
+
+/// Channels' runs, several or a part of one at a time.
+fn walk_runs<A: Real, S: Step<A>>(plan: &Plan, tile: &Tile, table: &Table<'_, A>, step: &mut S) {
+    let (inner, Range { start, end }) = (plan.inner(), tile.cols.clone());
+    let mut strip = Strip::new();
+    let piece = plan.piece_of_runs();
+    let channels = start / inner..end.div_ceil(inner);
+    for first in channels.clone().step_by(BLOCK) {
+        let channels = first..(first + BLOCK).min(channels.end);
+        strip.load_channels(channels.clone(), table, S::GRADIENT);
+        let (start, end) = (start.max(first * inner), end.min(channels.end * inner));
+        for row in tile.rows.clone() {
+            if piece > inner {
+                for at in (start..end).step_by(piece) {
+                    let (channel, left) = (at / inner - first, inner - at % inner);
+                    let runs = At::Runs { strip: &strip, channel, left, inner };
+                    step.piece(tile, row, at..(at + piece).min(end), runs);
+                }
+                continue;
+            }
+            for c in channels.clone() {
+                let (start, end) = (start.max(c * inner), end.min((c + 1) * inner));
+                let run = At::Channel(strip.at(c - first));
+                for at in (start..end).step_by(BLOCK) {
+                    step.piece(tile, row, at..(at + BLOCK).min(end), run);
+                }
+            }
+        }
+    }
+}
+
+/// Columns with coefficients of their own.
+fn walk_columns<A: Real, S: Step<A>>(plan: &Plan, tile: &Tile, table: &Table<'_, A>, step: &mut S) {
+    let Range { start, end } = tile.cols.clone();
+    // Strips after the first start cache lines, if all rows do so at the same columns.
+    let line = LINE / size_of::<S::Element>();
+    let aligns = plan.width.is_multiple_of(line);
+    let head = if aligns { step.to_line(tile) } else { 0 };
+    let strip_from = |start: usize| {
+        let shorter = if head > 0 && start == tile.cols.start { line - head } else { 0 };
+        let next = start + BLOCK - shorter;
+        start..if next + GROUP < end { next } else { end }
+    };
+    // Two strips at a time: rows up to that long are taken in the order of memory.
+    let (mut strip, mut next, mut at) = (Strip::new(), Strip::new(), start);
+    while at < end {
+        strip.align(if at == start { head } else { 0 });
+        let cols = strip_from(at);
+        let more = strip_from(cols.end);
+        strip.load(plan, &cols, table, S::GRADIENT);
+        if !more.is_empty() {
+            next.load(plan, &more, table, S::GRADIENT);
+        }
+        for row in tile.rows.clone() {
+            step.piece(tile, row, cols.clone(), At::Columns(&strip));
+            if !more.is_empty() {
+                step.piece(tile, row, more.clone(), At::Columns(&next));
+            }
+        }
+        at = more.end;
+    }
+}
+
+/// What a loop over columns should ask for, of two tensors or twice of one.
+pub(super) fn ahead_of<'a, E: Element>(
+    plan: &Plan,
+    tensors: [&'a [E]; 2],
+    tile: &Tile,
+    row: usize,
+    cols: &Range<usize>,
+) -> Ahead<'a, E> {
+    let (row, cols) = tile.ahead(row, cols);
+    tensors.map(|tensor| &tensor[clipped(row, cols.clone(), plan.width, plan.len())])
+}

@@ -1,0 +1,280 @@
+//! The forwards: statistics of the batch, or given ones, then normalization.
+use super::elementwise::{Step, ahead_of, walk};
+use super::extremes::{self, Extreme};
+use super::kernels::convert::{bits_of_positive, narrow};
+use super::kernels::elementwise::{At, normalize};
+use super::kernels::moments as merging;
+use super::moments::{self, Merged};
+use super::plan::{Plan, Tile};
+use super::schedule::{Part, TwoPass, two_pass, workspace_len};
+use super::simd::{Scratch, Simd};
+use super::staged::Staged;
+use super::table::{Parameters, Statistics, Table, TableMut};
+use super::tiles::{Elements, TileMut, Writer, clipped, for_each_tile};
+use super::{Cpu, stats, update};
+use crate::engine::saved::{Buffers, Opened};
+use crate::engine::{Activation, Derivative, ForwardEval, ForwardTrain, Input};
+use crate::{Element, Host, Real, Result, Shape, engine};
+use std::ops::Range;
+
+pub(super) fn forward_train<E: Element>(
+    cpu: &Cpu,
+    shape: &Shape,
+    mut args: ForwardTrain<'_, Host, E>,
+) -> Result<()> {
+    args.check(&Host, shape)?;
+    let simd = cpu.simd()?;
+    let mut saved = args.open(cpu, shape)?.map(Opened::filled);
+    let parameters = Parameters { weight: args.weight, bias: args.bias };
+    saved.iter_mut().for_each(|saved| parameters.save(saved));
+    let (x, y, eps) = (args.x, args.y, args.eps);
+    if shape.is_empty() {
+        if let Some(saved) = saved {
+            saved.mean.fill(Real::from_f64(0.0));
+            saved.mean_rest.fill(Real::from_f64(0.0));
+            saved.invstd.fill(Real::from_f64(1.0 / eps.sqrt()));
+        }
+        return Ok(());
+    }
+    let plan = &Plan::new(shape, size_of::<E>(), 1);
+    let (residual, activation) = (args.residual, args.activation);
+    let output = Output { simd, shape, plan, x: Some(x), residual, activation };
+    let train = Train { output, x, parameters, eps };
+    cpu.with_workspace(workspace_len(plan, &train), |workspace| {
+        let of_mask = output.mask(saved.as_deref_mut()).map(Elements::mask);
+        let mut outputs = (Elements::new(&mut *y), of_mask);
+        let cached = two_pass(plan, &train, &mut outputs, workspace);
+        let mut extremes = vec![];
+        for (block, cached) in cached.chunks(train.cached_len()).enumerate() {
+            let channels = plan.channels(block);
+            let [merged, statistics, _] = train.split(cached);
+            let statistics = Statistics::split(statistics, channels.len());
+            if let Some(saved) = &mut saved {
+                statistics.save(saved, channels.clone());
+            }
+            extremes.extend(Extreme::among(simd, channels.clone(), parameters, statistics));
+            let merged = Merged::new(merged, shape);
+            update(&mut args.running, channels, |k| merged.get(k));
+        }
+        let x = extremes::elements(&extremes, shape, x);
+        output.write_extremes(&extremes, x, y, saved);
+    });
+    Ok(())
+}
+
+pub(super) fn forward_eval<E: Element>(
+    cpu: &Cpu,
+    shape: &Shape,
+    mut args: ForwardEval<'_, Host, E>,
+) -> Result<()> {
+    args.check(&Host, shape)?;
+    let simd = cpu.simd()?;
+    let mut saved = args.open(cpu, shape)?.map(Opened::filled);
+    let parameters = Parameters { weight: args.weight, bias: args.bias };
+    let plan = &Plan::once(shape);
+    let x = match args.x {
+        Input::View(x) => Some(x),
+        Input::InPlace => None,
+    };
+    let (residual, activation) = (args.residual, args.activation);
+    let output = Output { simd, shape, plan, x, residual, activation };
+    let (n, y) = (shape.channels(), args.y);
+    let statistics_len = Statistics::<E::Acc>::FIELDS * n;
+    cpu.with_workspace(statistics_len + Table::<E::Acc>::FIELDS * n, |workspace| {
+        let (memory, of_table) = workspace.split_at_mut(statistics_len);
+        given(simd, args.statistics, args.eps, Statistics::split_mut(memory, n));
+        let statistics = Statistics::split(memory, n);
+        if let Some(saved) = &mut saved {
+            parameters.save(saved);
+            statistics.save(saved, 0..n);
+        }
+        let extremes = Extreme::among(simd, 0..n, parameters, statistics);
+        TableMut::new(of_table, 0..n).forward(simd, statistics, parameters);
+        let table = Table::new(of_table, 0..n);
+        // In place, before the loops overwrite it.
+        let x = extremes::elements(&extremes, shape, output.x.unwrap_or(y));
+        let of_mask = output.mask(saved.as_deref_mut()).map(Elements::mask);
+        let mut outputs = (Elements::new(&mut *y), of_mask);
+        for_each_tile(plan, false, &mut outputs, |tile, outputs| {
+            output.write(&tile, &table, outputs);
+        });
+        output.write_extremes(&extremes, x, y, saved);
+    });
+    Ok(())
+}
+
+/// Writes what a forward normalizes by, of statistics that it is given.
+fn given<A: Real>(
+    simd: Simd,
+    statistics: engine::Statistics<'_, Host, A>,
+    eps: f64,
+    [mean, rest, invstd]: [&mut [A]; 3],
+) {
+    let n = mean.len();
+    match statistics {
+        engine::Statistics::Given { mean: given, var } => {
+            mean.copy_from_slice(&given[..n]);
+            rest.fill(A::default());
+            merging::invstds_of(simd, &var[..n], eps, invstd);
+        }
+        engine::Statistics::Record(record) => {
+            for (c, (mean, rest)) in mean.iter_mut().zip(rest).enumerate() {
+                (*mean, *rest) = moments::Moments::of_record(record, n, c).mean_and_rest();
+            }
+            merging::invstds_of(simd, &record[2 * n..3 * n], eps, invstd);
+        }
+    }
+}
+
+/// The steps of the training forward. What is cached for a block: the moments of its channels, what
+/// follows from them for a backward, and the coefficients.
+struct Train<'a, E: Element> {
+    output: Output<'a, E>,
+    x: &'a [E],
+    parameters: Parameters<'a, E::Acc>,
+    eps: f64,
+}
+
+impl<E: Element> Train<'_, E> {
+    /// Lengths of the parts of what is cached: of [`Merged`], [`Statistics`] and [`Table`].
+    fn lens(&self) -> [usize; 3] {
+        let n = self.output.plan.block_channels();
+        [Merged::FIELDS, Statistics::<E::Acc>::FIELDS, Table::<E::Acc>::FIELDS].map(|len| len * n)
+    }
+    fn split<'c>(&self, cached: &'c [f64]) -> [&'c [f64]; 3] {
+        let [merged, statistics, _] = self.lens();
+        let (merged, rest) = cached.split_at(merged);
+        let (statistics, table) = rest.split_at(statistics);
+        [merged, statistics, table]
+    }
+}
+
+impl<'a, E: Element> TwoPass for Train<'a, E> {
+    /// y, and the mask.
+    type Outputs = (Elements<'a, E>, Option<Elements<'a, u8>>);
+
+    fn cached_len(&self) -> usize {
+        self.lens().iter().sum()
+    }
+    fn prepare(&self, _: usize, _: &mut [f64]) {}
+    fn reduce(&self, tile: &Tile, _: &Part<'_, Self>, _: &[f64], slot: &mut [f64]) {
+        stats::moments(self.output.simd, self.output.plan, tile, self.x, slot);
+    }
+    fn merge(&self, block: usize, _: &Part<'_, Self>, slots: &mut [f64], cached: &mut [f64]) {
+        let Output { simd, shape, plan, .. } = self.output;
+        let channels = plan.channels(block);
+        let n = channels.len();
+        let [of_moments, of_statistics, _] = self.lens();
+        let (memory, rest) = cached.split_at_mut(of_moments);
+        let (statistics, table) = rest.split_at_mut(of_statistics);
+        moments::merge(simd, (shape, plan), block, (self.x, self.eps), slots, memory);
+        let Merged { base, offset, invstd, .. } = Merged::new(memory, shape);
+        merging::round(
+            simd,
+            (base, offset, invstd),
+            Statistics::<E::Acc>::split_mut(statistics, n),
+        );
+        let statistics = Statistics::split(statistics, n);
+        TableMut::new(table, channels).forward(simd, statistics, self.parameters);
+    }
+    fn write(&self, tile: &Tile, outputs: Part<'_, Self>, cached: &[f64]) {
+        let [_, _, table] = self.split(cached);
+        let table = Table::new(table, self.output.plan.channels(tile.block));
+        self.output.write(tile, &table, outputs);
+    }
+}
+
+/// How both forwards write y and the mask.
+#[derive(Clone, Copy)]
+struct Output<'a, E> {
+    simd: Simd,
+    shape: &'a Shape,
+    plan: &'a Plan,
+    /// Absent where y holds it.
+    x: Option<&'a [E]>,
+    residual: Option<&'a [E]>,
+    activation: Activation,
+}
+
+impl<E: Element> Output<'_, E> {
+    /// The reserve space as a mask to write, where a backward takes one.
+    fn mask<'s>(&self, saved: Option<&'s mut Buffers<Host, E::Acc>>) -> Option<&'s mut [u8]> {
+        let takes = self.activation.derivative_from(self.residual.is_some());
+        let has_mask = takes == Derivative::FromMask;
+        let reserve = saved.filter(|_| has_mask)?.reserve.as_mut()?;
+        Some(&mut reserve[..self.plan.mask_len()])
+    }
+    /// Writes extreme channels again; `x` holds their elements.
+    fn write_extremes(
+        &self,
+        extremes: &[Extreme],
+        x: Vec<Vec<E>>,
+        y: &mut [E],
+        saved: Option<&mut Buffers<Host, E::Acc>>,
+    ) {
+        let Output { shape, plan, residual, activation, .. } = *self;
+        let forward = extremes::Forward { shape, plan, x, residual, activation };
+        forward.write(extremes, y, self.mask(saved));
+    }
+    /// Writes a tile.
+    fn write(
+        &self,
+        tile: &Tile,
+        table: &Table<'_, E::Acc>,
+        (y, mask): (TileMut<'_, E>, Option<TileMut<'_, u8>>),
+    ) {
+        let y = Writer::new(self.plan, y, 2, self.x.is_none());
+        let (held, staged) = (Scratch::new(), Staged::new());
+        let mut step = Normalize { output: *self, y, mask, held, staged };
+        walk(self.plan, tile, table, &mut step);
+    }
+}
+
+/// `y = activation(normalize(x) [+ residual])` over a tile.
+struct Normalize<'a, 'p, E: Element> {
+    output: Output<'a, E>,
+    y: Writer<'p, E>,
+    mask: Option<TileMut<'p, u8>>,
+    /// For what y held.
+    held: Scratch<E>,
+    staged: Staged<E::Acc>,
+}
+
+impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
+    type Element = E;
+    const GRADIENT: bool = false;
+    fn to_line(&self, tile: &Tile) -> usize {
+        if self.mask.is_some() { 0 } else { self.y.to_line(tile) }
+    }
+    fn piece(&mut self, tile: &Tile, row: usize, cols: Range<usize>, at: At<'_, E::Acc>) {
+        let Output { simd, plan, x: all_x, residual, activation, .. } = self.output;
+        let range = clipped(row, cols.clone(), plan.width, plan.len());
+        let x = match all_x {
+            Some(x) => &x[range.clone()],
+            None => self.held.copy(self.y.held(row, cols.clone())),
+        };
+        let ahead = match (all_x, residual) {
+            (Some(a), b) if at.is_columns() => {
+                ahead_of(plan, [a, b.unwrap_or(a)], tile, row, &cols)
+            }
+            _ => [x; 2],
+        };
+        let residual = residual.map(|r| &r[range]);
+        let mask = self.mask.as_mut().map(|m| m.row_mut(row, plan.mask_cols(&cols)));
+        let relu = match activation {
+            Activation::Identity => false,
+            Activation::Relu => true,
+            _ => {
+                let values = self.staged.values(simd, at, (x, residual), activation, mask);
+                return self.y.write(simd, row, cols, false, |_, y| narrow(simd, values, y));
+            }
+        };
+        let as_lines = at.has_lines::<E>(x.len()) && mask.is_none();
+        self.y.write(simd, row, cols, as_lines, |store, y| {
+            normalize(store, at, (x, residual), relu, y, ahead);
+            if let Some(mask) = mask {
+                bits_of_positive(simd, y, mask);
+            }
+        });
+    }
+}

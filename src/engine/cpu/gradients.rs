@@ -1,0 +1,405 @@
+//! The backward's two passes over a tile: the sums of every channel, then the gradients of x and
+//! residual.
+use super::elementwise::{Step, ahead_of};
+use super::kernels::convert::{copy, keep, narrow};
+use super::kernels::elementwise::{At, Through, input_gradient};
+use super::kernels::moments::total;
+use super::kernels::sums::{self, Lanes, Rows, STRIP_ROWS};
+use super::plan::{Plan, Tile};
+use super::simd::{BLOCK, Scratch, Simd, Store};
+use super::staged::{Derivative, Staged};
+use super::table::{Strip, Table};
+use super::tiles::{TileMut, Writer, clipped};
+use crate::engine::Activation;
+use crate::{Element, Real};
+use std::ops::Range;
+
+/// Values summed in the accumulating type before they are added up in f64.
+const SEGMENT: usize = 4096;
+
+/// What a gradient is multiplied by on its way through the activation.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Gate<'a, E> {
+    /// There is no activation.
+    Open,
+    /// 0 or 1: of a ReLU, whose input the loops compute again from x.
+    Recompute,
+    /// 0 or 1, by the bits that the forward left.
+    Mask(&'a [u8]),
+    /// 1 or a slope, by these bits.
+    Slope(&'a [u8], f64),
+    /// The derivative of another activation. Its input is computed again from x, and from the residual
+    /// where there was one.
+    Derivative(Activation, Option<&'a [E]>),
+}
+
+impl<'a, E: Element> Gate<'a, E> {
+    /// What the backward of a forward takes.
+    pub fn new(activation: Activation, mask: Option<&'a [u8]>, residual: Option<&'a [E]>) -> Self {
+        match (activation, mask) {
+            (Activation::Identity, _) => Gate::Open,
+            (Activation::LeakyRelu { negative_slope }, Some(mask)) => {
+                Gate::Slope(mask, negative_slope)
+            }
+            (_, Some(mask)) => Gate::Mask(mask),
+            (Activation::Relu, None) => Gate::Recompute,
+            (_, None) => Gate::Derivative(activation, residual),
+        }
+    }
+    /// Whether the loops are to compute the output again.
+    fn recomputes(self) -> bool {
+        matches!(self, Gate::Recompute)
+    }
+    /// Whether blocks are brought to the accumulating type: see [`Staged`].
+    fn is_staged(self) -> bool {
+        matches!(self, Gate::Slope(..) | Gate::Derivative(..))
+    }
+    /// `grad_y` of element `i` on the other side of the activation; `z` is what the normalization gives.
+    pub fn pass(self, plan: &Plan, i: usize, z: impl FnOnce() -> f64, grad_y: f64) -> f64 {
+        let is_one = |mask: &[u8]| {
+            let (byte, bit) = plan.mask_bit(i / plan.width, i % plan.width);
+            mask[byte] >> bit & 1 == 1
+        };
+        let derivative = match self {
+            Gate::Open => 1.0,
+            Gate::Recompute => Activation::Relu.derivative::<E>(z()),
+            Gate::Mask(mask) => f64::from(u8::from(is_one(mask))),
+            Gate::Slope(mask, slope) => {
+                if is_one(mask) {
+                    1.0
+                } else {
+                    slope
+                }
+            }
+            Gate::Derivative(activation, residual) => {
+                let residual = residual.map_or(0.0, |r| r[i].widen().to_f64());
+                activation.derivative::<E>(z() + residual)
+            }
+        };
+        // 0 stops what is not finite, too.
+        if derivative == 0.0 { 0.0 } else { grad_y * derivative }
+    }
+}
+
+/// What both passes read.
+#[derive(Clone, Copy)]
+pub(super) struct Read<'a, E> {
+    pub simd: Simd,
+    pub plan: &'a Plan,
+    pub x: &'a [E],
+    /// Absent where `grad_x` holds it.
+    pub grad_y: Option<&'a [E]>,
+    pub gate: Gate<'a, E>,
+}
+
+impl<'a, E: Element> Read<'a, E> {
+    fn x(&self, row: usize, cols: Range<usize>) -> &'a [E] {
+        &self.x[clipped(row, cols, self.plan.width, self.plan.len())]
+    }
+    /// `grad_y`, which `grad_x` holds if nothing else does; nothing if there is neither.
+    pub fn grad_y<'s>(
+        &self,
+        grad_x: &'s Option<TileMut<'_, E>>,
+        row: usize,
+        cols: Range<usize>,
+    ) -> &'s [E]
+    where
+        'a: 's,
+    {
+        match (self.grad_y, grad_x) {
+            (Some(all), _) => &all[clipped(row, cols, self.plan.width, all.len())],
+            (None, Some(tile)) => tile.row(row, cols),
+            (None, None) => &[],
+        }
+    }
+    /// Columns of a row of the mask.
+    fn mask<'m>(&self, mask: &'m [u8], row: usize, cols: &Range<usize>) -> &'m [u8] {
+        &mask[clipped(row, self.plan.mask_cols(cols), self.plan.mask_width(), mask.len())]
+    }
+    /// `grad_y` where the mask lets it pass, 0 elsewhere; without a mask, all of it.
+    fn masked<'s>(
+        &self,
+        row: usize,
+        cols: &Range<usize>,
+        grad_y: &'s [E],
+        gated: &'s mut Scratch<E>,
+    ) -> &'s [E] {
+        let Gate::Mask(mask) = self.gate else { return grad_y };
+        let g = gated.values(grad_y.len());
+        keep(self.simd, self.mask(mask, row, cols), grad_y, g);
+        g
+    }
+    /// x and `g` in the accumulating type, of a gate that is staged.
+    fn staged<'s>(
+        &self,
+        row: usize,
+        cols: &Range<usize>,
+        at: At<'_, E::Acc>,
+        grad_y: &[E],
+        staged: &'s mut Staged<E::Acc>,
+    ) -> (&'s [E::Acc], &'s [E::Acc]) {
+        let x = self.x(row, cols.clone());
+        let derivative = match self.gate {
+            Gate::Slope(mask, slope) => Derivative::ByMask(self.mask(mask, row, cols), slope),
+            Gate::Derivative(activation, residual) => {
+                let of = |r: &'a [E]| &r[clipped(row, cols.clone(), self.plan.width, r.len())];
+                Derivative::Of(activation, residual.map(of))
+            }
+            _ => Derivative::Of(Activation::Identity, None),
+        };
+        staged.gradients(self.simd, at, (x, grad_y), derivative)
+    }
+}
+
+/// The first pass: `sum(g)` (first half of `slot`) and `sum(g * (x - mean))` (second half) of a tile's
+/// channels, or of its columns where runs are short.
+pub(super) fn sums<E: Element>(
+    read: &Read<'_, E>,
+    tile: &Tile,
+    grad_x: &Option<TileMut<'_, E>>,
+    table: &Table<'_, E::Acc>,
+    slot: &mut [f64],
+) {
+    slot.fill(0.0);
+    let half = slot.len() / 2;
+    let slot = slot.split_at_mut(half);
+    match read.plan.long_runs {
+        true => sums_of_runs(read, tile, grad_x, table, slot),
+        false => sums_of_columns(read, tile, grad_x, table, slot),
+    }
+}
+
+fn sums_of_runs<E: Element>(
+    read: &Read<'_, E>,
+    tile: &Tile,
+    grad_x: &Option<TileMut<'_, E>>,
+    table: &Table<'_, E::Acc>,
+    (sums, products): (&mut [f64], &mut [f64]),
+) {
+    let Read { simd, plan, gate, .. } = *read;
+    let run = plan.inner().min(tile.cols.len());
+    let (mut gated, mut staged) = (Scratch::new(), Staged::new());
+    for (k, start) in tile.cols.clone().step_by(run).enumerate() {
+        let coef = table.at(start / plan.inner());
+        let (mut sum, mut product, mut count) = (Lanes::new(), Lanes::new(), 0);
+        for row in tile.rows.clone() {
+            for at in (start..start + run).step_by(BLOCK) {
+                let cols = at..(at + BLOCK).min(start + run);
+                let x = read.x(row, cols.clone());
+                let g = read.grad_y(grad_x, row, cols.clone());
+                let to = (&mut sum, &mut product);
+                if gate.is_staged() {
+                    let from = read.staged(row, &cols, At::Channel(coef), g, &mut staged);
+                    sums::gradients(simd, from, coef, false, to);
+                } else {
+                    let g = read.masked(row, &cols, g, &mut gated);
+                    sums::gradients(simd, (x, g), coef, gate.recomputes(), to);
+                }
+                count += x.len();
+                if count >= SEGMENT {
+                    sums[k] += std::mem::replace(&mut sum, Lanes::new()).total();
+                    products[k] += std::mem::replace(&mut product, Lanes::new()).total();
+                    count = 0;
+                }
+            }
+        }
+        sums[k] += sum.total();
+        products[k] += product.total();
+    }
+}
+
+fn sums_of_columns<E: Element>(
+    read: &Read<'_, E>,
+    tile: &Tile,
+    grad_x: &Option<TileMut<'_, E>>,
+    table: &Table<'_, E::Acc>,
+    (sums, products): (&mut [f64], &mut [f64]),
+) {
+    let Read { simd, plan, gate, .. } = *read;
+    let full = tile.rows.end - usize::from(plan.has_short_row(tile));
+    let mut strip = Strip::new();
+    let zeros = [E::Acc::default(); BLOCK];
+    let (mut sum, mut product) = (zeros, zeros);
+    let (mut gated, mut staged) = ([Scratch::new(), Scratch::new()], Staged::new());
+    // A mask's rows are brought to memory of their own, two at a time.
+    let most = if matches!(gate, Gate::Mask(_)) { gated.len() } else { STRIP_ROWS };
+    for start in tile.cols.clone().step_by(BLOCK) {
+        let cols = start..(start + BLOCK).min(tile.cols.end);
+        let n = cols.len();
+        strip.load(plan, &cols, table, false);
+        let sums = &mut sums[start - tile.cols.start..][..n];
+        let products = &mut products[start - tile.cols.start..][..n];
+        for first in tile.rows.clone().step_by(STRIP_ROWS) {
+            sum[..n].fill(E::Acc::default());
+            product[..n].fill(E::Acc::default());
+            let end = (first + STRIP_ROWS).min(tile.rows.end);
+            let mut row = first;
+            while gate.is_staged() && row < end {
+                let g = read.grad_y(grad_x, row, cols.clone());
+                let (x, g) = read.staged(row, &cols, At::Columns(&strip), g, &mut staged);
+                let mut rows = Rows::new();
+                rows.push([x, g], [&[]; 2]);
+                sums::column_gradients(simd, &rows, &strip, false, (&mut sum, &mut product));
+                row += 1;
+            }
+            while row < end {
+                // A shorter last row goes alone.
+                let some = row..(row + most).min(if row < full { end.min(full) } else { end });
+                let mut rows = Rows::new();
+                let mut gated = gated.iter_mut();
+                for row in some.clone() {
+                    let g = read.grad_y(grad_x, row, cols.clone());
+                    let g = match gate {
+                        Gate::Mask(_) => match gated.next() {
+                            Some(gated) => read.masked(row, &cols, g, gated),
+                            None => g,
+                        },
+                        _ => g,
+                    };
+                    let (later, later_cols) = tile.ahead(row, &cols);
+                    let later_g = read.grad_y(grad_x, later, later_cols.clone());
+                    rows.push([read.x(row, cols.clone()), g], [read.x(later, later_cols), later_g]);
+                }
+                let to = (&mut sum, &mut product);
+                sums::column_gradients(simd, &rows, &strip, gate.recomputes(), to);
+                row = some.end;
+            }
+            sums::add_widened(simd, sums, &sum[..n]);
+            sums::add_widened(simd, products, &product[..n]);
+        }
+    }
+}
+
+/// Adds up the slots of all tiles of a block, which are overwritten: `sum(g)` of its channels in
+/// the first half of `into`, `sum(g * (x - mean))` in the second.
+pub(super) fn merge(simd: Simd, plan: &Plan, slots: &mut [f64], into: &mut [f64]) {
+    let half = plan.slot_len() / 2;
+    let (first, others) = slots.split_at_mut(2 * half);
+    for slot in others.chunks(2 * half) {
+        sums::add_f64(simd, first, slot);
+    }
+    let n = into.len() / 2;
+    for (columns, into) in first.chunks_mut(half).zip(into.chunks_mut(n)) {
+        if plan.is_joined() {
+            let (columns, more) = columns.split_at_mut(plan.row());
+            more.chunks(plan.row()).for_each(|more| sums::add_f64(simd, columns, more));
+        }
+        if plan.long_runs || plan.inner() == 1 {
+            into.copy_from_slice(&columns[..into.len()]);
+        } else {
+            for (into, columns) in into.iter_mut().zip(columns.chunks(plan.inner())) {
+                *into = total(simd, columns);
+            }
+        }
+    }
+}
+
+/// `sum(g)` and `sum(g * xhat)` of a channel by the definition, in f64; `normalize` is what the
+/// forward computed of x.
+pub(super) fn wide_sums<E: Element>(
+    read: &Read<'_, E>,
+    elements: impl Iterator<Item = usize>,
+    grad_x: &Option<TileMut<'_, E>>,
+    normalize: impl Fn(E::Acc) -> f64,
+    xhat: impl Fn(f64) -> f64,
+) -> (f64, f64) {
+    let Read { plan, x, gate, .. } = *read;
+    let (mut sum, mut product) = (0.0, 0.0);
+    for i in elements {
+        let (row, col, x) = (i / plan.width, i % plan.width, x[i].widen());
+        let grad_y = read.grad_y(grad_x, row, col..col + 1)[0].widen().to_f64();
+        let g = gate.pass(plan, i, || normalize(x), grad_y);
+        sum += g;
+        product += g * xhat(x.to_f64()); // 0 times infinity is NaN here, too
+    }
+    (sum, product)
+}
+
+/// The second pass: `grad_x` and `grad_residual` over a tile.
+pub(super) struct Gradients<'a, 'p, E: Element> {
+    read: Read<'a, E>,
+    /// Where the statistics are constants, x is not read but by a gate that needs it.
+    through: Through,
+    grad_x: Option<Writer<'p, E>>,
+    grad_residual: Option<Writer<'p, E>>,
+    /// For what `grad_x` held.
+    held: Scratch<E>,
+    /// For what passes the mask.
+    gated: Scratch<E>,
+    staged: Staged<E::Acc>,
+    /// For gradients of the accumulating type.
+    wide: Scratch<E::Acc>,
+}
+
+/// A tile of `grad_x` and of `grad_residual`.
+pub(super) type Parts<'a, E> = (Option<TileMut<'a, E>>, Option<TileMut<'a, E>>);
+
+impl<'a, 'p, E: Element> Gradients<'a, 'p, E> {
+    pub fn new(read: Read<'a, E>, through: Through, (grad_x, grad_residual): Parts<'p, E>) -> Self {
+        let holds = read.grad_y.is_none();
+        let grad_x = grad_x.map(|tile| Writer::new(read.plan, tile, 3, holds));
+        let grad_residual = grad_residual.map(|tile| Writer::new(read.plan, tile, 3, false));
+        Self {
+            read,
+            through,
+            grad_x,
+            grad_residual,
+            held: Scratch::new(),
+            gated: Scratch::new(),
+            staged: Staged::new(),
+            wide: Scratch::new(),
+        }
+    }
+}
+
+impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
+    type Element = E;
+    const GRADIENT: bool = true;
+    fn to_line(&self, tile: &Tile) -> usize {
+        match (self.read.gate, &self.grad_x) {
+            (Gate::Open | Gate::Recompute, Some(grad_x)) => grad_x.to_line(tile),
+            _ => 0,
+        }
+    }
+    fn piece(&mut self, tile: &Tile, row: usize, cols: Range<usize>, at: At<'_, E::Acc>) {
+        let read = self.read;
+        let Read { simd, plan, x, gate, .. } = read;
+        let range = clipped(row, cols.clone(), plan.width, plan.len());
+        let (through, recomputes) = (self.through, gate.recomputes());
+        let reads_x = through == Through::Statistics || recomputes;
+        let grad_y = match (read.grad_y, &self.grad_x) {
+            (Some(grad_y), _) => &grad_y[range.clone()],
+            (None, Some(grad_x)) => self.held.copy(grad_x.held(row, cols.clone())),
+            (None, None) => return,
+        };
+        if gate.is_staged() {
+            let (x, g) = read.staged(row, &cols, at, grad_y, &mut self.staged);
+            if let Some(grad_residual) = &mut self.grad_residual {
+                grad_residual.write(simd, row, cols.clone(), false, |_, out| narrow(simd, g, out));
+            }
+            if let Some(grad_x) = &mut self.grad_x {
+                let wide = self.wide.values(g.len());
+                let store = Store::to_cache(simd);
+                input_gradient(store, at, (x, g), (through, false), wide, [&[]; 2]);
+                grad_x.write(simd, row, cols, false, |_, out| narrow(simd, wide, out));
+            }
+            return;
+        }
+        let ahead = match read.grad_y {
+            Some(g) if at.is_columns() => {
+                ahead_of(plan, [if reads_x { x } else { g }, g], tile, row, &cols)
+            }
+            _ => [grad_y; 2],
+        };
+        let g = read.masked(row, &cols, grad_y, &mut self.gated);
+        if let Some(grad_residual) = &mut self.grad_residual {
+            grad_residual.write(simd, row, cols.clone(), true, |store, out| copy(store, g, out));
+        }
+        if let Some(grad_x) = &mut self.grad_x {
+            let x = if reads_x { &x[range] } else { g };
+            grad_x.write(simd, row, cols, at.has_lines::<E>(x.len()), |store, out| {
+                input_gradient(store, at, (x, g), (through, recomputes), out, ahead);
+            });
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Activations of a block of values that are in the accumulating type, and products with their
+//! derivatives: the definition stands in `epilogue.rs`.
+use super::super::simd::{GROUP, ROOM, Simd};
+use crate::engine::Activation;
+use crate::{DType, Element, Real};
+use std::sync::atomic::{Ordering, compiler_fence};
+
+/// Memory for a block of values, in whole groups.
+pub type Block<A> = [A; ROOM];
+
+/// The values of the accumulating type from which on a value counts as one of the kinks, or as beyond
+/// it: where it rounds to that in the tensor's type.
+#[derive(Debug, Clone, Copy)]
+pub struct Kinks<A> {
+    /// The largest that rounds to 0.
+    pub zero: A,
+    /// The largest that rounds to -3.
+    pub minus_three: A,
+    /// The least that rounds to 3.
+    pub three: A,
+    /// The least that rounds to 6.
+    pub six: A,
+}
+
+impl<A: Real> Kinks<A> {
+    pub fn of<E: Element<Acc = A>>() -> Self {
+        // Half a unit in the last place of 3, which is even: ties round to it.
+        let half = match E::DTYPE {
+            DType::F64 | DType::F32 => 0.0,
+            DType::F16 => 1.0 / 1024.0,
+            DType::Bf16 => 1.0 / 128.0,
+        };
+        Self {
+            zero: E::ROUNDS_TO_ZERO,
+            minus_three: A::from_f64(-3.0 + half),
+            three: A::from_f64(3.0 - half),
+            six: A::from_f64(6.0 - 2.0 * half),
+        }
+    }
+}
+
+/// Replaces the first `n` values by their activations.
+pub fn values<A: Real>(simd: Simd, activation: Activation, z: &mut Block<A>, n: usize) {
+    let (zero, one, six) = (A::default(), A::from_f64(1.0), A::from_f64(6.0));
+    simd.vectorize(
+        #[inline(always)]
+        |_| match activation {
+            Activation::Identity => (),
+            Activation::Relu => each(
+                z,
+                n,
+                #[inline(always)]
+                |z| if z <= zero { zero } else { z },
+            ),
+            Activation::LeakyRelu { negative_slope } => {
+                let slope = A::from_f64(negative_slope);
+                each(
+                    z,
+                    n,
+                    #[inline(always)]
+                    move |z| if z > zero { z } else { slope * z },
+                );
+            }
+            Activation::Relu6 => each(
+                z,
+                n,
+                #[inline(always)]
+                |z| clamp(z, zero, six),
+            ),
+            Activation::Silu => each(
+                z,
+                n,
+                #[inline(always)]
+                |z| z * sigmoid(z).0,
+            ),
+            Activation::HardSwish => {
+                let (three, sixth) = (A::from_f64(3.0), one / six);
+                each(
+                    z,
+                    n,
+                    #[inline(always)]
+                    move |z| z * (clamp(z + three, zero, six) * sixth),
+                );
+            }
+            Activation::Gelu => each(
+                z,
+                n,
+                #[inline(always)]
+                |z| z * normal(z).0,
+            ),
+        },
+    );
+}
+
+/// Multiplies `n` gradients by the derivatives of the activation at `z`. A derivative of 0 stops what
+/// is not finite, too.
+pub fn differentiate<A: Real>(
+    simd: Simd,
+    activation: Activation,
+    kinks: Kinks<A>,
+    z: &Block<A>,
+    g: &mut Block<A>,
+    n: usize,
+) {
+    let (zero, one) = (A::default(), A::from_f64(1.0));
+    simd.vectorize(
+        #[inline(always)]
+        |_| match activation {
+            Activation::Identity => (),
+            Activation::Relu | Activation::LeakyRelu { .. } | Activation::Relu6 => {
+                let (from, to) = interval(activation, kinks);
+                let slope = A::from_f64(activation.negative_slope());
+                multiply(
+                    z,
+                    g,
+                    n,
+                    #[inline(always)]
+                    move |z| if is_within(z, from, to) { one } else { slope },
+                );
+            }
+            Activation::Silu => multiply(
+                z,
+                g,
+                n,
+                #[inline(always)]
+                |z| {
+                    let (s, rest) = sigmoid(z);
+                    s * (one + z * rest)
+                },
+            ),
+            Activation::HardSwish => {
+                let (third, half) = (A::from_f64(1.0 / 3.0), A::from_f64(0.5));
+                multiply(
+                    z,
+                    g,
+                    n,
+                    #[inline(always)]
+                    move |z| {
+                        let below = if z < kinks.three { z * third + half } else { one };
+                        if z <= kinks.minus_three { zero } else { below }
+                    },
+                );
+            }
+            Activation::Gelu => {
+                let density = A::from_f64(0.398_942_280_401_432_7); // 1 / sqrt(2 pi)
+                multiply(
+                    z,
+                    g,
+                    n,
+                    #[inline(always)]
+                    move |z| {
+                        let (p, e) = normal(z);
+                        p + z * e * density
+                    },
+                );
+            }
+        },
+    );
+}
+
+/// Replaces `n` values by 1 where the derivative is 1, by 0 where it is not: of an activation that has
+/// two derivatives.
+pub fn ones<A: Real>(
+    simd: Simd,
+    activation: Activation,
+    kinks: Kinks<A>,
+    z: &mut Block<A>,
+    n: usize,
+) {
+    let (zero, one) = (A::default(), A::from_f64(1.0));
+    let (from, to) = interval(activation, kinks);
+    simd.vectorize(
+        #[inline(always)]
+        |_| {
+            each(
+                z,
+                n,
+                #[inline(always)]
+                |z| if is_within(z, from, to) { one } else { zero },
+            );
+        },
+    );
+}
+
+/// Outside of which numbers the derivative is not 1: up to the first, from the second on. NaN is
+/// outside only for leaky ReLU, where the first is given as a bound from below.
+fn interval<A: Real>(activation: Activation, kinks: Kinks<A>) -> (Bound<A>, A) {
+    let nan = A::from_f64(f64::NAN); // from which on no number is
+    match activation {
+        Activation::LeakyRelu { .. } => (Bound { above: kinks.zero, is_strict: true }, nan),
+        Activation::Relu6 => (Bound { above: kinks.zero, is_strict: false }, kinks.six),
+        _ => (Bound { above: kinks.zero, is_strict: false }, nan),
+    }
+}
+
+/// What numbers must be above; whether NaN is not.
+#[derive(Clone, Copy)]
+struct Bound<A> {
+    above: A,
+    is_strict: bool,
+}
+
+#[inline(always)]
+fn is_within<A: Real>(z: A, from: Bound<A>, to: A) -> bool {
+    let is_number = z == z;
+    !(z <= from.above) & !(z >= to) & (is_number | !from.is_strict)
+}
+
+/// NaN stays NaN.
+#[inline(always)]
+fn clamp<A: Real>(v: A, least: A, most: A) -> A {
+    let v = if v < least { least } else { v };
+    if v > most { most } else { v }
+}
+
+/// `s = 1 / (1 + exp(-z))` and `1 - s`, both with all their digits.
+#[inline(always)]
+fn sigmoid<A: Real>(z: A) -> (A, A) {
+    let (zero, one) = (A::default(), A::from_f64(1.0));
+    let is_negative = z < zero;
+    let e = A::exp_sum(if is_negative { z } else { zero - z }, zero);
+    let large = one / (one + e);
+    let small = e * large;
+    if is_negative { (small, large) } else { (large, small) }
+}
+
+/// `P(X <= z)` of the standard normal distribution, and `exp(-z^2 / 2)`.
+#[inline(always)]
+fn normal<A: Real>(z: A) -> (A, A) {
+    let (zero, half, one, four) =
+        (A::default(), A::from_f64(0.5), A::from_f64(1.0), A::from_f64(4.0));
+    let is_negative = z < zero;
+    let a = if is_negative { zero - z } else { z };
+    let a = if a > A::FAR { A::FAR } else { a };
+    // The square in two parts: the error of one would be multiplied by it.
+    let upper = a.upper_half();
+    let e = A::exp_sum(zero - upper * upper * half, zero - (a - upper) * (a + upper) * half);
+    let t = four / (a + four);
+    let beyond = e * t * A::mills(one - (t + t));
+    (if is_negative { beyond } else { one - beyond }, e)
+}
+
+/// Replaces values, a group at a time.
+#[inline(always)]
+fn each<A: Real>(z: &mut Block<A>, n: usize, f: impl Fn(A) -> A) {
+    for group in &mut z.as_chunks_mut::<GROUP>().0[..n.div_ceil(GROUP)] {
+        let mut values = *group;
+        for value in &mut values {
+            *value = f(*value);
+        }
+        *group = values;
+        // Several groups at a time would take more registers than there are.
+        compiler_fence(Ordering::SeqCst);
+    }
+}
+
+/// Multiplies gradients by derivatives, a group at a time.
+#[inline(always)]
+fn multiply<A: Real>(z: &Block<A>, g: &mut Block<A>, n: usize, derivative: impl Fn(A) -> A) {
+    let groups = n.div_ceil(GROUP);
+    let z = &z.as_chunks::<GROUP>().0[..groups];
+    for (g, z) in g.as_chunks_mut::<GROUP>().0[..groups].iter_mut().zip(z) {
+        let (z, mut values) = (*z, *g);
+        for l in 0..GROUP {
+            let d = derivative(z[l]);
+            values[l] = if d == A::default() { d } else { values[l] * d };
+        }
+        *g = values;
+        compiler_fence(Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,287 @@
+//! Elementwise loops: `out[i] = op(coefficients of i, x[i], other[i])`.
+use super::super::simd::{GROUP, Store, prefetch, to_line};
+use super::super::table::{Coef, Strip};
+use crate::{Element, Real};
+use std::hint::black_box;
+
+/// Blocks from here on are worth to be brought to the start of a cache line: vectors that straddle
+/// two lines cost up to a tenth of a long run.
+const ALIGNED: usize = 128;
+
+/// Where the coefficients of a block come from.
+#[derive(Clone, Copy)]
+pub enum At<'a, A> {
+    /// One channel's.
+    Channel(Coef<A>),
+    /// Runs of values that have their channel's coefficients in common.
+    Runs {
+        strip: &'a Strip<A>,
+        /// Of the first value: its place in the strip.
+        channel: usize,
+        /// Values of that channel's run from the first one on.
+        left: usize,
+        /// Values of a run.
+        inner: usize,
+    },
+    /// Every value has its own.
+    Columns(&'a Strip<A>),
+}
+
+impl<A: Real> At<'_, A> {
+    /// Whether every value has its own coefficients.
+    pub fn is_columns(&self) -> bool {
+        matches!(self, At::Columns(_))
+    }
+    /// Whether a block of `n` values can be stored past the cache as it is computed: in whole lines, so
+    /// not where short runs end within one.
+    pub fn has_lines<E>(&self, n: usize) -> bool {
+        match self {
+            At::Channel(_) => true,
+            At::Runs { left, inner, .. } => {
+                *left >= n || (inner * size_of::<E>()).is_multiple_of(LINE_QUARTER)
+            }
+            At::Columns(_) => true,
+        }
+    }
+}
+/// What stores past the cache write at least.
+const LINE_QUARTER: usize = 16;
+
+/// What loops read ahead of themselves where they store past the cache: the columns of later rows.
+pub type Ahead<'a, E> = [&'a [E]; 2];
+
+/// `y = relu(normalize(x) [+ residual])`, or without the ReLU.
+pub fn normalize<E: Element>(
+    store: Store,
+    at: At<'_, E::Acc>,
+    (x, residual): (&[E], Option<&[E]>),
+    relu: bool,
+    y: &mut [E],
+    ahead: Ahead<'_, E>,
+) {
+    // Without a ReLU nothing is at most NaN. NaN stays NaN.
+    let (zero, nan) = (E::Acc::default(), E::Acc::from_f64(f64::NAN));
+    let most = if relu { zero } else { nan };
+    store.simd.vectorize(
+        #[inline(always)]
+        |simd| {
+            let store = store.compiled_for(simd);
+            match residual {
+                None => map(
+                    store,
+                    at,
+                    [x, x],
+                    y,
+                    ahead,
+                    #[inline(always)]
+                    |coef, x, _| clamped(coef.normalize(x), most),
+                ),
+                Some(residual) => map(
+                    store,
+                    at,
+                    [x, residual],
+                    y,
+                    ahead,
+                    #[inline(always)]
+                    |coef, x, r| clamped(coef.normalize(x) + r, most),
+                ),
+            }
+        },
+    );
+}
+
+/// 0 where `v` is `most` or less: by comparison and selection, without a branch on data.
+#[inline(always)]
+fn clamped<A: Real>(v: A, most: A) -> A {
+    if v <= most { A::default() } else { v }
+}
+
+/// `grad_y` where there is no ReLU or the forward's output rounds to more than zero or is NaN, else
+/// 0.
+#[inline(always)]
+pub fn gate<E: Element, const RELU: bool>(coef: Coef<E::Acc>, x: E::Acc, grad_y: E::Acc) -> E::Acc {
+    if RELU && coef.normalize(x) <= E::ROUNDS_TO_ZERO { E::Acc::default() } else { grad_y }
+}
+
+/// How a gradient flows to x.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Through {
+    /// Through statistics of the batch: `scale * (g - mean_g - (x - mean) * slope)`.
+    Statistics,
+    /// Where they are constants: `scale * g`.
+    Constants,
+}
+
+/// `grad_x`, `g` being `grad_y` where a ReLU that is computed again from x passes it, or all of it.
+pub fn input_gradient<E: Element>(
+    store: Store,
+    at: At<'_, E::Acc>,
+    (x, grad_y): (&[E], &[E]),
+    (through, relu): (Through, bool),
+    grad_x: &mut [E],
+    ahead: Ahead<'_, E>,
+) {
+    let from = [x, grad_y];
+    store.simd.vectorize(
+        #[inline(always)]
+        |simd| {
+            let store = store.compiled_for(simd);
+            match (through, relu) {
+                (Through::Statistics, false) => map(
+                    store,
+                    at,
+                    from,
+                    grad_x,
+                    ahead,
+                    #[inline(always)]
+                    |s, x, g| s.scale * (g - s.mean_g - (x - s.mean) * s.slope),
+                ),
+                (Through::Statistics, true) => map(
+                    store,
+                    at,
+                    from,
+                    grad_x,
+                    ahead,
+                    #[inline(always)]
+                    |s, x, g| {
+                        let g = gate::<E, true>(s, x, g);
+                        s.scale * (g - s.mean_g - (x - s.mean) * s.slope)
+                    },
+                ),
+                (Through::Constants, false) => map(
+                    store,
+                    at,
+                    from,
+                    grad_x,
+                    ahead,
+                    #[inline(always)]
+                    |s, _, g| s.scale * g,
+                ),
+                (Through::Constants, true) => map(
+                    store,
+                    at,
+                    from,
+                    grad_x,
+                    ahead,
+                    #[inline(always)]
+                    |s, x, g| s.scale * gate::<E, true>(s, x, g),
+                ),
+            }
+        },
+    );
+}
+
+#[inline(always)]
+fn map<E: Element>(
+    store: Store,
+    at: At<'_, E::Acc>,
+    from: [&[E]; 2],
+    out: &mut [E],
+    ahead: Ahead<'_, E>,
+    op: impl Fn(Coef<E::Acc>, E::Acc, E::Acc) -> E::Acc + Copy,
+) {
+    let n = out.len();
+    let (runs, mut channel, left, inner) = match at {
+        At::Columns(strip) => {
+            return groups(
+                store,
+                from,
+                out,
+                #[inline(always)]
+                |i| strip.group(i),
+                #[inline(always)]
+                |i| ahead.iter().for_each(|row| prefetch(row, i)),
+                op,
+            );
+        }
+        At::Channel(coef) => (Err(coef), 0, n, n),
+        At::Runs { strip, channel, left, inner } => (Ok(strip), channel, left, inner),
+    };
+    let (mut start, mut end) = (0, left.min(n));
+    while start < n {
+        let coef = match runs {
+            Ok(strip) => strip.at(channel),
+            Err(coef) => coef,
+        };
+        groups(
+            store,
+            from.map(
+                #[inline(always)]
+                |values| &values[start..end],
+            ),
+            &mut out[start..end],
+            #[inline(always)]
+            |_| {
+                #[inline(always)]
+                move |_| coef
+            },
+            |_| (),
+            op,
+        );
+        (start, end, channel) = (end, (end + inner).min(n), channel + 1);
+    }
+}
+
+/// One loop body for all values: groups up to the first cache line of `out`, whole groups from there
+/// on, a last one that ends where `out` does. They overlap, which is harmless as nothing that is read
+/// is written; stores past the cache leave out what another group writes.
+#[inline(always)]
+fn groups<E: Element, C: Fn(usize) -> Coef<E::Acc>>(
+    store: Store,
+    [mut x, mut other]: [&[E]; 2],
+    out: &mut [E],
+    coefs: impl Fn(usize) -> C,
+    ahead: impl Fn(usize),
+    op: impl Fn(Coef<E::Acc>, E::Acc, E::Acc) -> E::Acc,
+) {
+    let n = out.len();
+    (x, other) = (&x[..n], &other[..n]);
+    let mut short = [[E::default(); GROUP]; 3];
+    let [short_x, short_other, short_out] = &mut short;
+    let is_short = n < GROUP;
+    if is_short {
+        short_x[..n].copy_from_slice(x);
+        short_other[..n].copy_from_slice(other);
+        (x, other) = (short_x, short_other);
+    }
+    let to = if is_short { &mut short_out[..] } else { &mut *out };
+    let len = to.len();
+    let head = if len < ALIGNED { 0 } else { to_line(to) };
+    let rest = (len - head) % GROUP;
+    // Where groups start, how many there are, their first lane and the value that they end before.
+    let (first_of_rest, all) = match store.is_past_cache() {
+        true => (GROUP - rest, head),
+        false => (0, len),
+    };
+    let spans = [
+        (0, head.div_ceil(GROUP), 0, all),
+        (head, (len - head) / GROUP, 0, len),
+        (len - GROUP, usize::from(rest > 0), first_of_rest, len),
+    ];
+    // Not unrolled.
+    for &(start, count, first, end) in black_box(&spans) {
+        for at in (start..).step_by(GROUP).take(count) {
+            let lanes = first..GROUP.min(end - at);
+            let group = |values: &[E]| {
+                let values = values[at..at + GROUP].first_chunk().expect("a group");
+                store.simd.widen::<E, GROUP>(values)
+            };
+            let (x, other, coef) = (group(x), group(other), coefs(at));
+            let mut values = [E::Acc::default(); GROUP];
+            for l in 0..GROUP {
+                values[l] = op(coef(l), x[l], other[l]);
+            }
+            let to = to[at..at + GROUP].first_chunk_mut().expect("a group");
+            store.put(
+                &values,
+                to,
+                lanes,
+                #[inline(always)]
+                || ahead(at),
+            );
+        }
+    }
+    if is_short {
+        out.copy_from_slice(&short_out[..n]);
+    }
+}

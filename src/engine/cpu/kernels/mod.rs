@@ -1,0 +1,12 @@
+//! Loops over blocks of values, each compiled once for every level of vector instructions: a call is a
+//! door behind which the instructions of that level are used. What calls them, which rows and columns
+//! a task takes in which order, is compiled once.
+//!
+//! A group of values is widened as it is loaded and rounded as it is stored. Sums run in a fixed number
+//! of lanes, and no multiplication is fused with an addition: every level computes the same bits.
+pub(super) mod activation;
+pub(super) mod convert;
+pub(super) mod elementwise;
+pub(crate) mod math;
+pub(super) mod moments;
+pub(super) mod sums;

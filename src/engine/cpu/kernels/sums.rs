@@ -1,0 +1,365 @@
+//! Reductions: sums over runs, in lanes, and over columns, row by row.
+use super::super::simd::{BLOCK, GROUP, Simd, prefetch};
+use super::super::table::{Coef, Strip};
+use super::elementwise::gate;
+use crate::{Element, Real};
+
+/// Independent partial sums, in halves: loops over more than the widest vector are not unrolled, and
+/// sums that are not stay in memory.
+const LANES: usize = 32;
+const HALF: usize = LANES / 2;
+
+/// Partial sums over many runs.
+#[derive(Clone, Copy)]
+pub struct Lanes<A>([[A; HALF]; 2]);
+
+impl<A: Real> Lanes<A> {
+    pub fn new() -> Self {
+        Self([[A::default(); HALF]; 2])
+    }
+    /// Their sum.
+    pub fn total(&self) -> f64 {
+        self.0.as_flattened().iter().map(|v| v.to_f64()).sum()
+    }
+}
+
+/// Adds both terms of every pair of values to the lanes: whole groups of lanes become vectors, and
+/// the sums stay in registers.
+#[inline(always)]
+fn each_lane<E: Element>(
+    simd: Simd,
+    x: &[E],
+    g: &[E],
+    (a, b): (&mut Lanes<E::Acc>, &mut Lanes<E::Acc>),
+    terms: impl Fn(E::Acc, E::Acc) -> (E::Acc, E::Acc),
+) {
+    let (groups, x) = x.as_chunks::<LANES>();
+    let (groups_g, g) = g.as_chunks::<LANES>();
+    let ([mut a0, mut a1], [mut b0, mut b1]) = (a.0, b.0);
+    for (x, g) in groups.iter().zip(groups_g) {
+        let ([x0, x1], [g0, g1]) = (halves(simd, x), halves(simd, g));
+        for l in 0..HALF {
+            let terms = terms(x0[l], g0[l]);
+            a0[l] += terms.0;
+            b0[l] += terms.1;
+        }
+        for l in 0..HALF {
+            let terms = terms(x1[l], g1[l]);
+            a1[l] += terms.0;
+            b1[l] += terms.1;
+        }
+    }
+    (a.0, b.0) = ([a0, a1], [b0, b1]);
+    let (a, b) = (a.0.as_flattened_mut(), b.0.as_flattened_mut());
+    let mut add = |l: usize, x: E::Acc, g: E::Acc| {
+        let terms = terms(x, g);
+        a[l] += terms.0;
+        b[l] += terms.1;
+    };
+    let (eights, x) = x.as_chunks::<8>();
+    let (eights_g, g) = g.as_chunks::<8>();
+    for ((x, g), first) in eights.iter().zip(eights_g).zip([0, 8, 16]) {
+        let (x, g) = (simd.widen(x), simd.widen(g));
+        for l in 0..8 {
+            add(first + l, x[l], g[l]);
+        }
+    }
+    for (l, (x, g)) in x.iter().zip(g).enumerate() {
+        add(24 + l, x.widen(), g.widen());
+    }
+}
+
+#[inline(always)]
+fn halves<E: Element>(simd: Simd, group: &[E; LANES]) -> [[E::Acc; HALF]; 2] {
+    let halves = group.as_chunks::<HALF>().0;
+    [simd.widen(&halves[0]), simd.widen(&halves[1])]
+}
+
+/// Adds `d = x - pivot` and its square to the lanes.
+pub fn distances<E: Element>(
+    simd: Simd,
+    x: &[E],
+    pivot: E::Acc,
+    sums: (&mut Lanes<E::Acc>, &mut Lanes<E::Acc>),
+) {
+    simd.vectorize(
+        #[inline(always)]
+        |simd| {
+            each_lane(
+                simd,
+                x,
+                x,
+                sums,
+                #[inline(always)]
+                |x, _| {
+                    let d = x - pivot;
+                    (d, d * d)
+                },
+            );
+        },
+    );
+}
+
+/// Adds `g` and `g * (x - mean)` to the lanes, `g` being `grad_y` where a ReLU that is computed again
+/// passes it, or all of it.
+pub fn gradients<E: Element>(
+    simd: Simd,
+    (x, grad_y): (&[E], &[E]),
+    coef: Coef<E::Acc>,
+    relu: bool,
+    sums: (&mut Lanes<E::Acc>, &mut Lanes<E::Acc>),
+) {
+    simd.vectorize(
+        #[inline(always)]
+        |simd| match relu {
+            true => each_lane(
+                simd,
+                x,
+                grad_y,
+                sums,
+                #[inline(always)]
+                |x, g| {
+                    let g = gate::<E, true>(coef, x, g);
+                    (g, g * (x - coef.mean))
+                },
+            ),
+            false => each_lane(
+                simd,
+                x,
+                grad_y,
+                sums,
+                #[inline(always)]
+                |x, g| (g, g * (x - coef.mean)),
+            ),
+        },
+    );
+}
+
+/// Most rows of a strip that are summed in the accumulating type.
+pub const STRIP_ROWS: usize = 32;
+
+/// Some rows of some columns, and the rows that a loop should ask for when it reads them.
+pub struct Rows<'x, E, const TENSORS: usize> {
+    rows: [[&'x [E]; TENSORS]; STRIP_ROWS],
+    ahead: [[&'x [E]; TENSORS]; STRIP_ROWS],
+    len: usize,
+}
+
+impl<'x, E, const TENSORS: usize> Rows<'x, E, TENSORS> {
+    pub fn new() -> Self {
+        let none = [[&[][..]; TENSORS]; STRIP_ROWS];
+        Self { rows: none, ahead: none, len: 0 }
+    }
+    /// Adds one; there may be [`STRIP_ROWS`] at most.
+    #[inline(always)]
+    pub fn push(&mut self, row: [&'x [E]; TENSORS], ahead: [&'x [E]; TENSORS]) {
+        (self.rows[self.len], self.ahead[self.len]) = (row, ahead);
+        self.len += 1;
+    }
+    /// The first one; there must be one.
+    pub fn first(&self) -> [&'x [E]; TENSORS] {
+        self.rows[0]
+    }
+    /// Columns of each.
+    pub fn columns(&self) -> usize {
+        self.rows[0][0].len()
+    }
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    /// `ROWS` at a time, with those to ask for, and the rows that are left.
+    #[inline(always)]
+    fn by<const ROWS: usize>(
+        &self,
+    ) -> (impl Iterator<Item = Several<'_, 'x, E, TENSORS, ROWS>>, &[[&'x [E]; TENSORS]]) {
+        let (several, rest) = self.rows[..self.len].as_chunks::<ROWS>();
+        (several.iter().zip(self.ahead[..self.len].as_chunks::<ROWS>().0), rest)
+    }
+}
+/// Some rows, and those to ask for.
+type Several<'s, 'x, E, const TENSORS: usize, const ROWS: usize> =
+    (&'s [[&'x [E]; TENSORS]; ROWS], &'s [[&'x [E]; TENSORS]; ROWS]);
+
+/// Adds `d = x - pivot` and its square to their columns, of several rows at a time: sums in memory
+/// cost as much as the arithmetic of one row.
+pub fn column_distances<E: Element>(
+    simd: Simd,
+    rows: &Rows<'_, E, 1>,
+    pivot: &[E::Acc; BLOCK],
+    (sum, squares): (&mut [E::Acc; BLOCK], &mut [E::Acc; BLOCK]),
+) {
+    simd.vectorize(
+        #[inline(always)]
+        |simd| {
+            let (several, rest) = rows.by::<4>();
+            for (rows, ahead) in several {
+                add_distances(simd, rows, ahead, pivot, sum, squares);
+            }
+            for row in rest {
+                add_distances(simd, std::array::from_ref(row), &[], pivot, sum, squares);
+            }
+        },
+    );
+}
+
+#[inline(always)]
+fn add_distances<E: Element, const ROWS: usize>(
+    simd: Simd,
+    rows: &[[&[E]; 1]; ROWS],
+    ahead: &[[&[E]; 1]],
+    pivot: &[E::Acc; BLOCK],
+    sum: &mut [E::Acc; BLOCK],
+    squares: &mut [E::Acc; BLOCK],
+) {
+    let n = rows[0][0].len();
+    assert!(n <= BLOCK);
+    let rows = rows.map(
+        #[inline(always)]
+        |[row]| &row[..n],
+    );
+    let groups = rows.map(
+        #[inline(always)]
+        |row| row.as_chunks::<GROUP>().0,
+    );
+    let pivots = pivot.as_chunks::<GROUP>().0;
+    let (sums, squared) = (sum.as_chunks_mut().0, squares.as_chunks_mut().0);
+    for i in 0..n / GROUP {
+        ahead.iter().for_each(|[row]| prefetch(row, GROUP * i));
+        let zeros = [E::Acc::default(); GROUP];
+        let (pivot, mut s, mut q) = (pivots[i], zeros, zeros);
+        for row in groups {
+            let x = simd.widen(&row[i]);
+            for l in 0..GROUP {
+                let d = x[l] - pivot[l];
+                s[l] += d;
+                q[l] += d * d;
+            }
+        }
+        add(&mut sums[i], s);
+        add(&mut squared[i], q);
+    }
+    for j in n - n % GROUP..n {
+        let (mut s, mut q) = (E::Acc::default(), E::Acc::default());
+        for row in rows {
+            let d = row[j].widen() - pivot[j];
+            s += d;
+            q += d * d;
+        }
+        sum[j] += s;
+        squares[j] += q;
+    }
+}
+
+#[inline(always)]
+fn add<A: Real>(sums: &mut [A; GROUP], more: [A; GROUP]) {
+    let mut all = *sums;
+    for l in 0..GROUP {
+        all[l] += more[l];
+    }
+    *sums = all;
+}
+
+/// Adds `g` and `g * (x - mean)` of rows of `[x, grad_y]` to their columns: see [`gradients`] and
+/// [`column_distances`].
+pub fn column_gradients<E: Element>(
+    simd: Simd,
+    rows: &Rows<'_, E, 2>,
+    at: &Strip<E::Acc>,
+    relu: bool,
+    (sum, product): (&mut [E::Acc; BLOCK], &mut [E::Acc; BLOCK]),
+) {
+    simd.vectorize(
+        #[inline(always)]
+        |simd| match relu {
+            true => column_gradients_of::<E, true>(simd, rows, at, sum, product),
+            false => column_gradients_of::<E, false>(simd, rows, at, sum, product),
+        },
+    );
+}
+
+#[inline(always)]
+fn column_gradients_of<E: Element, const RELU: bool>(
+    simd: Simd,
+    rows: &Rows<'_, E, 2>,
+    at: &Strip<E::Acc>,
+    sum: &mut [E::Acc; BLOCK],
+    product: &mut [E::Acc; BLOCK],
+) {
+    let (several, rest) = rows.by::<2>();
+    for (rows, ahead) in several {
+        add_gradients::<E, RELU, 2>(simd, rows, ahead, at, sum, product);
+    }
+    for row in rest {
+        add_gradients::<E, RELU, 1>(simd, std::array::from_ref(row), &[], at, sum, product);
+    }
+}
+
+#[inline(always)]
+fn add_gradients<E: Element, const RELU: bool, const ROWS: usize>(
+    simd: Simd,
+    rows: &[[&[E]; 2]; ROWS],
+    ahead: &[[&[E]; 2]],
+    at: &Strip<E::Acc>,
+    sum: &mut [E::Acc; BLOCK],
+    product: &mut [E::Acc; BLOCK],
+) {
+    let n = rows[0][0].len();
+    assert!(n <= BLOCK);
+    let rows = rows.map(
+        #[inline(always)]
+        |[x, g]| [&x[..n], &g[..n]],
+    );
+    let (sums, products) = (sum.as_chunks_mut().0, product.as_chunks_mut().0);
+    for i in 0..n / GROUP {
+        ahead.as_flattened().iter().for_each(|row| prefetch(row, GROUP * i));
+        let zeros = [E::Acc::default(); GROUP];
+        let (coef, mut s, mut p) = (at.group(GROUP * i), zeros, zeros);
+        for [x, g] in rows {
+            let x = simd.widen(&x.as_chunks::<GROUP>().0[i]);
+            let g = simd.widen(&g.as_chunks::<GROUP>().0[i]);
+            for l in 0..GROUP {
+                let g = gate::<E, RELU>(coef(l), x[l], g[l]);
+                s[l] += g;
+                p[l] += g * (x[l] - coef(l).mean);
+            }
+        }
+        add(&mut sums[i], s);
+        add(&mut products[i], p);
+    }
+    for j in n - n % GROUP..n {
+        let coef = at.at(j);
+        let (mut s, mut p) = (E::Acc::default(), E::Acc::default());
+        for [x, g] in rows {
+            let x = x[j].widen();
+            let g = gate::<E, RELU>(coef, x, g[j].widen());
+            s += g;
+            p += g * (x - coef.mean);
+        }
+        sum[j] += s;
+        product[j] += p;
+    }
+}
+
+/// Adds up f64 values, element by element.
+pub fn add_f64(simd: Simd, sums: &mut [f64], more: &[f64]) {
+    simd.vectorize(
+        #[inline(always)]
+        |_| {
+            for (sum, more) in sums.iter_mut().zip(more) {
+                *sum += more;
+            }
+        },
+    );
+}
+
+/// Adds values of the accumulating type to sums in f64.
+pub fn add_widened<A: Real>(simd: Simd, sums: &mut [f64], more: &[A]) {
+    simd.vectorize(
+        #[inline(always)]
+        |_| {
+            for (sum, more) in sums.iter_mut().zip(more) {
+                *sum += more.to_f64();
+            }
+        },
+    );
+}
