@@ -28,8 +28,9 @@ fn words_are_pytorchs() {
         };
         assert_eq!(name, activation.name());
     }
-    let config = Config::default().activation(Activation::LeakyRelu { negative_slope: 0.25 });
-    let expected = r#"{"eps":1e-5,"momentum":{"exponential":0.1},"#.to_owned()
+    let config =
+        Config::default().eps(0.5).activation(Activation::LeakyRelu { negative_slope: 0.25 });
+    let expected = r#"{"eps":0.5,"momentum":{"exponential":0.1},"#.to_owned()
         + r#""activation":{"leaky_relu":{"negative_slope":0.25}},"#
         + r#""weight":true,"bias":true,"track_running_stats":true}"#;
     assert_eq!(serde_json::to_string(&config).unwrap(), expected);
