@@ -10,4 +10,5 @@ mod support;
 mod choice; // what `Gpu` takes, and why
 mod failures; // calls that fail, what is left afterwards
 mod own; // overflow, graphs, explanations
+mod places; // memory of other devices, arguments at odd addresses
 mod refusals; // the committed table: what is not refused is right

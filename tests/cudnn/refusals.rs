@@ -53,7 +53,8 @@ impl Table {
         result: Result<T>,
     ) -> Option<T> {
         let Epilogue { activation, residual, .. } = epilogue;
-        let request = Request { op, dtype, activation, residual, in_place };
+        let request =
+            Request::new(op, dtype).activation(activation).residual(residual).in_place(in_place);
         let said = engine().supports(shape, request);
         let key = operation(op, epilogue, dtype, in_place);
         match result {

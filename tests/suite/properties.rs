@@ -223,6 +223,7 @@ macro_rules! by_dtype {
             DType::F32 => $f::<f32, _>($($arg),*),
             DType::F16 => $f::<f16, _>($($arg),*),
             DType::Bf16 => $f::<bf16, _>($($arg),*),
+            other => panic!("{other} has no type here"),
         }
     };
 }

@@ -138,6 +138,7 @@ fn ends(dtype: DType) -> (f64, f64) {
         DType::F32 => (2f64.powi(-149), f64::from(f32::MAX)),
         DType::F16 => (2f64.powi(-24), 65504.0),
         DType::Bf16 => (2f64.powi(-133), f64::from(bf16::MAX)),
+        other => panic!("{other} has no range here"),
     }
 }
 

@@ -32,7 +32,7 @@ pub fn gpu() -> Gpu {
 /// cuDNN saves in f32 costs gradients more than they are granted (`tests/cudnn/own.rs` says how much):
 /// there it evaluates alone.
 pub fn gpu_for(module: &str) -> Gpu {
-    let evaluates = Rule { op: Some(Op::ForwardEval), ..Rule::always(Choice::Cudnn) };
+    let evaluates = Rule::always(Choice::Cudnn).op(Op::ForwardEval);
     if module.contains("properties") { gpu().with_rules(&[evaluates]) } else { gpu() }
 }
 
