@@ -1,12 +1,12 @@
 //! Random shapes, dtypes, epilogues, scales: every operation against the f64 reference, and the
-//! same bits however often and on however many threads.
+//! same bits however often, on however many threads, by whatever vector instructions.
 use crate::support::engines::{every_engine, every_host_engine, split_kernels_too};
 use crate::support::oracle::{self, judge, served};
 use crate::support::run::{
     self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want, same_bits,
 };
 use crate::support::shapes::CASES;
-use batchnorm::{DType, Element, Engine, Shape};
+use batchnorm::{Activation, Cpu, DType, Element, Engine, Shape, SimdLevel};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
@@ -149,6 +149,52 @@ fn threads_change_no_bit<G: Engine>(engine: &G) {
     all::<f32, G>(engine, &pools);
     all::<bf16, G>(engine, &pools);
     all::<f64, G>(engine, &pools);
+}
+
+/// The CPU engine on every level of vector instructions that this machine has, end to end: of the
+/// lengths, layouts and epilogues that each takes its own way through.
+#[test]
+fn vector_instructions_change_no_bit() {
+    let levels: Vec<SimdLevel> = SimdLevel::available().collect();
+    let engine = |level: &SimdLevel| Cpu::with_simd_level(*level).unwrap();
+    let engines: Vec<Cpu> = levels.iter().map(engine).collect();
+    assert!(engines.iter().zip(&levels).all(|(engine, level)| engine.simd_level() == Ok(*level)));
+    fn same<E: Element, G: Engine>(engines: &[G], inputs: &Inputs<E>, mode: Mode, want: Want) {
+        let all = engines.iter().map(|engine| everything(engine, inputs, mode, want));
+        let all: Vec<_> = all.collect();
+        let narrow = &all[0];
+        for other in &all[1..] {
+            let is_same = narrow.iter().zip(other).all(|(a, b)| same_bits(a, b));
+            assert!(is_same && narrow.len() == other.len(), "{:?} {mode:?}", inputs.shape);
+        }
+    }
+    fn random<E: Element, G: Engine>(engines: &[G], call: &Call) {
+        let inputs = call.inputs::<E>();
+        same(engines, &inputs, call.mode, call.want());
+        for activation in Activation::ALL {
+            let epilogue = Epilogue { activation, ..call.epilogue };
+            let call = Call { epilogue, ..call.clone() };
+            same(engines, &call.inputs::<E>(), call.mode, call.want());
+        }
+    }
+    check(100, |call| by_dtype!(call.dtype, random, &engines[..], &call));
+    fn cases<E: Element, G: Engine>(engines: &[G]) {
+        for (k, case) in CASES.iter().filter(|c| c.shape().per_channel() != 1).enumerate() {
+            let activation = Activation::ALL[k % Activation::ALL.len()];
+            for activation in [Activation::Relu, activation] {
+                let epilogue = Epilogue { activation, ..Epilogue::FULL };
+                let epilogue = Epilogue { residual: k % 3 > 0, ..epilogue };
+                let inputs = Inputs::<E>::new(&case.shape(), epilogue, 5);
+                for mode in [Mode::Train(Some(0.1)), Mode::Eval] {
+                    same(engines, &inputs, mode, Want::all(epilogue));
+                }
+            }
+        }
+    }
+    cases::<f64, _>(&engines);
+    cases::<f32, _>(&engines);
+    cases::<f16, _>(&engines);
+    cases::<bf16, _>(&engines);
 }
 
 /// Forward, backward and the part's record; what is not served is left out.

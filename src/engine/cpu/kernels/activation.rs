@@ -202,8 +202,8 @@ struct Bound<A> {
 
 #[inline(always)]
 fn is_within<A: Real>(z: A, from: Bound<A>, to: A) -> bool {
-    let is_number = z == z;
-    !(z <= from.above) & !(z >= to) & (is_number | !from.is_strict)
+    let is_outside = (z <= from.above) | (z >= to);
+    !is_outside & ((z > from.above) | !from.is_strict)
 }
 
 /// NaN stays NaN.
@@ -218,7 +218,7 @@ fn clamp<A: Real>(v: A, least: A, most: A) -> A {
 fn sigmoid<A: Real>(z: A) -> (A, A) {
     let (zero, one) = (A::default(), A::from_f64(1.0));
     let is_negative = z < zero;
-    let e = A::exp(if is_negative { z } else { zero - z }, zero);
+    let e = A::exp_sum(if is_negative { z } else { zero - z }, zero);
     let large = one / (one + e);
     let small = e * large;
     if is_negative { (small, large) } else { (large, small) }
@@ -234,7 +234,7 @@ fn normal<A: Real>(z: A) -> (A, A) {
     let a = if a > A::FAR { A::FAR } else { a };
     // The square in two parts: the error of one would be multiplied by it.
     let upper = a.upper_half();
-    let e = A::exp(zero - upper * upper * half, zero - (a - upper) * (a + upper) * half);
+    let e = A::exp_sum(zero - upper * upper * half, zero - (a - upper) * (a + upper) * half);
     let t = four / (a + four);
     let beyond = e * t * A::mills(one - (t + t));
     (if is_negative { beyond } else { one - beyond }, e)

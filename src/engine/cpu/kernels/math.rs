@@ -6,7 +6,7 @@ pub trait Math: Sized {
     /// `exp(x + rest)` for x from -infinity to 0 and a rest that is below a tenth: within 1.5 units in
     /// the last place, subnormal results too. NaN stays NaN.
     #[doc(hidden)]
-    fn exp(x: Self, rest: Self) -> Self;
+    fn exp_sum(x: Self, rest: Self) -> Self;
     /// The number without the lower half of its digits: its square is exact.
     #[doc(hidden)]
     fn upper_half(self) -> Self;
@@ -25,7 +25,7 @@ macro_rules! math {
         impl Math for $t {
             /// Cody and Waite: `x = n * ln(2) + r`, `exp(r)` by Taylor's series.
             #[inline(always)]
-            fn exp(x: $t, rest: $t) -> $t {
+            fn exp_sum(x: $t, rest: $t) -> $t {
                 // 1.5 times the power of two whose last place is 1: what is added to it is rounded to
                 // a whole number, which stands in its lower bits.
                 const WHOLE: $t = 1.5 * (1u64 << $mantissa) as $t;
@@ -69,7 +69,7 @@ math!(
     127,
     -105.0,
     12,
-    0.693_359_375,
+    355.0 / 512.0,
     -2.121_944_4e-4,
     15.0,
     [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5f32],
@@ -84,7 +84,7 @@ math!(
         -4.663_168e-2,
         9.678_434_6e-2,
         -1.519_741e-1,
-        1.888_212_86e-1,
+        1.888_212_9e-1,
     ]
 );
 math!(
@@ -140,3 +140,7 @@ math!(
         1.888_212_826_039_378_8e-1,
     ]
 );
+
+#[cfg(test)]
+#[path = "math_tests.rs"]
+mod tests;
