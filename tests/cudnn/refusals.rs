@@ -8,7 +8,7 @@ use crate::support::files::checkout;
 use crate::support::golden::{Case, compute_served, files};
 use crate::support::oracle::{self, judge};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
-use crate::support::shapes::CASES;
+use crate::support::shapes::cases;
 use batchnorm::{Activation, Cudnn, DType, Element, Engine, Error, Op, Request, Result, Shape};
 use half::{bf16, f16};
 use std::collections::BTreeMap;
@@ -90,7 +90,7 @@ impl Table {
 /// Every shape of the suite: training and back, evaluation, in place.
 fn matrix<E: Element>(table: &mut Table) {
     let engine = engine();
-    for (seed, case) in CASES.iter().enumerate() {
+    for (seed, case) in cases().iter().enumerate() {
         let (shape, why) = (case.shape(), case.why);
         for epilogue in Epilogue::affine() {
             let inputs = Inputs::<E>::new(&shape, epilogue, seed as u64);

@@ -2,7 +2,7 @@
 use crate::support::engines::engines;
 use crate::support::oracle::served;
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
-use crate::support::shapes::CASES;
+use crate::support::shapes::cases;
 use batchnorm::{
     Activation, Backward, Cpu, Element, Engine, ForwardEval, ForwardTrain, Host, Input, MergeStats,
     Real, Saved, Shape, Stats,
@@ -105,7 +105,7 @@ where
     G: Engine<Memory = Host>,
 {
     fn framed<E: Element, G: Engine<Memory = Host>>(engine: &G) {
-        for case in CASES.iter().filter(|c| c.shape().per_channel() != 1) {
+        for case in cases().iter().filter(|c| c.shape().per_channel() != 1) {
             let inputs = Inputs::<E>::new(&case.shape(), Epilogue::FULL, 1);
             let what = format!("{}, {}, {:?} ({})", engine.name(), E::DTYPE, case.dims, case.why);
             train_and_back(&what, engine, &inputs);

@@ -5,7 +5,7 @@ use crate::support::oracle::{self, judge, served};
 use crate::support::run::{
     self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want, same_bits,
 };
-use crate::support::shapes::CASES;
+use crate::support::shapes;
 use batchnorm::{Activation, Cpu, DType, Element, Engine, Shape, SimdLevel};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -128,7 +128,7 @@ fn the_same_call_gives_the_same_bits<G: Engine>(engine: &G) {
 
 fn threads_change_no_bit<G: Engine>(engine: &G) {
     fn all<E: Element, G: Engine>(engine: &G, pools: &[rayon::ThreadPool]) {
-        for case in CASES.iter().filter(|c| c.shape().per_channel() != 1) {
+        for case in shapes::cases().iter().filter(|c| c.shape().per_channel() != 1) {
             let inputs = Inputs::<E>::new(&case.shape(), Epilogue::FULL, 3);
             let want = Want::all(Epilogue::FULL);
             for mode in [Mode::Train(Some(0.1)), Mode::Eval] {
@@ -179,7 +179,7 @@ fn vector_instructions_change_no_bit() {
     }
     check(100, |call| by_dtype!(call.dtype, random, &engines[..], &call));
     fn cases<E: Element, G: Engine>(engines: &[G]) {
-        for (k, case) in CASES.iter().filter(|c| c.shape().per_channel() != 1).enumerate() {
+        for (k, case) in shapes::cases().iter().filter(|c| c.shape().per_channel() != 1).enumerate() {
             let activation = Activation::ALL[k % Activation::ALL.len()];
             for activation in [Activation::Relu, activation] {
                 let epilogue = Epilogue { activation, ..Epilogue::FULL };
