@@ -1,6 +1,5 @@
 //! `speed` as other programs see it, and the table behind it.
-use batchnorm::Statistics;
-use batchnorm::{Activation, Backward, DType, Engine, ForwardEval, ForwardTrain, Host, Input};
+use batchnorm::{Activation, Backward, DType, Engine, ForwardEval, ForwardTrain, Host};
 use batchnorm::{Reference, Saved, Shape};
 use half::{bf16, f16};
 use serde_json::{Value, json};
@@ -109,55 +108,31 @@ fn reference(dims: &[usize], op: Op, round: impl Fn(f32) -> f32) -> Right {
     let (mut grad_weight, mut grad_bias) = (vec![0.0; c], vec![0.0; c]);
     let mut running = [vec![0.0; c], vec![1.0; c]];
     let activation = if op.relu { Activation::Relu } else { Activation::Identity };
-    let (weight, bias) = (Some(&weight[..]), Some(&bias[..]));
     let mut saved = Saved::new();
     let [mean, var] = &mut running;
     if op.pass == Pass::Infer {
-        let (x, y, eps, saved) = (Input::View(&x[..]), &mut y[..], 1e-5, None);
-        let args = ForwardEval::<Host, f32> {
-            x,
-            residual,
-            weight,
-            bias,
-            activation,
-            statistics: Statistics::Given { mean, var },
-            eps,
-            y,
-            saved,
-        };
+        let mut args = ForwardEval::<Host, f32>::new(&x, &mut y, mean, var)
+            .weight(&weight)
+            .bias(&bias)
+            .activation(activation);
+        args.residual = residual;
         Reference.forward_eval(&shape, args).unwrap();
     } else {
-        let (mean, var) = (&mut mean[..], &mut var[..]);
-        let running = Some(batchnorm::Running { mean, var, factor: 0.1 });
-        let (y, eps, saved) = (&mut y[..], 1e-5, Some(&mut saved));
-        let x = &x[..];
-        let args = ForwardTrain::<Host, f32> {
-            x,
-            residual,
-            weight,
-            bias,
-            activation,
-            eps,
-            running,
-            y,
-            saved,
-        };
+        let mut args = ForwardTrain::<Host, f32>::new(&x, &mut y)
+            .weight(&weight)
+            .bias(&bias)
+            .activation(activation)
+            .running(mean, var, 0.1)
+            .saved(&mut saved);
+        args.residual = residual;
         Reference.forward_train(&shape, args).unwrap();
     }
     if op.pass == Pass::Backward {
-        let args = Backward::<Host, f32> {
-            saved: &saved,
-            x: &x,
-            residual: None,
-            grad_y: Input::View(&grad_y),
-            grad_x: Some(&mut grad_x),
-            grad_residual: op.residual.then_some(&mut grad_residual[..]),
-            grad_weight: Some(&mut grad_weight),
-            grad_bias: Some(&mut grad_bias),
-            accumulate: false,
-            sums: None,
-            total_sums: None,
-        };
+        let mut args = Backward::<Host, f32>::new(&saved, &x, &grad_y)
+            .grad_x(&mut grad_x)
+            .grad_weight(&mut grad_weight)
+            .grad_bias(&mut grad_bias);
+        args.grad_residual = op.residual.then_some(&mut grad_residual[..]);
         Reference.backward(&shape, args).unwrap();
     }
     Right { shape, y, running, grad_x, grad_residual, grad_weight, grad_bias }

@@ -1,11 +1,11 @@
 //! Backward in f64 against central differences of `sum(y * grad_y)`, `grad_y` random: with ones,
 //! `grad_x` and `grad_weight` would be zero whatever the code does.
-use crate::support::engines::every_kernel;
+use crate::support::engines::engines;
 use crate::support::oracle::served;
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
 use batchnorm::{Activation, Engine, Reference, Shape};
 
-every_kernel![gradients_are_central_differences, gradients_of_layouts_are_central_differences];
+engines! { [reference, cpu, cuda, cuda_split, cudnn, gpu] [gradients_are_central_differences, gradients_of_layouts_are_central_differences] }
 
 const STEP: f64 = 1e-6;
 /// A central difference errs by about `STEP^2`, and by rounding of a sum of a few dozen values

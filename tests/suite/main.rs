@@ -16,6 +16,7 @@ mod layer; // modes, forward, backward
 mod nonfinite; // NaN, infinities, the largest values, constants
 mod parameters; // parameters, gradients, moving, display
 mod properties; // random calls, repeatability, threads
+mod serialized; // configurations by serde
 mod state; // state dicts, and files that torch wrote
 mod state_dict; // arbitrary bytes
 mod stress; // kinds of values x shapes x epilogues x modes x dtypes
