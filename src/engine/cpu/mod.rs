@@ -37,6 +37,7 @@ mod gradients;
 pub(crate) mod kernels;
 mod moments;
 mod plan;
+mod policy;
 mod schedule;
 #[allow(unsafe_code)]
 mod simd;
