@@ -33,6 +33,7 @@ pub(crate) mod compiled;
 mod elementwise;
 mod extremes;
 mod forward;
+mod gate;
 mod gradients;
 pub(crate) mod kernels;
 mod moments;

@@ -1,7 +1,7 @@
-//! The thresholds by which a tensor is cut and stored. They were measured, in f32 over the shapes of
-//! `benches/table/table.json`, on an AMD EPYC (Zen 4, 2 cores, AVX-512, 32 KiB of first, 1 MiB of second
-//! and 32 MiB of last-level cache): the machine of the records in
-//! `benches/record/cpu-amd-epyc-avx512-2c`. `speed --filter` measures any of these shapes again.
+//! The measured thresholds by which a tensor is cut and stored, all in one place. They were tuned over
+//! the shapes of `benches/table/table.json`, in f32, on machines like that of the records in
+//! `benches/record/cpu-amd-epyc-avx512-2c` (AMD Zen 4, 2 cores; caches of 32 KiB, 1 MiB and 32 MiB, the
+//! last shared). `speed --filter` measures any of these shapes again.
 
 /// From this many values behind a channel on, a channel's run is worth a loop of its own; shorter
 /// runs of several channels are taken together, with coefficients for each column.
