@@ -1,5 +1,6 @@
 // The resident kernels of one type of elements; README.md lists them.
 #pragma once
+#include "layout.cuh"
 #include "resident_backward.cuh"
 #include "resident_forward.cuh"
 

@@ -25,10 +25,10 @@ cargo_home=${CARGO_HOME:-$HOME/.cargo}
 export CARGO_TARGET_DIR=$checkout/target/bundle
 export RUSTFLAGS="--remap-path-prefix=$checkout=batchnorm --remap-path-prefix=$cargo_home=cargo"
 export CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_INCREMENTAL=0
-tests=(suite allocation cudnn gpu)
+tests=(suite allocation cudnn)
 examples=(cnn conformance speed train)
 if [ "$lease" = 1 ]; then
-    tests=(suite cudnn gpu_whole)
+    tests=(suite)
     examples=(conformance report speed)
     scripts/gpu-run.sh --lease --list >/dev/null || fail 'the steps of a lease exceed its deadline'
 fi

@@ -1,6 +1,6 @@
 //! Every wrong argument of every operation: the typed error with both sides in its message, and
 //! nothing written, bit for bit.
-use crate::support::engines::every_engine;
+use crate::support::engines::engines;
 use crate::support::faults::{
     Fault, NONE, Operation, back, eval, merge, pattern, saved_by_most, stats, train,
 };
@@ -13,7 +13,7 @@ use batchnorm::{
 };
 use half::{bf16, f16};
 
-every_engine![
+engines! { [reference, cpu, cuda, cudnn, gpu] [
     every_wrong_length_is_refused,
     training_refuses_values_without_meaning,
     an_eps_too_small_for_the_parameters_is_refused,
@@ -23,7 +23,7 @@ every_engine![
     merging_refuses_what_is_no_batch,
     what_was_saved_survives_a_refused_forward,
     the_harness_accepts_what_is_right,
-];
+] }
 
 /// What is said of an argument of a wrong length; nothing where a merge may have that many records.
 fn refusal(operation: Operation, argument: Argument, right: isize, got: isize) -> Option<String> {

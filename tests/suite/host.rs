@@ -1,8 +1,8 @@
 //! What only engines on ordinary memory can be asked: slices from the middle of larger ones.
-use crate::support::engines::every_host_engine;
+use crate::support::engines::engines;
 use crate::support::oracle::served;
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
-use crate::support::shapes::CASES;
+use crate::support::shapes::cases;
 use batchnorm::{
     Activation, Backward, Cpu, Element, Engine, ForwardEval, ForwardTrain, Host, Input, MergeStats,
     Real, Saved, Shape, Stats,
@@ -10,7 +10,7 @@ use batchnorm::{
 use half::{bf16, f16};
 use std::ops::Range;
 
-every_host_engine![slices_from_the_middle_are_written_to_their_ends_and_no_further];
+engines! { [reference_on_host, cpu_on_host] [slices_from_the_middle_are_written_to_their_ends_and_no_further] }
 
 /// What is too large for the cache is stored past it, by whole lines: rows that start lines at the
 /// same columns, rows that do not, runs that end at quarters of a line and runs that do not. Parts of
@@ -105,7 +105,7 @@ where
     G: Engine<Memory = Host>,
 {
     fn framed<E: Element, G: Engine<Memory = Host>>(engine: &G) {
-        for case in CASES.iter().filter(|c| c.shape().per_channel() != 1) {
+        for case in cases().iter().filter(|c| c.shape().per_channel() != 1) {
             let inputs = Inputs::<E>::new(&case.shape(), Epilogue::FULL, 1);
             let what = format!("{}, {}, {:?} ({})", engine.name(), E::DTYPE, case.dims, case.why);
             train_and_back(&what, engine, &inputs);

@@ -1,11 +1,11 @@
 //! The layer's modes, running statistics and forms; parameters are in `parameters.rs`.
-use crate::support::engines::{every_engine, every_host_engine};
+use crate::support::engines::engines;
 use crate::support::layer::*;
 use crate::support::tolerance::Kind;
 use batchnorm::*;
 use half::{bf16, f16};
 
-every_engine![
+engines! { [reference, cpu, cuda, gpu] [
     training_follows_the_batch,
     evaluation_uses_running_statistics_and_leaves_them,
     without_running_statistics_evaluation_uses_the_batch,
@@ -26,8 +26,8 @@ every_engine![
     several_threads_evaluate_at_once,
     moved_layers_are_the_same_and_apart,
     a_living_layer_takes_another_momentum_eps_and_activation,
-];
-every_host_engine![memory_that_is_there_is_used_again];
+] }
+engines! { [reference_on_host, cpu_on_host] [memory_that_is_there_is_used_again] }
 
 fn relu() -> Config {
     Config::default().activation(Activation::Relu)

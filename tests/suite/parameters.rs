@@ -1,11 +1,11 @@
 //! The layer's configuration, parameters and gradients, and what errors leave alone.
-use crate::support::engines::every_engine;
+use crate::support::engines::engines;
 use crate::support::layer::*;
 use crate::support::tolerance::Kind;
 use batchnorm::*;
 use half::f16;
 
-every_engine![
+engines! { [reference, cpu, cuda, gpu] [
     gradients_add_up_until_they_are_dropped,
     optimizers_see_a_gradient_only_where_there_is_one,
     frozen_parameters_get_no_gradient,
@@ -16,7 +16,7 @@ every_engine![
     replaced_buffers_of_another_length_are_refused,
     parameters_that_change_before_backward_do_not_matter,
     a_backward_by_a_layer_with_other_parameters_is_refused,
-];
+] }
 
 /// A layer after a forward, and what a backward needs.
 struct Step<G: Engine> {

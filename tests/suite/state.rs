@@ -1,12 +1,12 @@
 //! Layers and their state dicts: what torch wrote, what comes back, what does not fit.
-use crate::support::engines::{every_engine, every_host_engine};
+use crate::support::engines::engines;
 use crate::support::layer::*;
 use crate::support::state::*;
 use crate::support::tolerance::Kind;
 use batchnorm::*;
 use half::{bf16, f16};
 
-every_engine![
+engines! { [reference, cpu, cuda, gpu] [
     torch_files_give_what_torch_computes,
     layers_come_back_from_bytes_bit_for_bit,
     several_layers_share_a_file,
@@ -17,8 +17,8 @@ every_engine![
     counters_are_integers_from_zero_on,
     many_layers_share_a_dict,
     untracked_and_bare_layers_have_fewer_names,
-];
-every_host_engine![loading_writes_into_the_memory_that_is_there];
+] }
+engines! { [reference_on_host, cpu_on_host] [loading_writes_into_the_memory_that_is_there] }
 
 fn lists<const N: usize>(names: [&str; N]) -> Vec<String> {
     names.map(String::from).to_vec()

@@ -202,8 +202,8 @@ struct Bound<A> {
 
 #[inline(always)]
 fn is_within<A: Real>(z: A, from: Bound<A>, to: A) -> bool {
-    let is_number = z == z;
-    !(z <= from.above) & !(z >= to) & (is_number | !from.is_strict)
+    let is_outside = (z <= from.above) | (z >= to);
+    !is_outside & ((z > from.above) | !from.is_strict)
 }
 
 /// NaN stays NaN.

@@ -102,6 +102,10 @@ impl Simd {
             }
             return wide;
         }
+        if self.calls_conversions::<E>() {
+            widen_group(values, &mut wide);
+            return wide;
+        }
         for l in 0..N {
             wide[l] = values[l].widen();
         }
@@ -131,10 +135,20 @@ impl Simd {
             }
             return narrow;
         }
+        if self.calls_conversions::<E>() {
+            narrow_group(values, &mut narrow);
+            return narrow;
+        }
         for l in 0..N {
             narrow[l] = E::narrow(values[l]);
         }
         narrow
+    }
+    /// Whether conversions are calls: by instructions that every machine has they are most of a loop,
+    /// and of what compiling it takes.
+    #[inline(always)]
+    fn calls_conversions<E: Element>(self) -> bool {
+        self.0 == SimdLevel::Baseline && size_of::<E>() == 2
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
@@ -224,6 +238,15 @@ impl Simd {
         }
         kept
     }
+}
+
+#[inline(never)]
+fn widen_group<E: Element>(values: &[E], wide: &mut [E::Acc]) {
+    wide.iter_mut().zip(values).for_each(|(wide, value)| *wide = value.widen());
+}
+#[inline(never)]
+fn narrow_group<E: Element>(values: &[E::Acc], narrow: &mut [E]) {
+    narrow.iter_mut().zip(values).for_each(|(narrow, value)| *narrow = E::narrow(*value));
 }
 
 #[cfg(test)]
