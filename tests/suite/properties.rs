@@ -179,7 +179,8 @@ fn vector_instructions_change_no_bit() {
     }
     check(100, |call| by_dtype!(call.dtype, random, &engines[..], &call));
     fn cases<E: Element, G: Engine>(engines: &[G]) {
-        for (k, case) in shapes::cases().iter().filter(|c| c.shape().per_channel() != 1).enumerate() {
+        for (k, case) in shapes::cases().iter().filter(|c| c.shape().per_channel() != 1).enumerate()
+        {
             let activation = Activation::ALL[k % Activation::ALL.len()];
             for activation in [Activation::Relu, activation] {
                 let epilogue = Epilogue { activation, ..Epilogue::FULL };

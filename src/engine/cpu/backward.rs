@@ -2,7 +2,8 @@
 use super::Cpu;
 use super::elementwise::walk;
 use super::extremes::{self, Extreme};
-use super::gradients::{self, Gate, Gradients, Parts, Read, wide_sums};
+use super::gate::Gate;
+use super::gradients::{self, Gradients, Parts, Read, wide_sums};
 use super::kernels::elementwise::Through;
 use super::plan::{Plan, Tile};
 use super::schedule::{Part, TwoPass, two_pass, workspace_len};

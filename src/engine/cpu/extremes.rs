@@ -2,7 +2,7 @@
 //! scales that are huge or tiny. The loops have left infinities or too few digits there; here their
 //! elements are computed again, one at a time in f64, by distances that a power of two has brought to
 //! unit size. There is none in training that goes well.
-use super::gradients::Gate;
+use super::gate::Gate;
 use super::plan::Plan;
 use super::simd::Simd;
 use super::table::{Parameters, Statistics};

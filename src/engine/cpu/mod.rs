@@ -33,10 +33,12 @@ pub(crate) mod compiled;
 mod elementwise;
 mod extremes;
 mod forward;
+mod gate;
 mod gradients;
 pub(crate) mod kernels;
 mod moments;
 mod plan;
+mod policy;
 mod schedule;
 #[allow(unsafe_code)]
 mod simd;

@@ -2,50 +2,13 @@
 //!
 //! Never of the number of threads: a task's sums are added in an order of its own, so the same
 //! tasks give the same bits on any machine.
+use super::policy::{
+    AHEAD, CACHED_BYTES, CLOSE_BYTES, ENOUGH_TASKS, HALF_PAGE, LARGE_APART, LARGE_BYTES, LONG_ROW,
+    LONG_RUN, PAGE, PART_ROW, RUN, SMALL, SUMMED_ROWS, TASK, WHOLE_ROW,
+};
 use super::simd::BLOCK;
 use crate::Shape;
 use std::ops::Range;
-
-/// From this many values behind a channel on, a channel's run is worth a loop of its own; shorter
-/// runs of several channels are taken together, with coefficients for each column.
-const LONG_RUN: usize = 256;
-/// Elementwise steps take shorter runs, too, one by one: coefficients for each column are three
-/// arrays more to read, and columns are not the order of memory (a third of the time of inference).
-const RUN: usize = 16;
-/// Rows of short runs are joined until a row has this many columns.
-const LONG_ROW: usize = 512;
-/// A task that keeps all of a channel works on at most this many bytes, so that its second pass
-/// finds in cache what its first has read. Of runs shorter than a page, pieces that lie far apart
-/// cost more than that saves: such a task must find room in the cache of one core.
-const CACHED_BYTES: usize = 4 << 20;
-const CLOSE_BYTES: usize = 512 << 10;
-/// Least bytes of a row in a task of the one kind and of the other. Rows whose starts lie whole pages
-/// apart share a part of the cache, the smaller the shorter they are: a second pass over a quarter
-/// of a page of each finds little of it, and the backward takes twice as long as by whole rows.
-const PAGE: usize = 4 << 10;
-const HALF_PAGE: usize = 2 << 10;
-/// Fewer tasks than this are too few to keep the threads of a machine busy, if there is work for
-/// them.
-const ENOUGH_TASKS: usize = 8;
-/// Elements that are worth a task of their own.
-const TASK: usize = 64 << 10;
-/// Columns of a row up to which a task takes whole rows, and of its part of a longer row.
-const WHOLE_ROW: usize = 8 << 10;
-const PART_ROW: usize = 1 << 10;
-/// Rows of a task of a column's sums, if that makes enough tasks: those sums are kept until all are
-/// merged.
-const SUMMED_ROWS: usize = 128;
-/// Rows from those that a loop sums to those that it asks for. Few fit between in the cache, and
-/// fewer come too late.
-const AHEAD: usize = 8;
-/// From here on, all tensors of an operation together, results are written past the cache.
-const LARGE_BYTES: usize = 32 << 20;
-/// The same where rows are so long that their columns' coefficients need the cache, too, and where
-/// tasks work on whole channels: what they are about to overwrite lies far apart, and fetching it
-/// first has made forwards take twice as long.
-const LARGE_APART: usize = 24 << 20;
-/// Up to here, cutting is not worth a second pass over memory.
-const SMALL: usize = 32 << 10;
 
 /// Memory as rows of equal width, the last one possibly shorter, cut into tiles.
 ///

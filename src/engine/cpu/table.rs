@@ -260,25 +260,57 @@ impl<A: Real> Strip<A> {
             slope: slope[place],
         }
     }
-    /// The coefficients of a group from the `i`th on, by lane.
+    /// The coefficients of whole groups from the `i`th on.
     #[inline(always)]
-    pub fn group(&self, i: usize) -> impl Fn(usize) -> Coef<A> {
-        let place = self.first + i;
-        let [mean, scale, bias, mean_g, slope] = &self.fields;
-        let group = |field: &[A; PLACES]| {
-            let mut values = [A::default(); GROUP];
-            values.copy_from_slice(&field[place..place + GROUP]);
-            values
-        };
+    pub fn groups(&self, i: usize, count: usize) -> Groups<'_, A> {
+        let places = self.first + i..self.first + i + count * GROUP;
+        Groups(self.fields.each_ref().map(
+            #[inline(always)]
+            |field| field[places.clone()].as_chunks().0,
+        ))
+    }
+    /// The forward's coefficients of the `i`th group, by lane.
+    #[inline(always)]
+    pub fn forward_group(&self, i: usize) -> impl Fn(usize) -> Coef<A> {
+        let group = |field: &[A; PLACES]| field[self.first..].as_chunks::<GROUP>().0[i];
+        let [mean, scale, bias, ..] = &self.fields;
         let (mean, scale, bias) = (group(mean), group(scale), group(bias));
-        let (mean_g, slope) = (group(mean_g), group(slope));
         #[inline(always)]
-        move |l| Coef {
-            mean: mean[l],
-            scale: scale[l],
-            bias: bias[l],
-            mean_g: mean_g[l],
-            slope: slope[l],
-        }
+        move |l| Coef { mean: mean[l], scale: scale[l], bias: bias[l], ..Coef::default() }
+    }
+}
+
+/// Coefficients of columns, in groups, by field.
+pub(super) struct Groups<'a, A>(pub [&'a [[A; GROUP]]; FIELDS]);
+
+/// Coefficients of a group of values.
+pub(super) trait Lanes<A> {
+    fn at(&self, lane: usize) -> Coef<A>;
+}
+impl<A: Real> Lanes<A> for Coef<A> {
+    #[inline(always)]
+    fn at(&self, _: usize) -> Coef<A> {
+        *self
+    }
+}
+/// Of columns: each field's.
+impl<A: Real> Lanes<A> for [[A; GROUP]; FIELDS] {
+    #[inline(always)]
+    fn at(&self, l: usize) -> Coef<A> {
+        let [mean, scale, bias, mean_g, slope] = self;
+        Coef { mean: mean[l], scale: scale[l], bias: bias[l], mean_g: mean_g[l], slope: slope[l] }
+    }
+}
+
+impl<'a, A: Real> Groups<'a, A> {
+    /// One after the other.
+    #[inline(always)]
+    pub fn iter(self) -> impl Iterator<Item = [[A; GROUP]; FIELDS]> {
+        let [mean, scale, bias, mean_g, slope] = self.0;
+        let forward = mean.iter().zip(scale).zip(bias);
+        forward.zip(mean_g.iter().zip(slope)).map(
+            #[inline(always)]
+            |(((mean, scale), bias), (mean_g, slope))| [*mean, *scale, *bias, *mean_g, *slope],
+        )
     }
 }

@@ -1,8 +1,7 @@
 //! Elementwise loops: `out[i] = op(coefficients of i, x[i], other[i])`.
 use super::super::simd::{GROUP, Store, prefetch, to_line};
-use super::super::table::{Coef, Strip};
+use super::super::table::{Coef, Lanes, Strip};
 use crate::{Element, Real};
-use std::hint::black_box;
 
 /// Blocks from here on are worth to be brought to the start of a cache line: vectors that straddle
 /// two lines cost up to a tenth of a long run.
@@ -188,7 +187,7 @@ fn map<E: Element>(
                 from,
                 out,
                 #[inline(always)]
-                |i| strip.group(i),
+                |i, count| strip.groups(i, count).iter(),
                 #[inline(always)]
                 |i| ahead.iter().for_each(|row| prefetch(row, i)),
                 op,
@@ -211,10 +210,7 @@ fn map<E: Element>(
             ),
             &mut out[start..end],
             #[inline(always)]
-            |_| {
-                #[inline(always)]
-                move |_| coef
-            },
+            |_, _| std::iter::repeat(coef),
             |_| (),
             op,
         );
@@ -226,25 +222,27 @@ fn map<E: Element>(
 /// on, a last one that ends where `out` does. They overlap, which is harmless as nothing that is read
 /// is written; stores past the cache leave out what another group writes.
 #[inline(always)]
-fn groups<E: Element, C: Fn(usize) -> Coef<E::Acc>>(
+fn groups<E: Element, C: Iterator<Item: Lanes<E::Acc>>>(
     store: Store,
     [mut x, mut other]: [&[E]; 2],
     out: &mut [E],
-    coefs: impl Fn(usize) -> C,
+    coefs: impl Fn(usize, usize) -> C,
     ahead: impl Fn(usize),
     op: impl Fn(Coef<E::Acc>, E::Acc, E::Acc) -> E::Acc,
 ) {
     let n = out.len();
     (x, other) = (&x[..n], &other[..n]);
-    let mut short = [[E::default(); GROUP]; 3];
-    let [short_x, short_other, short_out] = &mut short;
-    let is_short = n < GROUP;
-    if is_short {
+    // Less than a group is brought to memory of a group.
+    let mut short = None;
+    let to = if n < GROUP {
+        let [short_x, short_other, to] = short.insert([[E::default(); GROUP]; 3]);
         short_x[..n].copy_from_slice(x);
         short_other[..n].copy_from_slice(other);
         (x, other) = (short_x, short_other);
-    }
-    let to = if is_short { &mut short_out[..] } else { &mut *out };
+        &mut to[..]
+    } else {
+        &mut *out
+    };
     let len = to.len();
     let head = if len < ALIGNED { 0 } else { to_line(to) };
     let rest = (len - head) % GROUP;
@@ -258,30 +256,30 @@ fn groups<E: Element, C: Fn(usize) -> Coef<E::Acc>>(
         (head, (len - head) / GROUP, 0, len),
         (len - GROUP, usize::from(rest > 0), first_of_rest, len),
     ];
-    // Not unrolled.
-    for &(start, count, first, end) in black_box(&spans) {
-        for at in (start..).step_by(GROUP).take(count) {
-            let lanes = first..GROUP.min(end - at);
-            let group = |values: &[E]| {
-                let values = values[at..at + GROUP].first_chunk().expect("a group");
-                store.simd.widen::<E, GROUP>(values)
-            };
-            let (x, other, coef) = (group(x), group(other), coefs(at));
+    for (start, count, first, end) in spans {
+        let part = start..start + count * GROUP;
+        let xs = x[part.clone()].as_chunks::<GROUP>().0;
+        let others = other[part.clone()].as_chunks::<GROUP>().0;
+        let outs = to[part].as_chunks_mut::<GROUP>().0;
+        let groups = xs.iter().zip(others).zip(outs).zip(coefs(start, count));
+        for (i, (((x, other), out), coef)) in groups.enumerate() {
+            let at = start + i * GROUP;
+            let (x, other) = (store.simd.widen(x), store.simd.widen(other));
             let mut values = [E::Acc::default(); GROUP];
             for l in 0..GROUP {
-                values[l] = op(coef(l), x[l], other[l]);
+                values[l] = op(coef.at(l), x[l], other[l]);
             }
-            let to = to[at..at + GROUP].first_chunk_mut().expect("a group");
+            let lanes = first..GROUP.min(end - at);
             store.put(
                 &values,
-                to,
+                out,
                 lanes,
                 #[inline(always)]
                 || ahead(at),
             );
         }
     }
-    if is_short {
-        out.copy_from_slice(&short_out[..n]);
+    if let Some([.., short]) = &short {
+        out.copy_from_slice(&short[..n]);
     }
 }

@@ -313,7 +313,7 @@ fn add_gradients<E: Element, const RELU: bool, const ROWS: usize>(
     for i in 0..n / GROUP {
         ahead.as_flattened().iter().for_each(|row| prefetch(row, GROUP * i));
         let zeros = [E::Acc::default(); GROUP];
-        let (coef, mut s, mut p) = (at.group(GROUP * i), zeros, zeros);
+        let (coef, mut s, mut p) = (at.forward_group(i), zeros, zeros);
         for [x, g] in rows {
             let x = simd.widen(&x.as_chunks::<GROUP>().0[i]);
             let g = simd.widen(&g.as_chunks::<GROUP>().0[i]);

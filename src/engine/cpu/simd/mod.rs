@@ -144,11 +144,11 @@ impl Simd {
         }
         narrow
     }
-    /// Whether conversions are calls: by instructions that every machine has they are most of a loop,
+    /// Whether conversions are calls: by the instructions that every x86-64 has they are most of a loop,
     /// and of what compiling it takes.
     #[inline(always)]
     fn calls_conversions<E: Element>(self) -> bool {
-        self.0 == SimdLevel::Baseline && size_of::<E>() == 2
+        cfg!(target_arch = "x86_64") && self.0 == SimdLevel::Baseline && size_of::<E>() == 2
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
