@@ -166,8 +166,8 @@ impl Activation {
         let z = rounded::<E>(z);
         match self {
             Self::LeakyRelu { .. } => z > 0.0,
-            Self::Relu6 => !(z <= 0.0 || z >= 6.0),
-            _ => !(z <= 0.0),
+            Self::Relu6 => z.is_nan() || z > 0.0 && z < 6.0,
+            _ => z.is_nan() || z > 0.0,
         }
     }
 

@@ -164,6 +164,9 @@ fn function(module: &Arc<CudaModule>, name: &str) -> Result<CudaFunction> {
     module.load_function(name).map_err(refused("cuModuleGetFunction"))
 }
 
+/// Absent where the device has no room for them.
+type Resident = Option<Arc<ResidentKernels>>;
+
 /// The kernels of a context, each type's loaded when it is first needed.
 pub(super) struct Modules {
     context: Arc<CudaContext>,
@@ -171,7 +174,7 @@ pub(super) struct Modules {
     loaded: [Mutex<Option<Arc<Kernels>>>; DTYPES.len()],
     any: [Mutex<Option<Arc<Activated>>>; DTYPES.len()],
     /// For no activation and a ReLU; for any.
-    resident: [[Mutex<Option<Option<Arc<ResidentKernels>>>>; DTYPES.len()]; 2],
+    resident: [[Mutex<Option<Resident>>; DTYPES.len()]; 2],
 }
 
 impl Modules {
