@@ -1,8 +1,8 @@
 //! Every operation over the quick part of the table; the whole of it with `BATCHNORM_BENCH=all`.
 //!
 //! ```text
-//! cargo bench                              # some minutes
-//! cargo bench -- 'bwd/nhwc'                # what matches
+//! cargo bench -p examples                              # some minutes
+//! cargo bench -p examples -- 'bwd/nhwc'                # what matches
 //! ```
 //!
 //! Criterion watches for changes between two commits. For comparison with the memory's floor and

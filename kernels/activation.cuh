@@ -26,8 +26,8 @@ __device__ inline double sigmoid(double z) { return 1 / (1 + exp_of(-z)); }
 __device__ inline float normal_cdf(float z) { return 0.5f + 0.5f * erff(0.70710678f * z); }
 __device__ inline double normal_cdf(double z) { return 0.5 * erfc(-0.70710678118654752440 * z); }
 
-// Each has `value`, `derivative` for a tensor of T, whose rounding decides at kinks, and `is_one`: whether the derivative
-// is 1, the bit of a mask. Constants beside STEP and ZERO are what rounds to a kink.
+// Each has `value`, `derivative` for a tensor of T, whose rounding decides at kinks, and `is_one`: whether the
+// derivative is 1, the bit of a mask. Constants beside STEP and ZERO are what rounds to a kink.
 
 /// None, or a ReLU.
 struct Relu {

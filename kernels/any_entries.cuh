@@ -1,4 +1,5 @@
-// Those of the entry points of one type of elements in which an activation stands, for any of them; README.md lists them.
+// Those of the entry points of one type of elements in which an activation stands, for any of them; README.md lists
+// them.
 #pragma once
 #include "backward.cuh"
 

@@ -7,7 +7,7 @@ template <class T, int W, class Act>
 __device__ void apply(const Geometry &g, const Channels<AccOf<T>> &by, const T *x, const T *residual, T *y,
                       unsigned char *mask, const Act &act) {
     using A = AccOf<T>;
-    constexpr unsigned AHEAD = 4;
+    constexpr unsigned AHEAD = Act::GENERAL ? 2 : 4;
     __shared__ Shared<A> shared;
     auto walk = Walk<u64>::of_block(g, true);
     if (Coefs<A, W>::prepare(g, walk.slice, by, shared.values())) {

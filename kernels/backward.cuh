@@ -15,8 +15,8 @@ template <class T> struct Tensors {
 
 /// The gradient of z in lane `i` of a vector, from that of y.
 template <class T, class Act>
-__device__ AccOf<T> passed(const Channel<AccOf<T>> &channel, const Tensors<T> &t, const Act &act, AccOf<T> x, u64 vector,
-                           unsigned i, u64 at) {
+__device__ AccOf<T> passed(const Channel<AccOf<T>> &channel, const Tensors<T> &t, const Act &act, AccOf<T> x,
+                           u64 vector, unsigned i, u64 at) {
     using E = Element<T>;
     using A = AccOf<T>;
     A g = E::widen(t.grad_y[at]);
@@ -138,8 +138,8 @@ template <class T, int W, unsigned AHEAD, class Index, class Act> struct Batch {
 /// The gradients of a thread's vectors, as far as there is room for them in `t`; `coefs` as in `backward_apply`. What
 /// passes is added up where there are `parts`: see `finish_gradients`. An extreme channel changes no bit of another.
 template <int W, class T, class Index, class Act>
-__device__ void backward_slowly(const Geometry &geometry, Walk<Index> walk, const Channels<AccOf<T>> &by, const Tensors<T> &t,
-                                const Act &act, const AccOf<T> *coefs, Part *parts) {
+__device__ void backward_slowly(const Geometry &geometry, Walk<Index> walk, const Channels<AccOf<T>> &by,
+                                const Tensors<T> &t, const Act &act, const AccOf<T> *coefs, Part *parts) {
     using E = Element<T>;
     using A = AccOf<T>;
     Sums<A, W> sums;
@@ -149,7 +149,8 @@ __device__ void backward_slowly(const Geometry &geometry, Walk<Index> walk, cons
         if (parts && (count - walk.count) % SEGMENT == 0) sums.end_segment();
 #pragma unroll 1
         for (int i = 0; i < W; i++) {
-            const u64 at = u64(walk.at) * W + i, c = u64(walk.slice) * geometry.slice_channels + channel_of<W>(geometry, walk, i);
+            const u64 at = u64(walk.at) * W + i,
+                      c = u64(walk.slice) * geometry.slice_channels + channel_of<W>(geometry, walk, i);
             const Channel<A> channel(by, c);
             const bool reads_x = parts || coefs || t.source == FROM_X || t.source == FROM_RESIDUAL;
             const A x = reads_x ? E::widen(t.x[at]) : A(0);
@@ -168,8 +169,8 @@ __device__ void backward_slowly(const Geometry &geometry, Walk<Index> walk, cons
             }
             if (t.grad_residual) t.grad_residual[at] = E::narrow(g);
             if (!t.grad_x) continue;
-            const A frozen = channel.extreme ? A(g * (channel.power * channel.factor) * channel.weight)
-                                             : mul_rn(channel.scale, g);
+            const A frozen =
+                channel.extreme ? A(g * (channel.power * channel.factor) * channel.weight) : mul_rn(channel.scale, g);
             const A gradient = coefs ? channel.gradient(x, g, coefs[c], coefs[geometry.channels + c]) : frozen;
             t.grad_x[at] = E::narrow(gradient);
         }
@@ -205,9 +206,7 @@ __device__ void backward_sums(const Geometry &g, const Channels<AccOf<T>> &by, c
         Batch<T, W, AHEAD, u64, Act> batch(g, t, walk, begin, true);
         const auto write = [&](unsigned k, const auto &passed) {
             if (t.grad_residual) store<T, W>(t.grad_residual, batch.at[k], rounded<T>(passed), k > 0 || g.aligned);
-            if (t.grad_x) {
-                store<T, W>(t.grad_x, batch.at[k], coefs.template scaled<T>(passed), k > 0 || g.aligned);
-            }
+            if (t.grad_x) { store<T, W>(t.grad_x, batch.at[k], coefs.template scaled<T>(passed), k > 0 || g.aligned); }
         };
 #pragma unroll
         for (unsigned k = 0; k < AHEAD; k++) {
@@ -241,8 +240,8 @@ template <class A> struct Gradients {
 /// What follows from a channel's sums, of gradients and of gradients times the distance from the rounded mean, or times
 /// xhat.
 template <class A>
-__device__ void finish_gradients(unsigned c, u64 channels, u64 count, double sum, double product,
-                                 bool of_xhat, const Channels<A> &by, const Gradients<A> &out, bool accumulate) {
+__device__ void finish_gradients(unsigned c, u64 channels, u64 count, double sum, double product, bool of_xhat,
+                                 const Channels<A> &by, const Gradients<A> &out, bool accumulate) {
     const bool extreme = by.is_extreme(c);
     const double rest = extreme || !by.mean_rest ? A(0) : by.mean_rest[c], invstd = extreme ? A(1) : by.invstd[c];
     const double sum_xhat = of_xhat || extreme ? product : (product - or_zero(rest * sum)) * invstd;
@@ -301,9 +300,7 @@ __device__ void backward_finalize(const Merge &merge, const Channels<AccOf<T>> &
     }
     Part all = warp_merge<Add>(own);
     const bool again = partials && t.grad_y && (by.is_extreme(c) || are_lost<T>(all.first, all.second));
-    if (again) {
-        all = wide_sums(merge.count, c, merge.channels, merge.inner, merge.lanes, by, t, act);
-    }
+    if (again) { all = wide_sums(merge.count, c, merge.channels, merge.inner, merge.lanes, by, t, act); }
     if (lane == 0) finish_gradients(c, merge.channels, merge.count, all.first, all.second, again, by, out, accumulate);
 }
 
@@ -359,7 +356,8 @@ __device__ void backward_apply(const Geometry &g, const Channels<AccOf<T>> &by, 
                 const auto passed = batch.passed(coefs, t, act, k);
                 if (t.grad_residual) store<T, W>(t.grad_residual, batch.at[k], rounded<T>(passed), k > 0 || g.aligned);
                 if (!t.grad_x) continue;
-                const auto grad_x = further ? through.gradient(coefs, batch.x[k], passed) : coefs.template scaled<T>(passed);
+                const auto grad_x =
+                    further ? through.gradient(coefs, batch.x[k], passed) : coefs.template scaled<T>(passed);
                 store<T, W>(t.grad_x, batch.at[k], grad_x, k > 0 || g.aligned);
             }
         }

@@ -1,6 +1,6 @@
-// Channels whose numbers leave the range of their type on the way from x to y: deviations, means or scales that are huge
-// or tiny. Their elements are computed one at a time in f64, by distances that a power of two has brought to unit size.
-// A block takes this path where any channel of its slice is one.
+// Channels whose numbers leave the range of their type on the way from x to y: deviations, means or scales that are
+// huge or tiny. Their elements are computed one at a time in f64, by distances that a power of two has brought to unit
+// size. A block takes this path where any channel of its slice is one.
 #pragma once
 #include "normalize.cuh"
 
@@ -25,9 +25,7 @@ template <class A> struct Channel {
         weight = by.weight ? by.weight[c] : A(1);
         if (extreme) bias = by.bias ? by.bias[c] : A(0);
     }
-    __device__ double xhat(double x) const {
-        return mul_rn(add_rn(fma_rn(x, power, -wide_mean), -wide_rest), factor);
-    }
+    __device__ double xhat(double x) const { return mul_rn(add_rn(fma_rn(x, power, -wide_mean), -wide_rest), factor); }
     /// As `Coefs::normalize`, whose bits it has where the channel is not extreme.
     __device__ A normalize(A x) const {
         return extreme ? A(fma_rn(weight, xhat(x), double(bias))) : fma_rn(add_rn(x, -mean), scale, bias);

@@ -47,8 +47,9 @@ __device__ inline unsigned spilled(const Geometry &g, const Group &group, unsign
     return steps > group.kept ? unsigned(steps - group.kept) : 0;
 }
 
-/// Adds up the lanes of all threads whose columns, of `width`, make up a channel, `inner` lanes of a row. To every other
-/// place of `to`, by channel; always in the same order. `lane_sum` gives what a thread has of each of its `N` lanes.
+/// Adds up the lanes of all threads whose columns, of `width`, make up a channel, `inner` lanes of a row. To every
+/// other place of `to`, by channel; always in the same order. `lane_sum` gives what a thread has of each of its `N`
+/// lanes.
 template <int N, class LaneSum>
 __device__ void add_up(LaneSum lane_sum, unsigned width, unsigned threads, unsigned channels, unsigned inner,
                        double *stage, double *to) {
@@ -137,8 +138,8 @@ __device__ inline bool arrive(const Geometry &g, const Group &group, unsigned ch
 
 /// `finish` is called in one block of the group, when the totals are those of the group; no block goes on before.
 ///
-/// The word counts blocks that have arrived in its low 31 bits. The last one to arrive sets them back to 0 and flips the
-/// top bit, which the others wait for.
+/// The word counts blocks that have arrived in its low 31 bits. The last one to arrive sets them back to 0 and flips
+/// the top bit, which the others wait for.
 template <class Finish>
 __device__ void meet(const Geometry &g, const Group &group, unsigned channels, const Room &room, Finish finish) {
     constexpr unsigned TOP = 1u << 31;

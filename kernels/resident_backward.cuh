@@ -1,6 +1,6 @@
 // The backward through the batch's statistics in one launch: x and the gradient of y are read once, as far as a group's
-// shared memory holds a slice. What is kept of the gradient is what passes the ReLU; of other activations all of it, whose
-// derivatives are computed twice.
+// shared memory holds a slice. What is kept of the gradient is what passes the ReLU; of other activations all of it,
+// whose derivatives are computed twice.
 #pragma once
 #include "resident.cuh"
 
@@ -28,7 +28,8 @@ __device__ Sums<float, W> read_once(const Geometry &g, Steps walk, unsigned spil
             if (k < batch.count) {
                 const auto passed = batch.passed(coefs, t, act, k);
                 batch.add_to(sums, coefs, k, passed);
-                if (Act::GENERAL && t.grad_residual) store<T, W>(t.grad_residual, batch.at[k], rounded<T>(passed), true);
+                if (Act::GENERAL && t.grad_residual)
+                    store<T, W>(t.grad_residual, batch.at[k], rounded<T>(passed), true);
             }
         }
 #pragma unroll
@@ -51,7 +52,8 @@ __device__ Sums<float, W> read_once(const Geometry &g, Steps walk, unsigned spil
 /// What follows from the totals of the slice's channels.
 template <class T, class Act>
 __device__ void finish_slice(const Geometry &g, unsigned slice, u64 count, const Channels<float> &by,
-                             const Tensors<T> &t, const Act &act, const Gradients<float> &out, bool accumulate, const Room &room) {
+                             const Tensors<T> &t, const Act &act, const Gradients<float> &out, bool accumulate,
+                             const Room &room) {
     const unsigned channels = channels_of(g, slice);
     const u64 first = u64(slice) * g.slice_channels;
     // Of an extreme channel they are not what is wanted.
@@ -82,7 +84,8 @@ __device__ void finish_slice(const Geometry &g, unsigned slice, u64 count, const
 
 template <class T, class Act>
 __device__ void backward_resident(const Geometry &g, const Group &group, const Channels<float> &by,
-                                  const Gradients<float> &out, u64 count, const Tensors<T> &t, const Act &act, bool accumulate) {
+                                  const Gradients<float> &out, u64 count, const Tensors<T> &t, const Act &act,
+                                  bool accumulate) {
     constexpr int W = 16 / sizeof(T);
     extern __shared__ uint4 shared[];
     const Room room(shared, g, 2 * g.threads * group.kept);
@@ -99,7 +102,8 @@ __device__ void backward_resident(const Geometry &g, const Group &group, const C
         }
         // The sums take all registers.
         slice = room.arrival[1];
-        meet(g, group, channels_of(g, slice), room, [&] { finish_slice(g, slice, count, by, t, act, out, accumulate, room); });
+        meet(g, group, channels_of(g, slice), room,
+             [&] { finish_slice(g, slice, count, by, t, act, out, accumulate, room); });
         slice = room.arrival[1];
 
         const Steps walk(g, slice, member);

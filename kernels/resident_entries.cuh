@@ -1,5 +1,6 @@
 // The resident kernels of one type of elements; README.md lists them.
 #pragma once
+#include "layout.cuh"
 #include "resident_backward.cuh"
 #include "resident_forward.cuh"
 
@@ -25,11 +26,10 @@
         const Target<T, AnyActivation<float>> target = {residual, y, mask, act};                                       \
         forward_resident<T>(g, group, out, count, x, target);                                                          \
     }                                                                                                                  \
-    KERNEL backward_resident_any_##name(const Geometry g, const Group group, const Channels<float> by,                 \
-                                        const Gradients<float> out, u64 count, const T *x, const T *grad_y,            \
-                                        const unsigned char *mask, unsigned source, const T *residual,                 \
-                                        const AnyActivation<float> act, unsigned accumulate, T *grad_x,                \
-                                        T *grad_residual) {                                                            \
+    KERNEL backward_resident_any_##name(                                                                               \
+        const Geometry g, const Group group, const Channels<float> by, const Gradients<float> out, u64 count,          \
+        const T *x, const T *grad_y, const unsigned char *mask, unsigned source, const T *residual,                    \
+        const AnyActivation<float> act, unsigned accumulate, T *grad_x, T *grad_residual) {                            \
         const Tensors<T> tensors = {x, grad_y, mask, source, grad_x, grad_residual, residual};                         \
         backward_resident(g, group, by, out, count, tensors, act, accumulate);                                         \
     }

@@ -72,7 +72,7 @@ __device__ void finish_slice(const Geometry &g, u64 first, unsigned channels, u6
 }
 
 /// Vectors of x, and of the residual, that are loaded before the first is used: registers allow no more.
-constexpr unsigned FEW = 2;
+template <class Act> constexpr unsigned FEW = Act::GENERAL ? 1 : 2;
 
 /// What the forward ends with.
 template <class T, class Act> struct Target {
@@ -83,14 +83,14 @@ template <class T, class Act> struct Target {
 
     /// `n` vectors of y; `x` gives the k-th when it is needed.
     template <int W, class X>
-    __device__ void write(const Coefs<float, W> &coefs, const unsigned (&at)[FEW], unsigned n, X x) const {
-        Vector<T, W> rs[FEW];
+    __device__ void write(const Coefs<float, W> &coefs, const unsigned (&at)[FEW<Act>], unsigned n, X x) const {
+        Vector<T, W> rs[FEW<Act>];
 #pragma unroll
-        for (unsigned k = 0; k < FEW; k++) {
+        for (unsigned k = 0; k < FEW<Act>; k++) {
             if (k < n && residual) rs[k] = load_last<T, W>(residual, at[k], true);
         }
 #pragma unroll
-        for (unsigned k = 0; k < FEW; k++) {
+        for (unsigned k = 0; k < FEW<Act>; k++) {
             if (k < n) {
                 unsigned ones;
                 const auto out = coefs.output(x(k), residual, rs[k], act, ones);
@@ -136,11 +136,11 @@ __device__ void forward_resident(const Geometry &g, const Group &group, const Ou
         const Steps kept(g, slice, member, spills);
         Steps back = kept, on = kept;
         for (unsigned left = spills, here; left > 0; left -= here) {
-            unsigned at[FEW];
-            Vector<T, W> xs[FEW];
-            here = min(FEW, left);
+            unsigned at[FEW<Act>];
+            Vector<T, W> xs[FEW<Act>];
+            here = min(FEW<Act>, left);
 #pragma unroll
-            for (unsigned k = 0; k < FEW; k++) {
+            for (unsigned k = 0; k < FEW<Act>; k++) {
                 if (k < here) {
                     back.previous(g);
                     at[k] = back.at;
@@ -150,10 +150,10 @@ __device__ void forward_resident(const Geometry &g, const Group &group, const Ou
             to.write(coefs, at, here, [&](unsigned k) { return xs[k]; });
         }
         for (unsigned step = 0, here; step < kept.count; step += here) {
-            unsigned at[FEW];
-            here = min(FEW, kept.count - step);
+            unsigned at[FEW<Act>];
+            here = min(FEW<Act>, kept.count - step);
 #pragma unroll
-            for (unsigned k = 0; k < FEW; k++) {
+            for (unsigned k = 0; k < FEW<Act>; k++) {
                 if (k < here) {
                     at[k] = on.at;
                     on.next(g);

@@ -223,7 +223,8 @@ __device__ void finish_stats(unsigned c, unsigned channels, u64 count, const Spr
     const A rounded = A(mean);
     if (out.mean) out.mean[c] = rounded;
     if (out.mean_rest) out.mean_rest[c] = A(or_zero((base - double(rounded)) + offset));
-    if (out.invstd) out.invstd[c] = A(1 / (scale == 1 ? sqrt(var + out.eps) : hypot(sqrt(scaled) / scale, sqrt(out.eps))));
+    if (out.invstd)
+        out.invstd[c] = A(1 / (scale == 1 ? sqrt(var + out.eps) : hypot(sqrt(scaled) / scale, sqrt(out.eps))));
     if (out.running_mean && count > 0) {
         blend(out.running_mean + c, out.factor, mean);
         blend(out.running_var + c, out.factor, of.squares / (count - 1.0) / scale / scale);

@@ -3,7 +3,7 @@
 
     python scripts/bench_pytorch.py --device cpu --threads 2 > pytorch.jsonl
     python scripts/bench_pytorch.py --device cuda --compile --filter "bwd nhwc" > pytorch.jsonl
-    cargo run --release --example report -- ours.jsonl pytorch.jsonl --out report
+    cargo run --release -p examples --bin report -- ours.jsonl pytorch.jsonl --out report
 
 The cases are those of benches/table/table.json, the data those of benches/table/data.rs, so that
 `check` (sums of absolute values) must be what `speed --json` writes. Peers are torch-eager-DEVICE,

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Compiles CUDA kernels to the PTX that is committed beside them, FOLDER/NAME.cu to FOLDER/ptx/NAME.sm_XX.ptx,
-# and assembles that with the newest and the oldest ptxas that must take it.
+# Compiles CUDA kernels to the PTX that is committed beside them, FOLDER/NAME.cu to FOLDER/ptx/NAME.sm_XX.ptx.gz (of the
+# kernels that ship .lzma, whose window holds loops that are unrolled: 40 % less),
+# and assembles that with the newest and the oldest ptxas that must take it. Where two targets need the same
+# instructions, the lower one's file serves both, as a driver compiles it for the device it has.
 #
 #   scripts/build-ptx.sh [FOLDER..]           builds (all folders of kernels, where none is given)
-#   scripts/build-ptx.sh --check [FOLDER..]   builds elsewhere, and fails where that differs from what is committed
+#   scripts/build-ptx.sh --check [FOLDER..]   builds elsewhere, and fails where that text differs from what is committed
+#   scripts/build-ptx.sh --show NAME          prints PTX: split_f32.sm_90, say, or every target's with split_f32
 #
-# Needs python3 with pip, and a host gcc; no GPU, no driver, no CUDA toolkit. The compiler comes from the wheels of
-# scripts/ptx-requirements.txt, installed once into a cache folder (BATCHNORM_CUDA_WHEELS names another one).
+# Building needs python3 with pip, and a host gcc; no GPU, no driver, no CUDA toolkit. The compiler comes from the wheels
+# of scripts/ptx-requirements.txt, installed once into a cache folder (BATCHNORM_CUDA_WHEELS names another one).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,18 +18,7 @@ targets=(75 80 90)
 # from 520 on take; ptxas makes the same machine code of both.
 written='.version 9.0' wanted='.version 7.8'
 
-check=false
-if [ "${1:-}" = --check ]; then check=true && shift; fi
-folders=("$@")
-if [ ${#folders[@]} = 0 ]; then
-    for folder in kernels examples/kernels softcuda/kernels; do
-        if [ -d "$folder" ]; then folders+=("$folder"); fi
-    done
-fi
-
-requirements=scripts/ptx-requirements.txt
-pins=$(sha256sum "$requirements" | cut -c1-16)
-wheels=${BATCHNORM_CUDA_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/batchnorm/cuda-wheels-$pins}
+all=(kernels examples/kernels softcuda/kernels)
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -34,6 +26,62 @@ fail() {
     printf 'build-ptx: %s\n' "$*" >&2
     exit 1
 }
+
+# How texts of a folder are packed; what packs and unpacks one.
+ending() { case $1 in kernels) echo lzma ;; *) echo gz ;; esac; }
+packed() {
+    case $1 in
+        lzma) python3 -c 'import lzma, sys
+text = sys.stdin.buffer.read()
+sys.stdout.buffer.write(lzma.compress(text, lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME))' ;;
+        gz) gzip -9nc ;;
+    esac
+}
+unpacked() {
+    case $1 in
+        *.lzma) python3 -c 'import lzma, sys
+sys.stdout.buffer.write(lzma.open(sys.argv[1], format=lzma.FORMAT_ALONE).read())' "$1" ;;
+        *.gz) gzip -cd "$1" ;;
+    esac
+}
+
+# show NAME[.sm_XX]: what a device of that target is given, or every text of that name.
+show() {
+    local name=${1%%.*} target=${1##*.sm_} files=() file
+    for folder in "${all[@]}"; do files+=("$folder/ptx/$name".sm_*.ptx."$(ending "$folder")"); done
+    mapfile -t files < <(ls -d "${files[@]}" 2>/dev/null | sort -V)
+    [ ${#files[@]} -gt 0 ] || fail "no $name: there are" $(for folder in "${all[@]}"; do ls "$folder/ptx"; done | sed 's/[.]ptx[.].*$//')
+    if [ "$target" != "$1" ]; then
+        local served=()
+        for file in "${files[@]}"; do
+            [ "$(target_of "$file")" -gt "$target" ] || served=("$file")
+        done
+        [ ${#served[@]} -gt 0 ] || fail "no $name for sm_$target"
+        files=("${served[@]}")
+    fi
+    for file in "${files[@]}"; do
+        echo "$file" >&2
+        unpacked "$file"
+    done
+}
+
+# target_of FILE: 90 of NAME.sm_90.ptx, packed or not
+target_of() { sed 's/.*[.]sm_\([0-9]*\)[.].*/\1/' <<<"$1"; }
+
+# instructions FILE: all but the line that names the target.
+instructions() { grep -v '^\.target ' "$1"; }
+
+check=false
+case ${1:-} in
+    --show) [ $# = 2 ] || fail "--show takes a name" && show "$2" && exit ;;
+    --check) check=true && shift ;;
+esac
+folders=("$@")
+if [ ${#folders[@]} = 0 ]; then folders=("${all[@]}"); fi
+
+requirements=scripts/ptx-requirements.txt
+pins=$(sha256sum "$requirements" | cut -c1-16)
+wheels=${BATCHNORM_CUDA_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/batchnorm/cuda-wheels-$pins}
 
 install_wheels() {
     echo "installing nvcc and ptxas (125 MB, once) into $wheels"
@@ -90,23 +138,59 @@ assemble() {
     if grep -E "$wrong" "$scratch"/registers.* >&2; then fail "$1: a kernel needs more registers than it has"; fi
 }
 
+# unpack FOLDER OUT: what is committed, as text.
+unpack() {
+    mkdir -p "$2"
+    local file ending
+    ending=$(ending "$1")
+    for file in "$1"/ptx/*.ptx."$ending"; do
+        [ ! -e "$file" ] || unpacked "$file" >"$2/$(basename "$file" ".$ending")"
+    done
+}
+
+# pack MADE FOLDER: the texts of a folder, each in a file of its own. One that has not changed keeps its file, whatever
+# version of the packer made that.
+pack() {
+    local file to ending
+    ending=$(ending "$2")
+    mkdir -p "$2/ptx"
+    for file in "$1"/*.ptx; do
+        to=$2/ptx/$(basename "$file").$ending
+        if [ ! -e "$to" ] || ! unpacked "$to" | cmp -s - "$file"; then packed "$ending" <"$file" >"$to"; fi
+    done
+    for to in "$2"/ptx/*; do
+        [[ $to == *."$ending" && -e "$1/$(basename "$to" ".$ending")" ]] || rm "$to"
+    done
+}
+
 stale=0
 for folder in "${folders[@]}"; do
+    folder=${folder%/}
     sources=("$folder"/*.cu)
     [ -e "${sources[0]}" ] || fail "$folder: expected *.cu files, got none"
-    if $check; then out=$scratch/$folder; else out=$folder/ptx; fi
-    mkdir -p "$out"
+    made=$scratch/made/$folder
+    mkdir -p "$made"
     for source in "${sources[@]}"; do
+        lower=
         for target in "${targets[@]}"; do
             name=$(basename "$source" .cu).sm_$target.ptx
             compile "$source" "$target" "$scratch/$name"
-            mv "$scratch/$name" "$out/$name"
+            if [ -n "$lower" ] && cmp -s <(instructions "$lower") <(instructions "$scratch/$name"); then
+                echo "$name: the instructions of $(basename "$lower")"
+                assemble "$lower" "$target" >/dev/null
+                continue
+            fi
+            lower=$made/$name
+            mv "$scratch/$name" "$lower"
             echo "$name: registers by ptxas 13.0, 11.8"
-            assemble "$out/$name" "$target"
+            assemble "$lower" "$target"
         done
     done
-    if $check && ! diff -ru "$folder/ptx" "$out"; then
-        stale=1
+    if $check; then
+        unpack "$folder" "$scratch/committed/$folder"
+        diff -ru "$scratch/committed/$folder" "$made" || stale=1
+    else
+        pack "$made" "$folder"
     fi
 done
 if [ $stale = 1 ]; then fail "what is committed differs from what its sources make: run scripts/build-ptx.sh"; fi

@@ -73,11 +73,12 @@ printf 'batchnorm, %s\n\n' "$(head -n 1 built.txt)" >"$report"
 versions >"$results/versions.log" 2>&1
 gzip -dc kernels.safetensors.gz >"$results/kernels.safetensors"
 step kernels 300 bin/compare_kernels --compare "$results/kernels.safetensors"
-step suite 600 bin/test-suite
+step suite 600 bin/test-suite --skip ::cudnn:: --skip ::gpu::
 step allocation 120 bin/test-allocation
 # Without the modules that need the software cuDNN: they make calls fail, and look into it.
-step cudnn 900 bin/test-cudnn --skip choice:: --skip failures:: --skip own::
-step gpu 900 bin/test-gpu
+step cudnn 900 bin/test-suite ::cudnn::
+step refusals 300 bin/test-cudnn refusals::
+step gpu 900 bin/test-suite ::gpu::
 step golden 300 bin/conformance --engine all tests/golden
 for folder in golden/*/; do
     [ -d "$folder" ] && step "golden-$(basename "$folder")" 600 bin/conformance --engine all "$folder"

@@ -3,7 +3,7 @@
 
     scripts/gpu_probe.py device            what it is; exit status 3 where there is none
     scripts/gpu_probe.py copy              GB/s, read and written, of copies on the device
-    scripts/gpu_probe.py modules FOLDER    how long PTX (*.sm_NN.ptx, .gz or not) takes to load, and what of registers
+    scripts/gpu_probe.py modules FOLDER    how long PTX (*.sm_NN.ptx, .lzma or not) takes to load, and what of registers
                                            and memory the driver's compiler gave each kernel
     scripts/gpu_probe.py bits A B          compares the tensors of two folders of *.safetensors bit for bit; exit
                                            status 1 where any differs or none compares
@@ -12,8 +12,8 @@ BATCHNORM_REQUIRE_GPU=0 takes the tests' software device, where LD_LIBRARY_PATH 
 """
 
 import ctypes
-import gzip
 import json
+import lzma
 import os
 import re
 import statistics
@@ -120,7 +120,7 @@ def modules(folder):
     driver = Driver()
     found = {}
     for path in Path(folder).iterdir():
-        match = re.fullmatch(r"(.+)\.sm_(\d+)\.ptx(\.gz)?", path.name)
+        match = re.fullmatch(r"(.+)\.sm_(\d+)\.ptx(\.lzma)?", path.name)
         if match and int(match[2]) <= driver.capability():
             found[match[1]] = max(found.get(match[1], (0, path)), (int(match[2]), path))
     if not found:
@@ -128,7 +128,7 @@ def modules(folder):
     total = 0.0
     for name, (target, path) in sorted(found.items()):
         text = path.read_bytes()
-        text = gzip.decompress(text) if path.suffix == ".gz" else text
+        text = lzma.decompress(text) if path.suffix == ".lzma" else text
         module, begin = ctypes.c_void_p(), time.perf_counter()
         driver("cuModuleLoadData", ctypes.byref(module), text + b"\0")
         seconds = time.perf_counter() - begin

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 /// A storage type, as a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DType {
     /// IEEE double precision.
     F64,
@@ -13,6 +14,17 @@ pub enum DType {
     F16,
     /// The upper half of an f32.
     Bf16,
+}
+
+impl DType {
+    /// Bytes of an element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F64 => 8,
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
 }
 
 /// `f64`, `f32`, `f16`, `bf16`.
@@ -36,7 +48,8 @@ mod sealed {
     pub trait Sealed: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits {}
 }
 
-/// What a buffer may hold: an [`Element`], or the bytes of a reserve space.
+/// What a buffer may hold: an [`Element`], or the bytes of a reserve space. Sealed, and [`Element`] and
+/// [`Real`] with it: engines have code for each type.
 pub trait Plain:
     sealed::Sealed + Copy + Default + PartialEq + std::fmt::Debug + Send + Sync + 'static
 {

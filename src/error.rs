@@ -1,4 +1,5 @@
 //! One enum; each variant says what was expected and what came.
+use std::sync::Arc;
 
 /// Short for a result with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
@@ -69,13 +70,19 @@ pub enum Error {
     /// already, and gradients that add up may hold this backward's. Load or reset the statistics and
     /// drop the gradients (`zero_grad`) before the step is tried again.
     #[error("{call}: {reason}")]
+    #[non_exhaustive]
     Device {
         /// What was called.
         call: &'static str,
-        /// What the device said.
+        /// What it answered: a `CUresult` of the driver's, a `cudnnStatus_t` of cuDNN's.
+        code: u32,
+        /// What the code means.
         reason: String,
+        /// The error of cudarc's that [`source`](std::error::Error::source) gives: a `DriverError`, or a
+        /// `CudnnError`.
+        source: Cause,
     },
-    /// The host has no room for a buffer.
+    /// The host has no room for a buffer, or it has more bytes than can be counted.
     #[error("memory: no room for {len} elements of {size} bytes")]
     OutOfMemory {
         /// Elements of the buffer.
@@ -84,14 +91,59 @@ pub enum Error {
         size: usize,
     },
     /// A state dict that cannot be read or written.
+    #[cfg(feature = "safetensors")]
     #[error("state dict: {0}")]
     State(String),
     /// Entries of a state dict that are missing, unexpected or do not fit: all of them.
+    #[cfg(feature = "safetensors")]
     #[error("state dict: {0}")]
     Load(crate::LoadReport),
 }
 
+/// The error of another crate that one of ours comes from. Two are equal where they say the same.
+#[derive(Debug, Clone)]
+pub struct Cause(Arc<dyn std::error::Error + Send + Sync>);
+
+impl std::ops::Deref for Cause {
+    type Target = dyn std::error::Error + Send + Sync;
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+impl PartialEq for Cause {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.to_string() == other.0.to_string()
+    }
+}
+
 impl Error {
+    /// Whether memory ran out, the host's or a device's: less of it at a time may do.
+    ///
+    /// ```
+    /// # use batchnorm::{Host, Memory};
+    /// let error = Host.zeros::<f64>(usize::MAX / 16).unwrap_err();
+    /// assert!(error.is_out_of_memory());
+    /// ```
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::OutOfMemory { .. } => true,
+            #[cfg(feature = "cuda")]
+            Self::Device { source, .. } => says_out_of_memory(source),
+            _ => false,
+        }
+    }
+
+    /// What a device or its library answered to a call.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device(
+        call: &'static str,
+        code: u32,
+        reason: String,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Error::Device { call, code, reason, source: Cause(Arc::new(source)) }
+    }
+
     pub(crate) fn invalid(what: &'static str, reason: impl Into<String>) -> Self {
         Error::Invalid { what, reason: reason.into() }
     }
@@ -103,4 +155,17 @@ impl Error {
     ) -> Self {
         Error::Saved { what, forward: forward.to_string(), backward: backward.to_string() }
     }
+}
+
+/// The codes by which the driver and cuDNN say so.
+#[cfg(feature = "cuda")]
+fn says_out_of_memory(cause: &Cause) -> bool {
+    use cudarc::driver::{DriverError, sys::CUresult};
+    #[cfg(feature = "cudnn")]
+    if let Some(error) = cause.downcast_ref::<cudarc::cudnn::result::CudnnError>() {
+        // CUDNN_STATUS_INTERNAL_ERROR_{HOST,DEVICE}_ALLOCATION_FAILED of version 9.
+        return matches!(error.0 as u32, 4003 | 4004);
+    }
+    let driver = cause.downcast_ref::<DriverError>();
+    driver.is_some_and(|error| error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY)
 }

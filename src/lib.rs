@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 // The map. Who stands higher may use who stands lower, never the other way round.
 
 mod layer; // policy: configuration, parameters, running statistics, modes, state dicts
@@ -20,17 +21,18 @@ pub use cudarc; // its streams and slices are what `Cuda` works on
 
 pub use element::{DType, Element, Plain, Real};
 pub use engine::{
-    Activation, Backward, Cpu, Derivative, Engine, ForwardEval, ForwardTrain, Input, MergeStats,
-    Op, Reference, Request, Running, Saved, SimdLevel, Statistics, Stats,
+    Activation, Argument, Arguments, Backward, Cpu, Derivative, Engine, ForwardEval, ForwardTrain,
+    Input, MergeStats, Op, Reference, Request, Role, Running, Saved, SimdLevel, Statistics, Stats,
+    Visitor,
 };
 #[cfg(feature = "cudnn")]
 pub use engine::{Choice, Cudnn, Gpu, Rule};
 #[cfg(feature = "cuda")]
 pub use engine::{Cuda, Family, Tuning};
-pub use error::{Error, Result};
-pub use layer::{
-    BatchNorm, Config, LoadReport, Mismatch, Momentum, Param, RunningStats, StateDict, Strict,
-};
+pub use error::{Cause, Error, Result};
+pub use layer::{BatchNorm, Config, Momentum, Param, RunningStats};
+#[cfg(feature = "safetensors")]
+pub use layer::{LoadReport, Mismatch, StateDict, Strict};
 #[cfg(feature = "cuda")]
 pub use memory::Device;
 pub use memory::{Host, Memory};

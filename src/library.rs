@@ -8,8 +8,7 @@ use std::sync::OnceLock;
 pub(crate) fn driver() -> Result<()> {
     static DRIVER: OnceLock<Library> = OnceLock::new();
     if DRIVER.get().is_none() {
-        // What cudarc tries, too, in its order.
-        let library = load("CUDA driver", &names(&["cuda", "nvcuda"], &[12, 11, 10, 9, 1]))?;
+        let library = load("CUDA driver", &names(&["cuda", "nvcuda"]))?;
         let _ = DRIVER.set(library); // or another thread has
     }
     Ok(())
@@ -26,7 +25,7 @@ pub(crate) fn cudnn(functions: &[&str]) -> Result<()> {
     if FIT.get().is_some() {
         return Ok(());
     }
-    let library = load("cuDNN", &names(&["cudnn"], &[12, 11, 10, 9, 1]))?;
+    let library = load("cuDNN", &names(&["cudnn"]))?;
     let unfit = |reason| Err(Error::LibraryUnfit { library: "cuDNN", reason });
     // SAFETY: so it is declared in every cudnn.h.
     let version = unsafe { library.get::<unsafe extern "C" fn() -> usize>("cudnnGetVersion") };
@@ -51,14 +50,23 @@ pub(crate) fn cudnn(functions: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// What libraries may be called: without a version, then with each of these.
-fn names(libraries: &[&str], versions: &[u32]) -> Vec<String> {
-    let names = libraries.iter().flat_map(|library| {
-        let plain = format!("{DLL_PREFIX}{library}{DLL_SUFFIX}");
-        let versioned = versions.iter().map(|version| format!("{plain}.{version}"));
-        std::iter::once(plain.clone()).chain(versioned.collect::<Vec<_>>())
-    });
-    names.collect()
+/// What libraries may be called: names that cudarc tries too, in its order, so that what is found
+/// here is what it calls.
+fn names(libraries: &[&str]) -> Vec<String> {
+    let plain = libraries.iter().map(|library| format!("{DLL_PREFIX}{library}"));
+    plain.flat_map(|plain| files(&plain, DLL_SUFFIX)).collect()
+}
+
+/// `cudnn64_9.dll` on Windows, `libcudnn.so.9` elsewhere, without a version first.
+fn files(plain: &str, suffix: &str) -> Vec<String> {
+    let mut files = vec![format!("{plain}{suffix}")];
+    if suffix == ".dll" {
+        files.push(format!("{plain}64{suffix}"));
+        files.extend([10, 11, 12, 9].map(|version| format!("{plain}64_{version}{suffix}")));
+    } else {
+        files.extend([12, 11, 10, 9, 1].map(|version| format!("{plain}{suffix}.{version}")));
+    }
+    files
 }
 
 fn load(library: &'static str, names: &[String]) -> Result<Library> {
@@ -77,11 +85,40 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named_with_all_its_names() {
-        let error = load("thing", &names(&["no_such_thing"], &[2, 1])).unwrap_err();
+        let error = load("thing", &names(&["no_such_thing"])).unwrap_err();
         let file = format!("{DLL_PREFIX}no_such_thing{DLL_SUFFIX}");
-        let expected = format!("thing: the loader finds none of {file}, {file}.2, {file}.1; LD_");
+        let expected = format!("thing: the loader finds none of {file}, ");
         assert!(error.to_string().starts_with(&expected), "{error}");
         let Error::Library { searched, .. } = error else { panic!("{error}") };
-        assert_eq!(searched.len(), 3);
+        assert_eq!(searched.len(), 6);
+    }
+
+    #[test]
+    fn files_are_called_as_each_system_calls_them() {
+        assert_eq!(
+            files("cudnn", ".dll"),
+            [
+                "cudnn.dll",
+                "cudnn64.dll",
+                "cudnn64_10.dll",
+                "cudnn64_11.dll",
+                "cudnn64_12.dll",
+                "cudnn64_9.dll"
+            ]
+        );
+        let versions = ["", ".12", ".11", ".10", ".9", ".1"];
+        assert_eq!(files("libcudnn", ".so"), versions.map(|v| format!("libcudnn.so{v}")));
+    }
+
+    /// What cudarc would not find, it panics at.
+    #[test]
+    fn cudarc_tries_every_name() {
+        for library in ["cuda", "nvcuda", "cudnn"] {
+            let theirs = cudarc::get_lib_name_candidates(library);
+            let mut place = theirs.iter();
+            for name in names(&[library]) {
+                assert!(place.any(|their| *their == name), "{name} in {theirs:?}");
+            }
+        }
     }
 }

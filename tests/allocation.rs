@@ -2,8 +2,7 @@
 #![allow(unsafe_code)] // a global allocator is unsafe to implement
 
 use batchnorm::{
-    Activation, Backward, Cpu, Element, Engine, ForwardTrain, Host, Input, Reference, Running,
-    Saved, Shape,
+    Activation, Backward, Cpu, Element, Engine, ForwardTrain, Host, Reference, Saved, Shape,
 };
 use half::f16;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -59,31 +58,19 @@ fn second_step<E: Element, G: Engine<Memory = Host>>(engine: &G, shape: &Shape) 
     let mut saved = Saved::new();
     let mut step = || {
         let before = BYTES.load(Ordering::Relaxed);
-        let forward = ForwardTrain::<Host, E> {
-            x: &x,
-            residual: Some(&residual),
-            weight: Some(&weight),
-            bias: Some(&bias),
-            activation: Activation::Relu,
-            eps: 1e-5,
-            running: Some(Running { mean: &mut mean, var: &mut var, factor: 0.1 }),
-            y: &mut y,
-            saved: Some(&mut saved),
-        };
+        let forward = ForwardTrain::<Host, E>::new(&x, &mut y)
+            .residual(&residual)
+            .weight(&weight)
+            .bias(&bias)
+            .activation(Activation::Relu)
+            .running(&mut mean, &mut var, 0.1)
+            .saved(&mut saved);
         engine.forward_train(shape, forward).unwrap();
-        let backward = Backward::<Host, E> {
-            saved: &saved,
-            x: &x,
-            residual: None,
-            grad_y: Input::View(&y),
-            grad_x: Some(&mut grad_x),
-            grad_residual: Some(&mut grad_residual),
-            grad_weight: Some(&mut grad_weight),
-            grad_bias: Some(&mut grad_bias),
-            accumulate: false,
-            sums: None,
-            total_sums: None,
-        };
+        let backward = Backward::<Host, E>::new(&saved, &x, &y)
+            .grad_x(&mut grad_x)
+            .grad_residual(&mut grad_residual)
+            .grad_weight(&mut grad_weight)
+            .grad_bias(&mut grad_bias);
         engine.backward(shape, backward).unwrap();
         BYTES.load(Ordering::Relaxed) - before
     };

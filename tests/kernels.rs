@@ -49,13 +49,19 @@ fn agrees<E: Kernels>(profile: &str, lead: usize) {
         if layout.vectors::<E>(&shape).is_none() {
             continue;
         }
+        let others = Epilogue::others().map(|epilogue| (epilogue, TRAIN));
         for (epilogue, mode) in [
             (Epilogue::PLAIN, TRAIN),
             (Epilogue { activation: Activation::Relu, ..Epilogue::PLAIN }, TRAIN),
             (Epilogue::FULL, TRAIN),
             (Epilogue::FULL, Mode::Eval),
             (Epilogue { activation: Activation::Relu, ..Epilogue::PLAIN }, Mode::Eval),
-        ] {
+            (Epilogue { activation: Activation::Silu, ..Epilogue::FULL }, Mode::Eval),
+            (Epilogue { activation: Activation::Relu6, ..Epilogue::FULL }, Mode::Eval),
+        ]
+        .into_iter()
+        .chain(others)
+        {
             if mode == TRAIN && shape.per_channel() < 2 {
                 continue;
             }

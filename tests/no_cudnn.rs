@@ -18,7 +18,7 @@ fn a_missing_cudnn_is_an_error_that_names_it() {
     let gpu = Gpu::new(0).unwrap().with_rules(&[Rule::always(Choice::Cudnn)]);
     assert!(gpu.cudnn().is_none());
     let (op, dtype, activation) = (Op::ForwardTrain, DType::F32, Activation::Identity);
-    let request = Request { op, dtype, activation, residual: false, in_place: false };
+    let request = Request::new(op, dtype).activation(activation);
     let text = gpu.explain(&Shape::new(&[4, 8], 1).unwrap(), request).unwrap();
     assert!(text.ends_with(&format!("by rule 0 it would be cuDNN, but {error}")), "{text}");
 }

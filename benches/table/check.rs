@@ -7,8 +7,8 @@ use super::tolerance::{Kind, agrees, tolerance};
 use super::{Case, Pass, data};
 use anyhow::{Result, ensure};
 use batchnorm::{
-    Activation, Backward, DType, Element, Engine, ForwardEval, ForwardTrain, Host, Input,
-    Reference, Running, Saved, Shape, Statistics,
+    Activation, Backward, DType, Element, Engine, ForwardEval, ForwardTrain, Host, Reference,
+    Saved, Shape,
 };
 use rayon::prelude::*;
 
@@ -130,53 +130,27 @@ impl Right {
 
     fn forward(&mut self, pass: Pass, activation: Activation) -> Result<()> {
         let (x, residual) = (&self.x[..], self.residual.as_deref());
-        let (weight, bias) = (Some(&self.weight[..]), Some(&self.bias[..]));
-        let (y, saved) = (&mut self.y[..], Some(&mut self.saved));
+        let (y, saved) = (&mut self.y[..], &mut self.saved);
         let (mean, var) = (&mut self.running_mean[..], &mut self.running_var[..]);
         if pass == Pass::Infer {
-            let x = Input::View(x);
-            let args = ForwardEval::<Host, f64> {
-                x,
-                residual,
-                weight,
-                bias,
-                activation,
-                statistics: Statistics::Given { mean, var },
-                eps: EPS,
-                y,
-                saved,
-            };
+            let args = ForwardEval::<Host, f64>::new(x, y, mean, var);
+            let mut args = args.weight(&self.weight).bias(&self.bias);
+            args = args.activation(activation).eps(EPS).saved(saved);
+            args.residual = residual;
             return Ok(Reference.forward_eval(&self.part, args)?);
         }
-        let running = Some(Running { mean, var, factor: MOMENTUM });
-        let args = ForwardTrain::<Host, f64> {
-            x,
-            residual,
-            weight,
-            bias,
-            activation,
-            eps: EPS,
-            running,
-            y,
-            saved,
-        };
+        let args = ForwardTrain::<Host, f64>::new(x, y).weight(&self.weight).bias(&self.bias);
+        let mut args = args.activation(activation).eps(EPS).saved(saved);
+        args = args.running(mean, var, MOMENTUM);
+        args.residual = residual;
         Ok(Reference.forward_train(&self.part, args)?)
     }
 
     fn backward(mut self, grad_y: &[f64]) -> Result<Self> {
-        let args = Backward::<Host, f64> {
-            saved: &self.saved,
-            x: &self.x,
-            residual: None,
-            grad_y: Input::View(grad_y),
-            grad_x: Some(&mut self.grad_x),
-            grad_residual: None,
-            grad_weight: Some(&mut self.grad_weight),
-            grad_bias: Some(&mut self.grad_bias),
-            accumulate: false,
-            sums: None,
-            total_sums: None,
-        };
+        let args = Backward::<Host, f64>::new(&self.saved, &self.x, grad_y)
+            .grad_x(&mut self.grad_x)
+            .grad_weight(&mut self.grad_weight)
+            .grad_bias(&mut self.grad_bias);
         Reference.backward(&self.part, args)?;
         Ok(self)
     }

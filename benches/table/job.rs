@@ -4,8 +4,8 @@ use super::floor::{Floor, HostFloor};
 use super::{Case, Pass, data};
 use anyhow::{Context, Result, ensure};
 use batchnorm::{
-    Activation, Backward, Cpu, DType, Element, Engine, ForwardEval, ForwardTrain, Input, Memory,
-    Reference, Running, Saved, Shape, Statistics,
+    Activation, Backward, Cpu, DType, Element, Engine, ForwardEval, ForwardTrain, Memory,
+    Reference, Saved, Shape,
 };
 use half::{bf16, f16};
 use std::time::Instant;
@@ -81,7 +81,7 @@ pub fn prepare<G: Timed>(engine: &G, case: &Case) -> Result<Ready> {
         DType::F32 => Work::<f32, G>::prepare(engine, case),
         DType::F16 => Work::<f16, G>::prepare(engine, case),
         DType::Bf16 => Work::<bf16, G>::prepare(engine, case),
-        DType::F64 => anyhow::bail!("dtype: expected f32, bf16 or f16, got f64"),
+        other => anyhow::bail!("dtype: expected f32, bf16 or f16, got {other}"),
     }
 }
 
@@ -194,59 +194,49 @@ impl<E: Element<Acc = f32>, G: Timed> Work<E, G> {
 
     fn train(&mut self) -> Result<()> {
         let activation = self.activation();
-        let running = Running {
-            mean: Mem::<G>::view_mut(&mut self.running_mean),
-            var: Mem::<G>::view_mut(&mut self.running_var),
-            factor: MOMENTUM,
-        };
-        let args = ForwardTrain::<Mem<G>, E> {
-            x: Mem::<G>::view(&self.x),
-            residual: self.residual.as_ref().map(|r| Mem::<G>::view(r)),
-            weight: Some(Mem::<G>::view(&self.weight)),
-            bias: Some(Mem::<G>::view(&self.bias)),
-            activation,
-            eps: EPS,
-            running: Some(running),
-            y: Mem::<G>::view_mut(&mut self.y),
-            saved: Some(&mut self.saved),
-        };
+        let mean = Mem::<G>::view_mut(&mut self.running_mean);
+        let var = Mem::<G>::view_mut(&mut self.running_var);
+        let mut args = ForwardTrain::<Mem<G>, E>::new(
+            Mem::<G>::view(&self.x),
+            Mem::<G>::view_mut(&mut self.y),
+        )
+        .weight(Mem::<G>::view(&self.weight))
+        .bias(Mem::<G>::view(&self.bias))
+        .activation(activation)
+        .eps(EPS)
+        .running(mean, var, MOMENTUM)
+        .saved(&mut self.saved);
+        args.residual = self.residual.as_ref().map(|r| Mem::<G>::view(r));
         Ok(self.engine.forward_train(&self.shape, args)?)
     }
 
     fn infer(&mut self) -> Result<()> {
         let activation = self.activation();
-        let args = ForwardEval::<Mem<G>, E> {
-            x: Input::View(Mem::<G>::view(&self.x)),
-            residual: self.residual.as_ref().map(|r| Mem::<G>::view(r)),
-            weight: Some(Mem::<G>::view(&self.weight)),
-            bias: Some(Mem::<G>::view(&self.bias)),
-            activation,
-            statistics: Statistics::Given {
-                mean: Mem::<G>::view(&self.running_mean),
-                var: Mem::<G>::view(&self.running_var),
-            },
-            eps: EPS,
-            y: Mem::<G>::view_mut(&mut self.y),
-            saved: None,
-        };
+        let mut args = ForwardEval::<Mem<G>, E>::new(
+            Mem::<G>::view(&self.x),
+            Mem::<G>::view_mut(&mut self.y),
+            Mem::<G>::view(&self.running_mean),
+            Mem::<G>::view(&self.running_var),
+        )
+        .weight(Mem::<G>::view(&self.weight))
+        .bias(Mem::<G>::view(&self.bias))
+        .activation(activation)
+        .eps(EPS);
+        args.residual = self.residual.as_ref().map(|r| Mem::<G>::view(r));
         Ok(self.engine.forward_eval(&self.shape, args)?)
     }
 
     fn backward(&mut self) -> Result<()> {
         let gradients = self.gradients.as_mut().context("backward: no gradients to write")?;
-        let args = Backward::<Mem<G>, E> {
-            saved: &self.saved,
-            x: Mem::<G>::view(&self.x),
-            residual: None,
-            grad_y: Input::View(Mem::<G>::view(&gradients.of_y)),
-            grad_x: Some(Mem::<G>::view_mut(&mut gradients.of_x)),
-            grad_residual: gradients.of_residual.as_mut().map(|r| Mem::<G>::view_mut(r)),
-            grad_weight: Some(Mem::<G>::view_mut(&mut gradients.of_weight)),
-            grad_bias: Some(Mem::<G>::view_mut(&mut gradients.of_bias)),
-            accumulate: false,
-            sums: None,
-            total_sums: None,
-        };
+        let mut args = Backward::<Mem<G>, E>::new(
+            &self.saved,
+            Mem::<G>::view(&self.x),
+            Mem::<G>::view(&gradients.of_y),
+        )
+        .grad_x(Mem::<G>::view_mut(&mut gradients.of_x))
+        .grad_weight(Mem::<G>::view_mut(&mut gradients.of_weight))
+        .grad_bias(Mem::<G>::view_mut(&mut gradients.of_bias));
+        args.grad_residual = gradients.of_residual.as_mut().map(|r| Mem::<G>::view_mut(r));
         Ok(self.engine.backward(&self.shape, args)?)
     }
 

@@ -128,7 +128,7 @@ impl Case {
             Pass::Backward => batchnorm::Op::Backward,
         };
         let activation = if relu { Activation::Relu } else { Activation::Identity };
-        Request { op, dtype: self.dtype, activation, residual, in_place: false }
+        Request::new(op, self.dtype).activation(activation).residual(residual)
     }
     pub fn layout_name(&self) -> &'static str {
         LAYOUTS.iter().find(|(_, l)| *l == self.layout).map_or("?", |(name, _)| name)

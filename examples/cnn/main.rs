@@ -2,7 +2,7 @@
 //! convolution:
 //!
 //! ```text
-//! cargo run --release --example cnn -- --layout nhwc
+//! cargo run --release -p examples --bin cnn -- --layout nhwc
 //! ```
 //!
 //! `unit.rs` is the code to look at for how the layer is used; `spatial/` and the `train` example's

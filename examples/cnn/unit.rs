@@ -80,7 +80,7 @@ impl<M: Memory, G: Engine<Memory = M>> Unit<G> {
         let taps = inputs * TAPS;
         let values = random.normals(outputs * taps, (2.0 / taps as f64).sqrt());
         let weight = Parameter::new(engine.memory(), &[outputs, inputs, 3, 3], &values)?;
-        let config = Config { activation: Activation::Relu, ..Config::default() };
+        let config = Config::default().activation(Activation::Relu);
         Ok(Self { weight, bn: BatchNorm::new(engine, outputs, config)? })
     }
 

@@ -52,8 +52,8 @@ extern "C" __global__ void im2col(Images of, const float *x, float *columns, u64
     columns[i] = inside ? x[index(p, of.channels, of.height, of.width, of.channels_last)] : 0;
 }
 
-/// Its gradient, added to what is there if `accumulate`: a thread for each element of the images adds up the windows that
-/// it is in, always in the same order.
+/// Its gradient, added to what is there if `accumulate`: a thread for each element of the images adds up the windows
+/// that it is in, always in the same order.
 extern "C" __global__ void col2im(Images of, const float *grad_columns, unsigned accumulate, float *grad_x, u64 count) {
     const u64 i = element();
     if (i >= count) return;

@@ -1,5 +1,6 @@
 //! The chart: time as a multiple of the floor, geometric mean per operation, one panel per layout.
 use crate::font::{self, FONT};
+use crate::picture;
 use crate::rows::{Means, Row, means, peers};
 use anyhow::{Context, Result, anyhow};
 use plotters::coord::Shift;
@@ -59,7 +60,10 @@ pub fn all(rows: &[Row], ours: &str, out: &Path) -> Result<Vec<String>> {
         let size = (WIDTH, HEADER as u32 + PANEL * chart.panels.len() as u32);
         let (svg, png) = (out.join(format!("{name}.svg")), out.join(format!("{name}.png")));
         chart.draw(SVGBackend::new(&svg, size)).with_context(|| svg.display().to_string())?;
-        chart.draw(BitMapBackend::new(&png, size)).with_context(|| png.display().to_string())?;
+        let mut pixels = vec![0; 3 * size.0 as usize * size.1 as usize];
+        chart.draw(BitMapBackend::with_buffer(&mut pixels, size))?;
+        let written = std::fs::write(&png, picture::encode(&pixels, size)?);
+        written.with_context(|| png.display().to_string())?;
         names.push(format!("{name}.png"));
     }
     Ok(names)

@@ -2,7 +2,7 @@
 //! other programs with the same fields write:
 //!
 //! ```text
-//! cargo run --release --example report -- cpu.jsonl pytorch.jsonl --out report
+//! cargo run --release -p examples --bin report -- cpu.jsonl pytorch.jsonl --out report
 //! ```
 //!
 //! The table goes to the standard output, or with the charts (SVG and PNG) to the folder. Rows in
@@ -16,6 +16,8 @@ use std::path::PathBuf;
 mod chart;
 #[path = "../support/font.rs"]
 mod font;
+#[path = "../support/png.rs"]
+mod picture;
 mod read;
 mod rows;
 mod text;

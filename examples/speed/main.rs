@@ -2,8 +2,8 @@
 //! alone would take:
 //!
 //! ```text
-//! cargo run --release --example speed
-//! cargo run --release --example speed -- --filter "bwd nhwc f32" --threads 1 --json
+//! cargo run --release -p examples --bin speed
+//! cargo run --release -p examples --bin speed -- --filter "bwd nhwc f32" --threads 1 --json
 //! ```
 //!
 //! Every case is compared with the f64 reference before it is timed. `benches/table/table.json`

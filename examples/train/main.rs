@@ -1,7 +1,7 @@
 //! What batch normalization does for training: one network, with and without it.
 //!
 //! ```text
-//! cargo run --release --example train
+//! cargo run --release -p examples --bin train
 //! ```
 //!
 //! `--help` shows what can be chosen. `network.rs` is the code to look at for how the layer is

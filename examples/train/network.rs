@@ -229,7 +229,7 @@ impl<M: Memory, G: Engine<Memory = M>> Layer<G> {
             Nonlinearity::Relu => (Activation::Relu, None),
             other => (Activation::Identity, Some(other)),
         };
-        let config = Config { activation, ..Config::default() };
+        let config = Config::default().activation(activation);
         let bn = BatchNorm::new(engine, outputs, config)?;
         let norm = Some(Norm { bn, x: memory.zeros(batch * outputs)?, saved: Saved::new() });
         Ok(Self { inputs, outputs, weight, bias: None, norm, nonlinearity })

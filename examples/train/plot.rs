@@ -10,6 +10,9 @@ use plotters::style::register_font;
 use super::experiment::Point;
 use super::network::Score;
 
+#[path = "../support/png.rs"]
+mod picture;
+
 /// `../support/font/LICENSE` says whose.
 const FONT: &[u8] = include_bytes!("../support/font/DejaVuSans-ASCII.ttf");
 /// In an SVG it is whatever the reader's browser takes for it.
@@ -30,15 +33,9 @@ pub fn svg(points: &[Point], title: &str) -> Result<String> {
 
 /// The plot as a PNG file.
 pub fn png(points: &[Point], title: &str) -> Result<Vec<u8>> {
-    let (width, height) = SIZE;
-    let mut pixels = vec![0; 3 * width as usize * height as usize];
+    let mut pixels = vec![0; 3 * SIZE.0 as usize * SIZE.1 as usize];
     draw(BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area(), points, title)?;
-    let mut file = Vec::new();
-    let mut encoder = png::Encoder::new(&mut file, width, height);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    encoder.write_header()?.write_image_data(&pixels)?;
-    Ok(file)
+    Ok(picture::encode(&pixels, SIZE)?)
 }
 
 fn draw<D: DrawingBackend>(

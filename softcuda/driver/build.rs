@@ -1,8 +1,5 @@
 //! Names the library for the loader and marks it with its sources.
 
-#[path = "../mark.rs"]
-mod mark;
-
-fn main() {
-    mark::mark("libcuda.so", &["src", "../ptx-vm/src"]);
+fn main() -> std::io::Result<()> {
+    softcuda_mark::library("libcuda.so")
 }

@@ -121,8 +121,7 @@ template <class T> __device__ void backward(const Backward<T> &args) {
             [&](size_t i) {
                 const Vector<T> x = load_streaming(args.x + i), grad_y = load_streaming(args.grad_y + i);
                 Vector<T> grad_x;
-                for (int k = 0; k < WIDTH<T>; k++)
-                    grad_x.element[k] = gradient(x.element[k], grad_y.element[k]);
+                for (int k = 0; k < WIDTH<T>; k++) grad_x.element[k] = gradient(x.element[k], grad_y.element[k]);
                 store_streaming(args.grad_x + i, grad_x);
             },
             [&](size_t i) { args.grad_x[i] = gradient(args.x[i], args.grad_y[i]); });
@@ -130,7 +129,7 @@ template <class T> __device__ void backward(const Backward<T> &args) {
 }
 
 #define KERNELS(name, T)                                                                                               \
-    extern "C" __global__ void __launch_bounds__(256) forward_##name(Forward<T> args) { forward(args); }              \
+    extern "C" __global__ void __launch_bounds__(256) forward_##name(Forward<T> args) { forward(args); }               \
     extern "C" __global__ void __launch_bounds__(256) backward_##name(Backward<T> args) { backward(args); }
 
 KERNELS(f64, double)

@@ -19,8 +19,8 @@ __device__ void grid_barrier(unsigned *word) {
     __syncthreads();
 }
 
-/// Sums `own[k]` of channel `column * width + k` over the rows of threads of a block, into `of_block`. Another call must
-/// have a barrier of the block before it.
+/// Sums `own[k]` of channel `column * width + k` over the rows of threads of a block, into `of_block`. Another call
+/// must have a barrier of the block before it.
 template <int width>
 __device__ void sum_rows(const float (&own)[width], int column, int lane_row, int lane_rows, int channels,
                          float *scratch, float *of_block) {

@@ -1,4 +1,5 @@
-// Integer arithmetic, bit by bit: out[op][i] from a[i], b[i], c[i]. The host's tables name the operations in this order.
+// Integer arithmetic, bit by bit: out[op][i] from a[i], b[i], c[i]. The host's tables name the operations in this
+// order.
 #include <stdint.h>
 
 #define PUT(value) out[size_t(op++) * n + i] = (value)

@@ -19,8 +19,10 @@ extern "C" __global__ void shuffles(const uint32_t *in, uint32_t *out, int n) {
     PUT(__shfl_xor_sync(~0u, value, 5, 16));
     // The lanes of one half only; then those of the other.
     uint32_t part;
-    if (lane < 16) part = __shfl_xor_sync(0xffffu, value, 3);
-    else part = __shfl_down_sync(0xffff0000u, value, 1);
+    if (lane < 16)
+        part = __shfl_xor_sync(0xffffu, value, 3);
+    else
+        part = __shfl_down_sync(0xffff0000u, value, 1);
     PUT(part);
     const unsigned long long wide = __shfl_xor_sync(~0u, (unsigned long long)(value) << 20 | value, 9);
     PUT(uint32_t(wide));
@@ -37,8 +39,10 @@ extern "C" __global__ void votes(const uint32_t *in, uint32_t *out, int n) {
     PUT(__all_sync(~0u, value % 64 != 0));
     const uint32_t some = __ballot_sync(~0u, value & 2);
     uint32_t among; // lanes vote among their own
-    if (value & 2) among = __ballot_sync(some, value & 4);
-    else among = __ballot_sync(~some, value & 8);
+    if (value & 2)
+        among = __ballot_sync(some, value & 4);
+    else
+        among = __ballot_sync(~some, value & 8);
     PUT(among);
     PUT(__popc(__ballot_sync(~0u, value & 1) & (1u << lane) - 1)); // the rank among those that are set
     PUT(__syncthreads_count(value & 1));
@@ -71,8 +75,8 @@ extern "C" __global__ void transpose(const uint32_t *in, uint32_t *out, int rows
 }
 
 /// A histogram of 64 bins, gathered in shared memory, and reductions of all values whose order does not matter.
-/// `totals`: sum, smallest, largest, smallest and largest signed, and, or, xor, count, unused, sum of squares in 64 bits,
-/// product of what is made odd.
+/// `totals`: sum, smallest, largest, smallest and largest signed, and, or, xor, count, unused, sum of squares in 64
+/// bits, product of what is made odd.
 extern "C" __global__ void atomics(const uint32_t *in, uint32_t *histogram, uint32_t *totals, uint32_t *seen, int n) {
     __shared__ uint32_t bins[64];
     for (int bin = threadIdx.x; bin < 64; bin += blockDim.x) bins[bin] = 0;
@@ -90,7 +94,7 @@ extern "C" __global__ void atomics(const uint32_t *in, uint32_t *histogram, uint
         atomicXor(&totals[7], value);
         // Every old value is one that was not there before: the host sorts them.
         seen[i] = atomicInc(&totals[8], 999999);
-        atomicAdd(reinterpret_cast<unsigned long long *>(&totals[10]), (unsigned long long)(value) * value);
+        atomicAdd(reinterpret_cast<unsigned long long *>(&totals[10]), (unsigned long long)(value)*value);
         // A product by compare-and-swap, of odd numbers: it does not depend on the order either.
         uint32_t found = 1, expected;
         do {

@@ -83,9 +83,8 @@ __device__ void split_stats(const T *x, Part *parts, unsigned *tickets, float *m
 }
 
 #define KERNEL(name, T)                                                                                                \
-    extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        split_stats_##name(const T *x, Part *parts, unsigned *tickets, float *mean, float *var, int images,            \
-                           int channels, int plane) {                                                                  \
+    extern "C" __global__ void __launch_bounds__(256) split_stats_##name(                                              \
+        const T *x, Part *parts, unsigned *tickets, float *mean, float *var, int images, int channels, int plane) {    \
         split_stats(x, parts, tickets, mean, var, images, channels, plane);                                            \
     }
 

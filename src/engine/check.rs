@@ -1,5 +1,5 @@
-//! What is asked of single arguments: lengths, places, and numbers that have a meaning.
-use crate::{Error, Memory, Plain, Real, Result};
+//! Numbers that have a meaning, and the lengths of records.
+use crate::{Error, Real, Result};
 
 /// The counts of records, by the records' numbers, added up. Refuses what is no count before anything
 /// is merged.
@@ -48,54 +48,11 @@ pub(crate) fn check_momentum(momentum: f64) -> Result<()> {
 
 /// Elements of a record: mean, what rounding left of it, and variance of every channel, then m. A
 /// count that overflows is the length of no memory.
-pub(super) fn record_len(channels: usize) -> usize {
+pub(super) const fn record_len(channels: usize) -> usize {
     channels.saturating_mul(3).saturating_add(1)
 }
 
 /// Elements of the sums of a backward: two of every channel, then m.
-pub(super) fn sums_len(channels: usize) -> usize {
+pub(super) const fn sums_len(channels: usize) -> usize {
     channels.saturating_mul(2).saturating_add(1)
-}
-
-/// What an operation reads: of this length, and of this memory. Every argument passes here or
-/// through [`written`], so that none is launched on another device.
-pub(super) fn read<M: Memory, T: Plain>(
-    on: &M,
-    what: &'static str,
-    expected: usize,
-    view: &M::View<'_, T>,
-) -> Result<()> {
-    let got = M::len(view);
-    if expected != got {
-        return Err(Error::Length { what, expected, got });
-    }
-    on.check_here(what, view)
-}
-
-/// As [`read`], of what it writes.
-pub(super) fn written<M: Memory, T: Plain>(
-    on: &M,
-    what: &'static str,
-    expected: usize,
-    view: &M::ViewMut<'_, T>,
-) -> Result<()> {
-    read(on, what, expected, &M::as_view(view))
-}
-
-pub(super) fn read_some<M: Memory, T: Plain>(
-    on: &M,
-    what: &'static str,
-    expected: usize,
-    view: &Option<M::View<'_, T>>,
-) -> Result<()> {
-    view.as_ref().map_or(Ok(()), |view| read(on, what, expected, view))
-}
-
-pub(super) fn written_some<M: Memory, T: Plain>(
-    on: &M,
-    what: &'static str,
-    expected: usize,
-    view: &Option<M::ViewMut<'_, T>>,
-) -> Result<()> {
-    view.as_ref().map_or(Ok(()), |view| written(on, what, expected, view))
 }

@@ -19,6 +19,11 @@ use std::hash::{Hash, Hasher};
 /// NaN stays NaN. At a kink it is z as a number of the tensor's type that decides, as it does where
 /// the normalization and the activation are two steps.
 #[derive(Debug, Clone, Copy, Default)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case", deny_unknown_fields)
+)]
 #[non_exhaustive]
 pub enum Activation {
     /// Nothing.
@@ -36,6 +41,7 @@ pub enum Activation {
     /// `F.silu`, or swish.
     Silu,
     /// `F.hardswish`.
+    #[cfg_attr(feature = "serde", serde(rename = "hardswish"))]
     HardSwish,
     /// `F.gelu` with `approximate="none"`: by the error function.
     Gelu,

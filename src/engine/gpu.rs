@@ -1,15 +1,16 @@
 //! Our kernels or cuDNN, whichever is faster: per operation, dtype and shape, by a table.
 use super::{
-    Activation, Backward, Cuda, Cudnn, Engine, ForwardEval, ForwardTrain, Input, MergeStats, Op,
-    Request, Running, Statistics, Stats,
+    Activation, Backward, Cuda, Cudnn, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request,
+    Stats,
 };
 use crate::memory::new_stream;
-use crate::{DType, Device, Element, Error, Memory, Real, Result, Shape};
+use crate::{DType, Device, Element, Error, Real, Result, Shape};
 use cudarc::driver::CudaStream;
 use std::sync::Arc;
 
 /// Which of the engines behind [`Gpu`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Choice {
     /// [`Cuda`]: our kernels, which serve everything.
     Cuda,
@@ -19,7 +20,15 @@ pub enum Choice {
 }
 
 /// A line of the table: the first that fits a request decides.
+///
+/// ```
+/// # use batchnorm::{Choice, DType, Rule};
+/// // f16 of a million elements or more by cuDNN.
+/// let rule = Rule::always(Choice::Cudnn).dtype(DType::F16).from(1 << 20);
+/// # assert_eq!((rule.from, rule.to, rule.op), (1 << 20, usize::MAX, None));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Rule {
     /// [`Op::ForwardTrain`] or [`Op::ForwardEval`]; both if absent. A backward follows its forward,
     /// and only our kernels have the other operations.
@@ -40,6 +49,26 @@ impl Rule {
     /// For whatever is asked.
     pub const fn always(take: Choice) -> Self {
         Self { op: None, dtype: None, channels_last: None, from: 0, to: usize::MAX, take }
+    }
+    /// For this operation alone.
+    pub const fn op(self, op: Op) -> Self {
+        Self { op: Some(op), ..self }
+    }
+    /// For this dtype alone.
+    pub const fn dtype(self, dtype: DType) -> Self {
+        Self { dtype: Some(dtype), ..self }
+    }
+    /// Where channels are the last axis, or where they are not.
+    pub const fn channels_last(self, channels_last: bool) -> Self {
+        Self { channels_last: Some(channels_last), ..self }
+    }
+    /// From so many elements on.
+    pub const fn from(self, from: usize) -> Self {
+        Self { from, ..self }
+    }
+    /// Up to so many elements, these included.
+    pub const fn to(self, to: usize) -> Self {
+        Self { to, ..self }
     }
 
     fn fits(&self, shape: &Shape, request: &Request) -> bool {
@@ -202,32 +231,10 @@ impl Engine for Gpu {
         mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
         args.check(self.memory(), shape)?;
-        let request = Request {
-            op: Op::ForwardTrain,
-            dtype: E::DTYPE,
-            activation: args.activation,
-            residual: args.residual.is_some(),
-            in_place: false,
-        };
-        if let Pick::Cudnn(cudnn, _) = self.pick(shape, request) {
-            let again = ForwardTrain {
-                x: args.x.slice(..),
-                residual: args.residual.as_ref().map(Device::reborrow),
-                weight: args.weight.as_ref().map(Device::reborrow),
-                bias: args.bias.as_ref().map(Device::reborrow),
-                activation: args.activation,
-                eps: args.eps,
-                running: args.running.as_mut().map(|running| Running {
-                    mean: running.mean.slice_mut(..),
-                    var: running.var.slice_mut(..),
-                    factor: running.factor,
-                }),
-                y: args.y.slice_mut(..),
-                saved: args.saved.as_deref_mut(),
-            };
-            if let Some(done) = served(cudnn.forward_train(shape, again)) {
-                return done;
-            }
+        if let Pick::Cudnn(cudnn, _) = self.pick(shape, args.request())
+            && let Some(done) = served(cudnn.forward_train(shape, args.reborrow()))
+        {
+            return done;
         }
         self.cuda.forward_train(shape, args)
     }
@@ -238,31 +245,9 @@ impl Engine for Gpu {
         mut args: ForwardEval<'_, Device, E>,
     ) -> Result<()> {
         args.check(self.memory(), shape)?;
-        let request = Request {
-            op: Op::ForwardEval,
-            dtype: E::DTYPE,
-            activation: args.activation,
-            residual: args.residual.is_some(),
-            in_place: matches!(args.x, Input::InPlace),
-        };
-        if let Pick::Cudnn(cudnn, _) = self.pick(shape, request) {
-            let again = ForwardEval {
-                x: args.x.as_ref().map(Device::reborrow),
-                residual: args.residual.as_ref().map(Device::reborrow),
-                weight: args.weight.as_ref().map(Device::reborrow),
-                bias: args.bias.as_ref().map(Device::reborrow),
-                activation: args.activation,
-                statistics: match &args.statistics {
-                    Statistics::Given { mean, var } => {
-                        Statistics::Given { mean: mean.slice(..), var: var.slice(..) }
-                    }
-                    Statistics::Record(record) => Statistics::Record(record.slice(..)),
-                },
-                eps: args.eps,
-                y: args.y.slice_mut(..),
-                saved: None,
-            };
-            match served(cudnn.forward_eval(shape, again)) {
+        if let Pick::Cudnn(cudnn, _) = self.pick(shape, args.request()) {
+            let unsaved = ForwardEval { saved: None, ..args.reborrow() };
+            match served(cudnn.forward_eval(shape, unsaved)) {
                 // The backward is ours.
                 Some(Ok(())) if args.saved.is_some() => return self.cuda.eval(shape, args, false),
                 Some(done) => return done,
@@ -279,20 +264,7 @@ impl Engine for Gpu {
         };
         args.check(cudnn, shape)?;
         let gates = forward.activation != Activation::Identity;
-        let again = Backward {
-            saved: args.saved,
-            x: args.x.slice(..),
-            residual: args.residual.as_ref().map(Device::reborrow),
-            grad_y: args.grad_y.as_ref().map(Device::reborrow),
-            grad_x: args.grad_x.as_mut().map(Device::reborrow_mut),
-            grad_residual: args.grad_residual.as_mut().map(Device::reborrow_mut),
-            grad_weight: args.grad_weight.as_mut().map(Device::reborrow_mut),
-            grad_bias: args.grad_bias.as_mut().map(Device::reborrow_mut),
-            accumulate: args.accumulate,
-            sums: args.sums.as_mut().map(Device::reborrow_mut),
-            total_sums: args.total_sums.as_ref().map(Device::reborrow),
-        };
-        match cudnn.backward(shape, again) {
+        match cudnn.backward(shape, args.reborrow()) {
             // Statistics and parameters alone are saved, which mean the same to both.
             Err(Error::Unsupported { .. }) if !gates => self.cuda.gradients(shape, args),
             done => done,

@@ -1,7 +1,6 @@
 //! Who computes: one trait, and the arguments of its operations.
-use crate::{DType, Element, Memory, Real, Result, Shape};
+use crate::{Element, Memory, Real, Result, Shape};
 
-mod args;
 mod check;
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -11,14 +10,12 @@ mod cudnn;
 mod epilogue;
 #[cfg(feature = "cudnn")]
 mod gpu;
+mod ops;
 #[cfg(feature = "cuda")]
 mod pointers;
 mod reference;
 mod saved;
 
-pub use args::{
-    Backward, ForwardEval, ForwardTrain, Input, MergeStats, Running, Statistics, Stats,
-};
 pub(crate) use check::{check_eps, check_momentum};
 pub use cpu::{Cpu, SimdLevel};
 pub(crate) use cpu::{compiled::CpuOperations, kernels::math::Math};
@@ -29,15 +26,23 @@ pub use cudnn::Cudnn;
 pub use epilogue::{Activation, Derivative};
 #[cfg(feature = "cudnn")]
 pub use gpu::{Choice, Gpu, Rule};
+pub use ops::{
+    Argument, Arguments, Backward, ForwardEval, ForwardTrain, Input, MergeStats, Op, Request, Role,
+    Running, Statistics, Stats, Visitor,
+};
 pub use reference::Reference;
 pub use saved::Saved;
 
 /// An algorithm for batch normalization on one kind of memory. A cheap handle: clones share one
 /// workspace.
 ///
+/// The trait is sealed: an engine also fills and reads a [`Saved`], whose inside is this crate's own, so
+/// that it, and operations, can change without breaking an engine elsewhere. What is generic over engines
+/// takes `G: Engine`.
+///
 /// Every operation checks every argument before it writes anything. Once its [`Saved`] has been used
 /// with a shape, none allocates anything of a tensor's size; [`Reference`] may.
-pub trait Engine: Clone + Send + Sync + 'static {
+pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
     /// Where its arguments lie.
     type Memory: Memory;
 
@@ -106,35 +111,15 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn merge_stats<P: Real>(&self, args: MergeStats<'_, Self::Memory, P>) -> Result<()>;
 }
 
-/// What is asked of an engine, without the data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Request {
-    /// Which operation.
-    pub op: Op,
-    /// The type of x and y.
-    pub dtype: DType,
-    /// What follows the normalization.
-    pub activation: Activation,
-    /// Whether a residual is added before the activation.
-    pub residual: bool,
-    /// Whether the output overwrites the input.
-    pub in_place: bool,
-}
-
-/// The operations by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Op {
-    /// [`Engine::forward_train`].
-    ForwardTrain,
-    /// [`Engine::forward_eval`].
-    ForwardEval,
-    /// [`Engine::backward`] through batch statistics.
-    Backward,
-    /// [`Engine::backward`] through frozen statistics.
-    BackwardEval,
-    /// [`Engine::stats`].
-    Stats,
-    /// [`Engine::merge_stats`].
-    MergeStats,
+mod sealed {
+    /// The engines that there are.
+    pub trait Sealed {}
+    impl Sealed for super::Reference {}
+    impl Sealed for super::Cpu {}
+    #[cfg(feature = "cuda")]
+    impl Sealed for super::Cuda {}
+    #[cfg(feature = "cudnn")]
+    impl Sealed for super::Cudnn {}
+    #[cfg(feature = "cudnn")]
+    impl Sealed for super::Gpu {}
 }

@@ -1,6 +1,6 @@
 //! The definition of batch normalization, in f64, one channel at a time. Never made faster.
-use super::args::blend;
 use super::check::{check_values_per_channel, total_count};
+use super::ops::blend;
 use super::saved::{Buffers, Opened};
 use super::{Activation, Backward, Derivative, Engine, ForwardEval, ForwardTrain, Input};
 use super::{MergeStats, Request, Running, Statistics, Stats};
@@ -130,7 +130,7 @@ impl Engine for Reference {
         Ok(())
     }
 
-    fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Host, E>) -> Result<()> {
+    fn stats<E: Element>(&self, shape: &Shape, mut args: Stats<'_, Host, E>) -> Result<()> {
         args.check(&Host, shape)?;
         let channels = shape.channels();
         for c in 0..channels {

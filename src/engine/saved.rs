@@ -1,5 +1,5 @@
 //! What travels from a forward to its backward.
-use super::{Activation, Request};
+use super::Activation;
 use crate::{DType, Error, Memory, Real, Result, Shape};
 
 /// What a forward leaves for its backward: the statistics, weight and bias it used, what its ReLU
@@ -159,24 +159,16 @@ impl<M: Memory, P: Real> std::fmt::Debug for Saved<M, P> {
 }
 
 impl Forward {
-    /// Refuses a backward that asks for another shape, dtype, epilogue or engine.
-    pub(crate) fn check(
-        &self,
-        shape: &Shape,
-        request: &Request,
-        engine: &'static str,
-    ) -> Result<()> {
+    /// Refuses a backward that asks for another shape, dtype or engine.
+    pub(crate) fn check(&self, shape: &Shape, dtype: DType, engine: &'static str) -> Result<()> {
         if self.shape != *shape {
             return Err(Error::saved("shape", self.shape, shape));
         }
-        if self.dtype != request.dtype {
-            return Err(Error::saved("dtype", self.dtype, request.dtype));
+        if self.dtype != dtype {
+            return Err(Error::saved("dtype", self.dtype, dtype));
         }
         if self.engine != engine {
             return Err(Error::saved("engine", self.engine, engine));
-        }
-        if request.residual && !self.residual {
-            return Err(Error::saved("residual", "none", "a grad_residual to write"));
         }
         Ok(())
     }

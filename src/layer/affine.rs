@@ -27,20 +27,14 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         saved: Option<&mut Saved<M, P>>,
     ) -> Result<()> {
         self.check(shape)?;
-        self.engine.forward_train(
-            shape,
-            ForwardTrain {
-                x: M::reborrow(&x),
-                residual: residual.as_ref().map(M::reborrow),
-                weight: self.weight.as_ref().map(|p| M::view(&p.value)),
-                bias: self.bias.as_ref().map(|p| M::view(&p.value)),
-                activation: self.config.activation,
-                eps: self.config.eps,
-                running: running.map(|r| r.next(self.config.momentum)),
-                y: M::reborrow_mut(&mut y),
-                saved,
-            },
-        )
+        let mut args = ForwardTrain::<M, E>::new(M::reborrow(&x), M::reborrow_mut(&mut y));
+        args.residual = residual.as_ref().map(M::reborrow);
+        args.weight = self.weight.as_ref().map(|p| M::view(&p.value));
+        args.bias = self.bias.as_ref().map(|p| M::view(&p.value));
+        args.running = running.map(|r| r.next(self.config.momentum));
+        args.saved = saved;
+        let Config { activation, eps, .. } = self.config;
+        self.engine.forward_train(shape, args.activation(activation).eps(eps))
     }
 
     /// Normalizes by `running`.
@@ -54,23 +48,16 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         saved: Option<&mut Saved<M, P>>,
     ) -> Result<()> {
         self.check(shape)?;
-        self.engine.forward_eval(
-            shape,
-            ForwardEval {
-                x: x.as_ref().map(M::reborrow),
-                residual: residual.as_ref().map(M::reborrow),
-                weight: self.weight.as_ref().map(|p| M::view(&p.value)),
-                bias: self.bias.as_ref().map(|p| M::view(&p.value)),
-                activation: self.config.activation,
-                statistics: Statistics::Given {
-                    mean: M::view(&running.mean),
-                    var: M::view(&running.var),
-                },
-                eps: self.config.eps,
-                y: M::reborrow_mut(&mut y),
-                saved,
-            },
-        )
+        let (mean, var) = (M::view(&running.mean), M::view(&running.var));
+        let statistics = Statistics::Given { mean, var };
+        let x = x.as_ref().map(M::reborrow);
+        let mut args = ForwardEval::<M, E>::with_input(x, M::reborrow_mut(&mut y), statistics);
+        args.residual = residual.as_ref().map(M::reborrow);
+        args.weight = self.weight.as_ref().map(|p| M::view(&p.value));
+        args.bias = self.bias.as_ref().map(|p| M::view(&p.value));
+        args.saved = saved;
+        let Config { activation, eps, .. } = self.config;
+        self.engine.forward_eval(shape, args.activation(activation).eps(eps))
     }
 
     /// The gradients asked for, those of the parameters among them.
@@ -91,22 +78,14 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         let accumulate = Param::begin_backward(self.engine.memory(), both)?;
         let grad_weight = Param::wanted(&mut self.weight);
         let grad_bias = Param::wanted(&mut self.bias);
-        self.engine.backward(
-            &shape,
-            Backward {
-                saved,
-                x: M::reborrow(&x),
-                residual: residual.as_ref().map(M::reborrow),
-                grad_y: grad_y.as_ref().map(M::reborrow),
-                grad_x: grad_x.as_mut().map(M::reborrow_mut),
-                grad_residual: grad_residual.as_mut().map(M::reborrow_mut),
-                grad_weight,
-                grad_bias,
-                accumulate,
-                sums: None,
-                total_sums: None,
-            },
-        )?;
+        let grad_y = grad_y.as_ref().map(M::reborrow);
+        let mut args = Backward::<M, E>::with_input(saved, M::reborrow(&x), grad_y);
+        args.residual = residual.as_ref().map(M::reborrow);
+        args.grad_x = grad_x.as_mut().map(M::reborrow_mut);
+        args.grad_residual = grad_residual.as_mut().map(M::reborrow_mut);
+        args.grad_weight = grad_weight;
+        args.grad_bias = grad_bias;
+        self.engine.backward(&shape, args.accumulate(accumulate))?;
         Param::end_backward([&mut self.weight, &mut self.bias]);
         Ok(())
     }

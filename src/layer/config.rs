@@ -8,11 +8,21 @@ use crate::{Activation, Real, Result};
 ///
 /// ```
 /// # use batchnorm::{Activation, Config, Momentum};
-/// let config = Config { momentum: Momentum::Cumulative, ..Config::default() };
+/// let config = Config::default().momentum(Momentum::Cumulative);
 /// assert_eq!((config.eps, config.activation), (1e-5, Activation::Identity));
 /// assert_eq!(Config::default().momentum, Momentum::Exponential(0.1));
 /// ```
+///
+/// With the feature `serde` it can be written and read, as can [`Momentum`] and [`Activation`]: a field
+/// that is missing has its default, one that is unknown is an error. Numbers without a meaning are refused
+/// by what makes a layer, [`BatchNorm::new`](crate::BatchNorm::new).
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
+#[non_exhaustive]
 pub struct Config {
     /// Added to the variance: finite, more than 0.
     pub eps: f64,
@@ -31,6 +41,12 @@ pub struct Config {
 
 /// The weight of a new batch in the running statistics.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
+#[non_exhaustive]
 pub enum Momentum {
     /// Always this weight, 0 to 1: `running <- (1 - momentum) * running + momentum * batch`.
     ///
@@ -63,6 +79,31 @@ impl Default for Config {
 }
 
 impl Config {
+    /// With this eps.
+    pub const fn eps(self, eps: f64) -> Self {
+        Self { eps, ..self }
+    }
+    /// With this momentum.
+    pub const fn momentum(self, momentum: Momentum) -> Self {
+        Self { momentum, ..self }
+    }
+    /// With this activation.
+    pub const fn activation(self, activation: Activation) -> Self {
+        Self { activation, ..self }
+    }
+    /// With a weight, or without one.
+    pub const fn weight(self, weight: bool) -> Self {
+        Self { weight, ..self }
+    }
+    /// With a bias, or without one.
+    pub const fn bias(self, bias: bool) -> Self {
+        Self { bias, ..self }
+    }
+    /// With running statistics, or without them.
+    pub const fn track_running_stats(self, track_running_stats: bool) -> Self {
+        Self { track_running_stats, ..self }
+    }
+
     /// Refuses numbers that have no meaning, NaN among them.
     pub(super) fn check<P: Real>(&self) -> Result<()> {
         check_eps::<P>(self.eps)?;

@@ -1,17 +1,19 @@
 //! Policy: configuration, parameters, running statistics, modes. The arithmetic is the engine's.
 use crate::memory::filled;
-use crate::{Engine, Error, Memory, Plain, Real, Result};
+use crate::{Activation, Engine, Error, Memory, Plain, Real, Result};
 
 mod affine;
 mod config;
 mod param;
 mod passes;
 mod running;
+#[cfg(feature = "safetensors")]
 mod state;
 
 pub use config::{Config, Momentum};
 pub use param::Param;
 pub use running::RunningStats;
+#[cfg(feature = "safetensors")]
 pub use state::{LoadReport, Mismatch, StateDict, Strict};
 
 use affine::Affine;
@@ -87,13 +89,55 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     pub fn engine(&self) -> &G {
         &self.affine.engine
     }
-    /// What the layer was made with.
+    /// How the layer behaves.
     pub fn config(&self) -> &Config {
         &self.affine.config
     }
     /// Number of channels, C.
     pub fn channels(&self) -> usize {
         self.affine.channels
+    }
+
+    /// From now on this momentum; the running statistics stay.
+    ///
+    /// ```
+    /// # use batchnorm::{BatchNorm, Config, Momentum, Reference};
+    /// let mut bn = BatchNorm::<f32, _>::new(&Reference, 3, Config::default())?;
+    /// bn.set_momentum(Momentum::Exponential(0.01))?;
+    /// assert!(bn.set_momentum(Momentum::Exponential(2.0)).is_err());
+    /// assert_eq!(bn.config().momentum, Momentum::Exponential(0.01));
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    ///
+    /// A CUDA graph that has been captured keeps the weight of its capture.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where it is not in 0 to 1; the old one stays.
+    pub fn set_momentum(&mut self, momentum: Momentum) -> Result<()> {
+        self.set_config(self.affine.config.momentum(momentum))
+    }
+    /// From now on this eps, in training and evaluation. A backward of an earlier forward goes by what
+    /// that forward used; a CUDA graph that has been captured keeps the eps of its capture.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where it is not a finite number above 0, or `1 / sqrt(eps)` is none of the
+    /// parameters' type; the old one stays.
+    pub fn set_eps(&mut self, eps: f64) -> Result<()> {
+        self.set_config(self.affine.config.eps(eps))
+    }
+    /// From now on this activation. A backward of an earlier forward goes by the one that forward used; a
+    /// CUDA graph that has been captured keeps that of its capture.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where its numbers have no meaning; the old one stays. Whether the engine serves
+    /// it, the next forward says.
+    pub fn set_activation(&mut self, activation: Activation) -> Result<()> {
+        self.set_config(self.affine.config.activation(activation))
+    }
+    fn set_config(&mut self, config: Config) -> Result<()> {
+        config.check::<P>()?;
+        self.affine.config = config;
+        Ok(())
     }
 
     /// From now on training (true) or evaluation (false).

@@ -7,6 +7,7 @@ use crate::{Error, Memory, Real, Result, Running};
 ///
 /// A layer has one (see [`BatchNorm::running`](crate::BatchNorm::running)); it also serves code
 /// that holds weight and bias itself and calls an engine.
+#[non_exhaustive]
 pub struct RunningStats<M: Memory, P: Real> {
     /// Length C.
     pub mean: M::Buf<P>,
@@ -38,7 +39,7 @@ impl<M: Memory, P: Real> RunningStats<M, P> {
                 1.0 / (self.num_batches_tracked as f64 + 1.0)
             }
         };
-        Running { mean: M::view_mut(&mut self.mean), var: M::view_mut(&mut self.var), factor }
+        Running::new(M::view_mut(&mut self.mean), M::view_mut(&mut self.var), factor)
     }
 
     /// One batch more, up to the most that a state dict holds, `i64::MAX`.

@@ -38,8 +38,7 @@ impl Device {
     pub(crate) fn uninitialized<T: Plain>(&self, len: usize) -> Result<CudaSlice<T>> {
         const CALL: &str = "cuMemAlloc";
         if len.checked_mul(size_of::<T>()).is_none() {
-            let reason = format!("{len} elements of {} bytes overflow", size_of::<T>());
-            return Err(Error::Device { call: CALL, reason });
+            return Err(Error::OutOfMemory { len, size: size_of::<T>() });
         }
         if self.is_capturing()? {
             let reason = "expected memory that exists, as a step before or `prepare` makes it: \
@@ -96,7 +95,7 @@ pub(crate) fn refused(call: &'static str) -> impl Fn(DriverError) -> Error {
     move |error| {
         let text = error.error_string().map(|text| text.to_string_lossy().into_owned());
         let reason = format!("{:?}, {}", error.0, text.unwrap_or_default());
-        Error::Device { call, reason }
+        Error::device(call, error.0 as u32, reason, error)
     }
 }
 

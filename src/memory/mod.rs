@@ -23,7 +23,40 @@ pub(crate) use host::filled;
 ///
 /// With a concrete memory the functions without `self` are never called: write `&x`, `&mut y`,
 /// `&x[a..b]`. They serve code that is generic over the memory.
-pub trait Memory: Clone + Send + Sync + 'static {
+///
+/// # Generic code
+/// To the compiler a `M::View<'long, T>` is no `M::View<'short, T>`, as `&'long [T]` is a `&'short [T]`: the
+/// lifetime of a view is changed by [`reborrow`](Self::reborrow), not by itself. So that little of that is
+/// written:
+///
+/// - take views by one lifetime, `'a`, where they go into one struct of arguments;
+/// - keep buffers, and make a view where it is used ([`view`](Self::view), [`view_mut`](Self::view_mut));
+/// - to make a call twice, reborrow its arguments as a whole, as
+///   [`ForwardTrain::reborrow`](crate::ForwardTrain::reborrow) does, and not each of them.
+///
+/// ```
+/// use batchnorm::{Engine, ForwardTrain, Memory, Result, Shape};
+///
+/// /// Normalizes by the first engine, or by the second where the first fails.
+/// fn either<'a, M: Memory, A: Engine<Memory = M>, B: Engine<Memory = M>>(
+///     (first, second): (&A, &B),
+///     shape: &Shape,
+///     x: M::View<'a, f32>,
+///     weight: &'a M::Buf<f32>,
+///     y: M::ViewMut<'a, f32>,
+/// ) -> Result<()> {
+///     let mut args = ForwardTrain::<M, f32>::new(x, y).weight(M::view(weight));
+///     first.forward_train(shape, args.reborrow()).or_else(|_| second.forward_train(shape, args))
+/// }
+/// # use batchnorm::{Cpu, Reference};
+/// # let (shape, x, mut y) = (Shape::new(&[2, 1], 1)?, [1.0, 3.0], [0.0; 2]);
+/// # either((&Cpu::default(), &Reference), &shape, &x, &vec![2.0], &mut y)?;
+/// # assert!((y[1] - 2.0).abs() < 1e-4);
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+///
+/// The trait is sealed: engines know what their memory is.
+pub trait Memory: sealed::Sealed + Clone + Send + Sync + 'static {
     /// Owned memory.
     type Buf<T: Plain>: Send + Sync + 'static;
     /// Borrowed memory, any offset.
@@ -72,4 +105,12 @@ pub trait Memory: Clone + Send + Sync + 'static {
     fn is_capturing(&self) -> Result<bool> {
         Ok(false)
     }
+}
+
+mod sealed {
+    /// The places that there are.
+    pub trait Sealed {}
+    impl Sealed for super::Host {}
+    #[cfg(feature = "cuda")]
+    impl Sealed for super::Device {}
 }

@@ -1,10 +1,10 @@
 //! Tensors that do not start at a multiple of 16 bytes: no kernel that reads 16 bytes at once takes
-//! them, and the results are as near as those of another family.
-use crate::support::cuda::{on_device, resident};
+//! them, and the results are as near as those of another family. Nor does it matter of any other
+//! argument where it starts.
+use crate::support::cuda::{SPLIT, on_device, resident};
+use crate::support::late::serves_arguments_that_start_anywhere;
 use batchnorm::cudarc::driver::CudaSlice;
-use batchnorm::{
-    Activation, Backward, Cuda, Device, Engine, ForwardTrain, Input, Memory, Saved, Shape,
-};
+use batchnorm::{Activation, Backward, Cuda, Device, Engine, ForwardTrain, Memory, Saved, Shape};
 
 /// The tensors of a step by number.
 const NAMES: [&str; 6] = ["x", "residual", "y", "grad_y", "grad_x", "grad_residual"];
@@ -35,32 +35,15 @@ fn step(
     };
     let mut saved = Saved::<Device, f32>::new();
     device.reset();
-    let forward = ForwardTrain::<Device, f32> {
-        x: x.slice(range(0)),
-        residual: Some(residual.slice(range(1))),
-        weight: None,
-        bias: None,
-        activation: Activation::Relu,
-        eps: 1e-5,
-        running: None,
-        y: y.slice_mut(range(2)),
-        saved: Some(&mut saved),
-    };
+    let forward = ForwardTrain::<Device, f32>::new(x.slice(range(0)), y.slice_mut(range(2)))
+        .residual(residual.slice(range(1)))
+        .activation(Activation::Relu)
+        .saved(&mut saved);
     engine.forward_train(&shape, forward).unwrap();
     let of_forward = kernels();
-    let backward = Backward::<Device, f32> {
-        saved: &saved,
-        x: x.slice(range(0)),
-        residual: None,
-        grad_y: Input::View(grad_y.slice(range(3))),
-        grad_x: Some(grad_x.slice_mut(range(4))),
-        grad_residual: Some(grad_residual.slice_mut(range(5))),
-        grad_weight: None,
-        grad_bias: None,
-        accumulate: false,
-        sums: None,
-        total_sums: None,
-    };
+    let backward = Backward::<Device, f32>::new(&saved, x.slice(range(0)), grad_y.slice(range(3)))
+        .grad_x(grad_x.slice_mut(range(4)))
+        .grad_residual(grad_residual.slice_mut(range(5)));
     engine.backward(&shape, backward).unwrap();
     let of_backward = kernels();
     let written = [(&y, 2), (&grad_x, 4), (&grad_residual, 5)];
@@ -84,4 +67,16 @@ fn tensors_that_are_not_aligned_go_by_the_split_family() {
         }
         assert_eq!(device.faults(), [""; 0], "{name}");
     }
+}
+
+#[test]
+fn every_argument_may_start_anywhere() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_80").unwrap());
+    let engine = on_device(device.ordinal()).unwrap();
+    for tuning in [SPLIT, resident(0)] {
+        serves_arguments_that_start_anywhere(&engine.tuned(tuning));
+    }
+    engine.stream().synchronize().unwrap();
+    assert_eq!(device.faults(), [""; 0]);
 }

@@ -1,6 +1,6 @@
 //! Golden cases on every profile, and more than one engine at a time.
 use crate::support::cuda::{SPLIT, on_device, resident};
-use crate::support::faults::{self, Fault, NONE, On};
+use crate::support::faults::refuses_memory_of_another_device;
 use crate::support::files::checkout;
 use crate::support::golden::{Case, compute, files, judge};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
@@ -103,44 +103,8 @@ fn memory_of_another_device_is_refused() {
             "{what}: expected memory of this engine's context on device {here}, got another's, on device {there}"
         )
     };
-    let shape = Shape::new(&[3, 5, 7], 1).unwrap();
-    let inputs = Inputs::<f32>::new(&shape, Epilogue::FULL, 1);
-    let mut saved = SavedOn::<Cuda, f32>::new();
-    run::forward(&engine, &inputs, Mode::Train(None), Some(&mut saved)).unwrap();
-    let records = [[1.0; 16], [2.0; 16]].concat();
-    let tensors = ["x", "residual", "weight", "bias", "running_mean", "running_var", "y"];
-    let given = ["x", "residual", "weight", "bias", "mean", "var", "y"];
-    let gradients = [
-        &["x", "grad_y", "grad_x"][..],
-        &["grad_residual", "grad_weight", "grad_bias", "sums", "total_sums"],
-    ]
-    .concat();
-    let merged = ["records", "running_mean", "running_var", "record"];
-    let on = |what| On { engine: &engine, elsewhere: Some((what, other.memory())) };
-    let message = |error: Option<Error>| error.expect("a refusal").to_string();
-    for what in tensors {
-        let error = faults::train::<f32, Cuda>(on(what), &shape, NONE, None);
-        assert_eq!(message(error), expected(what));
-    }
-    for what in given {
-        let error = faults::eval::<f32, Cuda>(on(what), &shape, NONE, None);
-        assert_eq!(message(error), expected(what));
-    }
-    let by_record = Fault { by_record: true, ..NONE };
-    let error = faults::eval::<f32, Cuda>(on("record"), &shape, by_record, None);
-    assert_eq!(message(error), expected("record"));
-    for what in gradients {
-        let error = faults::back::<f32, Cuda>(on(what), &shape, NONE, &saved);
-        assert_eq!(message(error), expected(what));
-    }
-    for what in ["x", "record"] {
-        let error = faults::stats::<f32, Cuda>(on(what), &shape, NONE);
-        assert_eq!(message(error), expected(what));
-    }
-    for what in merged {
-        let error = faults::merge::<f32, Cuda>(on(what), 5, NONE, &records);
-        assert_eq!(message(error), expected(what));
-    }
+    refuses_memory_of_another_device(&engine, other.memory(), expected);
+    engine.stream().synchronize().unwrap();
     let mut foreign = other.memory().upload(&[1f32; 4]).unwrap();
     let written = engine.memory().write(&[2.0; 4], foreign.as_view_mut()).unwrap_err();
     assert_eq!(written.to_string(), expected("to"));
@@ -149,7 +113,7 @@ fn memory_of_another_device_is_refused() {
     let read = engine.memory().download(foreign.as_view()).unwrap_err();
     assert_eq!(read.to_string(), expected("view"));
     assert_eq!(other.memory().download(foreign.as_view()).unwrap(), [1.0; 4]);
-    drop((foreign, saved, engine, other));
+    drop((foreign, engine, other));
     for device in devices {
         assert_eq!(device.faults(), [""; 0]);
         assert_eq!(device.refusals(), [""; 0]);
@@ -229,8 +193,7 @@ fn softcuda_mini() -> usize {
 fn explanations_name_kernels_and_blocks() {
     let engine = on_device(softcuda_mini()).unwrap();
     let (dtype, activation) = (DType::F16, Activation::Relu);
-    let request =
-        Request { op: Op::ForwardTrain, dtype, activation, residual: false, in_place: false };
+    let request = Request::new(Op::ForwardTrain, dtype).activation(activation);
     let shape = Shape::new(&[6272, 1024], 1).unwrap();
     let text = engine.tuned(SPLIT).explain(&shape, request).unwrap();
     assert!(text.starts_with("cuda: stats, stats_finalize, apply; "), "{text}");
@@ -252,12 +215,9 @@ fn merging_waits_only_where_counts_may_be_too_few() {
         engine.stream().synchronize().unwrap();
         device.reset();
         for _ in 0..2 {
-            let args = MergeStats::<batchnorm::Device, f32> {
-                records: records.as_view(),
-                known,
-                running: None,
-                record: record.as_view_mut(),
-            };
+            let args =
+                MergeStats::<batchnorm::Device, f32>::new(records.as_view(), record.as_view_mut())
+                    .known(known);
             engine.merge_stats(args).unwrap();
         }
         assert_eq!(device.launches().len(), launched, "{known} values are known");

@@ -1,8 +1,10 @@
 //! What fails leaves an engine that works.
 use crate::support::cuda::{SPLIT, on_device, resident};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
+use batchnorm::cudarc::driver::DriverError;
 use batchnorm::{Cuda, Error, Result, Shape, Tuning};
 use softcuda::{Code, FailurePoint};
+use std::error::Error as _;
 
 /// One step with the seed's inputs.
 fn step(engine: &Cuda) -> Result<Vec<run::Outcome>> {
@@ -28,8 +30,13 @@ fn failures_at(point: FailurePoint, code: Code, tuning: Tuning, call: &str) -> u
         let engine = engine_on(device.ordinal());
         let first = engine.as_ref().map_err(Clone::clone).and_then(step);
         let Err(error) = first else { break };
-        assert!(matches!(error, Error::Device { .. }), "{error}");
+        let Error::Device { code: got, .. } = error else { panic!("{error}") };
+        assert_eq!(got, code as u32);
         assert!(error.to_string().starts_with(call), "{error}");
+        assert_eq!(error.is_out_of_memory(), code == Code::OutOfMemory, "{error}");
+        // The driver's own error, for who wants more of it than the text.
+        let source = error.source().and_then(|source| source.downcast_ref::<DriverError>());
+        assert_eq!(source.map(|source| source.0 as u32), Some(code as u32));
         // The failure is spent: the same engine goes on, if there is one.
         let engine = engine.or_else(|_| engine_on(device.ordinal())).unwrap();
         let again = step(&engine).unwrap();
@@ -109,7 +116,7 @@ fn a_device_too_small_for_a_workspace_serves_what_fits() {
     let shape = Shape::new(&[2, 700_000], 1).unwrap();
     let inputs = Inputs::<f32>::new(&shape, Epilogue::PLAIN, 5);
     let error = run::forward(&engine, &inputs, Mode::Eval, None).unwrap_err();
-    assert!(error.to_string().contains("OUT_OF_MEMORY"), "{error}");
+    assert!(error.is_out_of_memory(), "{error}");
     step(&engine).unwrap();
     assert_eq!(device.faults(), [""; 0]);
 }

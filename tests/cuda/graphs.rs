@@ -3,8 +3,8 @@ use crate::support::cuda::{SPLIT, on_device, resident};
 use batchnorm::cudarc::driver::CudaSlice;
 use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use batchnorm::{
-    Activation, Backward, BatchNorm, Config, Cuda, DType, Engine, Error, ForwardTrain, Input,
-    Memory, Momentum, Op, Request, Result, Running, Saved, Shape, Strict, Tuning,
+    Activation, Backward, BatchNorm, Config, Cuda, DType, Device, Engine, Error, ForwardTrain,
+    Input, Memory, Momentum, Op, Request, Result, Saved, Shape, Strict, Tuning,
 };
 
 const MODE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -43,36 +43,17 @@ impl Tensors {
         })
     }
     fn step(&mut self, engine: &Cuda) -> Result<()> {
-        let running = Running {
-            mean: self.running_mean.as_view_mut(),
-            var: self.running_var.as_view_mut(),
-            factor: 0.25,
-        };
-        let forward = ForwardTrain {
-            x: self.x.as_view(),
-            residual: None,
-            weight: None,
-            bias: None,
-            activation: Activation::Relu,
-            eps: 1e-5,
-            running: Some(running),
-            y: self.y.as_view_mut(),
-            saved: Some(&mut self.saved),
-        };
+        let running = [&mut self.running_mean, &mut self.running_var];
+        let [mean, var] = running.map(CudaSlice::as_view_mut);
+        let forward = ForwardTrain::<Device, _>::new(self.x.as_view(), self.y.as_view_mut())
+            .activation(Activation::Relu)
+            .running(mean, var, 0.25)
+            .saved(&mut self.saved);
         engine.forward_train(&self.shape, forward)?;
-        let backward = Backward {
-            saved: &self.saved,
-            x: self.x.as_view(),
-            residual: None,
-            grad_y: Input::View(self.grad_y.as_view()),
-            grad_x: Some(self.grad_x.as_view_mut()),
-            grad_residual: None,
-            grad_weight: Some(self.grad_weight.as_view_mut()),
-            grad_bias: None,
-            accumulate: false,
-            sums: None,
-            total_sums: None,
-        };
+        let backward =
+            Backward::<Device, _>::new(&self.saved, self.x.as_view(), self.grad_y.as_view())
+                .grad_x(self.grad_x.as_view_mut())
+                .grad_weight(self.grad_weight.as_view_mut());
         engine.backward(&self.shape, backward)
     }
     fn results(&self, engine: &Cuda) -> Result<Vec<Vec<f32>>> {
@@ -119,13 +100,7 @@ fn replays(engine: &Cuda) {
     let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
     // A larger step in between makes a larger workspace: the graph keeps the one it has.
     let large = Shape::new(&[64, 64, 256], 1).unwrap();
-    let request = Request {
-        op: Op::ForwardTrain,
-        dtype: DType::F64,
-        activation: Activation::Identity,
-        residual: false,
-        in_place: false,
-    };
+    let request = Request::new(Op::ForwardTrain, DType::F64);
     engine.prepare(&large, request).unwrap();
 
     let mut right = Tensors::new(engine).unwrap();
@@ -170,7 +145,7 @@ fn a_capture_survives_what_it_cannot_hold() {
     let mut y = on.zeros::<f32>(shape.len()).unwrap();
     let mut grad_x = on.zeros::<f32>(shape.len()).unwrap();
     for momentum in [Momentum::Cumulative, Momentum::Average, Momentum::Exponential(0.1)] {
-        let config = Config { momentum, ..Config::default() };
+        let config = Config::default().momentum(momentum);
         let mut bn = BatchNorm::<f32, _>::new(&engine, 6, config).unwrap();
         let mut saved = Saved::new();
         let mut step = |bn: &mut BatchNorm<f32, Cuda>, saved: &mut Saved<_, f32>| {

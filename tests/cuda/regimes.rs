@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 /// How an engine says that it will go.
 fn regime<E: Element>(engine: &Cuda, inputs: &Inputs<E>, op: Op) -> &'static str {
     let Epilogue { activation, residual, .. } = inputs.epilogue;
-    let request = Request { op, dtype: E::DTYPE, activation, residual, in_place: false };
+    let request = Request::new(op, E::DTYPE).activation(activation).residual(residual);
     let text = engine.explain(&inputs.shape, request).unwrap();
     let Some((_, resident)) = text.split_once("_resident; ") else { return "split" };
     let words: Vec<&str> = resident.split(' ').collect();
@@ -164,7 +164,7 @@ fn a_prepared_step_makes_no_memory() {
         for op in [Op::ForwardTrain, Op::Backward] {
             let Epilogue { activation, residual, .. } = inputs.epilogue;
             let dtype = DType::F32;
-            let request = Request { op, dtype, activation, residual, in_place: false };
+            let request = Request::new(op, dtype).activation(activation).residual(residual);
             engine.prepare(&inputs.shape, request).unwrap();
         }
         engine.stream().synchronize().unwrap();

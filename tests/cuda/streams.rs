@@ -1,6 +1,6 @@
 //! Readers of one tensor on several streams, and who writes or drops it after them.
 use crate::support::cuda::on_device;
-use batchnorm::{Activation, Cuda, Device, Engine, ForwardEval, Input, Memory, Shape, Statistics};
+use batchnorm::{Cuda, Device, Engine, ForwardEval, Memory, Shape};
 use cudarc::driver::CudaSlice;
 
 const C: usize = 4;
@@ -31,17 +31,13 @@ impl Readers {
     fn read(&self, engine: usize, x: &CudaSlice<f32>) -> CudaSlice<f32> {
         let engine = &self.engines[engine];
         let mut y = engine.memory().zeros(self.shape.len()).unwrap();
-        let args = ForwardEval::<Device, f32> {
-            x: Input::View(x.as_view()),
-            residual: None,
-            weight: None,
-            bias: None,
-            activation: Activation::Identity,
-            statistics: Statistics::Given { mean: self.mean.as_view(), var: self.var.as_view() },
-            eps: 1e-12,
-            y: y.as_view_mut(),
-            saved: None,
-        };
+        let args = ForwardEval::<Device, f32>::new(
+            x.as_view(),
+            y.as_view_mut(),
+            self.mean.as_view(),
+            self.var.as_view(),
+        )
+        .eps(1e-12);
         engine.forward_eval(&self.shape, args).unwrap();
         y
     }

@@ -25,7 +25,7 @@ impl Passes {
 
 const SPLIT: (&str, Tuning) = ("mini", cuda::SPLIT);
 /// On a device that has room for a million elements.
-const RESIDENT: (&str, Tuning) = ("sm_90", Tuning { family: Family::Fastest, spared: 0 });
+const RESIDENT: (&str, Tuning) = ("sm_90", Tuning::new(Family::Fastest));
 
 /// The passes of a forward, and of a backward where one is asked for.
 fn measure<E: Element>(

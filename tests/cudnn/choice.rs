@@ -4,13 +4,7 @@ use crate::support::oracle::{self, judge};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
 use batchnorm::{Activation, Choice, DType, Engine, Gpu, Op, Request, Rule, Shape};
 
-const REQUEST: Request = Request {
-    op: Op::ForwardTrain,
-    dtype: DType::F32,
-    activation: Activation::Identity,
-    residual: false,
-    in_place: false,
-};
+const REQUEST: Request = Request::new(Op::ForwardTrain, DType::F32);
 
 fn rows() -> Shape {
     Shape::new(&[6, 8], 1).unwrap()
@@ -28,11 +22,11 @@ fn without_a_measurement_our_kernels_serve_and_cudnn_is_not_loaded() {
 
 #[test]
 fn the_first_rule_that_fits_decides() {
-    let is_first = Rule { to: 47, ..Rule::always(Choice::Cuda) };
-    let is_second = Rule { from: 48, to: 48, ..Rule::always(Choice::Cudnn) };
-    let of_f64 = Rule { dtype: Some(DType::F64), ..Rule::always(Choice::Cudnn) };
-    let last = Rule { channels_last: Some(false), ..Rule::always(Choice::Cudnn) };
-    let evaluates = Rule { op: Some(Op::ForwardEval), ..Rule::always(Choice::Cudnn) };
+    let is_first = Rule::always(Choice::Cuda).to(47);
+    let is_second = Rule::always(Choice::Cudnn).from(48).to(48);
+    let of_f64 = Rule::always(Choice::Cudnn).dtype(DType::F64);
+    let last = Rule::always(Choice::Cudnn).channels_last(false);
+    let evaluates = Rule::always(Choice::Cudnn).op(Op::ForwardEval);
     let gpu = gpu().with_rules(&[is_first, is_second, of_f64, last, evaluates]);
     let taken = |dims: &[usize], request| {
         let text = gpu.explain(&Shape::new(dims, 1).unwrap(), request).unwrap();
@@ -41,27 +35,25 @@ fn the_first_rule_that_fits_decides() {
     let by = |engine: &str, rule: usize| (engine.to_owned(), format!("by rule {rule}"));
     assert_eq!(taken(&[47, 1], REQUEST), by("cuda:", 0));
     assert_eq!(taken(&[6, 8], REQUEST), by("cudnn", 1));
-    assert_eq!(taken(&[7, 7], Request { dtype: DType::F64, ..REQUEST }), by("cudnn", 2));
+    assert_eq!(taken(&[7, 7], REQUEST.dtype(DType::F64)), by("cudnn", 2));
     assert_eq!(taken(&[7, 7, 2], REQUEST), by("cudnn", 3));
-    assert_eq!(taken(&[7, 7], Request { op: Op::ForwardEval, ..REQUEST }), by("cudnn", 4));
+    assert_eq!(taken(&[7, 7], REQUEST.op(Op::ForwardEval)), by("cudnn", 4));
     assert_eq!(taken(&[7, 7], REQUEST).0, "cuda:");
 }
 
 #[test]
 fn what_cudnn_refuses_is_said_and_served() {
     let text = |request| gpu().explain(&rows(), request).unwrap();
-    let relu = Request { activation: Activation::Relu, ..REQUEST };
+    let relu = REQUEST.activation(Activation::Relu);
     let why =
         "by rule 0 it would be cuDNN, but cuDNN's backward through a ReLU gives not all gradients";
     assert!(text(relu).ends_with(why), "{}", text(relu));
-    let eval = text(Request { op: Op::ForwardEval, ..relu });
+    let eval = text(relu.op(Op::ForwardEval));
     assert!(
         eval.ends_with("but cudnn: evaluation has nothing behind it: expected no ReLU, got one")
     );
-    assert!(text(Request { op: Op::Stats, ..REQUEST }).ends_with("cuDNN has no such call"));
-    assert!(
-        text(Request { op: Op::Backward, ..REQUEST }).ends_with("if our kernels ran the forward")
-    );
+    assert!(text(REQUEST.op(Op::Stats)).ends_with("cuDNN has no such call"));
+    assert!(text(REQUEST.op(Op::Backward)).ends_with("if our kernels ran the forward"));
 }
 
 /// The saved statistics of a plain forward by cuDNN serve gradients that only our kernels have.
@@ -126,5 +118,5 @@ fn a_refusal_of_the_call_itself_is_served_by_our_kernels() {
     assert!(error.to_string().starts_with(&format!("{}: CUDNN_STATUS_EXEC", calls[0])), "{error}");
     drop(on_device(device.ordinal()).unwrap());
     gpu.prepare(&rows(), REQUEST).unwrap();
-    assert_eq!(gpu.supports(&rows(), Request { op: Op::MergeStats, ..REQUEST }), Ok(()));
+    assert_eq!(gpu.supports(&rows(), REQUEST.op(Op::MergeStats)), Ok(()));
 }

@@ -1,6 +1,7 @@
 //! Calls of cuDNN that fail, one after the other; and that handles and descriptors are given back.
 use crate::support::cudnn::on_device;
 use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want, same_bits};
+use batchnorm::cudarc::cudnn::result::CudnnError;
 use batchnorm::{Activation, Cudnn, Error, Result, Shape};
 use half::f16;
 
@@ -52,7 +53,9 @@ fn every_call_that_fails_is_an_error_that_names_it() {
     let device = softcuda.exclusive(softcuda::ordinal("sm_80").unwrap());
     let cudnn = softcudnn::install().unwrap();
     let right = steps(&on_device(device.ordinal()).unwrap()).unwrap();
-    for (status, refused) in [(5000, false), (1001, false), (3000, true), (2000, true)] {
+    for (status, refused) in
+        [(5000, false), (1001, false), (4004, false), (3000, true), (2000, true)]
+    {
         for name in CALLS {
             let mut failed = 0;
             loop {
@@ -61,7 +64,13 @@ fn every_call_that_fails_is_an_error_that_names_it() {
                 let done = made.as_ref().map_err(Clone::clone).and_then(steps);
                 let Err(error) = done else { break };
                 match &error {
-                    Error::Device { call, .. } if !refused => assert_eq!(*call, name),
+                    Error::Device { call, code, .. } if !refused => {
+                        assert_eq!((*call, *code), (name, status));
+                        assert_eq!(error.is_out_of_memory(), status == 4004);
+                        let source = std::error::Error::source(&error).expect("cuDNN's error");
+                        let source = source.downcast_ref::<CudnnError>().expect("cuDNN's error");
+                        assert_eq!(source.0 as u32, status);
+                    }
                     Error::Unsupported { engine, reason } if refused => {
                         assert_eq!(*engine, "cudnn");
                         assert!(reason.starts_with(&format!("{name}: CUDNN_STATUS_")), "{reason}");

@@ -51,17 +51,7 @@ fn an_overflow_is_told_when_it_is_asked_for_and_steps_do_not_wait() {
     let on = persistent.memory();
     let x = on.upload(&inputs.x).unwrap();
     let mut y = on.zeros(inputs.x.len()).unwrap();
-    let args = ForwardTrain {
-        x: x.as_view(),
-        residual: None,
-        weight: None,
-        bias: None,
-        activation: Activation::Identity,
-        eps: 1e-5,
-        running: None,
-        y: y.as_view_mut(),
-        saved: None,
-    };
+    let args = ForwardTrain::<batchnorm::Device, _>::new(x.as_view(), y.as_view_mut());
     persistent.forward_train(&inputs.shape, args).unwrap();
     assert_eq!(persistent.poll_overflow(), Ok(None));
     assert!(persistent.take_overflow().unwrap());
@@ -133,17 +123,12 @@ fn a_graph_replays_a_step() {
     let mut y = on.zeros::<f16>(shape.len()).unwrap();
     let mut saved = Saved::new();
     let mut step = |x: &_, y: &mut _| {
-        let args = ForwardTrain {
-            x: batchnorm::Device::view(x),
-            residual: None,
-            weight: None,
-            bias: None,
-            activation: Activation::Relu,
-            eps: 1e-5,
-            running: None,
-            y: batchnorm::Device::view_mut(y),
-            saved: Some(&mut saved),
-        };
+        let args = ForwardTrain::<batchnorm::Device, _>::new(
+            batchnorm::Device::view(x),
+            batchnorm::Device::view_mut(y),
+        )
+        .activation(Activation::Relu)
+        .saved(&mut saved);
         engine.forward_train(&shape, args)
     };
     step(&x, &mut y).unwrap(); // makes all memory
@@ -186,22 +171,16 @@ fn clones_share_a_handle_between_threads() {
 #[test]
 fn explanations_name_call_mode_and_what_is_unknown() {
     let engine = crate::support::cudnn::engine();
-    let request = Request {
-        op: Op::ForwardTrain,
-        dtype: DType::F16,
-        activation: Activation::Relu,
-        residual: false,
-        in_place: false,
-    };
+    let request = Request::new(Op::ForwardTrain, DType::F16).activation(Activation::Relu);
     let shape = Shape::new(&[4, 7, 7, 64], 3).unwrap();
     let expected = "cudnn: cudnnBatchNormalizationForwardTrainingEx, \
         CUDNN_BATCHNORM_SPATIAL_PERSISTENT, CUDNN_BATCHNORM_OPS_BN_ACTIVATION, \
         4 x 64 x 49 x 1 as NHWC";
     assert_eq!(engine.explain(&shape, request).unwrap(), expected);
-    let plain = Request { activation: Activation::Identity, dtype: DType::Bf16, ..request };
+    let plain = request.activation(Activation::Identity).dtype(DType::Bf16);
     let text = engine.explain(&Shape::new(&[4, 64, 49], 1).unwrap(), plain).unwrap();
     assert!(text.ends_with("4 x 64 x 49 x 1 as NCHW; not known before the call: bf16"), "{text}");
-    let error = engine.explain(&shape, Request { dtype: DType::F32, ..request }).unwrap_err();
+    let error = engine.explain(&shape, request.dtype(DType::F32)).unwrap_err();
     assert_eq!(error.to_string(), "cudnn: a ReLU behind the normalization needs f16, got f32");
     assert!(engine.version() >= 90_000);
 }

@@ -8,7 +8,7 @@ use crate::support::files::checkout;
 use crate::support::golden::{Case, compute_served, files};
 use crate::support::oracle::{self, judge};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
-use crate::support::shapes::CASES;
+use crate::support::shapes::cases;
 use batchnorm::{Activation, Cudnn, DType, Element, Engine, Error, Op, Request, Result, Shape};
 use half::{bf16, f16};
 use std::collections::BTreeMap;
@@ -53,7 +53,8 @@ impl Table {
         result: Result<T>,
     ) -> Option<T> {
         let Epilogue { activation, residual, .. } = epilogue;
-        let request = Request { op, dtype, activation, residual, in_place };
+        let request =
+            Request::new(op, dtype).activation(activation).residual(residual).in_place(in_place);
         let said = engine().supports(shape, request);
         let key = operation(op, epilogue, dtype, in_place);
         match result {
@@ -89,7 +90,7 @@ impl Table {
 /// Every shape of the suite: training and back, evaluation, in place.
 fn matrix<E: Element>(table: &mut Table) {
     let engine = engine();
-    for (seed, case) in CASES.iter().enumerate() {
+    for (seed, case) in cases().iter().enumerate() {
         let (shape, why) = (case.shape(), case.why);
         for epilogue in Epilogue::affine() {
             let inputs = Inputs::<E>::new(&shape, epilogue, seed as u64);
@@ -231,4 +232,25 @@ fn arguments_beyond_a_limit_are_refused_by_name() {
     assert_eq!(error.to_string(), "cudnn: there is no call for statistics alone");
     let error = run::merge_stats::<f32, _>(&engine, &[0.0, 0.0, 1.0, 2.0], 1, None).unwrap_err();
     assert_eq!(error.to_string(), "cudnn: there is no call that merges statistics");
+}
+
+/// Whatever else would be served: an activation that it does not fuse is refused by its name, and `Gpu`
+/// takes our kernels.
+#[test]
+fn activations_that_it_does_not_fuse_are_refused_by_name() {
+    let shape = Shape::new(&[6, 8], 1).unwrap();
+    for epilogue in Epilogue::others() {
+        let inputs = Inputs::<f16>::new(&shape, epilogue, 1);
+        let expected = format!("cudnn: of activations it fuses relu, got {}", epilogue.activation);
+        for mode in [Mode::Train(None), Mode::Eval, Mode::InPlace] {
+            let error = run::forward(&engine(), &inputs, mode, None).unwrap_err();
+            assert_eq!(error.to_string(), expected, "{epilogue:?}, {mode:?}");
+        }
+        let (mode, mut saved) = (Mode::Train(None), SavedOn::<batchnorm::Gpu, f16>::new());
+        let y = run::forward(&gpu(), &inputs, mode, Some(&mut saved)).unwrap();
+        let want = Want::all(epilogue);
+        let gradients = run::backward(&gpu(), &inputs, want, &saved, None).unwrap();
+        let right = oracle::backward(&inputs, mode, want, &y["y"], None);
+        judge(&format!("gpu, {epilogue:?}"), DType::F16, &shape, &gradients, &right);
+    }
 }

@@ -3,15 +3,13 @@
 #![allow(dead_code)] // each program uses a part
 
 mod arguments;
-mod bytes;
-mod checkpoints;
+pub mod bytes;
 mod given;
 mod plans;
 mod shapes;
 mod states;
 
 pub use arguments::run as arguments;
-pub use checkpoints::run as checkpoints;
 pub use plans::run as plans;
 pub use shapes::run as shapes;
 pub use states::run as states;

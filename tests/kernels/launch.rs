@@ -6,30 +6,27 @@ use cudarc::driver::{
     PushKernelArg, ValidAsZeroBits,
 };
 use cudarc::nvrtc::Ptx;
+use lzma_rust2::LzmaReader;
 use softcuda::Exclusive;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
 use std::sync::Arc;
 
-macro_rules! modules {
-    ($($name:literal),*) => {
-        [$(($name, modules!(@ $name, 90, 80, 75))),*]
-    };
-    (@ $name:literal, $($target:literal),*) => {
-        [$(($target, include_str!(concat!("../../kernels/ptx/", $name, ".sm_", $target, ".ptx")))),*]
-    };
-}
+use crate::support::files::checkout;
 
-/// The PTX of every family and type of elements, the highest target first.
-const MODULES: [(&str, [(i32, &str); 3]); 7] = modules![
-    "split_f64",
-    "split_f32",
-    "split_f16",
-    "split_bf16",
-    "resident_f32",
-    "resident_f16",
-    "resident_bf16"
-];
+/// The text of `kernels/ptx/MODULE.sm_XX.ptx.lzma`, of the highest target that a device of this capability takes.
+fn ptx(module: &str, capability: i32) -> String {
+    let file = |target: i32| checkout(&format!("kernels/ptx/{module}.sm_{target}.ptx.lzma"));
+    let targets = [90, 80, 75].into_iter().filter(|target| *target <= capability);
+    let file = targets.map(file).find(|file| file.exists()).expect(module);
+    let mut text = String::new();
+    let file = File::open(file).unwrap();
+    let mut reader = LzmaReader::new_mem_limit(file, u32::MAX, None).unwrap();
+    reader.read_to_string(&mut text).unwrap();
+    text
+}
 
 /// How a shape is cut.
 #[derive(Debug, Clone, Copy)]
@@ -146,6 +143,18 @@ pub struct Outputs {
 #[repr(C)]
 pub struct Gradients(pub [u64; 6]);
 
+/// An activation by its number, and the slope of a leaky ReLU.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct AnyActivation<A> {
+    pub activation: u32,
+    pub slope: A,
+}
+
+// SAFETY: it has the layout of the kernels' structure; padding is not read.
+unsafe impl DeviceRepr for AnyActivation<f32> {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for AnyActivation<f64> {}
 // SAFETY: they have the layout of the kernels' structures, and no padding.
 unsafe impl DeviceRepr for Geometry {}
 // SAFETY: as above.
@@ -168,6 +177,8 @@ pub enum Arg {
     Merge(Merge),
     Outputs(Outputs),
     Gradients(Gradients),
+    Any32(AnyActivation<f32>),
+    Any64(AnyActivation<f64>),
     Pointer(u64),
     U32(u32),
     U64(u64),
@@ -205,7 +216,7 @@ impl<T> Mem<T> {
 /// A software device that no other test has.
 pub struct Device {
     stream: Arc<CudaStream>,
-    modules: RefCell<HashMap<&'static str, Arc<CudaModule>>>,
+    modules: RefCell<HashMap<String, Arc<CudaModule>>>,
     exclusive: Exclusive,
 }
 
@@ -253,12 +264,11 @@ impl Device {
 
     /// Launches `kernel` of the module of this family and type of elements.
     pub fn launch(&self, module: &str, kernel: &str, grid: Grid, args: &[Arg]) {
-        let &(name, targets) = MODULES.iter().find(|(name, _)| *name == module).unwrap();
         let mut modules = self.modules.borrow_mut();
-        let module = modules.entry(name).or_insert_with(|| {
+        let module = modules.entry(module.to_owned()).or_insert_with(|| {
             let (major, minor) = self.stream.context().compute_capability().unwrap();
-            let fits = targets.iter().find(|(target, _)| *target <= 10 * major + minor).unwrap();
-            self.stream.context().load_module(Ptx::from_src(fits.1)).unwrap()
+            let text = ptx(module, 10 * major + minor);
+            self.stream.context().load_module(Ptx::from_src(text)).unwrap()
         });
         let function = module.load_function(kernel).unwrap();
         let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -272,6 +282,8 @@ impl Device {
                 Arg::Merge(v) => builder.arg(v),
                 Arg::Outputs(v) => builder.arg(v),
                 Arg::Gradients(v) => builder.arg(v),
+                Arg::Any32(v) => builder.arg(v),
+                Arg::Any64(v) => builder.arg(v),
                 Arg::Pointer(v) => builder.arg(v),
                 Arg::U32(v) => builder.arg(v),
                 Arg::U64(v) => builder.arg(v),

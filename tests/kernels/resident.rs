@@ -46,14 +46,17 @@ fn right<E: Element>(inputs: &Inputs<E>, y: &[f64]) -> Expected {
 }
 
 fn agrees<E: Kernels>(profile: &str) {
-    for (shape, layout) in layouts() {
+    let others: Vec<Epilogue> = Epilogue::others().collect();
+    for (l, (shape, layout)) in layouts().into_iter().enumerate() {
         if layout.vectors::<E>(&shape).is_none() {
             continue;
         }
         for (i, cut) in CUTS.into_iter().enumerate() {
             let slices = shape.channels().div_ceil(layout.channels);
             let cut = Some(Cut { groups: cut.groups.min(slices), ..cut });
-            for (j, epilogue) in [Epilogue::PLAIN, RELU, Epilogue::FULL].into_iter().enumerate() {
+            let some = [0, 5].map(|k| others[(3 * l + i + k) % others.len()]);
+            let epilogues = [Epilogue::PLAIN, RELU, Epilogue::FULL].into_iter().chain(some);
+            for (j, epilogue) in epilogues.enumerate() {
                 // Either family may follow the other.
                 let cuts = [[cut, cut], [cut, None], [None, cut]][(i + j) % 3];
                 let what = format!("{}, {shape}, {layout:?}, {cuts:?}, {epilogue:?}", E::DTYPE);

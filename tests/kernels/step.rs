@@ -1,7 +1,9 @@
 //! A forward and its backward, each by the kernels of either family.
-use crate::launch::{Arg, Channels, Device, Gradients, Grid, Group, Layout, Mem, Merge, Outputs};
+use crate::launch::{
+    AnyActivation, Arg, Channels, Device, Gradients, Grid, Group, Layout, Mem, Merge, Outputs,
+};
 use crate::support::run::{Inputs, Mode, Outcome, widen};
-use batchnorm::{Activation, Element, Real};
+use batchnorm::{Activation, DType, Derivative, Element, Real};
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 use half::{bf16, f16};
 
@@ -66,21 +68,44 @@ impl<E: Kernels> Step<'_, E> {
             reserved: 0,
         }
     }
+    /// The name of a kernel, if not of its module.
+    fn name(&self, kernel: &str) -> String {
+        let has_activation = !["stats", "stats_finalize", "eval"].contains(&kernel);
+        let any = if has_activation && self.any().is_some() { "any_" } else { "" };
+        format!("{kernel}_{any}{}", E::NAME)
+    }
+    fn module(&self, family: &str, kernel: &str) -> String {
+        let any = if self.name(kernel).contains("_any_") { "any_" } else { "" };
+        format!("{family}_{any}{}", E::NAME)
+    }
+    /// What the kernels for any activation are told.
+    fn any(&self) -> Option<Arg> {
+        let activation = self.inputs.epilogue.activation;
+        let number = Activation::ALL.iter().position(|known| *known == activation)? as u32;
+        let slope = match activation {
+            Activation::Identity | Activation::Relu => return None,
+            Activation::LeakyRelu { negative_slope } => negative_slope,
+            _ => 0.0,
+        };
+        Some(match E::DTYPE {
+            DType::F64 => Arg::Any64(AnyActivation { activation: number, slope }),
+            _ => Arg::Any32(AnyActivation { activation: number, slope: slope as f32 }),
+        })
+    }
     /// A block for each tile.
     fn tiled(&self, kernel: &str, args: &[Arg]) {
         let suffix = if self.layout.width == Layout::VECTOR { "v" } else { "s" };
         let geometry = self.layout.geometry::<E>(&self.inputs.shape);
         let args = [&[Arg::Geometry(geometry)], args].concat();
         let blocks = geometry.slices as usize * self.merge().tiles as usize;
-        let kernel = format!("{kernel}_{}_{suffix}", E::NAME);
         let grid = Grid::of(blocks, geometry.threads.next_multiple_of(32));
-        self.device.launch(&format!("split_{}", E::NAME), &kernel, grid, &args);
+        let name = format!("{}_{suffix}", self.name(kernel));
+        self.device.launch(&self.module("split", kernel), &name, grid, &args);
     }
     /// `channels` channels for each block.
     fn by_channel(&self, kernel: &str, channels: usize, args: &[Arg]) {
-        let kernel = format!("{kernel}_{}", E::NAME);
         let grid = Grid::of(self.channels().div_ceil(channels), 128);
-        self.device.launch(&format!("split_{}", E::NAME), &kernel, grid, args);
+        self.device.launch(&self.module("split", kernel), &self.name(kernel), grid, args);
     }
     /// Groups of blocks. `tensors` are kept in shared memory.
     fn grouped(&self, kernel: &str, cut: Cut, tensors: usize, words: &Mem<u32>, args: &[Arg]) {
@@ -110,8 +135,7 @@ impl<E: Kernels> Step<'_, E> {
             shared: shared as u32,
             cooperative: cut.blocks > 1,
         };
-        let kernel = format!("{kernel}_{}", E::NAME);
-        self.device.launch(&format!("resident_{}", E::NAME), &kernel, grid, &args);
+        self.device.launch(&self.module("resident", kernel), &self.name(kernel), grid, &args);
     }
 
     /// Everything that the kernels can give.
@@ -140,12 +164,14 @@ impl<E: Kernels> Step<'_, E> {
         let by = [m.ptr(), rest.ptr(), invstd.ptr(), weight.ptr(), bias.ptr()];
         let by = Arg::Channels(Channels(by));
         let y = device.unwritten::<E>(n, layout.lead);
-        let masks = relu && epilogue.residual;
+        let source = epilogue.activation.derivative_from(epilogue.residual);
+        let masks = source == Derivative::FromMask;
         let mask = device.unwritten::<u8>(n / layout.width_of::<E>(), 0);
         let mask = if masks { mask.ptr() } else { 0 };
         let r = if epilogue.residual { residual.ptr() } else { 0 };
         let pointers = [x.ptr(), r, y.ptr(), mask].map(ptr);
-        let last = [&pointers[..], &[Arg::U32(relu.into())]].concat();
+        let act = self.any().unwrap_or(Arg::U32(relu.into()));
+        let last = [&pointers[..], &[act]].concat();
         // Zero once: every launch leaves them so that any other can follow.
         let words = device.upload(&[0u32; 32 * 16], 0);
         if let Mode::Train(factor) = mode {
@@ -183,8 +209,17 @@ impl<E: Kernels> Step<'_, E> {
         assert_eq!(device.download(saved_bias), inputs.bias);
         outcome.insert("saved_mean", widen(&device.download(m)));
         outcome.insert("saved_invstd", widen(&device.download(invstd)));
-        let gate = if masks { 2 } else { u32::from(relu) };
-        let read = [by, ptr(x.ptr()), ptr(0), ptr(mask), Arg::U32(gate)];
+        let number = match source {
+            Derivative::One => 0,
+            Derivative::FromX => 1,
+            Derivative::FromMask => 2,
+            _ => 3,
+        };
+        let mut read = vec![by, ptr(x.ptr()), ptr(0), ptr(mask), Arg::U32(number)];
+        if let Some(any) = self.any() {
+            let again = source == Derivative::FromResidual;
+            read.extend([ptr(if again { residual.ptr() } else { 0 }), any]);
+        }
         self.backward(read, (&partials, &words), &mut outcome);
         assert_eq!(device.download(&nonfinite), [0]);
         outcome
@@ -206,7 +241,7 @@ impl<E: Kernels> Step<'_, E> {
 
     fn backward(
         &self,
-        mut read: [Arg; 5],
+        mut read: Vec<Arg>,
         (partials, words): (&Mem<f64>, &Mem<u32>),
         outcome: &mut Outcome,
     ) {
@@ -227,14 +262,13 @@ impl<E: Kernels> Step<'_, E> {
             Gradients([0, grad_weight.ptr(), grad_bias.ptr(), sums.ptr(), coefs.ptr(), 0]);
         if let (Some(cut), false) = (cuts[1], frozen) {
             let count = Arg::U64(inputs.shape.per_channel() as u64);
-            let [by, tensors @ ..] = read;
-            let first = [by, Arg::Gradients(gradients), count];
-            let args = [&first, &tensors[..], &[Arg::U32(0)], &outputs].concat();
+            let first = [read[0], Arg::Gradients(gradients), count];
+            let args = [&first, &read[1..], &[Arg::U32(0)], &outputs].concat();
             self.grouped("backward_resident", cut, 2, words, &args);
         } else {
             let first = if frozen { outputs } else { [ptr(0); 2] };
             self.tiled("backward_sums", &[&read[..], &[ptr(partials.ptr())], &first].concat());
-            let mut tensors = read;
+            let mut tensors = read.clone();
             if frozen {
                 tensors[2] = ptr(0); // overwritten
             }

@@ -1,36 +1,44 @@
 //! Every wrong argument of every operation: the typed error with both sides in its message, and
 //! nothing written, bit for bit.
-use crate::support::engines::every_engine;
-use crate::support::faults::{Fault, NONE, NOT_PLAIN, back, eval, merge, pattern, stats, train};
+use crate::support::engines::engines;
+use crate::support::faults::{
+    Fault, NONE, Operation, back, eval, merge, pattern, saved_by_most, stats, train,
+};
 use crate::support::oracle::served;
 use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want, same_bits};
 use crate::support::shapes::SMALL;
 use batchnorm::{
-    BatchNorm, Config, Cpu, Element, Engine, Error, Memory, Reference, Result, Saved, Shape,
+    Argument, BatchNorm, Config, Cpu, Element, Engine, Error, Memory, Reference, Result, Role,
+    Saved, Shape,
 };
 use half::{bf16, f16};
 
-every_engine![
-    training_refuses_every_wrong_length,
+engines! { [reference, cpu, cuda, cudnn, gpu] [
+    every_wrong_length_is_refused,
     training_refuses_values_without_meaning,
     an_eps_too_small_for_the_parameters_is_refused,
-    evaluation_refuses_every_wrong_length,
     evaluation_refuses_values_without_meaning,
-    backward_refuses_every_wrong_length,
     backward_refuses_a_saved_of_another_forward,
-    records_refuse_every_wrong_length,
+    merging_refuses_records_of_no_length,
     merging_refuses_what_is_no_batch,
     what_was_saved_survives_a_refused_forward,
     the_harness_accepts_what_is_right,
-];
+] }
 
-/// The lengths that are wrong where `right` is right: one more, one less, none, twice.
-fn wrong(what: &'static str, right: usize) -> impl Iterator<Item = (Fault, String)> {
-    let right = right as isize;
-    [1, -1, -right, right].into_iter().map(move |by| {
-        let message = format!("{what}: expected {right} elements, got {}", right + by);
-        (Fault { length: (what, by), ..NONE }, message)
-    })
+/// What is said of an argument of a wrong length; nothing where a merge may have that many records.
+fn refusal(operation: Operation, argument: Argument, right: isize, got: isize) -> Option<String> {
+    let Argument { name, role, .. } = argument;
+    match (operation, role) {
+        (Operation::Merge, Role::Record) => {
+            Some(format!("{name}: expected 3C + 1 elements for 1 channel or more, got {got}"))
+        }
+        (_, Role::Records) if got > 0 && got % (right / 2) == 0 => None,
+        (_, Role::Records) => Some(format!(
+            "{name}: expected a multiple of 3C + 1 = {} elements, got {got}",
+            right / 2
+        )),
+        _ => Some(format!("{name}: expected {right} elements, got {got}")),
+    }
 }
 
 /// The message of a refusal, which there must be.
@@ -38,41 +46,40 @@ fn message(error: Option<Error>) -> String {
     error.expect("a refusal").to_string()
 }
 
-fn training_refuses_every_wrong_length<G: Engine>(engine: &G) {
+/// Every argument of every operation by itself: one more, one less, none, twice.
+fn every_wrong_length_is_refused<G: Engine>(engine: &G) {
     fn refuses<E: Element, G: Engine>(engine: &G) {
-        let (shape, mut saved) = (SMALL.shape(), SavedOn::<G, E>::new());
-        let tensors = ["x", "residual", "y"].map(|what| (what, shape.len()));
-        let parameters = ["weight", "bias", "running_mean", "running_var"].map(|what| (what, 5));
-        for (what, right) in tensors.into_iter().chain(parameters) {
-            for (fault, expected) in wrong(what, right) {
-                assert_eq!(message(train::<E, G>(engine, &shape, fault, None)), expected);
-                let error = train::<E, G>(engine, &shape, fault, Some(&mut saved));
-                assert!(matches!(error, Some(Error::Length { .. })), "{error:?}");
-                assert_eq!(saved.shape(), None);
-            }
-        }
-    }
-    refuses::<f64, G>(engine);
-    refuses::<f32, G>(engine);
-    refuses::<f16, G>(engine);
-    refuses::<bf16, G>(engine);
-}
-
-fn evaluation_refuses_every_wrong_length<G: Engine>(engine: &G) {
-    fn refuses<E: Element, G: Engine>(engine: &G) {
-        let (shape, mut saved) = (SMALL.shape(), SavedOn::<G, E>::new());
-        let tensors = ["x", "residual", "y"].map(|what| (what, shape.len()));
-        let parameters = ["weight", "bias", "mean", "var"].map(|what| (what, 5));
-        for (what, right) in tensors.into_iter().chain(parameters) {
-            for (fault, expected) in wrong(what, right) {
-                let error = eval::<E, G>(engine, &shape, fault, Some(&mut saved));
-                assert_eq!(message(error), expected);
-                assert_eq!(saved.shape(), None);
-                if what != "x" {
-                    let in_place = Fault { in_place: true, ..fault };
-                    assert_eq!(message(eval::<E, G>(engine, &shape, in_place, None)), expected);
+        let shape = SMALL.shape();
+        let (saved, _, right) = saved_by_most::<E, G>(engine, &SMALL.shape());
+        for operation in Operation::ALL {
+            for fault in [right, Fault { in_place: true, ..right }] {
+                let arguments = operation.arguments::<E, G>(engine, fault);
+                assert!(arguments.len() > 1, "{operation:?}");
+                for argument in arguments {
+                    let parts = if argument.role == Role::Records { 2 } else { 1 };
+                    let right = (parts * argument.role.len(shape.len(), 5)) as isize;
+                    for by in [1, -1, -right, right] {
+                        let fault = Fault { length: (argument.name, by), ..fault };
+                        let Some(expected) = refusal(operation, argument, right, right + by) else {
+                            continue;
+                        };
+                        let error = operation.run::<E, G>(engine, &shape, fault, &saved);
+                        assert_eq!(message(error), expected);
+                    }
                 }
             }
+        }
+        // What a forward was to fill stays empty.
+        let mut saved = SavedOn::<G, E>::new();
+        for argument in Operation::Train.arguments::<E, G>(engine, NONE) {
+            let fault = Fault { length: (argument.name, 1), ..NONE };
+            assert!(train::<E, G>(engine, &shape, fault, Some(&mut saved)).is_some());
+            assert_eq!(saved.shape(), None);
+        }
+        for argument in Operation::Eval.arguments::<E, G>(engine, NONE) {
+            let fault = Fault { length: (argument.name, 1), ..NONE };
+            assert!(eval::<E, G>(engine, &shape, fault, Some(&mut saved)).is_some());
+            assert_eq!(saved.shape(), None);
         }
     }
     refuses::<f64, G>(engine);
@@ -89,14 +96,6 @@ fn saved_by<E: Element, G: Engine>(engine: &G, epilogue: Epilogue) -> Option<Sav
     Some(saved)
 }
 
-/// The same by the most that the engine serves, what that is, and a backward without a fault.
-fn saved_by_most<E: Element, G: Engine>(engine: &G) -> Option<(SavedOn<G, E>, Epilogue, Fault)> {
-    let full = saved_by::<E, G>(engine, Epilogue::FULL).map(|saved| (saved, Epilogue::FULL, NONE));
-    let plain = || Some((saved_by::<E, G>(engine, Epilogue::PLAIN)?, Epilogue::PLAIN, PLAIN));
-    full.or_else(plain)
-}
-const PLAIN: Fault = Fault { plain: true, ..NONE };
-
 /// A result; none where the one engine that does not serve everything says so.
 fn served_by<G: Engine, T>(engine: &G, result: Result<T>) -> Option<T> {
     let result = served(result);
@@ -109,56 +108,11 @@ fn serves<G: Engine>(engine: &G, error: Option<Error>) -> bool {
     served_by(engine, error.map_or(Ok(()), Err)).is_some()
 }
 
-fn backward_refuses_every_wrong_length<G: Engine>(engine: &G) {
-    fn refuses<E: Element, G: Engine>(engine: &G) {
-        let Some((saved, _, right)) = saved_by_most::<E, G>(engine) else { return };
-        let shape = SMALL.shape();
-        let tensors = ["x", "grad_y", "grad_x", "grad_residual"].map(|what| (what, shape.len()));
-        let parameters = ["grad_weight", "grad_bias"].map(|what| (what, 5));
-        let sums = ["sums", "total_sums"].map(|what| (what, 11));
-        let all = tensors.into_iter().chain(parameters).chain(sums);
-        for (what, len) in all.filter(|(what, _)| !right.plain || !NOT_PLAIN.contains(what)) {
-            for (fault, expected) in wrong(what, len) {
-                let fault = Fault { plain: right.plain, ..fault };
-                assert_eq!(message(back::<E, G>(engine, &shape, fault, &saved)), expected);
-                if what != "grad_y" {
-                    let in_place = Fault { in_place: true, ..fault };
-                    let error = back::<E, G>(engine, &shape, in_place, &saved);
-                    assert_eq!(message(error), expected);
-                }
-            }
-        }
-    }
-    refuses::<f64, G>(engine);
-    refuses::<f32, G>(engine);
-    refuses::<f16, G>(engine);
-    refuses::<bf16, G>(engine);
-}
-
-fn records_refuse_every_wrong_length<G: Engine>(engine: &G) {
-    let shape = SMALL.shape();
-    for (what, right) in [("x", shape.len()), ("record", 16)] {
-        for (fault, expected) in wrong(what, right) {
-            assert_eq!(message(stats::<f64, G>(engine, &shape, fault)), expected);
-            assert_eq!(message(stats::<f16, G>(engine, &shape, fault)), expected);
-        }
-    }
-    let records = pattern::<f64>(32);
-    for what in ["running_mean", "running_var"] {
-        for (fault, expected) in wrong(what, 5) {
-            assert_eq!(message(merge::<f32, G>(engine, 5, fault, &records)), expected);
-        }
-    }
+fn merging_refuses_records_of_no_length<G: Engine>(engine: &G) {
     for got in [0, 1, 15, 17, 31, 33] {
-        let error = merge::<f64, G>(engine, 5, NONE, &pattern::<f64>(got));
+        let error = merge::<f64, G>(engine, 5, NONE, &pattern(got));
         let expected = format!("records: expected a multiple of 3C + 1 = 16 elements, got {got}");
         assert_eq!(message(error), expected);
-    }
-    for by in [-1, 1] {
-        let fault = Fault { length: ("record", by), ..NONE };
-        let got = 16 + by;
-        let expected = format!("record: expected 3C + 1 elements for 1 channel or more, got {got}");
-        assert_eq!(message(merge::<f32, G>(engine, 5, fault, &records)), expected);
     }
 }
 
@@ -169,7 +123,7 @@ fn an_eps_too_small_for_the_parameters_is_refused<G: Engine>(engine: &G) {
     assert_eq!(message(train::<f32, G>(engine, &shape, fault, None)), expected);
     assert_eq!(message(train::<bf16, G>(engine, &shape, fault, None)), expected);
     assert_eq!(message(eval::<f16, G>(engine, &shape, fault, None)), expected);
-    let config = Config { eps: 1e-80, ..Config::default() };
+    let config = Config::default().eps(1e-80);
     let error = BatchNorm::<f32, G>::new(engine, 5, config).err();
     assert_eq!(message(error), expected);
     assert!(BatchNorm::<f64, G>::new(engine, 5, config).is_ok());
@@ -218,7 +172,7 @@ fn evaluation_refuses_values_without_meaning<G: Engine>(engine: &G) {
 }
 
 fn merging_refuses_what_is_no_batch<G: Engine>(engine: &G) {
-    let records = pattern::<f64>(16);
+    let records = pattern(16);
     for (fault, expected) in meaningless_factors() {
         assert_eq!(message(merge::<f32, G>(engine, 5, fault, &records)), expected);
     }
@@ -246,7 +200,7 @@ fn backward_refuses_a_saved_of_another_forward<G: Engine>(engine: &G) {
     let refusal = |saved: &SavedOn<G, f32>, shape: &Shape, fault: Fault| {
         message(back::<f32, G>(engine, shape, fault, saved))
     };
-    let Some((most, _, right)) = saved_by_most::<f32, G>(engine) else { return };
+    let (most, _, right) = saved_by_most::<f32, G>(engine, &SMALL.shape());
     let without = |without| Fault { without, ..right };
 
     let empty = refusal(&Saved::new(), &shape, right);
@@ -272,7 +226,7 @@ fn backward_refuses_a_saved_of_another_forward<G: Engine>(engine: &G) {
 
 /// Statistics, gate, shape and all: the backward gives what it gave before.
 fn what_was_saved_survives_a_refused_forward<G: Engine>(engine: &G) {
-    let Some((mut saved, epilogue, right)) = saved_by_most::<f32, G>(engine) else { return };
+    let (mut saved, epilogue, right) = saved_by_most::<f32, G>(engine, &SMALL.shape());
     let inputs = Inputs::<f32>::new(&SMALL.shape(), epilogue, 1);
     let look = |saved: &SavedOn<G, f32>| -> (Vec<f32>, Vec<f32>, Outcome) {
         let on = engine.memory();
@@ -282,8 +236,12 @@ fn what_was_saved_survives_a_refused_forward<G: Engine>(engine: &G) {
         (mean, invstd, run::backward(engine, &inputs, want, saved, None).unwrap())
     };
     let before = look(&saved);
-    let lengths = ["x", "y", "residual", "weight", "bias"].map(|what| wrong(what, 5).next());
-    let mut faults: Vec<Fault> = lengths.into_iter().flatten().map(|(fault, _)| fault).collect();
+    let arguments = Operation::Train.arguments::<f32, G>(engine, NONE).into_iter();
+    let length = |argument: Argument| Fault { length: (argument.name, 1), ..NONE };
+    // Those that an evaluation has too.
+    let evaluated = Operation::Eval.arguments::<f32, G>(engine, NONE);
+    let mut faults: Vec<Fault> =
+        arguments.filter(|argument| evaluated.contains(argument)).map(length).collect();
     faults.push(Fault { eps: f64::NAN, ..NONE });
     let one = Shape::new(&[1, 5], 1).unwrap();
     for fault in faults {
@@ -311,7 +269,7 @@ fn the_harness_accepts_what_is_right<G: Engine>(engine: &G) {
     serves(engine, stats::<f32, G>(engine, &shape, NONE));
     let records = [&[0.5; 15][..], &[2.0]].concat();
     serves(engine, merge::<f32, G>(engine, 5, NONE, &records));
-    let (most, _, right) = saved_by_most::<f32, G>(engine).expect("served by every engine");
+    let (most, _, right) = saved_by_most::<f32, G>(engine, &SMALL.shape());
     assert_eq!(back::<f32, G>(engine, &shape, right, &most), None);
     serves(engine, back::<f32, G>(engine, &shape, Fault { in_place: true, ..right }, &most));
 }

@@ -1,12 +1,12 @@
 //! Every engine, dtype, shape, operation and option against the f64 reference.
-use crate::support::engines::{every_engine, split_kernels_too};
+use crate::support::engines::engines;
 use crate::support::oracle::{self, judge, served};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
-use crate::support::shapes::{CASES, Case, Layout, SMALL};
+use crate::support::shapes::{CHANNELS_LAST, Case, Layout, SMALL, cases};
 use batchnorm::{Activation, Element, Engine, Error};
 use half::{bf16, f16};
 
-every_engine![
+engines! { [reference, cpu, cuda, cudnn, gpu_slowly] [
     every_shape_agrees_f64,
     every_shape_agrees_f32,
     every_shape_agrees_f16,
@@ -19,8 +19,8 @@ every_engine![
     one_saved_serves_every_shape_and_epilogue,
     one_saved_serves_every_dtype_of_its_parameters,
     inputs_may_change_between_forwards_that_share_a_saved,
-];
-split_kernels_too![
+] }
+engines! { [cuda_split] [
     every_shape_agrees_f64,
     every_shape_agrees_f32,
     every_shape_agrees_f16,
@@ -28,7 +28,7 @@ split_kernels_too![
     every_subset_of_gradients_is_the_whole,
     every_presence_of_parameters_agrees,
     running_statistics_follow_every_factor,
-];
+] }
 
 fn every_shape_agrees_f64<G: Engine>(engine: &G) {
     every_shape::<f64, G>(engine);
@@ -59,7 +59,7 @@ fn tensors_too_large_for_a_cache_agree<G: Engine>(engine: &G) {
 
 fn every_shape<E: Element, G: Engine>(engine: &G) {
     let others: Vec<Epilogue> = Epilogue::others().collect();
-    for (seed, case) in CASES.iter().enumerate() {
+    for (seed, case) in cases().iter().enumerate() {
         // Three of the others, each of which comes in every regime with one shape or another.
         let some = (0..3).map(|k| others[(7 * seed + 3 * k) % others.len()]);
         for epilogue in Epilogue::affine().chain(some) {
@@ -157,8 +157,7 @@ fn every_presence_of_parameters_agrees<G: Engine>(engine: &G) {
             }
         }
     }
-    let channels_last = CASES.iter().find(|c| c.why == "channels last").unwrap();
-    for case in [&SMALL, channels_last] {
+    for case in [&SMALL, &CHANNELS_LAST] {
         presence::<f64, G>(engine, case);
         presence::<f32, G>(engine, case);
         presence::<f16, G>(engine, case);
@@ -190,7 +189,7 @@ fn what_is_saved_changes_no_output<G: Engine>(engine: &G) {
         }
         Some(())
     }
-    for case in CASES.iter().filter(|c| c.shape().per_channel() != 1) {
+    for case in cases().iter().filter(|c| c.shape().per_channel() != 1) {
         same::<f32, G>(engine, case);
         same::<bf16, G>(engine, case);
     }
@@ -234,7 +233,7 @@ fn as_by_a_fresh_one<E: Element, G: Engine>(
 fn one_saved_serves_every_shape_and_epilogue<G: Engine>(engine: &G) {
     let mut saved = SavedOn::<G, f32>::new();
     // Forth and back, so that its buffers grow, shrink, and change their channels.
-    for case in CASES.iter().chain(CASES.iter().rev()) {
+    for case in cases().iter().chain(cases().iter().rev()) {
         for epilogue in Epilogue::affine().chain(Epilogue::others()) {
             let inputs = Inputs::<f32>::new(&case.shape(), epilogue, 51);
             if inputs.shape.per_channel() != 1 {

@@ -1,16 +1,16 @@
 //! Numbers worked out by hand: where the reference itself were wrong, comparing with it would show
 //! nothing.
-use crate::support::engines::every_engine;
+use crate::support::engines::engines;
 use crate::support::oracle::served;
 use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want, gradient_before};
 use batchnorm::{Activation, Engine, Shape};
 
-every_engine![
+engines! { [reference, cpu, cuda, cudnn, gpu] [
     running_variance_is_unbiased_and_momentum_weighs_the_new_value,
     merged_running_variance_is_unbiased_over_all_parts,
     accumulated_gradients_are_added_to_what_was_there,
     a_relu_is_gated_by_its_output_after_the_residual,
-];
+] }
 
 /// Four values of one channel, 1 to 4: mean 2.5, variance 5 / 4 biased and 5 / 3 unbiased.
 fn one_to_four() -> Inputs<f64> {

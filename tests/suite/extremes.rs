@@ -1,13 +1,13 @@
 //! Numbers that leave the range of their type on the way from x to y, or from y to a gradient, where
 //! the results do not.
-use crate::support::engines::every_kernel;
+use crate::support::engines::engines;
 use crate::support::near::{near_the_definition, step};
 use crate::support::oracle::{self, served};
 use crate::support::run::{self, Epilogue, Inputs, Mode, Spread, Want, channel_of};
 use batchnorm::{Element, Engine, Real, Shape};
 use half::bf16;
 
-every_kernel![
+engines! { [reference, cpu, cuda, cuda_split] [
     products_beyond_f32_are_computed_in_f64,
     squares_below_f32_count_beside_a_tiny_eps,
     tiny_gradients_beside_tiny_values_keep_their_digits,
@@ -18,7 +18,7 @@ every_kernel![
     an_extreme_channel_leaves_the_others_alone,
     constants_at_the_ends_give_their_bias,
     values_further_apart_than_the_largest_number_are_normalized,
-];
+] }
 
 const MODES: [Mode; 2] = [Mode::Train(Some(0.1)), Mode::Eval];
 

@@ -1,16 +1,16 @@
 //! What only engines on ordinary memory can be asked: slices from the middle of larger ones.
-use crate::support::engines::every_host_engine;
+use crate::support::engines::engines;
 use crate::support::oracle::served;
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
-use crate::support::shapes::CASES;
+use crate::support::shapes::cases;
 use batchnorm::{
     Activation, Backward, Cpu, Element, Engine, ForwardEval, ForwardTrain, Host, Input, MergeStats,
-    Real, Running, Saved, Shape, Statistics, Stats,
+    Real, Saved, Shape, Stats,
 };
 use half::{bf16, f16};
 use std::ops::Range;
 
-every_host_engine![slices_from_the_middle_are_written_to_their_ends_and_no_further];
+engines! { [reference_on_host, cpu_on_host] [slices_from_the_middle_are_written_to_their_ends_and_no_further] }
 
 /// What is too large for the cache is stored past it, by whole lines: rows that start lines at the
 /// same columns, rows that do not, runs that end at quarters of a line and runs that do not. Parts of
@@ -30,31 +30,13 @@ fn the_cpu_stores_the_same_past_its_cache() {
         let outputs = |shape: &Shape, x: &[E], grad_y: &[E], relu: bool| {
             let (engine, mut saved) = (Cpu::default(), Saved::new());
             let (mut y, mut grad_x) = (vec![E::default(); x.len()], vec![E::default(); x.len()]);
-            let forward = ForwardEval {
-                x: Input::View(x),
-                residual: None,
-                weight: Some(&of[2][..]),
-                bias: Some(&of[3][..]),
-                activation: if relu { Activation::Relu } else { Activation::Identity },
-                eps: 1e-5,
-                statistics: Statistics::Given { mean: &of[0][..], var: &of[1][..] },
-                y: &mut y[..],
-                saved: Some(&mut saved),
-            };
+            let forward = ForwardEval::<Host, E>::new(x, &mut y, &of[0], &of[1])
+                .weight(&of[2])
+                .bias(&of[3])
+                .activation(if relu { Activation::Relu } else { Activation::Identity })
+                .saved(&mut saved);
             engine.forward_eval(shape, forward).unwrap();
-            let backward = Backward {
-                saved: &saved,
-                x,
-                residual: None,
-                grad_y: Input::View(grad_y),
-                grad_x: Some(&mut grad_x[..]),
-                grad_residual: None,
-                grad_weight: None,
-                grad_bias: None,
-                accumulate: false,
-                sums: None,
-                total_sums: None,
-            };
+            let backward = Backward::<Host, E>::new(&saved, x, grad_y).grad_x(&mut grad_x);
             engine.backward(shape, backward).unwrap();
             [y, grad_x]
         };
@@ -123,7 +105,7 @@ where
     G: Engine<Memory = Host>,
 {
     fn framed<E: Element, G: Engine<Memory = Host>>(engine: &G) {
-        for case in CASES.iter().filter(|c| c.shape().per_channel() != 1) {
+        for case in cases().iter().filter(|c| c.shape().per_channel() != 1) {
             let inputs = Inputs::<E>::new(&case.shape(), Epilogue::FULL, 1);
             let what = format!("{}, {}, {:?} ({})", engine.name(), E::DTYPE, case.dims, case.why);
             train_and_back(&what, engine, &inputs);
@@ -157,31 +139,21 @@ fn train_and_back<E: Element, G: Engine<Memory = Host>>(
     let nan = |len| Framed::new(&vec![run::narrow::<E::Acc>(f64::NAN); len]);
     let [mut grad_weight, mut grad_bias, mut sums] = [nan(c), nan(c), nan(2 * c + 1)];
     let mut saved = Saved::new();
-    let forward = ForwardTrain::<Host, E> {
-        x: x.get(),
-        residual: Some(residual.get()),
-        weight: Some(weight.get()),
-        bias: Some(bias.get()),
-        activation: Activation::Relu,
-        eps: inputs.eps,
-        running: Some(Running { mean: mean.get_mut(), var: var.get_mut(), factor: 0.1 }),
-        y: y.get_mut(),
-        saved: Some(&mut saved),
-    };
+    let forward = ForwardTrain::<Host, E>::new(x.get(), y.get_mut())
+        .residual(residual.get())
+        .weight(weight.get())
+        .bias(bias.get())
+        .activation(Activation::Relu)
+        .eps(inputs.eps)
+        .running(mean.get_mut(), var.get_mut(), 0.1)
+        .saved(&mut saved);
     engine.forward_train(shape, forward).unwrap();
-    let backward = Backward::<Host, E> {
-        saved: &saved,
-        x: x.get(),
-        residual: None,
-        grad_y: Input::View(grad_y.get()),
-        grad_x: Some(grad_x.get_mut()),
-        grad_residual: Some(grad_residual.get_mut()),
-        grad_weight: Some(grad_weight.get_mut()),
-        grad_bias: Some(grad_bias.get_mut()),
-        accumulate: false,
-        sums: Some(sums.get_mut()),
-        total_sums: None,
-    };
+    let backward = Backward::<Host, E>::new(&saved, x.get(), grad_y.get())
+        .grad_x(grad_x.get_mut())
+        .grad_residual(grad_residual.get_mut())
+        .grad_weight(grad_weight.get_mut())
+        .grad_bias(grad_bias.get_mut())
+        .sums(sums.get_mut());
     engine.backward(shape, backward).unwrap();
     for (name, got) in [
         ("y", y.values(what)),
@@ -212,17 +184,13 @@ fn eval<E: Element, G: Engine<Memory = Host>>(
     let x = Framed::new(&inputs.x);
     let nan = Framed::new(&vec![run::narrow::<E>(f64::NAN); x.get().len()]);
     for (x, mut y) in [(Input::View(x.get()), nan), (Input::InPlace, Framed::new(&inputs.x))] {
-        let args = ForwardEval::<Host, E> {
-            x,
-            residual: Some(&inputs.residual),
-            weight: Some(&inputs.weight),
-            bias: Some(&inputs.bias),
-            activation: Activation::Relu,
-            statistics: Statistics::Given { mean: &inputs.mean, var: &inputs.var },
-            eps: inputs.eps,
-            y: y.get_mut(),
-            saved: None,
-        };
+        let mut args = ForwardEval::<Host, E>::in_place(y.get_mut(), &inputs.mean, &inputs.var)
+            .residual(&inputs.residual)
+            .weight(&inputs.weight)
+            .bias(&inputs.bias)
+            .activation(Activation::Relu)
+            .eps(inputs.eps);
+        args.x = x;
         engine.forward_eval(&inputs.shape, args).unwrap();
         assert_eq!(y.values(what), right["y"], "{what}: y");
     }
@@ -238,7 +206,7 @@ fn records<E: Element, G: Engine<Memory = Host>>(
     let right = served(run::stats(engine, inputs))?;
     let (x, mut record) = (Framed::new(&inputs.x), Framed::new(&right));
     record.get_mut().fill(f64::NAN);
-    let args = Stats::<Host, E> { x: x.get(), record: record.get_mut() };
+    let args = Stats::<Host, E>::new(x.get(), record.get_mut());
     engine.stats(&inputs.shape, args).unwrap();
     assert_eq!(record.values(what), right, "{what}: record");
 
@@ -246,7 +214,7 @@ fn records<E: Element, G: Engine<Memory = Host>>(
     let mut merged = Framed::new(&right["record"]);
     merged.get_mut().fill(f64::NAN);
     let (records, merged_view) = (record.get(), merged.get_mut());
-    let args = MergeStats::<Host, E::Acc> { records, known: 0, running: None, record: merged_view };
+    let args = MergeStats::<Host, E::Acc>::new(records, merged_view);
     engine.merge_stats(args).unwrap();
     assert_eq!(merged.values(what), right["record"], "{what}: merged record");
     Some(())

@@ -1,11 +1,11 @@
 //! The layer's modes, running statistics and forms; parameters are in `parameters.rs`.
-use crate::support::engines::{every_engine, every_host_engine};
+use crate::support::engines::engines;
 use crate::support::layer::*;
 use crate::support::tolerance::Kind;
 use batchnorm::*;
 use half::{bf16, f16};
 
-every_engine![
+engines! { [reference, cpu, cuda, gpu] [
     training_follows_the_batch,
     evaluation_uses_running_statistics_and_leaves_them,
     without_running_statistics_evaluation_uses_the_batch,
@@ -25,11 +25,12 @@ every_engine![
     evaluation_in_place,
     several_threads_evaluate_at_once,
     moved_layers_are_the_same_and_apart,
-];
-every_host_engine![memory_that_is_there_is_used_again];
+    a_living_layer_takes_another_momentum_eps_and_activation,
+] }
+engines! { [reference_on_host, cpu_on_host] [memory_that_is_there_is_used_again] }
 
 fn relu() -> Config {
-    Config { activation: Activation::Relu, ..Config::default() }
+    Config::default().activation(Activation::Relu)
 }
 
 /// Mean and biased variance of every channel of [`small`], in f64.
@@ -42,7 +43,7 @@ fn moments<E: Element>(x: &[E]) -> Vec<(f64, f64)> {
 
 fn training_follows_the_batch<G: Engine>(engine: &G) {
     let momentum = Momentum::Exponential(0.3);
-    let mut bn = layer(engine, Config { momentum, ..Config::default() });
+    let mut bn = layer(engine, Config::default().momentum(momentum));
     let x: Vec<f32> = numbers(small().len(), 1);
     let (y, saved) = forward(&mut bn, &small(), &x).unwrap();
     assert_eq!(saved.is_frozen(), Some(false));
@@ -92,7 +93,7 @@ fn evaluation_uses_running_statistics_and_leaves_them<G: Engine>(engine: &G) {
 }
 
 fn without_running_statistics_evaluation_uses_the_batch<G: Engine>(engine: &G) {
-    let mut bn = layer(engine, Config { track_running_stats: false, ..Config::default() });
+    let mut bn = layer(engine, Config::default().track_running_stats(false));
     let x: Vec<f32> = numbers(small().len(), 1);
     let (y, _) = forward(&mut bn, &small(), &x).unwrap();
     bn.eval();
@@ -191,7 +192,7 @@ fn two_forwards_before_two_backwards<G: Engine>(engine: &G) {
 }
 
 fn cumulative_momentum_is_the_plain_average<G: Engine>(engine: &G) {
-    let config = Config { momentum: Momentum::Cumulative, ..Config::default() };
+    let config = Config::default().momentum(Momentum::Cumulative);
     let mut bn = layer(engine, config);
     let batches: Vec<Vec<f64>> = (1..=3).map(|seed| numbers(small().len(), seed)).collect();
     for x in &batches {
@@ -232,7 +233,7 @@ fn averages_count_empty_batches_or_do_not<G: Engine>(engine: &G) {
     for (momentum, mean, var, count) in
         [(Momentum::Cumulative, 2.25, 1.5, 2), (Momentum::Average, 4.5, 2.0, 1)]
     {
-        let mut bn = layer(engine, Config { momentum, ..Config::default() });
+        let mut bn = layer(engine, Config::default().momentum(momentum));
         forward::<f32, G>(&mut bn, &empty, &[]).unwrap();
         // Mean 4.5, unbiased variance 2.
         forward(&mut bn, &pair, &[3.5f32, 3.5, 3.5, 5.5, 5.5, 5.5]).unwrap();
@@ -245,7 +246,7 @@ fn averages_count_empty_batches_or_do_not<G: Engine>(engine: &G) {
 fn the_first_batch_of_an_average_replaces_nan<G: Engine>(engine: &G) {
     let pair = Shape::new(&[2, 3], 1).unwrap();
     for momentum in [Momentum::Cumulative, Momentum::Average, Momentum::Exponential(1.0)] {
-        let mut bn = layer(engine, Config { momentum, ..Config::default() });
+        let mut bn = layer(engine, Config::default().momentum(momentum));
         let running = bn.running_mut().unwrap();
         running.mean = up(engine, &[f32::NAN, f32::INFINITY, 1.0]);
         running.var = up(engine, &[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
@@ -253,6 +254,42 @@ fn the_first_batch_of_an_average_replaces_nan<G: Engine>(engine: &G) {
         let running = snapshot(&bn).running.unwrap();
         assert_eq!(running, (vec![4.5; 3], vec![2.0; 3], 1), "{momentum:?}");
     }
+}
+
+/// As if it had been made so; an earlier forward keeps what it went by.
+fn a_living_layer_takes_another_momentum_eps_and_activation<G: Engine>(engine: &G) {
+    let (x, grad_y) = (numbers::<f32>(small().len(), 1), numbers::<f32>(small().len(), 2));
+    let mut bn = layer(engine, relu());
+    let (_, before) = forward(&mut bn, &small(), &x).unwrap();
+    let expected = backward(&mut bn, &before, &x, &grad_y).unwrap();
+    bn.zero_grad();
+
+    let config = Config::default().eps(0.5).momentum(Momentum::Exponential(0.75));
+    bn.set_eps(0.5).unwrap();
+    bn.set_momentum(config.momentum).unwrap();
+    bn.set_activation(Activation::Identity).unwrap();
+    assert_eq!(bn.config(), &config);
+    assert_eq!(backward(&mut bn, &before, &x, &grad_y).unwrap(), expected);
+    bn.zero_grad();
+    bn.reset_running_stats().unwrap();
+    let mut made = layer(engine, config);
+    let (y, saved) = forward(&mut bn, &small(), &x).unwrap();
+    let (right, right_saved) = forward(&mut made, &small(), &x).unwrap();
+    assert_eq!(y, right);
+    let gradient = backward(&mut bn, &saved, &x, &grad_y).unwrap();
+    assert_eq!(gradient, backward(&mut made, &right_saved, &x, &grad_y).unwrap());
+    assert_eq!(snapshot(&bn), snapshot(&made));
+    assert_eq!(infer(&bn, &small(), &x).unwrap(), infer(&made, &small(), &x).unwrap());
+
+    let invalid = |result: Result<()>, of: &str| {
+        assert!(matches!(result, Err(Error::Invalid { what, .. }) if what == of), "{of}");
+    };
+    invalid(bn.set_eps(0.0), "eps");
+    invalid(bn.set_eps(1e-80), "eps");
+    invalid(bn.set_momentum(Momentum::Exponential(-0.1)), "momentum");
+    let leaky = Activation::LeakyRelu { negative_slope: f64::NAN };
+    invalid(bn.set_activation(leaky), "negative_slope");
+    assert_eq!(bn.config(), &config);
 }
 
 /// Sizes that no memory has are errors of the arguments or of the memory, never the end of the
@@ -278,8 +315,7 @@ fn shapes_beyond_memory_are_refused<G: Engine>(engine: &G) {
     let most = [0, usize::MAX];
     let shape = Shape::new(&most, 1).unwrap();
     let (x, mut record) = (up::<G, f32>(engine, &[]), up(engine, &[0f64]));
-    let args =
-        Stats::<G::Memory, f32> { x: view::<G, f32>(&x), record: view_mut::<G, f64>(&mut record) };
+    let args = Stats::<G::Memory, f32>::new(view::<G, f32>(&x), view_mut::<G, f64>(&mut record));
     let refused = Error::Length { what: "record", expected: usize::MAX, got: 1 };
     assert_eq!(engine.stats(&shape, args).err(), Some(refused));
     assert!(BatchNorm::<f32, G>::new(engine, usize::MAX, Config::default()).is_err());

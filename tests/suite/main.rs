@@ -6,6 +6,7 @@ mod support;
 mod bad_input; // every wrong argument of every operation
 mod conformance; // engines x dtypes x shapes x operations x epilogues
 mod definition; // numbers worked out by hand
+mod epilogues; // kinks, special values, what a backward is given
 mod extremes; // numbers beyond the range of a type on the way
 mod golden; // what PyTorch computed in float64
 mod golden_reader; // malformed cases
@@ -16,6 +17,7 @@ mod layer; // modes, forward, backward
 mod nonfinite; // NaN, infinities, the largest values, constants
 mod parameters; // parameters, gradients, moving, display
 mod properties; // random calls, repeatability, threads
+mod serialized; // configurations by serde
 mod state; // state dicts, and files that torch wrote
 mod state_dict; // arbitrary bytes
 mod stress; // kinds of values x shapes x epilogues x modes x dtypes

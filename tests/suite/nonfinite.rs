@@ -1,13 +1,13 @@
 //! NaN, infinities, the largest values, constants and large means.
-use crate::support::engines::every_kernel;
+use crate::support::engines::engines;
 use crate::support::near;
 use crate::support::oracle::{self, judge, served};
 use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, Spread, Want, channel_of};
-use crate::support::shapes::{CASES, Case, SMALL};
+use crate::support::shapes::{self, Case, SMALL};
 use batchnorm::{Element, Engine, Real, Shape};
 use half::{bf16, f16};
 
-every_kernel![
+engines! { [reference, cpu, cuda, cuda_split, cudnn, gpu] [
     what_is_not_finite_stays_in_its_channel,
     what_is_not_finite_in_a_residual_stays_where_it_is,
     parameters_that_are_not_finite_stay_in_their_channel,
@@ -19,13 +19,13 @@ every_kernel![
     constant_channels_have_no_variance_and_give_their_bias,
     large_means_cost_no_more_than_their_rounding,
     means_that_move_within_a_channel_cost_no_digits,
-];
+] }
 
 const MODES: [Mode; 2] = [Mode::Train(Some(0.1)), Mode::Eval];
 
 fn cases() -> impl Iterator<Item = &'static Case> {
     let dims: [&[usize]; 5] = [&[3, 5, 7], &[2, 3, 3, 5], &[5, 3, 2], &[2, 5, 127], &[8, 301]];
-    CASES.iter().filter(move |c| dims.contains(&c.dims))
+    shapes::cases().iter().filter(move |c| dims.contains(&c.dims))
 }
 
 /// Forward and backward in one outcome, and y's own gate beside it.
@@ -250,7 +250,7 @@ fn constant_channels_have_no_variance_and_give_their_bias<G: Engine>(engine: &G)
         assert_eq!(record, right.concat(), "{what}: record");
         Some(())
     }
-    for case in CASES.iter().filter(|c| c.shape().per_channel() > 1) {
+    for case in shapes::cases().iter().filter(|c| c.shape().per_channel() > 1) {
         for value in [0.0, 0.1, -1.0 / 3.0, 1e4, -65504.0] {
             constant::<f64, G>(engine, case, value);
             constant::<f32, G>(engine, case, value);
@@ -267,7 +267,7 @@ fn constant_channels_have_no_variance_and_give_their_bias<G: Engine>(engine: &G)
 
 fn large_means_cost_no_more_than_their_rounding<G: Engine>(engine: &G) {
     fn large<E: Element, G: Engine>(engine: &G, mean: f64, std: f64) {
-        for case in CASES.iter().filter(|c| c.shape().per_channel() > 1) {
+        for case in shapes::cases().iter().filter(|c| c.shape().per_channel() > 1) {
             for mode in [Mode::Train(Some(0.1)), Mode::Eval] {
                 let (spread, shape) = (Spread { mean, std }, case.shape());
                 agrees(engine, &Inputs::<E>::spread(&shape, Epilogue::FULL, spread, 9), mode);

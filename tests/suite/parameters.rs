@@ -1,11 +1,11 @@
 //! The layer's configuration, parameters and gradients, and what errors leave alone.
-use crate::support::engines::every_engine;
+use crate::support::engines::engines;
 use crate::support::layer::*;
 use crate::support::tolerance::Kind;
 use batchnorm::*;
 use half::f16;
 
-every_engine![
+engines! { [reference, cpu, cuda, gpu] [
     gradients_add_up_until_they_are_dropped,
     optimizers_see_a_gradient_only_where_there_is_one,
     frozen_parameters_get_no_gradient,
@@ -16,7 +16,7 @@ every_engine![
     replaced_buffers_of_another_length_are_refused,
     parameters_that_change_before_backward_do_not_matter,
     a_backward_by_a_layer_with_other_parameters_is_refused,
-];
+] }
 
 /// A layer after a forward, and what a backward needs.
 struct Step<G: Engine> {
@@ -138,7 +138,7 @@ fn layers_have_the_parameters_they_were_configured_with<G: Engine>(engine: &G) {
         (false, true, &["bias"]),
         (false, false, &[]),
     ] {
-        let config = Config { weight, bias, ..Config::default() };
+        let config = Config::default().weight(weight).bias(bias);
         let mut step = Step::new(engine, config);
         let names: Vec<_> = step.bn.named_parameters().map(|(name, _)| name).collect();
         assert_eq!(names, expected);
@@ -200,7 +200,7 @@ fn refused_forwards_change_nothing<G: Engine>(engine: &G) {
     assert_eq!(message, "residual: expected 48 elements, got 46");
     assert_eq!(down(engine, &y), x);
 
-    let config = Config { track_running_stats: false, ..Config::default() };
+    let config = Config::default().track_running_stats(false);
     let mut bn = layer(engine, config);
     let message = refused(&mut bn, |bn| {
         bn.infer_into(&shape, Input::InPlace, None, view_mut::<G, f32>(&mut y))
@@ -245,7 +245,7 @@ fn refused_backwards_change_nothing<G: Engine>(engine: &G) {
     let (_, of_wide) = forward(&mut wide, &shape, &x).unwrap();
     let message = refused(&mut bn, |bn| backward(bn, &of_wide, &x, &grad_y));
     assert_eq!(message, "channels: expected 3 elements, got 6");
-    let bare = Step::new(engine, Config { bias: false, ..Config::default() });
+    let bare = Step::new(engine, Config::default().bias(false));
     let message = refused(&mut bn, |bn| backward(bn, &bare.saved, &x, &grad_y));
     assert_eq!(message, "saved: the forward had bias none, this backward has given");
 
@@ -279,17 +279,17 @@ fn bad_configurations_are_refused() {
     let default = Config::default();
     for eps in [0.0, -1e-5, f64::NAN, f64::INFINITY] {
         let expected = format!("eps: expected a finite number above 0, got {eps}");
-        assert_eq!(message(3, Config { eps, ..default }), expected);
+        assert_eq!(message(3, default.eps(eps)), expected);
     }
     for momentum in [f64::NAN, -0.1, 1.1, f64::INFINITY] {
         let expected = format!("momentum: expected 0 to 1, got {momentum}");
         let momentum = Momentum::Exponential(momentum);
-        assert_eq!(message(3, Config { momentum, ..default }), expected);
+        assert_eq!(message(3, default.momentum(momentum)), expected);
     }
     assert_eq!(message(0, default), "channels: expected at least 1, got 0");
     for momentum in [0.0, 1.0] {
         let momentum = Momentum::Exponential(momentum);
-        BatchNorm::<f32, _>::new(&Reference, 1, Config { momentum, ..default }).unwrap();
+        BatchNorm::<f32, _>::new(&Reference, 1, default.momentum(momentum)).unwrap();
     }
 }
 
@@ -300,20 +300,20 @@ fn layers_print_as_in_pytorch() {
     let cases = [
         (default, "BatchNorm(64, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)"),
         (
-            Config { eps: 1e-3, momentum: Momentum::Cumulative, ..default },
+            default.eps(1e-3).momentum(Momentum::Cumulative),
             "BatchNorm(64, eps=0.001, momentum=None, affine=True, track_running_stats=True)",
         ),
         (
-            Config { weight: false, bias: false, track_running_stats: false, ..default },
+            default.weight(false).bias(false).track_running_stats(false),
             "BatchNorm(64, eps=1e-05, momentum=0.1, affine=False, track_running_stats=False)",
         ),
         (
-            Config { bias: false, eps: 1e-12, momentum: Momentum::Exponential(1.0), ..default },
+            default.bias(false).eps(1e-12).momentum(Momentum::Exponential(1.0)),
             "BatchNorm(64, eps=1e-12, momentum=1.0, affine=True, bias=False, \
              track_running_stats=True)",
         ),
         (
-            Config { weight: false, activation: Activation::Relu, ..default },
+            default.weight(false).activation(Activation::Relu),
             "BatchNorm(64, eps=1e-05, momentum=0.1, affine=True, weight=False, \
              track_running_stats=True, activation=relu)",
         ),
@@ -326,7 +326,7 @@ fn layers_print_as_in_pytorch() {
 /// The values are those of long-double arithmetic.
 fn parameters_that_change_before_backward_do_not_matter<G: Engine>(engine: &G) {
     let shape = Shape::new(&[4, 1], 1).unwrap();
-    let config = Config { activation: Activation::Relu, ..Config::default() };
+    let config = Config::default().activation(Activation::Relu);
     let (x, grad_y) = ([-1f32, 1., -3., 3.], [1f32, 2., 3., 4.]);
     let change = |bn: &mut BatchNorm<f32, G>, weight: f32, bias: f32| {
         bn.weight_mut().unwrap().value = up(engine, &[weight]);
@@ -366,7 +366,7 @@ fn a_backward_by_a_layer_with_other_parameters_is_refused<G: Engine>(engine: &G)
     let (mut bn, x) = (layer::<f32, G>(engine, config), numbers::<f32>(small().len(), 1));
     let (_, most) = forward(&mut bn, &small(), &x).unwrap();
     for (what, weight, bias) in [("weight", false, true), ("bias", true, false)] {
-        let mut other = layer::<f32, G>(engine, Config { weight, bias, ..config });
+        let mut other = layer::<f32, G>(engine, config.weight(weight).bias(bias));
         let (_, saved) = forward(&mut other, &small(), &x).unwrap();
         let error = backward(&mut other, &most, &x, &x).unwrap_err().to_string();
         let expected = format!("saved: the forward had {what} given, this backward has none");

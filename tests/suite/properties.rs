@@ -1,19 +1,19 @@
 //! Random shapes, dtypes, epilogues, scales: every operation against the f64 reference, and the
 //! same bits however often, on however many threads, by whatever vector instructions.
-use crate::support::engines::{every_engine, every_host_engine, split_kernels_too};
+use crate::support::engines::engines;
 use crate::support::oracle::{self, judge, served};
 use crate::support::run::{
     self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want, same_bits,
 };
-use crate::support::shapes::CASES;
+use crate::support::shapes;
 use batchnorm::{Activation, Cpu, DType, Element, Engine, Shape, SimdLevel};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
 
-every_engine![every_operation_agrees_with_the_reference, the_same_call_gives_the_same_bits];
-split_kernels_too![every_operation_agrees_with_the_reference, the_same_call_gives_the_same_bits];
-every_host_engine![threads_change_no_bit];
+engines! { [reference, cpu, cuda, cudnn, gpu_slowly] [every_operation_agrees_with_the_reference, the_same_call_gives_the_same_bits] }
+engines! { [cuda_split] [every_operation_agrees_with_the_reference, the_same_call_gives_the_same_bits] }
+engines! { [reference_on_host, cpu_on_host] [threads_change_no_bit] }
 
 #[derive(Debug, Clone)]
 struct Call {
@@ -128,7 +128,7 @@ fn the_same_call_gives_the_same_bits<G: Engine>(engine: &G) {
 
 fn threads_change_no_bit<G: Engine>(engine: &G) {
     fn all<E: Element, G: Engine>(engine: &G, pools: &[rayon::ThreadPool]) {
-        for case in CASES.iter().filter(|c| c.shape().per_channel() != 1) {
+        for case in shapes::cases().iter().filter(|c| c.shape().per_channel() != 1) {
             let inputs = Inputs::<E>::new(&case.shape(), Epilogue::FULL, 3);
             let want = Want::all(Epilogue::FULL);
             for mode in [Mode::Train(Some(0.1)), Mode::Eval] {
@@ -179,7 +179,8 @@ fn vector_instructions_change_no_bit() {
     }
     check(100, |call| by_dtype!(call.dtype, random, &engines[..], &call));
     fn cases<E: Element, G: Engine>(engines: &[G]) {
-        for (k, case) in CASES.iter().filter(|c| c.shape().per_channel() != 1).enumerate() {
+        for (k, case) in shapes::cases().iter().filter(|c| c.shape().per_channel() != 1).enumerate()
+        {
             let activation = Activation::ALL[k % Activation::ALL.len()];
             for activation in [Activation::Relu, activation] {
                 let epilogue = Epilogue { activation, ..Epilogue::FULL };
@@ -223,6 +224,7 @@ macro_rules! by_dtype {
             DType::F32 => $f::<f32, _>($($arg),*),
             DType::F16 => $f::<f16, _>($($arg),*),
             DType::Bf16 => $f::<bf16, _>($($arg),*),
+            other => panic!("{other} has no type here"),
         }
     };
 }

@@ -1,12 +1,12 @@
 //! Layers and their state dicts: what torch wrote, what comes back, what does not fit.
-use crate::support::engines::{every_engine, every_host_engine};
+use crate::support::engines::engines;
 use crate::support::layer::*;
 use crate::support::state::*;
 use crate::support::tolerance::Kind;
 use batchnorm::*;
 use half::{bf16, f16};
 
-every_engine![
+engines! { [reference, cpu, cuda, gpu] [
     torch_files_give_what_torch_computes,
     layers_come_back_from_bytes_bit_for_bit,
     several_layers_share_a_file,
@@ -17,8 +17,8 @@ every_engine![
     counters_are_integers_from_zero_on,
     many_layers_share_a_dict,
     untracked_and_bare_layers_have_fewer_names,
-];
-every_host_engine![loading_writes_into_the_memory_that_is_there];
+] }
+engines! { [reference_on_host, cpu_on_host] [loading_writes_into_the_memory_that_is_there] }
 
 fn lists<const N: usize>(names: [&str; N]) -> Vec<String> {
     names.map(String::from).to_vec()
@@ -57,10 +57,10 @@ fn torch_files_give_what_torch_computes<G: Engine>(engine: &G) {
     case::<f64, G>(engine, "double", "", config);
     case::<f32, G>(engine, "network", "layer1.0.bn1.", config);
     case::<f32, G>(engine, "version1", "", config);
-    case::<f32, G>(engine, "bias_false", "", Config { bias: false, ..config });
-    let bare = Config { weight: false, bias: false, ..config };
+    case::<f32, G>(engine, "bias_false", "", config.bias(false));
+    let bare = config.weight(false).bias(false);
     case::<f32, G>(engine, "affine_false", "", bare);
-    let untracked = Config { track_running_stats: false, ..config };
+    let untracked = config.track_running_stats(false);
     case::<f32, G>(engine, "track_running_stats_false", "", untracked);
 }
 
@@ -318,12 +318,12 @@ fn untracked_and_bare_layers_have_fewer_names<G: Engine>(engine: &G) {
     let [weight, bias] = ["p.weight", "p.bias"];
     let [mean, var, count] = ["p.running_mean", "p.running_var", "p.num_batches_tracked"];
     assert_eq!(names(config), [bias, count, mean, var, weight]);
-    assert_eq!(names(Config { bias: false, ..config }), [count, mean, var, weight]);
-    assert_eq!(names(Config { track_running_stats: false, ..config }), [bias, weight]);
+    assert_eq!(names(config.bias(false)), [count, mean, var, weight]);
+    assert_eq!(names(config.track_running_stats(false)), [bias, weight]);
 
     // What a layer has not, it does not expect.
     let full = trained::<f32, G>(engine).state_dict("p.").unwrap();
-    let bare = Config { weight: false, track_running_stats: false, ..config };
+    let bare = config.weight(false).track_running_stats(false);
     let mut bn = BatchNorm::<f32, G>::new(engine, 3, bare).unwrap();
     let report = bn.load_state_dict(&full, "p.", Strict::No).unwrap();
     let unexpected = lists([count, mean, var, weight]);

@@ -1,13 +1,13 @@
 //! Kinds of values over shapes, epilogues, modes and dtypes: near the reference, and NaN and infinities where it has
 //! them. Every kind in every mode and dtype; shapes and epilogues by seed.
-use crate::support::engines::every_kernel;
+use crate::support::engines::engines;
 use crate::support::near::near_the_definition;
 use crate::support::oracle::served;
 use crate::support::run::{self, Epilogue, Inputs, Mode, Random, Spread, channel_of};
 use batchnorm::{DType, Element, Engine, Real, Shape};
 use half::{bf16, f16};
 
-every_kernel![
+engines! { [reference, cpu, cuda, cuda_split] [
     subnormal_values,
     values_near_the_end_of_the_type,
     infinite_values,
@@ -17,7 +17,7 @@ every_kernel![
     two_values_of_a_channel,
     values_far_from_0,
     ordinary_values,
-];
+] }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
@@ -138,6 +138,7 @@ fn ends(dtype: DType) -> (f64, f64) {
         DType::F32 => (2f64.powi(-149), f64::from(f32::MAX)),
         DType::F16 => (2f64.powi(-24), 65504.0),
         DType::Bf16 => (2f64.powi(-133), f64::from(bf16::MAX)),
+        other => panic!("{other} has no range here"),
     }
 }
 

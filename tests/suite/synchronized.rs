@@ -1,12 +1,12 @@
 //! Statistics in common, by hand: a batch in unequal parts is one batch, forward and backward.
-use crate::support::engines::every_kernel;
+use crate::support::engines::engines;
 use crate::support::oracle::{self, Expected, Tensor, judge, served};
 use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want};
-use crate::support::shapes::{CASES, SMALL};
+use crate::support::shapes::{SMALL, cases};
 use batchnorm::{Element, Engine, Real, Reference, Shape};
 use half::{bf16, f16};
 
-every_kernel![
+engines! { [reference, cpu, cuda, cuda_split, gpu_slowly] [
     parts_are_one_batch_f64,
     parts_are_one_batch_f32,
     parts_are_one_batch_f16,
@@ -16,7 +16,7 @@ every_kernel![
     empty_parts_alone_leave_running_statistics,
     large_means_keep_their_digits,
     records_are_merged_in_any_order,
-];
+] }
 
 fn parts_are_one_batch_f64<G: Engine>(engine: &G) {
     parts_are_one_batch::<f64, G>(engine);
@@ -195,7 +195,7 @@ fn large_means_keep_their_digits<G: Engine>(engine: &G) {
 
 fn records_of_every_shape_hold_its_statistics<G: Engine>(engine: &G) {
     fn record<E: Element, G: Engine>(engine: &G) {
-        for case in CASES {
+        for case in cases() {
             let inputs = Inputs::<E>::new(&case.shape(), Epilogue::PLAIN, 7);
             let Some(got) = served(run::stats(engine, &inputs)) else { continue };
             let right = run::stats(&Reference, &inputs.wide()).unwrap();

@@ -42,11 +42,11 @@ pub fn on_device(ordinal: usize) -> Result<Cuda> {
 }
 
 /// A launch for every pass.
-pub const SPLIT: Tuning = Tuning { family: Family::Split, spared: 0 };
+pub const SPLIT: Tuning = Tuning::new(Family::Split);
 
 /// One launch wherever it can be, by groups of at most so many blocks; 0: whatever is fastest.
 pub fn resident(blocks: u32) -> Tuning {
-    Tuning { family: Family::Resident { blocks: NonZeroU32::new(blocks) }, spared: 0 }
+    Tuning::new(Family::Resident { blocks: NonZeroU32::new(blocks) })
 }
 
 /// The same where cuBLAS is called too: the software one on the software device.

@@ -1,8 +1,10 @@
-//! Calls with a fault in them: what the engine says, and that it wrote nothing.
+//! Calls with everything in them that an operation takes, and a fault: what the engine says, and that it
+//! wrote nothing.
+use super::call::{Held, Views, Whole};
 use super::run::{self, Buf, SavedOn};
 use batchnorm::{
-    Activation, Backward, Element, Engine, Error, ForwardEval, ForwardTrain, Input, Memory,
-    MergeStats, Real, Result, Running, Shape, Statistics, Stats,
+    Activation, Argument, Arguments, Backward, Element, Engine, Error, ForwardEval, ForwardTrain,
+    Input, Memory, MergeStats, Real, Result, Role, Running, Saved, Shape, Statistics, Stats,
 };
 
 /// What is wrong with a call, if anything.
@@ -17,6 +19,8 @@ pub struct Fault {
     pub by_record: bool,
     /// An argument that is left out.
     pub without: &'static str,
+    /// An argument that starts an element behind the start of its memory, on a device.
+    pub late: &'static str,
     /// A backward without what only engines that serve everything have: a residual, sums.
     pub plain: bool,
 }
@@ -29,15 +33,13 @@ pub const NONE: Fault = Fault {
     in_place: false,
     by_record: false,
     without: "",
+    late: "",
     plain: false,
 };
 
-/// What a plain backward leaves out.
-pub const NOT_PLAIN: [&str; 3] = ["grad_residual", "sums", "total_sums"];
-
 /// What every buffer holds before the call; positive, so that it does for a variance.
-pub fn pattern<E: Element>(len: usize) -> Vec<E> {
-    (0..len).map(|i| run::narrow(0.5 + 0.25 * (i % 11) as f64)).collect()
+pub fn pattern(len: usize) -> Vec<f64> {
+    (0..len).map(|i| 0.5 + 0.25 * (i % 11) as f64).collect()
 }
 
 /// An engine, and an argument that lies in another place than the others, if one does.
@@ -52,180 +54,337 @@ impl<'e, G: Engine> From<&'e G> for On<'e, G> {
     }
 }
 
-/// Makes buffers for one call, and looks at them after a refusal.
-struct Desk<'e, G: Engine> {
+/// The operations, by what they take.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Operation {
+    Train,
+    Eval,
+    EvalByRecord,
+    Backward,
+    Stats,
+    Merge,
+}
+
+impl Operation {
+    pub const ALL: [Self; 6] =
+        [Self::Train, Self::Eval, Self::EvalByRecord, Self::Backward, Self::Stats, Self::Merge];
+
+    /// All arguments that such a call may have.
+    pub fn arguments<E: Element, G: Engine>(self, engine: &G, fault: Fault) -> Vec<Argument> {
+        let (desk, saved) = (Desk { on: engine.into(), fault, sizes: (0, 1) }, Saved::new());
+        let mut blank = Blank::<E, G>::new(engine);
+        let list = |held: Held| held.arguments().collect();
+        let fault = Fault { by_record: self == Self::EvalByRecord, ..fault };
+        match self {
+            Self::Train => list(desk.held(&mut blank.train(fault), |_| None)),
+            Self::Eval | Self::EvalByRecord => list(desk.held(&mut blank.eval(fault), |_| None)),
+            Self::Backward => list(desk.held(&mut blank.backward(fault, &saved), |_| None)),
+            Self::Stats => list(desk.held(&mut blank.stats(), |_| None)),
+            Self::Merge => list(desk.held(&mut blank.merge(fault), |_| None)),
+        }
+    }
+
+    /// Runs it, with a fault if there is one; `saved` is for a backward, records of a merge hold two
+    /// parts of 7 values.
+    pub fn call<E: Element, G: Engine>(
+        self,
+        desk: &Desk<'_, G>,
+        shape: &Shape,
+        saved: &SavedOn<G, E>,
+        views: impl Views<G::Memory>,
+    ) -> Called {
+        match self {
+            Self::Train => desk.train::<E>(shape, None, views),
+            Self::Eval | Self::EvalByRecord => desk.eval::<E>(shape, None, views),
+            Self::Backward => desk.backward::<E>(shape, saved, views),
+            Self::Stats => desk.stats::<E>(shape, views),
+            Self::Merge => {
+                let record = [vec![0.5; 3 * shape.channels()], vec![7.0]].concat();
+                desk.merge::<E::Acc>(&record.repeat(2), views)
+            }
+        }
+    }
+    pub fn desk<'e, G: Engine>(
+        self,
+        on: impl Into<On<'e, G>>,
+        fault: Fault,
+        shape: &Shape,
+    ) -> Desk<'e, G> {
+        let fault = Fault { by_record: self == Self::EvalByRecord, ..fault };
+        Desk { on: on.into(), fault, sizes: (shape.len(), shape.channels()) }
+    }
+    /// The same: what it says, and that a refusal wrote nothing.
+    pub fn run<'e, E: Element, G: Engine>(
+        self,
+        on: impl Into<On<'e, G>>,
+        shape: &Shape,
+        fault: Fault,
+        saved: &SavedOn<G, E>,
+    ) -> Option<Error> {
+        let desk = self.desk(on, fault, shape);
+        self.call::<E, G>(&desk, shape, saved, Whole).refused(&fault)
+    }
+}
+
+/// A forward by the most that the engine serves, what that is, and a backward without a fault.
+pub fn saved_by_most<E: Element, G: Engine>(
+    engine: &G,
+    shape: &Shape,
+) -> (SavedOn<G, E>, run::Epilogue, Fault) {
+    let plain = Fault { plain: true, ..NONE };
+    for (epilogue, fault) in [(run::Epilogue::FULL, NONE), (run::Epilogue::PLAIN, plain)] {
+        let inputs = run::Inputs::<E>::new(shape, epilogue, 1);
+        let mut saved = SavedOn::<G, E>::new();
+        match run::forward(engine, &inputs, run::Mode::Train(None), Some(&mut saved)) {
+            Err(Error::Unsupported { engine: "cudnn", .. }) => {}
+            done => return done.map(|_| (saved, epilogue, fault)).unwrap(),
+        }
+    }
+    panic!("{} serves no forward", engine.name());
+}
+
+/// Every argument of every operation, if it alone lies on another device: refused by its name, and
+/// nothing is written.
+pub fn refuses_memory_of_another_device<G: Engine>(
+    engine: &G,
+    other: &G::Memory,
+    expected: impl Fn(&str) -> String,
+) {
+    fn refuses<E: Element, G: Engine>(
+        engine: &G,
+        other: &G::Memory,
+        expected: impl Fn(&str) -> String,
+    ) {
+        let shape = Shape::new(&[3, 5, 7], 1).unwrap();
+        let (saved, _, fault) = saved_by_most::<E, G>(engine, &shape);
+        for operation in Operation::ALL {
+            for Argument { name, .. } in operation.arguments::<E, G>(engine, fault) {
+                let on = On { engine, elsewhere: Some((name, other)) };
+                let error = operation.run::<E, G>(on, &shape, fault, &saved);
+                let error = error.unwrap_or_else(|| panic!("{operation:?} takes a foreign {name}"));
+                assert_eq!(error.to_string(), expected(name), "{operation:?}");
+            }
+        }
+    }
+    refuses::<f32, G>(engine, other, &expected);
+    refuses::<half::f16, G>(engine, other, &expected);
+}
+
+/// What arguments are made of before they have their buffers.
+pub struct Blank<E: Element, G: Engine> {
+    tensors: [Buf<G, E>; 2],
+    channels: [Buf<G, E::Acc>; 2],
+    records: [Buf<G, f64>; 2],
+}
+
+impl<E: Element, G: Engine> Blank<E, G> {
+    pub fn new(engine: &G) -> Self {
+        let on = engine.memory();
+        Self {
+            tensors: [on.zeros(0).unwrap(), on.zeros(0).unwrap()],
+            channels: [on.zeros(0).unwrap(), on.zeros(0).unwrap()],
+            records: [on.zeros(0).unwrap(), on.zeros(0).unwrap()],
+        }
+    }
+    pub fn train(&mut self, fault: Fault) -> ForwardTrain<'_, G::Memory, E> {
+        let ([x, y], [mean, var]) = (&mut self.tensors, &mut self.channels);
+        let (mean, var) = (G::Memory::view_mut(mean), G::Memory::view_mut(var));
+        ForwardTrain::<G::Memory, E>::new(G::Memory::view(x), G::Memory::view_mut(y))
+            .activation(Activation::Relu)
+            .eps(fault.eps)
+            .running(mean, var, fault.factor)
+    }
+    pub fn eval(&mut self, fault: Fault) -> ForwardEval<'_, G::Memory, E> {
+        let ([x, y], [mean, var]) = (&mut self.tensors, &self.channels);
+        let (x, y) = (G::Memory::view(x), G::Memory::view_mut(y));
+        let args = match fault.by_record {
+            true => ForwardEval::by_record(x, y, G::Memory::view(&self.records[0])),
+            false => ForwardEval::new(x, y, G::Memory::view(mean), G::Memory::view(var)),
+        };
+        let mut args = args.activation(Activation::Relu).eps(fault.eps);
+        if fault.in_place {
+            args.x = Input::InPlace;
+        }
+        args
+    }
+    pub fn backward<'a>(
+        &'a mut self,
+        fault: Fault,
+        saved: &'a SavedOn<G, E>,
+    ) -> Backward<'a, G::Memory, E> {
+        let [x, grad_y] = &self.tensors;
+        let (x, grad_y) = (G::Memory::view(x), G::Memory::view(grad_y));
+        let mut args = Backward::<G::Memory, E>::new(saved, x, grad_y);
+        if fault.in_place {
+            args.grad_y = Input::InPlace;
+        }
+        args
+    }
+    pub fn stats(&mut self) -> Stats<'_, G::Memory, E> {
+        let ([x, _], [record, _]) = (&self.tensors, &mut self.records);
+        Stats::new(G::Memory::view(x), G::Memory::view_mut(record))
+    }
+    pub fn merge(&mut self, fault: Fault) -> MergeStats<'_, G::Memory, E::Acc> {
+        let ([records, record], [mean, var]) = (&mut self.records, &mut self.channels);
+        let (mean, var) = (G::Memory::view_mut(mean), G::Memory::view_mut(var));
+        let args = MergeStats::<G::Memory, E::Acc>::new(
+            G::Memory::view(records),
+            G::Memory::view_mut(record),
+        );
+        args.running(mean, var, fault.factor)
+    }
+}
+
+/// A call to make.
+pub struct Desk<'e, G: Engine> {
     on: On<'e, G>,
     fault: Fault,
+    /// Elements and channels.
+    sizes: (usize, usize),
+}
+
+/// What has come of a call.
+pub struct Called {
+    pub held: Held,
+    pub result: Result<()>,
+}
+
+impl Called {
+    fn refused(self, fault: &Fault) -> Option<Error> {
+        let error = self.result.err();
+        assert!(error.is_none() || self.held.is_untouched(), "{fault:?}: {error:?}");
+        error
+    }
 }
 
 impl<G: Engine> Desk<'_, G> {
-    /// Where an argument lies.
-    fn place(&self, what: &str) -> &G::Memory {
-        match self.on.elsewhere {
-            Some((name, there)) if name == what => there,
-            _ => self.on.engine.memory(),
-        }
-    }
-    fn buf<E: Element>(&self, what: &str, len: usize) -> Buf<G, E> {
-        let by = if self.fault.length.0 == what { self.fault.length.1 } else { 0 };
-        let len = len.checked_add_signed(by).unwrap();
-        self.place(what).upload(&pattern::<E>(len)).unwrap()
-    }
-    fn refused<E: Element>(
+    /// Buffers for all that may be given, by a pattern where `content` says nothing else.
+    fn held<'a>(
         &self,
-        result: Result<()>,
-        tensors: &[&Buf<G, E>],
-        parameters: &[&Buf<G, E::Acc>],
-    ) -> Option<Error> {
-        let error = result.err()?;
-        tensors.iter().for_each(|buf| self.untouched::<E>(buf));
-        parameters.iter().for_each(|buf| self.untouched::<E::Acc>(buf));
-        Some(error)
+        args: &mut impl Arguments<'a, G::Memory>,
+        content: impl Fn(Argument) -> Option<Vec<f64>>,
+    ) -> Held {
+        let Self { on: On { engine, elsewhere }, fault, sizes } = self;
+        Held::new::<G::Memory>(args, |argument, _| {
+            let Argument { name, role, .. } = argument;
+            let not_plain = role == Role::Sums || name == "grad_residual";
+            if fault.without == name || fault.plain && not_plain {
+                return None;
+            }
+            let at = elsewhere.filter(|(there, _)| *there == name);
+            let at = at.map_or(engine.memory(), |(_, memory)| memory).clone();
+            let by = if fault.length.0 == name { fault.length.1 } else { 0 };
+            let right = || pattern(role.len(sizes.0, sizes.1));
+            let mut values = content(argument).unwrap_or_else(right);
+            values.resize(values.len().checked_add_signed(by).unwrap(), 0.5);
+            if fault.late == name {
+                values.insert(0, 0.5);
+            }
+            Some((at, values))
+        })
     }
-    fn untouched<E: Element>(&self, buf: &Buf<G, E>) {
-        let here = self.on.engine.memory();
-        let foreign =
-            self.on.elsewhere.filter(|_| here.check_here("", &G::Memory::view(buf)).is_err());
-        let place = foreign.map_or(here, |(_, there)| there);
-        let values = place.download(G::Memory::view(buf)).unwrap();
-        assert_eq!(values, pattern::<E>(values.len()), "{:?}", self.fault);
+
+    fn train<E: Element>(
+        &self,
+        shape: &Shape,
+        saved: Option<&mut SavedOn<G, E>>,
+        views: impl Views<G::Memory>,
+    ) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.train(self.fault), |_| None);
+        let mut args = blank.train(self.fault);
+        args.saved = saved;
+        held.lend(&mut args, views);
+        let result = self.on.engine.forward_train(shape, args);
+        Called { held, result }
+    }
+    fn eval<E: Element>(
+        &self,
+        shape: &Shape,
+        saved: Option<&mut SavedOn<G, E>>,
+        views: impl Views<G::Memory>,
+    ) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.eval(self.fault), |_| None);
+        let mut args = blank.eval(self.fault);
+        args.saved = saved;
+        held.lend(&mut args, views);
+        let result = self.on.engine.forward_eval(shape, args);
+        Called { held, result }
+    }
+    fn backward<E: Element>(
+        &self,
+        shape: &Shape,
+        saved: &SavedOn<G, E>,
+        views: impl Views<G::Memory>,
+    ) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.backward(self.fault, saved), |_| None);
+        let mut args = blank.backward(self.fault, saved);
+        held.lend(&mut args, views);
+        let result = self.on.engine.backward(shape, args);
+        Called { held, result }
+    }
+    fn stats<E: Element>(&self, shape: &Shape, views: impl Views<G::Memory>) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.stats(), |_| None);
+        let mut args = blank.stats();
+        held.lend(&mut args, views);
+        let result = self.on.engine.stats(shape, args);
+        Called { held, result }
+    }
+    /// `records` apart, as their content says how many values there are.
+    fn merge<P: Real>(&self, records: &[f64], views: impl Views<G::Memory>) -> Called {
+        let mut blank = Blank::<P, G>::new(self.on.engine);
+        let content = |a: Argument| (a.role == Role::Records).then(|| records.to_vec());
+        let mut held = self.held(&mut blank.merge(self.fault), content);
+        let mut args = blank.merge(self.fault);
+        held.lend(&mut args, views);
+        let result = self.on.engine.merge_stats(args);
+        Called { held, result }
     }
 }
 
-pub fn train<'e, E: Element, G: Engine>(
-    on: impl Into<On<'e, G>>,
+pub fn train<E: Element, G: Engine>(
+    engine: &G,
     shape: &Shape,
     fault: Fault,
     saved: Option<&mut SavedOn<G, E>>,
 ) -> Option<Error> {
-    let (desk, n, c) = (Desk { on: on.into(), fault }, shape.len(), shape.channels());
-    let [x, residual, mut y] = ["x", "residual", "y"].map(|what| desk.buf::<E>(what, n));
-    let [weight, bias] = ["weight", "bias"].map(|what| desk.buf::<E::Acc>(what, c));
-    let running = ["running_mean", "running_var"];
-    let [mut mean, mut var] = running.map(|what| desk.buf::<E::Acc>(what, c));
-    let args = ForwardTrain::<G::Memory, E> {
-        x: G::Memory::view(&x),
-        residual: Some(G::Memory::view(&residual)),
-        weight: Some(G::Memory::view(&weight)),
-        bias: Some(G::Memory::view(&bias)),
-        activation: Activation::Relu,
-        eps: fault.eps,
-        running: Some(Running {
-            mean: G::Memory::view_mut(&mut mean),
-            var: G::Memory::view_mut(&mut var),
-            factor: fault.factor,
-        }),
-        y: G::Memory::view_mut(&mut y),
-        saved,
-    };
-    let result = desk.on.engine.forward_train(shape, args);
-    desk.refused::<E>(result, &[&x, &residual, &y], &[&weight, &bias, &mean, &var])
+    let desk = Operation::Train.desk(engine, fault, shape);
+    desk.train::<E>(shape, saved, Whole).refused(&fault)
 }
 
-pub fn eval<'e, E: Element, G: Engine>(
-    on: impl Into<On<'e, G>>,
+pub fn eval<E: Element, G: Engine>(
+    engine: &G,
     shape: &Shape,
     fault: Fault,
     saved: Option<&mut SavedOn<G, E>>,
 ) -> Option<Error> {
-    let (desk, n, c) = (Desk { on: on.into(), fault }, shape.len(), shape.channels());
-    let [x, residual, mut y] = ["x", "residual", "y"].map(|what| desk.buf::<E>(what, n));
-    let [weight, bias] = ["weight", "bias"].map(|what| desk.buf::<E::Acc>(what, c));
-    let [mean, var] = ["mean", "var"].map(|what| desk.buf::<E::Acc>(what, c));
-    let record = desk.buf::<f64>("record", 3 * c + 1);
-    let args = ForwardEval::<G::Memory, E> {
-        x: if fault.in_place { Input::InPlace } else { Input::View(G::Memory::view(&x)) },
-        residual: Some(G::Memory::view(&residual)),
-        weight: Some(G::Memory::view(&weight)),
-        bias: Some(G::Memory::view(&bias)),
-        activation: Activation::Relu,
-        statistics: match fault.by_record {
-            true => Statistics::Record(G::Memory::view(&record)),
-            false => Statistics::Given { mean: G::Memory::view(&mean), var: G::Memory::view(&var) },
-        },
-        eps: fault.eps,
-        y: G::Memory::view_mut(&mut y),
-        saved,
-    };
-    let result = desk.on.engine.forward_eval(shape, args);
-    desk.refused::<E>(result, &[&x, &residual, &y], &[&weight, &bias, &mean, &var])
+    let operation = if fault.by_record { Operation::EvalByRecord } else { Operation::Eval };
+    operation.desk(engine, fault, shape).eval::<E>(shape, saved, Whole).refused(&fault)
 }
 
-pub fn back<'e, E: Element, G: Engine>(
-    on: impl Into<On<'e, G>>,
+pub fn back<E: Element, G: Engine>(
+    engine: &G,
     shape: &Shape,
     fault: Fault,
     saved: &SavedOn<G, E>,
 ) -> Option<Error> {
-    let (desk, n, c) = (Desk { on: on.into(), fault }, shape.len(), shape.channels());
-    let [x, grad_y] = ["x", "grad_y"].map(|what| desk.buf::<E>(what, n));
-    let [mut grad_x, mut grad_residual] =
-        ["grad_x", "grad_residual"].map(|what| desk.buf::<E>(what, n));
-    let [mut grad_weight, mut grad_bias] =
-        ["grad_weight", "grad_bias"].map(|what| desk.buf::<E::Acc>(what, c));
-    let [mut sums, total] = ["sums", "total_sums"].map(|what| desk.buf::<E::Acc>(what, 2 * c + 1));
-    let has = |what| fault.without != what && !(fault.plain && NOT_PLAIN.contains(&what));
-    let args = Backward::<G::Memory, E> {
-        saved,
-        x: G::Memory::view(&x),
-        residual: None,
-        grad_y: match fault.in_place {
-            true => Input::InPlace,
-            false => Input::View(G::Memory::view(&grad_y)),
-        },
-        grad_x: has("grad_x").then(|| G::Memory::view_mut(&mut grad_x)),
-        grad_residual: has("grad_residual").then(|| G::Memory::view_mut(&mut grad_residual)),
-        grad_weight: Some(G::Memory::view_mut(&mut grad_weight)),
-        grad_bias: Some(G::Memory::view_mut(&mut grad_bias)),
-        accumulate: false,
-        sums: has("sums").then(|| G::Memory::view_mut(&mut sums)),
-        total_sums: has("total_sums").then(|| G::Memory::view(&total)),
-    };
-    let result = desk.on.engine.backward(shape, args);
-    let parameters = [&grad_weight, &grad_bias, &sums, &total];
-    desk.refused::<E>(result, &[&x, &grad_y, &grad_x, &grad_residual], &parameters)
+    Operation::Backward.run::<E, G>(engine, shape, fault, saved)
 }
 
-pub fn stats<'e, E: Element, G: Engine>(
-    on: impl Into<On<'e, G>>,
-    shape: &Shape,
-    fault: Fault,
-) -> Option<Error> {
-    let desk = Desk { on: on.into(), fault };
-    let x = desk.buf::<E>("x", shape.len());
-    let mut record = desk.buf::<f64>("record", 3 * shape.channels() + 1);
-    let (x_view, record_view) = (G::Memory::view(&x), G::Memory::view_mut(&mut record));
-    let result =
-        desk.on.engine.stats(shape, Stats::<G::Memory, E> { x: x_view, record: record_view });
-    let error = desk.refused::<E>(result, &[&x], &[])?;
-    desk.untouched::<f64>(&record);
-    Some(error)
+pub fn stats<E: Element, G: Engine>(engine: &G, shape: &Shape, fault: Fault) -> Option<Error> {
+    Operation::Stats.run::<E, G>(engine, shape, fault, &Saved::new())
 }
 
-/// `records` apart, as their content says how many values there are.
-pub fn merge<'e, P: Real, G: Engine>(
-    on: impl Into<On<'e, G>>,
+/// With these records.
+pub fn merge<P: Real, G: Engine>(
+    engine: &G,
     channels: usize,
     fault: Fault,
     records: &[f64],
 ) -> Option<Error> {
-    let desk = Desk { on: on.into(), fault };
-    let mut record = desk.buf::<f64>("record", 3 * channels + 1);
-    let running = ["running_mean", "running_var"];
-    let [mut running_mean, mut running_var] = running.map(|what| desk.buf::<P>(what, channels));
-    let records = desk.place("records").upload(records).unwrap();
-    let args = MergeStats::<G::Memory, P> {
-        records: G::Memory::view(&records),
-        known: 0,
-        running: Some(Running {
-            mean: G::Memory::view_mut(&mut running_mean),
-            var: G::Memory::view_mut(&mut running_var),
-            factor: fault.factor,
-        }),
-        record: G::Memory::view_mut(&mut record),
-    };
-    let result = desk.on.engine.merge_stats(args);
-    let error = desk.refused::<P>(result, &[&running_mean, &running_var], &[])?;
-    desk.untouched::<f64>(&record);
-    Some(error)
+    let desk = Desk { on: engine.into(), fault, sizes: (0, channels) };
+    desk.merge::<P>(records, Whole).refused(&fault)
 }

@@ -116,6 +116,7 @@ macro_rules! with_element {
                 type $E = ::half::bf16;
                 $body
             }
+            other => panic!("{other} has no type here"),
         }
     };
 }

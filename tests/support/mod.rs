@@ -1,6 +1,7 @@
 //! What tests and the `conformance` example share.
 #![allow(dead_code, unused_imports, unused_macros)] // each of them uses a part
 
+pub mod call;
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 pub mod cuda;
 #[cfg(all(feature = "cudnn", target_os = "linux"))]
@@ -9,6 +10,8 @@ pub mod engines;
 pub mod faults;
 pub mod files;
 pub mod golden;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+pub mod late;
 pub mod layer;
 pub mod near;
 pub mod oracle;

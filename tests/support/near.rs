@@ -28,6 +28,7 @@ fn is_next(dtype: DType, a: f64, b: f64) -> bool {
         DType::F64 => (f64::MIN_POSITIVE, f64::from_bits(1)),
         DType::F16 => (2f64.powi(-14), 2f64.powi(-24)),
         DType::F32 | DType::Bf16 => (2f64.powi(-126), 2f64.powi(-133)),
+        other => panic!("{other} has no range here"),
     };
     a.abs().max(b.abs()) < normal && (a - b).abs() <= least
 }

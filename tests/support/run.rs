@@ -187,43 +187,34 @@ pub fn forward<E: Element, G: Engine>(
     let (weight, bias) = (weight.as_ref(), bias.as_ref());
     let (weight, bias) = (weight.map(G::Memory::view), bias.map(G::Memory::view));
     if let Mode::Train(factor) = mode {
-        let args = ForwardTrain::<G::Memory, E> {
-            x: G::Memory::view(&x),
-            residual: residual_view,
-            weight,
-            bias,
-            activation: epilogue.activation,
-            eps: inputs.eps,
-            running: factor.map(|factor| Running {
-                mean: G::Memory::view_mut(&mut mean),
-                var: G::Memory::view_mut(&mut var),
-                factor,
-            }),
-            y: G::Memory::view_mut(&mut y),
-            saved: saved.as_deref_mut(),
-        };
+        let mut args =
+            ForwardTrain::<G::Memory, E>::new(G::Memory::view(&x), G::Memory::view_mut(&mut y))
+                .activation(epilogue.activation)
+                .eps(inputs.eps);
+        args.residual = residual_view;
+        args.weight = weight;
+        args.bias = bias;
+        args.running = factor.map(|factor| {
+            Running::new(G::Memory::view_mut(&mut mean), G::Memory::view_mut(&mut var), factor)
+        });
+        args.saved = saved.as_deref_mut();
         engine.forward_train(shape, args)?;
     } else {
-        let args = ForwardEval::<G::Memory, E> {
-            x: match mode {
-                Mode::InPlace => Input::InPlace,
-                _ => Input::View(G::Memory::view(&x)),
-            },
-            residual: residual_view,
-            weight,
-            bias,
-            activation: epilogue.activation,
-            statistics: match &record {
-                Some(record) => Statistics::Record(G::Memory::view(record)),
-                None => {
-                    let (mean, var) = (G::Memory::view(&mean), G::Memory::view(&var));
-                    Statistics::Given { mean, var }
-                }
-            },
-            eps: inputs.eps,
-            y: G::Memory::view_mut(&mut y),
-            saved: saved.as_deref_mut(),
-        };
+        let (x, y) = (G::Memory::view(&x), G::Memory::view_mut(&mut y));
+        let (mean, var) = (G::Memory::view(&mean), G::Memory::view(&var));
+        let mut args = ForwardEval::<G::Memory, E>::new(x, y, mean, var)
+            .activation(epilogue.activation)
+            .eps(inputs.eps);
+        args.residual = residual_view;
+        args.weight = weight;
+        args.bias = bias;
+        args.saved = saved.as_deref_mut();
+        if let Some(record) = &record {
+            args.statistics = Statistics::Record(G::Memory::view(record));
+        }
+        if mode == Mode::InPlace {
+            args.x = Input::InPlace;
+        }
         engine.forward_eval(shape, args)?;
     }
     let mut outcome = Outcome::from([("y", widen(&on.download(G::Memory::view(&y))?))]);
@@ -262,22 +253,18 @@ pub fn backward<E: Element, G: Engine>(
     let mut grad_residual = on.upload(&nan)?;
     let (mut grad_weight, mut grad_bias) = (on.upload(&before)?, on.upload(&before)?);
     let mut sums = on.upload(&vec![narrow::<E::Acc>(f64::NAN); 2 * c + 1])?;
-    let args = Backward::<G::Memory, E> {
-        saved,
-        x: G::Memory::view(&x),
-        residual: residual.as_ref().map(G::Memory::view),
-        grad_y: match want.in_place {
-            true => Input::InPlace,
-            false => Input::View(G::Memory::view(&grad_y)),
-        },
-        grad_x: want.grad_x.then(|| G::Memory::view_mut(&mut grad_x)),
-        grad_residual: want.grad_residual.then(|| G::Memory::view_mut(&mut grad_residual)),
-        grad_weight: want.grad_weight.then(|| G::Memory::view_mut(&mut grad_weight)),
-        grad_bias: want.grad_bias.then(|| G::Memory::view_mut(&mut grad_bias)),
-        accumulate: want.accumulate,
-        sums: want.sums.then(|| G::Memory::view_mut(&mut sums)),
-        total_sums: total_sums.as_ref().map(G::Memory::view),
-    };
+    let (x, grad_y) = (G::Memory::view(&x), G::Memory::view(&grad_y));
+    let mut args = Backward::<G::Memory, E>::new(saved, x, grad_y).accumulate(want.accumulate);
+    if want.in_place {
+        args.grad_y = Input::InPlace;
+    }
+    args.residual = residual.as_ref().map(G::Memory::view);
+    args.grad_x = want.grad_x.then(|| G::Memory::view_mut(&mut grad_x));
+    args.grad_residual = want.grad_residual.then(|| G::Memory::view_mut(&mut grad_residual));
+    args.grad_weight = want.grad_weight.then(|| G::Memory::view_mut(&mut grad_weight));
+    args.grad_bias = want.grad_bias.then(|| G::Memory::view_mut(&mut grad_bias));
+    args.sums = want.sums.then(|| G::Memory::view_mut(&mut sums));
+    args.total_sums = total_sums.as_ref().map(G::Memory::view);
     engine.backward(shape, args)?;
     let mut outcome = Outcome::new();
     if want.grad_x {
@@ -308,7 +295,7 @@ pub fn stats<E: Element, G: Engine>(engine: &G, inputs: &Inputs<E>) -> Result<Ve
     let nan = vec![f64::NAN; 3 * inputs.shape.channels() + 1];
     let mut record = on.upload(&nan)?;
     let (x, out) = (G::Memory::view(&x), G::Memory::view_mut(&mut record));
-    engine.stats(&inputs.shape, Stats::<G::Memory, E> { x, record: out })?;
+    engine.stats(&inputs.shape, Stats::<G::Memory, E>::new(x, out))?;
     on.download(G::Memory::view(&record))
 }
 
@@ -326,16 +313,17 @@ pub fn merge_stats<P: Real, G: Engine>(
     let (running_mean, running_var, factor) = running.unwrap_or((&nan, &nan, 0.0));
     let mut running_mean = on.upload(running_mean)?;
     let mut running_var = on.upload(running_var)?;
-    let args = MergeStats::<G::Memory, P> {
-        records: G::Memory::view(&records),
-        known: 0,
-        running: running.is_some().then(|| Running {
-            mean: G::Memory::view_mut(&mut running_mean),
-            var: G::Memory::view_mut(&mut running_var),
+    let mut args = MergeStats::<G::Memory, P>::new(
+        G::Memory::view(&records),
+        G::Memory::view_mut(&mut record),
+    );
+    args.running = running.is_some().then(|| {
+        Running::new(
+            G::Memory::view_mut(&mut running_mean),
+            G::Memory::view_mut(&mut running_var),
             factor,
-        }),
-        record: G::Memory::view_mut(&mut record),
-    };
+        )
+    });
     engine.merge_stats(args)?;
     let record = on.download(G::Memory::view(&record))?;
     let mut outcome = Outcome::new();

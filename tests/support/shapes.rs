@@ -1,5 +1,6 @@
 //! Shapes that have broken, or could break, an implementation. Tests and benches share them.
 use batchnorm::Shape;
+use std::sync::LazyLock;
 
 /// Where the channels of a case lie.
 #[derive(Debug, Clone, Copy)]
@@ -38,12 +39,31 @@ const fn case(dims: &'static [usize], axis: usize, why: &'static str) -> Case {
 /// The smallest shape with several rows, channels and positions: for products of many options.
 pub const SMALL: Case = case(&[3, 5, 7], 1, "channels first, odd plane");
 
+/// Likewise.
+pub const CHANNELS_LAST: Case = case(&[2, 3, 3, 5], 3, "channels last");
+
+/// Every shape of the suite; or one by hand: `BATCHNORM_SHAPE=64x256x7x7@1 cargo test --test suite --
+/// conformance::cpu`, where `@1` is the channel axis.
+pub fn cases() -> &'static [Case] {
+    static BY_HAND: LazyLock<Option<[Case; 1]>> = LazyLock::new(|| {
+        let text = std::env::var("BATCHNORM_SHAPE").ok()?;
+        let case = || {
+            let (dims, axis) = text.split_once('@')?;
+            let dims: Option<Vec<usize>> = dims.split('x').map(|size| size.parse().ok()).collect();
+            Some(case(dims?.leak(), axis.parse().ok()?, "by hand"))
+        };
+        let expected = || format!("BATCHNORM_SHAPE: expected 64x256x7x7@1, say, got {text:?}");
+        Some([case().unwrap_or_else(|| panic!("{}", expected()))])
+    });
+    BY_HAND.as_ref().map_or(CASES, |case| case)
+}
+
 /// Every regime of every engine that we know of.
-pub const CASES: &[Case] = &[
+const CASES: &[Case] = &[
     SMALL,
     case(&[7, 5], 1, "N x C"),
     case(&[64, 32], 1, "N x C, whole vectors"),
-    case(&[2, 3, 3, 5], 3, "channels last"),
+    CHANNELS_LAST,
     case(&[2, 3, 4, 5], 2, "middle axis"),
     case(&[4, 1, 6], 1, "one channel"),
     case(&[9], 0, "unbatched vector: evaluation only"),

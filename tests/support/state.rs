@@ -30,7 +30,7 @@ pub fn load_anything(bytes: &[u8]) {
     assert_eq!(StateDict::from_bytes(&dict.to_bytes().unwrap()).unwrap(), dict);
     for prefix in ["", "layer1.0.bn1."] {
         load::<f32>(&dict, prefix, Config::default());
-        load::<f64>(&dict, prefix, Config { weight: false, ..Config::default() });
+        load::<f64>(&dict, prefix, Config::default().weight(false));
     }
 }
 

@@ -23,6 +23,7 @@ pub fn tolerance(dtype: DType, kind: Kind, max_abs: f64, drift: f64) -> f64 {
         DType::F32 => 2e-6,
         DType::F16 => 1e-3,
         DType::Bf16 => 8e-3,
+        other => panic!("{other} has no tolerance"),
     };
     let unit = if acc == DType::F64 { f64::EPSILON } else { f64::from(f32::EPSILON) };
     let one = base * max_abs.max(1.0) + unit * drift;
@@ -40,6 +41,7 @@ pub fn agrees(got: f64, expected: f64, tolerance: f64, dtype: DType) -> bool {
         DType::F32 => f64::from(f32::MAX),
         DType::F16 => 65504.0,
         DType::Bf16 => f64::from(half::bf16::MAX),
+        other => panic!("{other} has no largest value here"),
     };
     if expected.is_nan() || got.is_nan() {
         return expected.is_nan() && got.is_nan();

@@ -24,12 +24,8 @@ struct Kernels {
     mean_pool_backward: CudaFunction,
 }
 
-/// For each target, the newest first.
-const PTX: [(i32, &str); 3] = [
-    (90, include_str!("../../kernels/ptx/spatial.sm_90.ptx")),
-    (80, include_str!("../../kernels/ptx/spatial.sm_80.ptx")),
-    (75, include_str!("../../kernels/ptx/spatial.sm_75.ptx")),
-];
+/// A gzip file for each target that has instructions of its own, the newest first.
+const PTX: &[(i32, &[u8])] = &[(75, include_bytes!("../../kernels/ptx/spatial.sm_75.ptx.gz"))];
 
 /// `Images` of the kernels.
 #[repr(C)]

@@ -1,4 +1,5 @@
 //! Matrix products by cuBLAS, everything else by the kernels of `examples/kernels/network.cu`.
+use std::io::Read;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +10,7 @@ use batchnorm::cudarc::driver::{
     CudaFunction, CudaModule, CudaStream, CudaView, CudaViewMut, LaunchConfig, PushKernelArg,
 };
 use batchnorm::cudarc::nvrtc::Ptx;
+use flate2::read::GzDecoder;
 
 use super::{Backend, Nonlinearity, Operand, products, rows, same};
 
@@ -31,12 +33,8 @@ struct Kernels {
     sgd: CudaFunction,
 }
 
-/// For each target, the newest first.
-const PTX: [(i32, &str); 3] = [
-    (90, include_str!("../../kernels/ptx/network.sm_90.ptx")),
-    (80, include_str!("../../kernels/ptx/network.sm_80.ptx")),
-    (75, include_str!("../../kernels/ptx/network.sm_75.ptx")),
-];
+/// A gzip file for each target that has instructions of its own, the newest first.
+const PTX: &[(i32, &[u8])] = &[(75, include_bytes!("../../kernels/ptx/network.sm_75.ptx.gz"))];
 
 impl CudaBackend {
     /// In this memory, on its stream.
@@ -67,13 +65,15 @@ impl CudaBackend {
     }
 }
 
-/// The newest of these that the stream's device takes.
-pub fn load(stream: &CudaStream, ptx: [(i32, &str); 3]) -> Result<Arc<CudaModule>> {
+/// The newest of these gzip files that the stream's device takes.
+pub fn load(stream: &CudaStream, ptx: &[(i32, &[u8])]) -> Result<Arc<CudaModule>> {
     let context = stream.context();
     let (major, minor) = context.compute_capability()?;
-    let fitting = ptx.into_iter().find(|(target, _)| *target <= 10 * major + minor);
-    let (_, source) = fitting
+    let fitting = ptx.iter().find(|(target, _)| *target <= 10 * major + minor);
+    let (_, packed) = fitting
         .with_context(|| format!("expected compute capability 7.5 or more, got {major}.{minor}"))?;
+    let mut source = String::new();
+    GzDecoder::new(*packed).read_to_string(&mut source).context("the packed PTX")?;
     context.load_module(Ptx::from_src(source)).context("cuModuleLoadData")
 }
 

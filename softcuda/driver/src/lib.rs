@@ -1,14 +1,4 @@
-//! A CUDA driver without a GPU, for tests: `libcuda` as far as cudarc calls it, over the interpreter of `ptx-vm`.
-//!
-//! ```no_run
-//! let softcuda = softcuda::install()?;
-//! let device = softcuda.exclusive(0);
-//! // ... cudarc::driver::CudaContext::new(device.ordinal()), as on any machine ...
-//! assert_eq!(device.faults(), [""; 0]);
-//! # Ok::<_, softcuda::InstallError>(())
-//! ```
-//!
-//! What it shows and what it can never show is told in `softcuda/README.md`.
+#![doc = include_str!("../README.md")]
 
 mod code;
 mod context;
@@ -40,3 +30,6 @@ pub use install::install;
 pub use profile::{PROFILES, Profile, ordinal};
 pub use report::{FailurePoint, LaunchReport, Report, Traffic};
 pub use softlibrary::InstallError;
+
+#[doc = include_str!("../COVERAGE.md")]
+pub mod coverage {}

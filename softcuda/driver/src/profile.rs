@@ -2,7 +2,7 @@
 
 /// What a device says about itself, and what it is held to.
 ///
-/// [`PROFILES`] are listed in `softcuda/README.md`.
+/// [`PROFILES`] are listed in the README.
 ///
 /// A block gets more than 48 KiB of shared memory only where the kernel's attribute asks for it, as on any device. From
 /// capability 8.0 on, each block costs 1 KiB of its SM's shared memory beside its own. Memory is taken from the host
@@ -147,7 +147,7 @@ mod tests {
     /// The table that users read is this one.
     #[test]
     fn the_readme_lists_the_profiles() {
-        let readme = include_str!("../../README.md");
+        let readme = include_str!("../README.md");
         for (ordinal, profile) in PROFILES.iter().enumerate() {
             let (major, minor) = profile.capability;
             let memory = match profile.memory {

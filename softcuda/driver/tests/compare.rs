@@ -1,13 +1,25 @@
 //! The `compare_kernels` example, software device against software device.
-use examples::example;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-#[path = "../../../tests/support/examples.rs"]
-mod examples;
+/// The program; `cargo test` builds it, `cargo test --test compare` does not.
+fn program() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.ancestors().nth(2).unwrap(); // target/debug of target/debug/deps/compare-..
+    let path = profile.join("examples/compare_kernels");
+    let changed = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/compare_kernels");
+    let sources = std::fs::read_dir(sources).unwrap().map(|file| changed(&file.unwrap().path()));
+    assert!(
+        sources.max() <= Some(changed(&path)),
+        "{} is missing or old: cargo build --profile test -p softcuda --example compare_kernels",
+        path.display()
+    );
+    path
+}
 
 fn run(file: &Path, arguments: &[&str]) -> (Output, String) {
-    let mut command = Command::new(example("compare_kernels"));
+    let mut command = Command::new(program());
     let output = command.args(arguments).arg(file).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     (output, text)

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use ptx_vm::{Module, launch::Launch, launch::run, memory::Memory, report::Report};
 
-const PTX: &str = include_str!("../../kernels/ptx/batchnorm.sm_80.ptx");
 const IMAGES: usize = 16;
 const CHANNELS: usize = 64;
 const PLANE: usize = 1024;
@@ -53,7 +52,7 @@ fn forward(module: &Module, name: &str, element: impl Fn(f32) -> Vec<u8>) -> (Re
 }
 
 fn main() {
-    let module = Module::load(PTX).expect("nvcc made it");
+    let module = Module::load(&softcuda_kernels::ptx("batchnorm", 80)).expect("nvcc made it");
     let bf16 = |x: f32| x.to_le_bytes()[2..].to_vec();
     for name in ["forward_f32", "forward_bf16"] {
         let run = |_| match name {

@@ -2,12 +2,11 @@
 
 use proptest::prelude::*;
 use ptx_vm::Module;
+use std::sync::LazyLock;
 
-const TEXTS: [&str; 3] = [
-    include_str!("../../kernels/ptx/exact_integers.sm_80.ptx"),
-    include_str!("../../kernels/ptx/exact_threads.sm_80.ptx"),
-    include_str!("../../kernels/ptx/cooperative.sm_80.ptx"),
-];
+const SOURCES: [&str; 3] = ["exact_integers", "exact_threads", "cooperative"];
+static TEXTS: LazyLock<[String; 3]> =
+    LazyLock::new(|| SOURCES.map(|source| softcuda_kernels::ptx(source, 80)));
 
 /// What might stand where something else should.
 const WORDS: [&str; 20] = [
@@ -37,7 +36,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn changed_words_never_panic(which in 0..TEXTS.len(), at in 0usize..3000, word in 0..WORDS.len(), length in 0usize..3) {
+    fn changed_words_never_panic(which in 0..SOURCES.len(), at in 0usize..3000, word in 0..WORDS.len(), length in 0usize..3) {
         let lines: Vec<&str> = TEXTS[which].split_inclusive('\n').collect();
         // One kernel and what stands before it is enough, and quick.
         let end = lines.iter().position(|line| line.starts_with('}')).unwrap_or(lines.len() - 1);
@@ -53,8 +52,8 @@ proptest! {
     }
 
     #[test]
-    fn cut_texts_never_panic(which in 0..TEXTS.len(), at in 0usize..20_000) {
-        let text = TEXTS[which];
+    fn cut_texts_never_panic(which in 0..SOURCES.len(), at in 0usize..20_000) {
+        let text = &TEXTS[which];
         _ = Module::load(text.get(..at.min(text.len())).unwrap_or_default());
     }
 }

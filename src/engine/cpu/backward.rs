@@ -18,7 +18,7 @@ use std::ops::Range;
 pub(super) fn backward<E: Element>(
     cpu: &Cpu,
     shape: &Shape,
-    args: Backward<'_, Host, E>,
+    mut args: Backward<'_, Host, E>,
 ) -> Result<()> {
     args.check(cpu, shape)?;
     let simd = cpu.simd()?;

@@ -15,8 +15,8 @@
 //! the loops over blocks, compiled once for every level of vector instructions, by `simd`.
 //! `extremes` computes channels again that are too large or too small for the loops. `table` holds the
 //! coefficients of channels. `compiled` leads from the trait to the operations of a type.
-use super::args::blend;
 use super::check::{check_values_per_channel, total_count};
+use super::ops::blend;
 use super::{Backward, Derivative, Engine, ForwardEval, ForwardTrain};
 use super::{MergeStats, Request, Running, Stats};
 use crate::{Element, Host, Real, Result, Shape};

@@ -26,7 +26,11 @@ const FIRST_VALUES: usize = SEGMENT / 4;
 const FIRST_ROWS: usize = STRIP_ROWS / 4;
 
 /// A record of every channel's moments.
-pub(super) fn stats<E: Element>(cpu: &Cpu, shape: &Shape, args: Stats<'_, Host, E>) -> Result<()> {
+pub(super) fn stats<E: Element>(
+    cpu: &Cpu,
+    shape: &Shape,
+    mut args: Stats<'_, Host, E>,
+) -> Result<()> {
     args.check(&Host, shape)?;
     let simd = cpu.simd()?;
     let (x, record, channels) = (args.x, args.record, shape.channels());

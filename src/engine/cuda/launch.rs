@@ -447,16 +447,33 @@ fn aligned<E>(plan: &Plan, tensors: &[Ptr<E>]) -> Geometry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::mem::offset_of;
 
+    /// `kernels/layout.cuh` has the same lines, which the kernels' compiler checks.
     #[test]
-    fn arguments_are_as_large_as_the_kernels_declare_them() {
-        assert_eq!(size_of::<Geometry>(), 64);
-        assert_eq!(size_of::<Channels<f32>>(), 40);
-        assert_eq!(size_of::<Merge>(), 40);
-        assert_eq!(size_of::<Outputs<f32>>(), 104);
-        assert_eq!(size_of::<Gradients<f64>>(), 48);
-        assert_eq!(size_of::<Group>(), 24);
-        assert_eq!([size_of::<AnyActivation<f32>>(), size_of::<AnyActivation<f64>>()], [8, 16]);
+    fn arguments_lie_as_the_kernels_declare_them() {
+        let mut lines = Vec::new();
+        macro_rules! layout {
+            ($($name:literal: $t:ty { $($field:ident),* })*) => {$(
+                lines.push(format!("SIZE({}, {});", $name, size_of::<$t>()));
+                $(lines.push(format!(
+                    "FIELD({}, {}, {});", $name, stringify!($field), offset_of!($t, $field)
+                ));)*
+            )*};
+        }
+        layout! {
+            "Geometry": Geometry { vectors, tile, row, width, inner, slices, slice_channels, channels, threads, aligned, reserved }
+            "Channels<float>": Channels<f32> { mean, mean_rest, invstd, weight, bias }
+            "Merge": Merge { count, tile_count, tiles, channels, inner, lanes, reserved }
+            "Outputs<float>": Outputs<f32> { eps, factor, mean, mean_rest, invstd, running_mean, running_var, record, nonfinite, weight, bias, saved_weight, saved_bias }
+            "Gradients<float>": Gradients<f32> { total_sums, grad_weight, grad_bias, sums, coefs, nonfinite }
+            "Group": Group { blocks, kept, partials, words }
+            "AnyActivation<float>": AnyActivation<f32> { activation, slope }
+            "AnyActivation<double>": AnyActivation<f64> { activation, slope }
+        }
+        let text = include_str!("../../../kernels/layout.cuh");
+        let declared = |line: &&str| line.starts_with("SIZE(") || line.starts_with("FIELD(");
+        assert_eq!(lines, text.lines().filter(declared).collect::<Vec<_>>());
         assert_eq!(size_of::<Ptr<f64>>(), 8);
     }
 }

@@ -143,7 +143,7 @@ impl Cuda {
 
     fn cut(&self, shape: &Shape, dtype: DType) -> Result<Plan> {
         let alike = self.tuning.family == Family::Split;
-        Plan::new(shape, width(dtype), if alike { Figures::ANY } else { self.shared.figures })
+        Plan::new(shape, dtype.size(), if alike { Figures::ANY } else { self.shared.figures })
     }
 
     /// How a step is done in one launch, if it is, and the kernels for that.
@@ -155,7 +155,7 @@ impl Cuda {
         step: Step,
     ) -> Result<Option<(Resident, Arc<ResidentKernels>)>> {
         let (Shared { figures, modules, plans, .. }, tuning) = (&*self.shared, self.tuning);
-        let make = || resident::plan(shape, width(dtype), step, figures, &tuning);
+        let make = || resident::plan(shape, dtype.size(), step, figures, &tuning);
         match plans.get((*shape, dtype, step, tuning), make) {
             Some(plan) => {
                 Ok(modules.resident(dtype, activation, figures)?.map(|kernels| (plan, kernels)))
@@ -228,14 +228,6 @@ fn figures(context: &CudaContext) -> Result<Figures> {
     })
 }
 
-fn width(dtype: DType) -> usize {
-    match dtype {
-        DType::F64 => 8,
-        DType::F32 => 4,
-        DType::F16 | DType::Bf16 => 2,
-    }
-}
-
 impl Engine for Cuda {
     type Memory = Device;
 
@@ -268,7 +260,7 @@ impl Engine for Cuda {
     /// A bit per element, a byte per vector, where the derivative is taken from a mask.
     fn reserve_len(&self, shape: &Shape, request: Request) -> usize {
         match request.activation.derivative_from(request.residual) {
-            Derivative::FromMask => plan::mask_len(shape, width(request.dtype)),
+            Derivative::FromMask => plan::mask_len(shape, request.dtype.size()),
             _ => 0,
         }
     }
@@ -276,7 +268,7 @@ impl Engine for Cuda {
     fn forward_train<E: Element>(
         &self,
         shape: &Shape,
-        args: ForwardTrain<'_, Device, E>,
+        mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
         self.train(shape, args)
@@ -285,23 +277,23 @@ impl Engine for Cuda {
     fn forward_eval<E: Element>(
         &self,
         shape: &Shape,
-        args: ForwardEval<'_, Device, E>,
+        mut args: ForwardEval<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
         self.eval(shape, args, true)
     }
 
-    fn backward<E: Element>(&self, shape: &Shape, args: Backward<'_, Device, E>) -> Result<()> {
+    fn backward<E: Element>(&self, shape: &Shape, mut args: Backward<'_, Device, E>) -> Result<()> {
         args.check(self, shape)?;
         self.gradients(shape, args)
     }
 
-    fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Device, E>) -> Result<()> {
+    fn stats<E: Element>(&self, shape: &Shape, mut args: Stats<'_, Device, E>) -> Result<()> {
         args.check(&self.memory, shape)?;
         self.record(shape, args)
     }
 
-    fn merge_stats<P: Real>(&self, args: MergeStats<'_, Device, P>) -> Result<()> {
+    fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Device, P>) -> Result<()> {
         let channels = args.check(&self.memory)?;
         if args.known < 2 && !self.memory.is_capturing()? {
             self.check_total(channels, &args)?;

@@ -10,10 +10,10 @@ fn tunings() -> [Tuning; 5] {
     let resident = |blocks| Family::Resident { blocks: NonZeroU32::new(blocks) };
     [
         Tuning::default(),
-        Tuning { family: resident(0), spared: 0 },
-        Tuning { family: resident(1), spared: 0 },
-        Tuning { family: resident(3), spared: 0 },
-        Tuning { family: resident(0), spared: 5 },
+        Tuning::new(resident(0)),
+        Tuning::new(resident(1)),
+        Tuning::new(resident(3)),
+        Tuning::new(resident(0)).spared(5),
     ]
 }
 
@@ -171,7 +171,7 @@ fn tensors_of_networks_stay_on_the_device() {
 fn what_the_kernels_cannot_do_has_no_plan() {
     let on = |dims: &[usize], element, family| {
         let shape = Shape::new(dims, 1).unwrap();
-        let tuning = Tuning { family, spared: 0 };
+        let tuning = Tuning::new(family);
         plan(&shape, element, Step::Forward, &PROFILES[0], &tuning)
     };
     let forced = Family::Resident { blocks: None };
@@ -184,7 +184,7 @@ fn what_the_kernels_cannot_do_has_no_plan() {
     assert!(on(&[2, (1 << 31) - 8, 8], 2, forced).is_some(), "some less");
     let shape = Shape::new(&[64, 32, 49], 1).unwrap();
     let none = PROFILES[PROFILES.len() - 1];
-    let tuning = Tuning { family: forced, spared: 0 };
+    let tuning = Tuning::new(forced);
     assert_eq!(plan(&shape, 4, Step::Forward, &none, &tuning), None, "no shared memory");
 }
 
@@ -193,7 +193,9 @@ fn spared_multiprocessors_are_left_alone() {
     let shape = Shape::new(&[802_816, 64], 1).unwrap();
     let family = Family::Resident { blocks: None };
     let grid = |spared| {
-        plan(&shape, 2, Step::Forward, &PROFILES[0], &Tuning { family, spared }).unwrap().grid()
+        plan(&shape, 2, Step::Forward, &PROFILES[0], &Tuning::new(family).spared(spared))
+            .unwrap()
+            .grid()
     };
     assert!(grid(0) > 224);
     assert!((200..=224).contains(&grid(20)), "{}", grid(20));

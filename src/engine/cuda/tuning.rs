@@ -2,13 +2,32 @@
 use std::num::NonZeroU32;
 
 /// Which kernels a [`Cuda`](crate::Cuda) engine takes, for [`Cuda::tuned`](crate::Cuda::tuned).
+///
+/// ```
+/// # use batchnorm::{Family, Tuning};
+/// let tuning = Tuning::new(Family::Split);
+/// assert_eq!((tuning.family, tuning.spared), (Family::Split, 0));
+/// assert_eq!(Tuning::new(Family::Fastest), Tuning::default());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub struct Tuning {
     /// What it chooses from.
     pub family: Family,
     /// Multiprocessors that kernels whose blocks wait for each other leave to others, such as
     /// those of a collective: all their blocks must be there at once.
     pub spared: u32,
+}
+
+impl Tuning {
+    /// From this family; no multiprocessor is left to others.
+    pub const fn new(family: Family) -> Self {
+        Self { family, spared: 0 }
+    }
+    /// Leaves so many multiprocessors to others.
+    pub const fn spared(self, spared: u32) -> Self {
+        Self { spared, ..self }
+    }
 }
 
 /// A family of kernels.

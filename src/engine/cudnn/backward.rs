@@ -4,7 +4,7 @@ use super::launch::Gradients;
 use super::limits::Details;
 use super::{Cudnn, Space};
 use crate::engine::pointers::{Pointers, Ptr};
-use crate::engine::{Backward, Input, Op, Request};
+use crate::engine::{Backward, Input};
 use crate::{Device, Element, Error, Memory, Result, Shape};
 
 impl Cudnn {
@@ -13,21 +13,14 @@ impl Cudnn {
         shape: &Shape,
         args: Backward<'_, Device, E>,
     ) -> Result<()> {
-        let (forward, saved) = args.saved.made()?;
-        let request = Request {
-            op: if forward.batch_statistics { Op::Backward } else { Op::BackwardEval },
-            dtype: E::DTYPE,
-            activation: forward.activation,
-            residual: forward.residual,
-            in_place: matches!(args.grad_y, Input::InPlace),
-        };
+        let (_, saved) = args.saved.made()?;
         let details = Details {
             lacks_grad_x: args.grad_x.is_none(),
             lacks_grad_residual: args.grad_residual.is_none(),
             sums: args.sums.is_some() || args.total_sums.is_some(),
             ..Details::default()
         };
-        let form = Form::new(shape, request, details, self.persistent)?;
+        let form = Form::new(shape, args.request()?, details, self.persistent)?;
         let Input::View(grad_y) = args.grad_y else { return Ok(()) }; // a limit
 
         let mut desk = self.desk();

@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     fn form(shape: Result<Shape>, op: Op, dtype: DType, activation: Activation) -> Form {
-        let request = Request { op, dtype, activation, residual: false, in_place: false };
+        let request = Request::new(op, dtype).activation(activation);
         Form::new(&shape.unwrap(), request, Details::default(), false).unwrap()
     }
 
@@ -141,13 +141,7 @@ mod tests {
 
     #[test]
     fn the_first_limit_that_is_exceeded_is_named() {
-        let request = Request {
-            op: Op::ForwardTrain,
-            dtype: DType::F32,
-            activation: Activation::Relu,
-            residual: false,
-            in_place: false,
-        };
+        let request = Request::new(Op::ForwardTrain, DType::F32).activation(Activation::Relu);
         let refused = |dims: &[usize], request| {
             let shape = Shape::new(dims, 1).unwrap();
             Form::new(&shape, request, Details::default(), false).unwrap_err().to_string()
@@ -156,9 +150,9 @@ mod tests {
             refused(&[4, 6, 5], request),
             "cudnn: a ReLU behind the normalization needs f16, got f32"
         );
-        let half = Request { dtype: DType::F16, residual: true, ..request };
+        let half = request.dtype(DType::F16).residual(true);
         assert_eq!(refused(&[4, 6], half), "cudnn: a residual needs channels % 4 == 0, got 6");
-        let plain = Request { activation: Activation::Identity, ..request };
+        let plain = request.activation(Activation::Identity);
         assert_eq!(
             refused(&[1 << 20, 2, 1 << 10], plain),
             "cudnn: expected at most 2147483647 elements, got 2147483648"
@@ -167,13 +161,7 @@ mod tests {
 
     #[test]
     fn what_is_unknown_is_not_refused() {
-        let request = Request {
-            op: Op::ForwardTrain,
-            dtype: DType::Bf16,
-            activation: Activation::Identity,
-            residual: false,
-            in_place: false,
-        };
+        let request = Request::new(Op::ForwardTrain, DType::Bf16);
         let shape = Shape::new(&[880_802, 4], 1).unwrap();
         let details = Details::default();
         assert!(Form::new(&shape, request, details, false).is_ok());

@@ -3,33 +3,25 @@ use super::form::Form;
 use super::launch::{Inference, Training};
 use super::limits::Details;
 use super::{Cudnn, Space};
-use crate::engine::args::open;
 use crate::engine::pointers::{Pointers, Ptr};
 use crate::engine::saved::{Buffers, Mark};
-use crate::engine::{ForwardEval, ForwardTrain, Input, Op, Request, Running, Statistics};
+use crate::engine::{ForwardEval, ForwardTrain, Input, Running, Statistics};
 use crate::{Device, Element, Memory, Result, Shape};
 
 impl Cudnn {
     pub(super) fn train<E: Element>(
         &self,
         shape: &Shape,
-        args: ForwardTrain<'_, Device, E>,
+        mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
-        let request = Request {
-            op: Op::ForwardTrain,
-            dtype: E::DTYPE,
-            activation: args.activation,
-            residual: args.residual.is_some(),
-            in_place: false,
-        };
-        let form = Form::new(shape, request, Details::default(), self.persistent)?;
+        let form = Form::new(shape, args.request(), Details::default(), self.persistent)?;
         // Refuses what is unknown before anything is saved.
         let kept = form.kept(&self.desk().describe(&form)?);
 
-        let ForwardTrain { x, residual, weight, bias, eps, running, y, saved, .. } = args;
-        let parameters = (weight.is_some(), bias.is_some());
-        let opened = open(self, shape, request, parameters, kept, saved)?;
+        let opened = args.open_with(self, shape, |_| kept)?;
         let (buffers, mark) = opened.map(|opened| (opened.buffers, opened.mark)).unzip();
+        let ForwardTrain { x, residual, weight, bias, eps, running, y, .. } = args;
+        let parameters = (weight.is_some(), bias.is_some());
         let mut desk = self.desk();
         let sizes = desk.describe(&form)?;
         let [workspace, unsaved] = desk.spaces(&self.memory, &sizes)?;
@@ -86,19 +78,12 @@ impl Cudnn {
         shape: &Shape,
         args: ForwardEval<'_, Device, E>,
     ) -> Result<()> {
-        let request = Request {
-            op: Op::ForwardEval,
-            dtype: E::DTYPE,
-            activation: args.activation,
-            residual: args.residual.is_some(),
-            in_place: matches!(args.x, Input::InPlace),
-        };
         let details = Details {
             by_record: matches!(args.statistics, Statistics::Record(_)),
             saves_frozen: args.saved.is_some(),
             ..Details::default()
         };
-        let form = Form::new(shape, request, details, self.persistent)?;
+        let form = Form::new(shape, args.request(), details, self.persistent)?;
         let ForwardEval { x, weight, bias, statistics, eps, y, .. } = args;
         let Statistics::Given { mean, var } = statistics else { return Ok(()) }; // a limit
         let mut desk = self.desk();

@@ -1,4 +1,7 @@
-//! One function for each call, with arguments of their types.
+//! One function for each call, with arguments of their types, which it hands to cuDNN in the order of
+//! NVIDIA's reference manual. `p` describes parameters, as `cudnnDeriveBNTensorDescriptor` makes it of x;
+//! alpha and beta are f32 on the host, f64 for f64 tensors. Running and saved statistics may be null, both
+//! of a pair; saved ones not in the persistent mode's backward.
 //!
 //! What makes a call sound is checked before it: a [`Ptr`] comes from a view of this context or
 //! from the desk, `check` of the arguments has compared every length with the shape, the form
@@ -6,7 +9,7 @@
 //! ([`Desk::describe`]).
 use super::desk::{Desk, Sizes, Space};
 use super::form::Form;
-use super::raw;
+use super::raw::{self, call};
 use crate::engine::pointers::Ptr;
 use crate::memory::refused;
 use crate::{Element, Real, Result};
@@ -86,20 +89,21 @@ impl Desk {
         let (handle, mode, ops) = (self.handle.raw()?, form.mode, form.ops);
         let (t, p, act) = (self.tensor.raw(), self.parameters.raw(), self.activation.raw());
         let (z, y) = (some(t, form.adds()), some(t, form.activates()));
-        // SAFETY: handle and descriptors live.
+        let mut sizes = Sizes::default();
+        let Sizes { forward, backward, reserve } = &mut sizes;
+        // SAFETY: handle and descriptors live, the sizes can be written.
         unsafe {
-            Ok(Sizes {
-                forward: raw::get_batch_normalization_forward_training_ex_workspace_size(
-                    handle, mode, ops, t, z, t, p, act,
-                )?,
-                backward: raw::get_batch_normalization_backward_ex_workspace_size(
-                    handle, mode, ops, t, y, t, z, t, p, act,
-                )?,
-                reserve: raw::get_batch_normalization_training_ex_reserve_space_size(
-                    handle, mode, ops, act, t,
-                )?,
-            })
+            call!(cudnnGetBatchNormalizationForwardTrainingExWorkspaceSize(
+                handle, mode, ops, t, z, t, p, act, forward
+            ))?;
+            call!(cudnnGetBatchNormalizationBackwardExWorkspaceSize(
+                handle, mode, ops, t, y, t, z, t, p, act, backward
+            ))?;
+            call!(cudnnGetBatchNormalizationTrainingExReserveSpaceSize(
+                handle, mode, ops, act, t, reserve
+            ))?;
         }
+        Ok(sizes)
     }
 
     pub(super) fn training<E: Element>(&mut self, form: &Form, args: &Training<E>) -> Result<()> {
@@ -115,7 +119,7 @@ impl Desk {
         if !form.is_extended {
             // SAFETY: see the head of this file.
             return unsafe {
-                raw::batch_normalization_forward_training(
+                call!(cudnnBatchNormalizationForwardTraining(
                     handle,
                     mode,
                     alpha,
@@ -133,12 +137,12 @@ impl Desk {
                     eps,
                     save_mean,
                     save_inv_var,
-                )
+                ))
             };
         }
         // SAFETY: see the head of this file; the spaces are as large as they say.
         unsafe {
-            raw::batch_normalization_forward_training_ex(
+            call!(cudnnBatchNormalizationForwardTrainingEx(
                 handle,
                 mode,
                 form.ops,
@@ -164,7 +168,7 @@ impl Desk {
                 workspace.bytes,
                 at(reserve.at),
                 reserve.bytes,
-            )
+            ))
         }
     }
 
@@ -183,7 +187,7 @@ impl Desk {
         let [one, zero] = [1.0, 0.0].map(E::Acc::from_f64);
         // SAFETY: see the head of this file.
         unsafe {
-            raw::batch_normalization_forward_inference(
+            call!(cudnnBatchNormalizationForwardInference(
                 handle,
                 mode,
                 host(&one),
@@ -198,7 +202,7 @@ impl Desk {
                 at(args.mean),
                 at(args.var),
                 args.eps,
-            )
+            ))
         }
     }
 
@@ -217,16 +221,16 @@ impl Desk {
         if !form.is_extended {
             // SAFETY: see the head of this file.
             return unsafe {
-                raw::batch_normalization_backward(
+                call!(cudnnBatchNormalizationBackward(
                     handle, mode, alpha, beta, alpha, beta_param, t, x, t, dy, t, dx, p, scale,
                     dscale, dbias, eps, mean, inv_var,
-                )
+                ))
             };
         }
         let (y_desc, z_desc) = (some(t, form.activates()), some(t, form.adds()));
         // SAFETY: see the head of this file; the spaces are as large as they say.
         unsafe {
-            raw::batch_normalization_backward_ex(
+            call!(cudnnBatchNormalizationBackwardEx(
                 handle,
                 mode,
                 form.ops,
@@ -257,7 +261,7 @@ impl Desk {
                 workspace.bytes,
                 at(reserve.at),
                 reserve.bytes,
-            )
+            ))
         }
     }
 }

@@ -4,9 +4,7 @@
 //! `limits` is what it is not asked for, `form` how a tensor is described to it, `raw` calls it,
 //! `desk` is what the steps of a stream share, `launch` makes typed calls of `forward` and
 //! `backward`.
-use super::{
-    Activation, Backward, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request, Stats,
-};
+use super::{Backward, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request, Stats};
 use crate::memory::{check_stream, new_stream};
 use crate::{DType, Device, Element, Error, Real, Result, Shape, library};
 use cudarc::cudnn::sys::{cudnnErrQueryMode_t, cudnnStatus_t};
@@ -201,7 +199,7 @@ impl Engine for Cudnn {
     fn forward_train<E: Element>(
         &self,
         shape: &Shape,
-        args: ForwardTrain<'_, Device, E>,
+        mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
         self.train(shape, args)
@@ -210,35 +208,31 @@ impl Engine for Cudnn {
     fn forward_eval<E: Element>(
         &self,
         shape: &Shape,
-        args: ForwardEval<'_, Device, E>,
+        mut args: ForwardEval<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
         self.eval(shape, args)
     }
 
-    fn backward<E: Element>(&self, shape: &Shape, args: Backward<'_, Device, E>) -> Result<()> {
+    fn backward<E: Element>(&self, shape: &Shape, mut args: Backward<'_, Device, E>) -> Result<()> {
         args.check(self, shape)?;
         self.gradients(shape, args)
     }
 
-    fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Device, E>) -> Result<()> {
+    fn stats<E: Element>(&self, shape: &Shape, mut args: Stats<'_, Device, E>) -> Result<()> {
         args.check(&self.memory, shape)?;
-        Err(self.no_call(Op::Stats, E::DTYPE, shape))
+        Err(no_call(args.request(), shape))
     }
 
-    fn merge_stats<P: Real>(&self, args: MergeStats<'_, Device, P>) -> Result<()> {
+    fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Device, P>) -> Result<()> {
         let shape = Shape::new(&[1, args.check(&self.memory)?], 1)?;
-        Err(self.no_call(Op::MergeStats, P::DTYPE, &shape))
+        Err(no_call(args.request(), &shape))
     }
 }
 
-impl Cudnn {
-    /// The limit that forbids an operation.
-    fn no_call(&self, op: Op, dtype: DType, shape: &Shape) -> Error {
-        let activation = Activation::Identity;
-        let request = Request { op, dtype, activation, residual: false, in_place: false };
-        let ask = Ask { shape, request, details: Details::default() };
-        let refused = limits::check(&ask).err();
-        refused.unwrap_or_else(|| Error::invalid("op", format!("expected a limit for {op:?}")))
-    }
+/// The limit that forbids an operation.
+fn no_call(request: Request, shape: &Shape) -> Error {
+    let refused = limits::check(&Ask { shape, request, details: Details::default() }).err();
+    let op = request.op;
+    refused.unwrap_or_else(|| Error::invalid("op", format!("expected a limit for {op:?}")))
 }

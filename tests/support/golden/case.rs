@@ -27,8 +27,11 @@ pub struct Case {
     pub(super) tensors: Tensors,
 }
 
-/// Every `*.safetensors` of a folder, by name.
+/// Every `*.safetensors` of a folder, by name; or the file itself.
 pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    if folder.is_file() {
+        return Ok(vec![folder.to_owned()]);
+    }
     let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
     let paths: std::io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.path())).collect();
     let mut paths = paths.with_context(|| folder.display().to_string())?;

@@ -35,18 +35,13 @@ pub fn compute_served<G: Engine>(engine: &G, case: &Case) -> Result<Ran> {
         .with_context(|| format!("{}: {}", case.name, engine.name()))
 }
 
-/// What was computed as a safetensors file: elements in the case's dtype, everything else in the
+/// What was computed, all of it or what an engine served, as a safetensors file: elements in the case's dtype, everything else in the
 /// type of the parameters, metadata as in the case.
 pub fn serialize(case: &Case, computed: &Tensors) -> Result<Vec<u8>> {
-    let entries = COMPUTED.iter().filter(|entry| case.has(entry));
-    let bytes: Result<Vec<_>> = entries
-        .map(|entry| {
-            let values = computed.get(entry.name);
-            let values = values.with_context(|| format!("{}: was not computed", entry.name))?;
-            Ok((entry, encode(values, case.dtype_of(entry.content))))
-        })
+    let entries = COMPUTED.iter().filter_map(|entry| Some((entry, computed.get(entry.name)?)));
+    let bytes: Vec<_> = entries
+        .map(|(entry, values)| (entry, encode(values, case.dtype_of(entry.content))))
         .collect();
-    let bytes = bytes?;
     let views: Result<Vec<_>, _> = bytes
         .iter()
         .map(|(Entry { name, content, .. }, (dtype, bytes))| {
@@ -66,6 +61,7 @@ fn encode(values: &[f64], dtype: DType) -> (Dtype, Vec<u8>) {
         DType::F32 => (Dtype::F32, each(values, f32::to_le_bytes)),
         DType::F16 => (Dtype::F16, each(values, half::f16::to_le_bytes)),
         DType::Bf16 => (Dtype::BF16, each(values, half::bf16::to_le_bytes)),
+        other => panic!("{other} has no bytes here"),
     }
 }
 
@@ -138,7 +134,8 @@ impl<'a, G: Engine, E: Element> Run<'a, G, E> {
         let (memory, channels) = (engine.memory(), case.shape.channels());
         let mut record: Buf<G, f64> = memory.zeros(3 * channels + 1)?;
         let x = G::Memory::view(&self.x);
-        engine.stats(&case.shape, Stats::<_, E> { x, record: G::Memory::view_mut(&mut record) })?;
+        engine
+            .stats(&case.shape, Stats::<G::Memory, E>::new(x, G::Memory::view_mut(&mut record)))?;
         let record = memory.download(G::Memory::view(&record))?;
         let (m, got) = (case.shape.per_channel(), record[3 * channels]);
         ensure!(got == m as f64, "stats: expected {m} values per channel, got {got}");
@@ -157,21 +154,17 @@ impl<'a, G: Engine, E: Element> Run<'a, G, E> {
         let mut var: Buf<G, E::Acc> = upload(memory, case.tensor("running_var")?)?;
         let mut y: Buf<G, E> = memory.zeros(case.shape.len())?;
         let mut saved = Saved::new();
-        let args = ForwardTrain::<_, E> {
-            x: G::Memory::view(&self.x),
-            residual: view::<G::Memory, _>(&self.residual),
-            weight: view::<G::Memory, _>(&self.weight),
-            bias: view::<G::Memory, _>(&self.bias),
-            activation: case.activation,
-            eps: case.eps,
-            running: Some(Running {
-                mean: G::Memory::view_mut(&mut mean),
-                var: G::Memory::view_mut(&mut var),
-                factor: case.momentum,
-            }),
-            y: G::Memory::view_mut(&mut y),
-            saved: Some(&mut saved),
-        };
+        let mut args = ForwardTrain::<G::Memory, E>::new(
+            G::Memory::view(&self.x),
+            G::Memory::view_mut(&mut y),
+        )
+        .activation(case.activation)
+        .eps(case.eps)
+        .running(G::Memory::view_mut(&mut mean), G::Memory::view_mut(&mut var), case.momentum)
+        .saved(&mut saved);
+        args.residual = view::<G::Memory, _>(&self.residual);
+        args.weight = view::<G::Memory, _>(&self.weight);
+        args.bias = view::<G::Memory, _>(&self.bias);
         engine.forward_train(&case.shape, args)?;
         self.keep("y", &y)?;
         self.keep("new_running_mean", &mean)?;
@@ -187,20 +180,18 @@ impl<'a, G: Engine, E: Element> Run<'a, G, E> {
         let var: Buf<G, E::Acc> = upload(memory, case.tensor("running_var")?)?;
         let mut y: Buf<G, E> = memory.zeros(case.shape.len())?;
         let mut saved = Saved::new();
-        let args = ForwardEval::<_, E> {
-            x: Input::View(G::Memory::view(&self.x)),
-            residual: view::<G::Memory, _>(&self.residual),
-            weight: view::<G::Memory, _>(&self.weight),
-            bias: view::<G::Memory, _>(&self.bias),
-            activation: case.activation,
-            statistics: Statistics::Given {
-                mean: G::Memory::view(&mean),
-                var: G::Memory::view(&var),
-            },
-            eps: case.eps,
-            y: G::Memory::view_mut(&mut y),
-            saved: saves.then_some(&mut saved),
-        };
+        let mut args = ForwardEval::<G::Memory, E>::new(
+            G::Memory::view(&self.x),
+            G::Memory::view_mut(&mut y),
+            G::Memory::view(&mean),
+            G::Memory::view(&var),
+        )
+        .activation(case.activation)
+        .eps(case.eps);
+        args.residual = view::<G::Memory, _>(&self.residual);
+        args.weight = view::<G::Memory, _>(&self.weight);
+        args.bias = view::<G::Memory, _>(&self.bias);
+        args.saved = saves.then_some(&mut saved);
         engine.forward_eval(&case.shape, args)?;
         self.keep("y_eval", &y)?;
         if !saves {
@@ -226,21 +217,18 @@ impl<'a, G: Engine, E: Element> Run<'a, G, E> {
             self.weight.as_ref().map(|_| channels()).transpose()?;
         let mut grad_bias: Option<Buf<G, E::Acc>> =
             self.bias.as_ref().map(|_| channels()).transpose()?;
-        let again = case.activation.derivative_from(self.residual.is_some());
-        let again = again == Derivative::FromResidual;
-        let args = Backward::<_, E> {
+        let mut args = Backward::<G::Memory, E>::new(
             saved,
-            x: G::Memory::view(&self.x),
-            residual: again.then(|| view::<G::Memory, _>(&self.residual)).flatten(),
-            grad_y: Input::View(G::Memory::view(&self.grad_y)),
-            grad_x: Some(G::Memory::view_mut(&mut grad_x)),
-            grad_residual: grad_residual.as_mut().map(G::Memory::view_mut),
-            grad_weight: grad_weight.as_mut().map(G::Memory::view_mut),
-            grad_bias: grad_bias.as_mut().map(G::Memory::view_mut),
-            accumulate: false,
-            sums: None,
-            total_sums: None,
-        };
+            G::Memory::view(&self.x),
+            G::Memory::view(&self.grad_y),
+        )
+        .grad_x(G::Memory::view_mut(&mut grad_x));
+        if case.activation.derivative_from(self.residual.is_some()) == Derivative::FromResidual {
+            args.residual = view::<G::Memory, _>(&self.residual);
+        }
+        args.grad_residual = grad_residual.as_mut().map(G::Memory::view_mut);
+        args.grad_weight = grad_weight.as_mut().map(G::Memory::view_mut);
+        args.grad_bias = grad_bias.as_mut().map(G::Memory::view_mut);
         engine.backward(shape, args)?;
         self.keep(x, &grad_x)?;
         if let Some(gradient) = &grad_residual {

@@ -1,5 +1,4 @@
 //! Results in a file: safetensors, a tensor per result.
-use crate::support::device::SOURCES;
 use crate::support::element::Kind;
 use crate::support::output::Output;
 use anyhow::{Context, Result, bail, ensure};
@@ -23,8 +22,8 @@ const KINDS: [(Kind, Dtype); 8] = [
 
 /// Stands in the file for the kernels that were run: FNV-1a of all their PTX.
 fn kernels() -> String {
-    let texts = SOURCES.iter().flat_map(|(_, targets)| targets).flat_map(|(_, ptx)| ptx.bytes());
-    let hash = texts.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+    let bytes = softcuda_kernels::texts().flat_map(String::into_bytes);
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
     });
     format!("{hash:016x}")

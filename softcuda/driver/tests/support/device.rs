@@ -7,35 +7,13 @@ use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-/// The committed PTX of a source, by target.
-type Targets = [(i32, &'static str); 3];
-
-macro_rules! sources {
-    ($($name:literal),*) => {
-        &[$(($name, sources!(@ $name, 90, 80, 75))),*]
-    };
-    (@ $name:literal, $($target:literal),*) => {
-        [$(($target, include_str!(concat!("../../../kernels/ptx/", $name, ".sm_", $target, ".ptx")))),*]
-    };
-}
-
-/// Every source of `softcuda/kernels`, and its PTX, the highest target first.
-pub const SOURCES: &[(&str, Targets)] = sources![
-    "batchnorm",
-    "cooperative",
-    "exact_floats",
-    "exact_integers",
-    "exact_threads",
-    "split_stats"
-];
-
 /// A device.
 pub struct Device {
     pub context: Arc<CudaContext>,
     pub stream: Arc<CudaStream>,
     /// Its compute capability: 90 for 9.0.
     pub capability: i32,
-    modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
+    modules: Mutex<HashMap<String, Arc<CudaModule>>>,
 }
 
 impl Device {
@@ -49,10 +27,9 @@ impl Device {
     /// A kernel of `softcuda/kernels/SOURCE.cu`, of the highest target that this device takes.
     pub fn kernel(&self, source: &str, name: &str) -> Result<CudaFunction, DriverError> {
         let mut modules = self.modules.lock().unwrap();
-        let (source, targets) = SOURCES.iter().find(|(known, _)| *known == source).unwrap();
         if !modules.contains_key(source) {
-            let ptx = targets.iter().find(|(target, _)| *target <= self.capability).unwrap().1;
-            modules.insert(source, self.context.load_module(Ptx::from_src(ptx))?);
+            let ptx = softcuda_kernels::ptx(source, self.capability.cast_unsigned());
+            modules.insert(source.to_owned(), self.context.load_module(Ptx::from_src(ptx))?);
         }
         modules[source].load_function(name)
     }

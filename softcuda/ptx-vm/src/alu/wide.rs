@@ -30,9 +30,9 @@ mod tests {
     #[test]
     fn wide_vectors_change_no_bit() {
         let texts = [
-            include_str!("../../../kernels/ptx/exact_floats.sm_90.ptx"),
-            include_str!("../../../kernels/ptx/exact_integers.sm_90.ptx"),
-            include_str!("../../../kernels/ptx/batchnorm.sm_80.ptx"),
+            softcuda_kernels::ptx("exact_floats", 90),
+            softcuda_kernels::ptx("exact_integers", 90),
+            softcuda_kernels::ptx("batchnorm", 80),
         ];
         let mut state = 1u64;
         let mut random = move || {
@@ -42,7 +42,7 @@ mod tests {
             state >> 32
         };
         for text in texts {
-            let module = Module::load(text).unwrap();
+            let module = Module::load(&text).unwrap();
             for kernel in module.kernels() {
                 let alus = kernel.code.iter().filter_map(|instr| match &instr.op {
                     Op::Alu(alu) => Some(alu),

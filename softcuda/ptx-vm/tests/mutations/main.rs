@@ -8,7 +8,7 @@ use subjects::{Arg, Subject, subjects};
 const SEEDS: u64 = 24;
 /// Seeds of each mutant.
 const TRIES: u64 = 4;
-const TARGETS: [&str; 3] = ["sm_75", "sm_80", "sm_90"];
+const TARGETS: [u32; 3] = [75, 80, 90];
 
 /// What nothing reports when it is missing, in kernels whose name begins so, and why.
 const NEEDLESS: [(&str, &str, &str); 1] = [(
@@ -28,7 +28,7 @@ struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    fn new(subject: &'a Subject, target: &str) -> Self {
+    fn new(subject: &'a Subject, target: u32) -> Self {
         let text = subject.text(target);
         let right = subject.run(&text, 0, None).unwrap_or_else(|report| panic!("{report}"));
         Self { subject, text, right, mutants: 0, unnoticed: Vec::new() }
@@ -114,7 +114,7 @@ fn a_missing_barrier_or_fence_is_reported() {
 fn a_release_or_acquire_made_relaxed_is_reported() {
     let mut mutants = 0;
     for subject in subjects() {
-        let mut judge = Judge::new(&subject, "sm_80");
+        let mut judge = Judge::new(&subject, 80);
         for at in judge.lines() {
             for order in [".release", ".acquire"] {
                 let line = &judge.text[at];
@@ -146,7 +146,7 @@ fn a_release_or_acquire_made_relaxed_is_reported() {
 #[test]
 fn a_buffer_that_is_too_small_is_reported() {
     for subject in subjects() {
-        let text = subject.text("sm_80");
+        let text = subject.text(80);
         for (i, arg) in subject.args.iter().enumerate() {
             if matches!(arg, Arg::Number(_)) {
                 continue;
@@ -198,7 +198,7 @@ fn shifted(line: &str) -> Option<String> {
 fn a_shifted_offset_is_noticed() {
     let mut mutants = 0;
     for subject in subjects() {
-        let mut judge = Judge::new(&subject, "sm_80");
+        let mut judge = Judge::new(&subject, 80);
         for at in judge.lines() {
             if let Some(line) = shifted(&judge.text[at]) {
                 judge.replace(at, line, true);

@@ -1,7 +1,5 @@
 //! Kernels that nvcc made, and all they are launched with.
 
-use std::path::Path;
-
 use ptx_vm::{
     Module,
     launch::{Launch, run},
@@ -123,10 +121,8 @@ pub fn subjects() -> Vec<Subject> {
 }
 
 impl Subject {
-    pub fn text(&self, target: &str) -> Vec<String> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/ptx");
-        let path = root.join(format!("{}.{target}.ptx", self.file));
-        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+    pub fn text(&self, capability: u32) -> Vec<String> {
+        let text = softcuda_kernels::ptx(self.file, capability);
         text.lines().map(str::to_owned).collect()
     }
 

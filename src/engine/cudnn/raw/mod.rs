@@ -1,16 +1,14 @@
-//! cuDNN's calls for batch normalization: one function per call, in the order of its arguments, and
-//! handles and descriptors that destroy themselves.
+//! How cuDNN is called: what becomes of the statuses that it answers, and handles and descriptors that
+//! destroy themselves.
 //!
 //! `library::cudnn` has looked for every function that is called here ([`SYMBOLS`]) before the
 //! first one is, since cudarc panics where one is missing.
 use crate::{Error, Result};
-use cudarc::cudnn::sys;
+use cudarc::cudnn::{result::CudnnError, sys};
 use std::ffi::CStr;
 
-mod norm;
 mod objects;
 
-pub use norm::*;
 pub use objects::{ActivationDescriptor, Handle, TensorDescriptor, device_pointer};
 
 /// Names that calls have in messages, and what a library must export.
@@ -48,10 +46,13 @@ symbols![
 /// Calls a function of cuDNN by its name; what it answers becomes a [`Result`].
 macro_rules! call {
     ($name:ident($($argument:expr),* $(,)?)) => {
-        super::answer(stringify!($name), cudarc::cudnn::sys::$name($($argument),*))
+        $crate::engine::cudnn::raw::answer(
+            stringify!($name),
+            cudarc::cudnn::sys::$name($($argument),*),
+        )
     };
 }
-use call;
+pub(super) use call;
 
 /// `CUDNN_VERSION` of the library: 9 21 00 is 92100.
 pub fn version() -> usize {
@@ -60,7 +61,7 @@ pub fn version() -> usize {
 }
 
 /// What becomes of the status that a call answered.
-fn answer(call: &'static str, status: sys::cudnnStatus_t) -> Result<()> {
+pub(super) fn answer(call: &'static str, status: sys::cudnnStatus_t) -> Result<()> {
     // Of cuDNN 9: 2xxx says that arguments have no meaning to it, 3xxx that it has no algorithm for
     // them. Either way nothing has run; the lengths and addresses being right, the case is one that
     // it does not serve.
@@ -70,7 +71,7 @@ fn answer(call: &'static str, status: sys::cudnnStatus_t) -> Result<()> {
             let reason = format!("{call}: {}", told(status));
             Err(Error::Unsupported { engine: super::NAME, reason })
         }
-        _ => Err(Error::Device { call, reason: told(status) }),
+        code => Err(Error::device(call, code, told(status), CudnnError(status))),
     }
 }
 

@@ -1,0 +1,67 @@
+// Where the fields of what the library passes by value lie. The library's test in src/engine/cuda/launch.rs reads these
+// lines: a field that one side moves fails on either.
+#pragma once
+#include "resident.cuh"
+#include <cstddef>
+
+#define FIELD(type, field, place) static_assert(offsetof(type, field) == place, "the library has it elsewhere")
+#define SIZE(type, bytes) static_assert(sizeof(type) == bytes, "the library has it in another size")
+
+SIZE(Geometry, 64);
+FIELD(Geometry, vectors, 0);
+FIELD(Geometry, tile, 8);
+FIELD(Geometry, row, 16);
+FIELD(Geometry, width, 24);
+FIELD(Geometry, inner, 32);
+FIELD(Geometry, slices, 40);
+FIELD(Geometry, slice_channels, 44);
+FIELD(Geometry, channels, 48);
+FIELD(Geometry, threads, 52);
+FIELD(Geometry, aligned, 56);
+FIELD(Geometry, reserved, 60);
+SIZE(Channels<float>, 40);
+FIELD(Channels<float>, mean, 0);
+FIELD(Channels<float>, mean_rest, 8);
+FIELD(Channels<float>, invstd, 16);
+FIELD(Channels<float>, weight, 24);
+FIELD(Channels<float>, bias, 32);
+SIZE(Merge, 40);
+FIELD(Merge, count, 0);
+FIELD(Merge, tile_count, 8);
+FIELD(Merge, tiles, 16);
+FIELD(Merge, channels, 20);
+FIELD(Merge, inner, 24);
+FIELD(Merge, lanes, 32);
+FIELD(Merge, reserved, 36);
+SIZE(Outputs<float>, 104);
+FIELD(Outputs<float>, eps, 0);
+FIELD(Outputs<float>, factor, 8);
+FIELD(Outputs<float>, mean, 16);
+FIELD(Outputs<float>, mean_rest, 24);
+FIELD(Outputs<float>, invstd, 32);
+FIELD(Outputs<float>, running_mean, 40);
+FIELD(Outputs<float>, running_var, 48);
+FIELD(Outputs<float>, record, 56);
+FIELD(Outputs<float>, nonfinite, 64);
+FIELD(Outputs<float>, weight, 72);
+FIELD(Outputs<float>, bias, 80);
+FIELD(Outputs<float>, saved_weight, 88);
+FIELD(Outputs<float>, saved_bias, 96);
+SIZE(Gradients<float>, 48);
+FIELD(Gradients<float>, total_sums, 0);
+FIELD(Gradients<float>, grad_weight, 8);
+FIELD(Gradients<float>, grad_bias, 16);
+FIELD(Gradients<float>, sums, 24);
+FIELD(Gradients<float>, coefs, 32);
+FIELD(Gradients<float>, nonfinite, 40);
+SIZE(Group, 24);
+FIELD(Group, blocks, 0);
+FIELD(Group, kept, 4);
+FIELD(Group, partials, 8);
+FIELD(Group, words, 16);
+SIZE(AnyActivation<float>, 8);
+FIELD(AnyActivation<float>, activation, 0);
+FIELD(AnyActivation<float>, slope, 4);
+SIZE(AnyActivation<double>, 16);
+FIELD(AnyActivation<double>, activation, 0);
+FIELD(AnyActivation<double>, slope, 8);

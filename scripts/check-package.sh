@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Packs the library as for crates.io, and builds what is packed, alone: with default features, with none, with each, and
+# for other systems. What is packed is at most 1.5 MB.
+#
+#   scripts/check-package.sh [cargo's options, as --offline]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+most=1500000
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+fail() {
+    printf 'check-package: %s\n' "$*" >&2
+    exit 1
+}
+
+CARGO_TARGET_DIR=$scratch cargo package --quiet --package batchnorm --no-verify --allow-dirty --locked "$@"
+packed=$(ls "$scratch"/package/batchnorm-*.crate)
+size=$(stat -c %s "$packed")
+echo "$(tar -tzf "$packed" | wc -l) files, $size bytes"
+[ "$size" -le "$most" ] || fail "$size bytes are more than $most"
+tar -xzf "$packed" -C "$scratch"
+cd "$scratch/$(basename "$packed" .crate)"
+# Where there is no repository to link to, a link leads into the package or to a site.
+for target in $(grep -oE '\]\([^)]+\)' README.md CHANGELOG.md | sed 's/.*](//; s/)$//' | grep -vE '^(https?:|#)'); do
+    [ -e "$target" ] || fail "README.md or CHANGELOG.md links to $target, which is not packed"
+done
+
+export CARGO_TARGET_DIR=$scratch/target CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=0
+features=$(cargo metadata --no-deps --format-version 1 "$@" | python3 -c '
+import json, sys
+print(*sorted(json.load(sys.stdin)["packages"][0]["features"].keys() - {"default"}))')
+build() {
+    echo "-- cargo $*"
+    cargo "$@" --quiet --lib --locked "${options[@]}"
+}
+options=("$@")
+build build
+build check --no-default-features
+for feature in $features; do build check --no-default-features --features "$feature"; done
+for target in wasm32-unknown-unknown x86_64-pc-windows-gnu aarch64-unknown-linux-gnu; do
+    if ! rustup target add "$target" >/dev/null 2>&1; then
+        echo "-- not checked for $target: rustup cannot get its standard library here"
+        continue
+    fi
+    # There are threads to wait for there only where the browser has them, and no CUDA.
+    case $target in
+        wasm32-*) build check --target "$target" --no-default-features --features safetensors && build check --target "$target" --no-default-features ;;
+        *) build check --target "$target" ;;
+    esac
+done

@@ -1,0 +1,168 @@
+//! The forward by the batch's own statistics.
+use super::{
+    Arguments, Check, DEFAULT_EPS, Engine, Op, Opened, Request, Running, Saved, Visitor, channel,
+    open, tensor,
+};
+use crate::engine::check::{check_eps, check_values_per_channel};
+use crate::{Activation, Element, Memory, Result, Shape};
+
+/// Arguments of [`Engine::forward_train`](crate::Engine::forward_train):
+/// `y = activation(weight * (x - mean) * invstd + bias + residual)`, mean and variance over the
+/// batch. N is the number of elements of the shape, C its channels.
+///
+/// Made by [`new`](Self::new) from what is required, with what else there is. Name the memory and the
+/// element, as here, and `&vec` does for a slice; what may be there or not is assigned to its field.
+///
+/// ```
+/// # use batchnorm::{Activation, Cpu, Engine, ForwardTrain, Host, Saved, Shape};
+/// # fn main() -> batchnorm::Result<()> {
+/// let shape = Shape::new(&[4, 2], 1)?;
+/// let (x, weight, bias) = ([1f32, -1., 2., 0., 3., 1., 4., 0.], [1., 1.], [0., 0.]);
+/// let (mut y, mut saved) = ([0.; 8], Saved::new());
+/// let args = ForwardTrain::<Host, f32>::new(&x, &mut y)
+///     .weight(&weight)
+///     .bias(&bias)
+///     .activation(Activation::Relu)
+///     .saved(&mut saved);
+/// Cpu::default().forward_train(&shape, args)?;
+/// assert_eq!(saved.mean().unwrap(), [2.5, 0.0]);
+/// # Ok(())
+/// # }
+/// ```
+#[non_exhaustive]
+pub struct ForwardTrain<'a, M: Memory, E: Element> {
+    /// Length N.
+    pub x: M::View<'a, E>,
+    /// Length N, added before the activation.
+    pub residual: Option<M::View<'a, E>>,
+    /// Length C; ones if absent.
+    pub weight: Option<M::View<'a, E::Acc>>,
+    /// Length C; zeros if absent.
+    pub bias: Option<M::View<'a, E::Acc>>,
+    /// What comes last.
+    pub activation: Activation,
+    /// Added to the variance; more than 0.
+    pub eps: f64,
+    /// Left alone if absent.
+    pub running: Option<Running<'a, M, E::Acc>>,
+    /// Length N. Never x itself: backward needs that.
+    pub y: M::ViewMut<'a, E>,
+    /// For a backward; absent if there will be none.
+    pub saved: Option<&'a mut Saved<M, E::Acc>>,
+}
+
+impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
+    /// `y = (x - mean) * invstd`, both of length N, with an eps of 1e-5: no parameters, residual,
+    /// activation, running statistics, and nothing saved.
+    pub fn new(x: M::View<'a, E>, y: M::ViewMut<'a, E>) -> Self {
+        Self {
+            x,
+            residual: None,
+            weight: None,
+            bias: None,
+            activation: Activation::Identity,
+            eps: DEFAULT_EPS,
+            running: None,
+            y,
+            saved: None,
+        }
+    }
+    /// Adds this (length N) before the activation.
+    pub fn residual(self, residual: M::View<'a, E>) -> Self {
+        Self { residual: Some(residual), ..self }
+    }
+    /// Multiplies by this (length C).
+    pub fn weight(self, weight: M::View<'a, E::Acc>) -> Self {
+        Self { weight: Some(weight), ..self }
+    }
+    /// Adds this (length C).
+    pub fn bias(self, bias: M::View<'a, E::Acc>) -> Self {
+        Self { bias: Some(bias), ..self }
+    }
+    /// Ends with this.
+    pub fn activation(self, activation: Activation) -> Self {
+        Self { activation, ..self }
+    }
+    /// Adds this to the variance, more than 0, instead of 1e-5.
+    pub fn eps(self, eps: f64) -> Self {
+        Self { eps, ..self }
+    }
+    /// Updates these running statistics, mean and variance of length C each; `factor` is the weight of
+    /// the new value, 0 to 1. Those of a [`RunningStats`](crate::RunningStats) are assigned to the field.
+    pub fn running(
+        self,
+        mean: M::ViewMut<'a, E::Acc>,
+        var: M::ViewMut<'a, E::Acc>,
+        factor: f64,
+    ) -> Self {
+        Self { running: Some(Running::new(mean, var, factor)), ..self }
+    }
+    /// Saves what a backward needs here.
+    pub fn saved(self, saved: &'a mut Saved<M, E::Acc>) -> Self {
+        Self { saved: Some(saved), ..self }
+    }
+
+    /// What is asked of an engine.
+    pub fn request(&self) -> Request {
+        let Self { activation, residual, .. } = self;
+        let request = Request::new(Op::ForwardTrain, E::DTYPE);
+        request.activation(*activation).residual(residual.is_some())
+    }
+    /// The same for a shorter time.
+    pub fn reborrow(&mut self) -> ForwardTrain<'_, M, E> {
+        let Self { x, residual, weight, bias, activation, eps, running, y, saved } = self;
+        ForwardTrain {
+            x: M::reborrow(x),
+            residual: residual.as_ref().map(M::reborrow),
+            weight: weight.as_ref().map(M::reborrow),
+            bias: bias.as_ref().map(M::reborrow),
+            activation: *activation,
+            eps: *eps,
+            running: running.as_mut().map(Running::reborrow),
+            y: M::reborrow_mut(y),
+            saved: saved.as_deref_mut(),
+        }
+    }
+    /// The check every engine makes first, for the memory that it works on.
+    pub(in crate::engine) fn check(&mut self, on: &M, shape: &Shape) -> Result<()> {
+        self.walk(&mut Check::new(on, shape))?;
+        check_eps::<E::Acc>(self.eps)?;
+        self.activation.check()?;
+        Running::check_values(self.running.as_ref())?;
+        check_values_per_channel("x", shape.per_channel())
+    }
+    /// Takes and opens what is to be saved; an engine calls it when no check can fail any more.
+    pub(in crate::engine) fn open<G: Engine<Memory = M>>(
+        &mut self,
+        engine: &G,
+        shape: &Shape,
+    ) -> Result<Option<Opened<'a, M, E::Acc>>> {
+        let reserve_len = |request| engine.reserve_len(shape, request);
+        self.open_with(engine, shape, reserve_len)
+    }
+    /// As [`open`](Self::open), with so many bytes of the engine's own.
+    pub(in crate::engine) fn open_with<G: Engine<Memory = M>>(
+        &mut self,
+        engine: &G,
+        shape: &Shape,
+        reserve_len: impl FnOnce(Request) -> usize,
+    ) -> Result<Option<Opened<'a, M, E::Acc>>> {
+        let Some(saved) = self.saved.take() else { return Ok(None) };
+        let parameters = (self.weight.is_some(), self.bias.is_some());
+        let request = self.request();
+        open(engine, shape, request, parameters, reserve_len(request), saved).map(Some)
+    }
+}
+
+impl<'a, M: Memory, E: Element> Arguments<'a, M> for ForwardTrain<'a, M, E> {
+    #[inline]
+    fn walk<V: Visitor<'a, M>>(&mut self, visitor: &mut V) -> Result<()> {
+        let Self { x, residual, weight, bias, activation: _, eps: _, running, y, saved: _ } = self;
+        visitor.read(tensor("x"), x)?;
+        visitor.write(tensor("y"), y)?;
+        visitor.read_some(tensor("residual"), residual)?;
+        visitor.read_some(channel("weight"), weight)?;
+        visitor.read_some(channel("bias"), bias)?;
+        running.as_mut().map_or(Ok(()), |running| running.walk(visitor))
+    }
+}
