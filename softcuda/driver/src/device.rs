@@ -18,7 +18,8 @@ use crate::{
 /// Where the addresses of the first device begin, and how far apart those of two devices lie: an address tells its
 /// device, as with unified addressing.
 const FIRST_ADDRESS: u64 = 0x5000_0000_0000;
-const ADDRESSES: u64 = 1 << 40;
+/// Room for 4 million allocations of a process: none is used again.
+const ADDRESSES: u64 = 1 << 42;
 /// Bytes between two allocations at least, so that a wrong index meets none.
 const GUARD: u64 = 1 << 20;
 const ALIGNMENT: u64 = 256;
@@ -153,12 +154,16 @@ impl Device {
             .is_some_and(|bytes| bytes <= self.profile.memory - self.used())
     }
 
-    /// An address for `allocation` that was never given away before.
-    pub fn reserve(&mut self, allocation: Allocation) -> u64 {
+    /// An address for `allocation` that was never given away before; there is an end to them.
+    pub fn reserve(&mut self, allocation: Allocation) -> Result<u64, Code> {
         let address = self.next_address;
-        self.next_address = (address + allocation.bytes + GUARD).next_multiple_of(ALIGNMENT);
+        let next = (address + allocation.bytes + GUARD).next_multiple_of(ALIGNMENT);
+        if Self::of_address(next) != Some(self.ordinal) {
+            return Err(Code::OutOfMemory);
+        }
+        self.next_address = next;
         self.allocations.insert(address, allocation);
-        address
+        Ok(address)
     }
 
     /// The allocation that holds all of these bytes, and where it begins.

@@ -43,7 +43,7 @@ impl Locked {
             pool: None,
             graph: false,
             origin: "cuMemAlloc",
-        });
+        })?;
         let ordinal = device.ordinal;
         self.wait_for_memory(ordinal);
         let memory = self.devices[ordinal].memory();
@@ -80,7 +80,7 @@ impl Locked {
             pool: Some(pool),
             graph,
             origin: "cuMemAllocAsync",
-        });
+        })?;
         let used = device.used_of_pool(pool);
         if let Err(code) = self.enqueue(stream, Work::Allocate { pointer, bytes }) {
             self.device_of(context)?.allocations.remove(&pointer);
