@@ -134,7 +134,7 @@ fn every_subset_of_gradients_is_the_whole<G: Engine>(engine: &G) {
         Some(())
     }
     let plain = Epilogue { activation: Activation::Relu, ..Epilogue::PLAIN };
-    // One that is recomputed, one by a mask, two that take the residual again.
+    // Two that are computed again, one by a mask, one that takes the residual again.
     let some = Epilogue::others().step_by(3);
     for epilogue in [Epilogue::PLAIN, plain, Epilogue::FULL].into_iter().chain(some) {
         for mode in [Mode::Train(None), Mode::Eval] {
