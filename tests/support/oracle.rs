@@ -50,7 +50,7 @@ pub fn forward<E: Element>(inputs: &Inputs<E>, mode: Mode) -> Expected {
 /// kink z lies, either answer is right: it is that of the engine's own `y`, where `y` shows it.
 pub fn derivative<E: Element>(activation: Activation, z: f64, y: f64) -> f64 {
     match activation {
-        Activation::Relu => f64::from(!(y <= 0.0)),
+        Activation::Relu => f64::from(y.is_nan() || y > 0.0),
         Activation::LeakyRelu { negative_slope } if negative_slope > 0.0 => {
             if y > 0.0 {
                 1.0
@@ -58,7 +58,7 @@ pub fn derivative<E: Element>(activation: Activation, z: f64, y: f64) -> f64 {
                 negative_slope
             }
         }
-        Activation::Relu6 => f64::from(!(y <= 0.0 || y >= 6.0)),
+        Activation::Relu6 => f64::from(y.is_nan() || y > 0.0 && y < 6.0),
         activation => activation.derivative::<E>(z),
     }
 }
