@@ -60,9 +60,8 @@ fn tensors_too_large_for_a_cache_agree<G: Engine>(engine: &G) {
 fn every_shape<E: Element, G: Engine>(engine: &G) {
     let others: Vec<Epilogue> = Epilogue::others().collect();
     for (seed, case) in cases().iter().enumerate() {
-        // Three of the others, each of which comes in every regime with one shape or another.
-        let some = (0..3).map(|k| others[(7 * seed + 3 * k) % others.len()]);
-        for epilogue in Epilogue::affine().chain(some) {
+        // And one of the others, each of which comes with five shapes or more.
+        for epilogue in Epilogue::affine().chain([others[7 * seed % others.len()]]) {
             let inputs = Inputs::<E>::new(&case.shape(), epilogue, seed as u64);
             for mode in [Mode::Train(Some(0.1)), Mode::Eval] {
                 let what = label::<E, G>(engine, case, epilogue, mode);
