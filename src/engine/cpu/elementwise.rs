@@ -17,9 +17,15 @@ pub(super) trait Step<A> {
     /// Values of the tile's first row until its output starts a cache line, if pieces may begin
     /// there.
     fn to_line(&self, tile: &Tile) -> usize;
-    /// Takes at most [`ROOM`](super::simd::ROOM) columns.
+    /// Whether pieces wait in scratch memory, and so must fit [`ROOM`](super::simd::ROOM). Longer ones,
+    /// of one channel, save what it costs to begin and to end within a cache line.
+    fn is_held(&self) -> bool;
     fn piece(&mut self, tile: &Tile, row: usize, cols: Range<usize>, at: At<'_, A>);
 }
+
+/// Values of one channel that a step takes at a time, unless it holds them: of two tensors and f32,
+/// what fits the first cache, for a step may read them twice.
+const LONG_PIECE: usize = 8 * BLOCK;
 
 /// Takes `step` over a tile, in the order of memory.
 pub(super) fn walk<A: Real, S: Step<A>>(
@@ -39,6 +45,7 @@ fn walk_runs<A: Real, S: Step<A>>(plan: &Plan, tile: &Tile, table: &Table<'_, A>
     let (inner, Range { start, end }) = (plan.inner(), tile.cols.clone());
     let mut strip = Strip::new();
     let piece = plan.piece_of_runs();
+    let most = if step.is_held() { BLOCK } else { LONG_PIECE };
     let channels = start / inner..end.div_ceil(inner);
     for first in channels.clone().step_by(BLOCK) {
         let channels = first..(first + BLOCK).min(channels.end);
@@ -56,8 +63,8 @@ fn walk_runs<A: Real, S: Step<A>>(plan: &Plan, tile: &Tile, table: &Table<'_, A>
             for c in channels.clone() {
                 let (start, end) = (start.max(c * inner), end.min((c + 1) * inner));
                 let run = At::Channel(strip.at(c - first));
-                for at in (start..end).step_by(BLOCK) {
-                    step.piece(tile, row, at..(at + BLOCK).min(end), run);
+                for at in (start..end).step_by(most) {
+                    step.piece(tile, row, at..(at + most).min(end), run);
                 }
             }
         }

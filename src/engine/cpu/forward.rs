@@ -246,6 +246,10 @@ impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
     fn to_line(&self, tile: &Tile) -> usize {
         if self.mask.is_some() { 0 } else { self.y.to_line(tile) }
     }
+    fn is_held(&self) -> bool {
+        let Output { x, activation, .. } = self.output;
+        x.is_none() || self.mask.is_some() || !matches!(activation, Activation::Identity | Activation::Relu)
+    }
     fn piece(&mut self, tile: &Tile, row: usize, cols: Range<usize>, at: At<'_, E::Acc>) {
         let Output { simd, plan, x: all_x, residual, activation, .. } = self.output;
         let range = clipped(row, cols.clone(), plan.width, plan.len());

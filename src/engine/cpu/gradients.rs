@@ -298,6 +298,10 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
             _ => 0,
         }
     }
+    fn is_held(&self) -> bool {
+        let is_looped = matches!(self.read.gate, Gate::Open | Gate::Recompute);
+        self.read.grad_y.is_none() || !is_looped
+    }
     fn piece(&mut self, tile: &Tile, row: usize, cols: Range<usize>, at: At<'_, E::Acc>) {
         let read = self.read;
         let Read { simd, plan, x, gate, .. } = read;

@@ -260,14 +260,14 @@ impl<A: Real> Strip<A> {
             slope: slope[place],
         }
     }
-    /// The coefficients of whole groups from the `i`th on.
+    /// The coefficients of a group of values from the `i`th on.
     #[inline(always)]
-    pub fn groups(&self, i: usize, count: usize) -> Groups<'_, A> {
-        let places = self.first + i..self.first + i + count * GROUP;
-        Groups(self.fields.each_ref().map(
+    pub fn group(&self, i: usize) -> impl Lanes<A> {
+        let place = self.first + i;
+        self.fields.each_ref().map(
             #[inline(always)]
-            |field| field[places.clone()].as_chunks().0,
-        ))
+            |field| *field[place..].first_chunk::<GROUP>().unwrap(),
+        )
     }
     /// The forward's coefficients of the `i`th group, by lane.
     #[inline(always)]
@@ -279,9 +279,6 @@ impl<A: Real> Strip<A> {
         move |l| Coef { mean: mean[l], scale: scale[l], bias: bias[l], ..Coef::default() }
     }
 }
-
-/// Coefficients of columns, in groups, by field.
-pub(super) struct Groups<'a, A>(pub [&'a [[A; GROUP]]; FIELDS]);
 
 /// Coefficients of a group of values.
 pub(super) trait Lanes<A> {
@@ -299,18 +296,5 @@ impl<A: Real> Lanes<A> for [[A; GROUP]; FIELDS] {
     fn at(&self, l: usize) -> Coef<A> {
         let [mean, scale, bias, mean_g, slope] = self;
         Coef { mean: mean[l], scale: scale[l], bias: bias[l], mean_g: mean_g[l], slope: slope[l] }
-    }
-}
-
-impl<'a, A: Real> Groups<'a, A> {
-    /// One after the other.
-    #[inline(always)]
-    pub fn iter(self) -> impl Iterator<Item = [[A; GROUP]; FIELDS]> {
-        let [mean, scale, bias, mean_g, slope] = self.0;
-        let forward = mean.iter().zip(scale).zip(bias);
-        forward.zip(mean_g.iter().zip(slope)).map(
-            #[inline(always)]
-            |(((mean, scale), bias), (mean_g, slope))| [*mean, *scale, *bias, *mean_g, *slope],
-        )
     }
 }

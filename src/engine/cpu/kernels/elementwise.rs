@@ -187,7 +187,7 @@ fn map<E: Element>(
                 from,
                 out,
                 #[inline(always)]
-                |i, count| strip.groups(i, count).iter(),
+                |i| strip.group(i),
                 #[inline(always)]
                 |i| ahead.iter().for_each(|row| prefetch(row, i)),
                 op,
@@ -210,7 +210,7 @@ fn map<E: Element>(
             ),
             &mut out[start..end],
             #[inline(always)]
-            |_, _| std::iter::repeat(coef),
+            |_| coef,
             |_| (),
             op,
         );
@@ -218,15 +218,15 @@ fn map<E: Element>(
     }
 }
 
-/// One loop body for all values: groups up to the first cache line of `out`, whole groups from there
-/// on, a last one that ends where `out` does. They overlap, which is harmless as nothing that is read
-/// is written; stores past the cache leave out what another group writes.
+/// One loop body for all values: a group that ends where `out` has its first cache line, whole groups
+/// from there on, a last one that ends where `out` does. They overlap, which is harmless as nothing
+/// that is read is written; stores past the cache leave out what another group writes.
 #[inline(always)]
-fn groups<E: Element, C: Iterator<Item: Lanes<E::Acc>>>(
+fn groups<E: Element, C: Lanes<E::Acc>>(
     store: Store,
     [mut x, mut other]: [&[E]; 2],
     out: &mut [E],
-    coefs: impl Fn(usize, usize) -> C,
+    coefs: impl Fn(usize) -> C,
     ahead: impl Fn(usize),
     op: impl Fn(Coef<E::Acc>, E::Acc, E::Acc) -> E::Acc,
 ) {
@@ -245,39 +245,26 @@ fn groups<E: Element, C: Iterator<Item: Lanes<E::Acc>>>(
     };
     let len = to.len();
     let head = if len < ALIGNED { 0 } else { to_line(to) };
-    let rest = (len - head) % GROUP;
-    // Where groups start, how many there are, their first lane and the value that they end before.
-    let (first_of_rest, all) = match store.is_past_cache() {
-        true => (GROUP - rest, head),
-        false => (0, len),
-    };
-    let spans = [
-        (0, head.div_ceil(GROUP), 0, all),
-        (head, (len - head) / GROUP, 0, len),
-        (len - GROUP, usize::from(rest > 0), first_of_rest, len),
-    ];
-    for (start, count, first, end) in spans {
-        let part = start..start + count * GROUP;
-        let xs = x[part.clone()].as_chunks::<GROUP>().0;
-        let others = other[part.clone()].as_chunks::<GROUP>().0;
-        let outs = to[part].as_chunks_mut::<GROUP>().0;
-        let groups = xs.iter().zip(others).zip(outs).zip(coefs(start, count));
-        for (i, (((x, other), out), coef)) in groups.enumerate() {
-            let at = start + i * GROUP;
-            let (x, other) = (store.simd.widen(x), store.simd.widen(other));
-            let mut values = [E::Acc::default(); GROUP];
-            for l in 0..GROUP {
-                values[l] = op(coef.at(l), x[l], other[l]);
-            }
-            let lanes = first..GROUP.min(end - at);
-            store.put(
-                &values,
-                out,
-                lanes,
-                #[inline(always)]
-                || ahead(at),
-            );
+    let (before, last) = (head.next_multiple_of(GROUP) - head, len - GROUP);
+    for own in (0..len + before).step_by(GROUP) {
+        let at = own.saturating_sub(before).min(last);
+        let [x, other] = [x, other].map(
+            #[inline(always)]
+            |values| store.simd.widen(values[at..].first_chunk::<GROUP>().unwrap()),
+        );
+        let (coef, mut values) = (coefs(at), [E::Acc::default(); GROUP]);
+        for l in 0..GROUP {
+            values[l] = op(coef.at(l), x[l], other[l]);
         }
+        let lanes = own.saturating_sub(before) - at..(own + GROUP - before).min(len) - at;
+        let to = to[at..].first_chunk_mut().unwrap();
+        store.put(
+            &values,
+            to,
+            lanes,
+            #[inline(always)]
+            || ahead(at),
+        );
     }
     if let Some([.., short]) = &short {
         out.copy_from_slice(&short[..n]);

@@ -39,9 +39,9 @@ impl Store {
     pub fn compiled_for(self, simd: Simd) -> Self {
         Self { simd, ..self }
     }
-    /// Rounds a group of values and writes lanes `lanes` of it: past the cache, if they are all and
-    /// `to` is aligned to their size or a line. In that case it also asks for `ahead`, for whoever works
-    /// on so much memory waits for it.
+    /// Rounds a group of values and writes it or, past the cache, lanes `lanes` of it: with one store
+    /// if `to` is aligned to its size or a line. Past the cache it also asks for `ahead`, for whoever
+    /// works on so much memory waits for it.
     #[inline(always)]
     pub fn put<E: Element>(
         self,
@@ -52,11 +52,14 @@ impl Store {
     ) {
         let values = self.simd.narrow::<E, GROUP>(values);
         let size = size_of::<[E; GROUP]>();
-        if lanes.len() < GROUP {
-            self.copy(&values[lanes.clone()], &mut to[lanes]);
-        } else if to.as_ptr().addr() & ((size.min(LINE) - 1) | self.never) == 0 {
+        if to.as_ptr().addr() & ((size.min(LINE) - 1) | self.never) == 0 {
             // SAFETY: the group is aligned, and the rest was promised.
             unsafe { self.stream_group(&values, to) };
+            ahead();
+        } else if self.is_past_cache() {
+            let copy = values; // the loop keeps its values out of memory
+            // SAFETY: what was promised.
+            unsafe { stream_lanes(&copy, to, lanes) };
             ahead();
         } else {
             *to = values;
@@ -154,6 +157,39 @@ impl Store {
                 _mm512_stream_si512(place, _mm512_loadu_si512(middle.cast::<__m512i>().add(i)));
             }
             quarters(end, tail);
+        }
+    }
+}
+
+/// What stores past the cache write at least.
+pub const QUARTER: usize = 16;
+
+/// Writes some lanes of a group, past the cache where they are whole quarters of a line; all of it as
+/// usual. A call, for loops meet it where they begin and where they end.
+///
+/// # Safety
+/// As [`Store::past_cache`].
+#[cold]
+#[inline(never)]
+unsafe fn stream_lanes<E: Element>(from: &[E; GROUP], to: &mut [E; GROUP], lanes: Range<usize>) {
+    if lanes.len() == GROUP {
+        *to = *from;
+        return;
+    }
+    let n = QUARTER / size_of::<E>();
+    for first in (0..GROUP).step_by(n) {
+        let own = first.max(lanes.start)..(first + n).min(lanes.end);
+        #[cfg(target_arch = "x86_64")]
+        if own == (first..first + n) && to[first..].as_ptr().addr().is_multiple_of(QUARTER) {
+            // SAFETY: both have a quarter there, of whatever bytes, and that of `to` is aligned.
+            unsafe {
+                let quarter = _mm_loadu_si128(from[own.clone()].as_ptr().cast());
+                _mm_stream_si128(to[own].as_mut_ptr().cast(), quarter);
+            }
+            continue;
+        }
+        if !own.is_empty() {
+            to[own.clone()].copy_from_slice(&from[own]);
         }
     }
 }
