@@ -18,6 +18,7 @@ mod layer; // modes, forward, backward
 mod nonfinite; // NaN, infinities, the largest values, constants
 mod parameters; // parameters, gradients, moving, display
 mod properties; // random calls, repeatability, threads
+mod running; // by which rules running statistics move
 mod serialized; // configurations by serde
 mod state; // state dicts, and files that torch wrote
 mod state_dict; // arbitrary bytes
