@@ -1,5 +1,7 @@
 //! By which rules running statistics move: every engine as the reference, and the reference as by hand.
 use crate::support::engines::engines;
+use crate::support::files::checkout;
+use crate::support::golden::{Golden, kinds};
 use crate::support::layer::{down, numbers, small, up, view};
 use crate::support::oracle::{self, judge, served};
 use crate::support::run::{self, Epilogue, Inputs, Mode, Rules, Want, channel_of};
@@ -414,6 +416,31 @@ fn presets_are_each_systems_defaults() {
         keras.ends_with("variance=biased, one_value=zero_variance, empty_batch=nan"),
         "{keras}"
     );
+}
+
+/// The presets beside what the golden cases of those systems say of themselves.
+#[test]
+fn presets_are_what_golden_cases_were_made_by() {
+    let cases = [
+        ("steps_pytorch_no_affine", Config::pytorch()),
+        ("steps_keras3_nhwc", Config::keras()),
+        ("steps_keras2_fused_nhwc", Config::keras2_fused()),
+        ("steps_bias_only_bf16", Config::keras()),
+        ("steps_wolfram_chw", Config::wolfram()),
+        ("steps_flax_nhwc", Config::flax()),
+        ("steps_haiku_debiased", Config::haiku(0.9)),
+    ];
+    for (name, preset) in cases {
+        let path = checkout(&format!("tests/golden/frameworks/{name}.safetensors"));
+        let Golden::Layer(document) = Golden::read(&path).unwrap() else { panic!("{name}") };
+        let config = kinds::steps_config(&document).unwrap();
+        assert_eq!(
+            (preset.momentum, preset.variance),
+            (config.momentum, config.variance),
+            "{name}"
+        );
+        assert_eq!(preset.eps, document.number("eps").unwrap(), "{name}");
+    }
 }
 
 #[test]

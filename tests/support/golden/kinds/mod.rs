@@ -14,6 +14,8 @@ mod keras_old_std;
 mod layer;
 mod steps;
 
+pub use steps::config as steps_config;
+
 /// What an engine makes of a document.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
