@@ -268,7 +268,7 @@ fn last<E: Element, const N: usize>(
     }
 }
 
-/// One loop body for all values: a group that ends where `out` has its first cache line, whole groups
+/// A group that ends where one in `out` starts at its own size or at a cache line, whole groups
 /// from there on, a last one that ends where `out` does. They overlap, which is harmless as nothing
 /// that is read is written; stores past the cache leave out what another group writes.
 #[inline(always)]
@@ -294,7 +294,7 @@ fn groups<E: Element, L: Lanes<E::Acc>, C: Fn(usize) -> L>(
         &mut *out
     };
     let len = to.len();
-    let head = if len < ALIGNED { 0 } else { to_line(to) };
+    let head = if len < ALIGNED { 0 } else { to_line(to) % GROUP };
     let whole = head..len - (len - head) % GROUP;
     // What lies before the whole groups, then they, then what lies behind them.
     let ends = [(0, 0..head, whole.clone()), (len - GROUP, whole.end..len, 0..0)];
