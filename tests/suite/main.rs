@@ -17,6 +17,7 @@ mod interpreted; // what Miri runs
 mod layer; // modes, forward, backward
 mod nonfinite; // NaN, infinities, the largest values, constants
 mod parameters; // parameters, gradients, moving, display
+mod presets; // defaults of other systems
 mod properties; // random calls, repeatability, threads
 mod running; // by which rules running statistics move
 mod serialized; // configurations by serde
