@@ -21,9 +21,9 @@ pub use cudarc; // its streams and slices are what `Cuda` works on
 
 pub use element::{DType, Element, Plain, Real};
 pub use engine::{
-    Activation, Argument, Arguments, Backward, Cpu, Derivative, Engine, ForwardEval, ForwardTrain,
-    Input, MergeStats, Op, Reference, Request, Role, Running, Saved, SimdLevel, Statistics, Stats,
-    Visitor,
+    Activation, Algorithm, Argument, Arguments, Backward, Constrain, Constraint, Cpu, Derivative,
+    Engine, ForwardEval, ForwardTrain, Input, MergeStats, Op, OptimizerStep, Reference, Regularize,
+    Regularizer, Request, Role, Running, Saved, SimdLevel, Statistics, Stats, Visitor,
 };
 #[cfg(feature = "cudnn")]
 pub use engine::{Choice, Cudnn, Gpu, Rule};

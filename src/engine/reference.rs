@@ -3,8 +3,12 @@ use super::check::{check_values_per_channel, total_count};
 use super::ops::blend;
 use super::saved::{Buffers, Opened};
 use super::{Activation, Backward, Derivative, Engine, ForwardEval, ForwardTrain, Input};
-use super::{MergeStats, Request, Running, Statistics, Stats};
+use super::{
+    Constrain, MergeStats, OptimizerStep, Regularize, Request, Running, Statistics, Stats,
+};
 use crate::{Element, Host, Real, Result, Shape};
+
+mod parameters;
 
 type Train<'a, E> = ForwardTrain<'a, Host, E>;
 type Eval<'a, E> = ForwardEval<'a, Host, E>;
@@ -168,6 +172,22 @@ impl Engine for Reference {
             update(&mut args.running, c, mean, var, total);
         }
         args.record[3 * channels] = total;
+        Ok(())
+    }
+
+    fn optimizer_step<P: Real>(&self, mut args: OptimizerStep<'_, Host, P>) -> Result<()> {
+        args.check(&Host)?;
+        parameters::optimizer_step(args);
+        Ok(())
+    }
+    fn regularize<P: Real>(&self, mut args: Regularize<'_, Host, P>) -> Result<()> {
+        args.check(&Host)?;
+        parameters::regularize(args);
+        Ok(())
+    }
+    fn constrain<P: Real>(&self, mut args: Constrain<'_, Host, P>) -> Result<()> {
+        args.check(&Host)?;
+        parameters::constrain(args);
         Ok(())
     }
 }
