@@ -30,7 +30,10 @@ pub use engine::{Choice, Cudnn, Gpu, Rule};
 #[cfg(feature = "cuda")]
 pub use engine::{Cuda, Family, Tuning};
 pub use error::{Cause, Error, Result};
-pub use layer::{BatchNorm, Config, Momentum, Param, RunningStats};
+pub use layer::{
+    BatchNorm, Config, Initializer, Momentum, Optimizer, OptimizerState, Order, Param, ParamState,
+    RunningStats, Slot,
+};
 #[cfg(feature = "safetensors")]
 pub use layer::{LoadReport, Mismatch, StateDict, Strict};
 #[cfg(feature = "cuda")]

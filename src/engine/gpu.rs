@@ -1,7 +1,7 @@
 //! Our kernels or cuDNN, whichever is faster: per operation, dtype and shape, by a table.
 use super::{
-    Activation, Backward, Constrain, Cuda, Cudnn, Engine, ForwardEval, ForwardTrain, MergeStats, Op,
-    OptimizerStep, Regularize, Request, Stats,
+    Activation, Backward, Constrain, Cuda, Cudnn, Engine, ForwardEval, ForwardTrain, MergeStats,
+    Op, OptimizerStep, Regularize, Request, Stats,
 };
 use crate::memory::new_stream;
 use crate::{DType, Device, Element, Error, Real, Result, Shape};

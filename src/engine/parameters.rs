@@ -175,9 +175,8 @@ fn submit(
     let (function, grid, block) = (kernel.cu_function(), (blocks, 1, 1), (BLOCK, 1, 1));
     // SAFETY: the functions above give each kernel the arguments it declares, in its order, and they
     // outlive the call. What they point to is as the head of this file says.
-    let launched = unsafe {
-        result::launch_kernel(function, grid, block, 0, stream.cu_stream(), arguments)
-    };
+    let launched =
+        unsafe { result::launch_kernel(function, grid, block, 0, stream.cu_stream(), arguments) };
     launched.map_err(refused("cuLaunchKernel"))
 }
 

@@ -79,7 +79,8 @@ impl<'a, M: Memory, P: Real> OptimizerStep<'a, M, P> {
     }
     /// The same for a shorter time.
     pub fn reborrow(&mut self) -> OptimizerStep<'_, M, P> {
-        let Self { value, grad, algorithm, lr, steps, first, second, lr_factor, weight_decay } = self;
+        let Self { value, grad, algorithm, lr, steps, first, second, lr_factor, weight_decay } =
+            self;
         OptimizerStep {
             value: M::reborrow_mut(value),
             grad: M::reborrow(grad),
