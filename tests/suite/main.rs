@@ -16,6 +16,7 @@ mod host; // slices and offsets
 mod interpreted; // what Miri runs
 mod layer; // modes, forward, backward
 mod nonfinite; // NaN, infinities, the largest values, constants
+mod optimizer; // steps, regularizers, constraints, values by name
 mod parameters; // parameters, gradients, moving, display
 mod properties; // random calls, repeatability, threads
 mod serialized; // configurations by serde

@@ -3,8 +3,9 @@
 use super::call::{Held, Views, Whole};
 use super::run::{self, Buf, SavedOn};
 use batchnorm::{
-    Activation, Argument, Arguments, Backward, Element, Engine, Error, ForwardEval, ForwardTrain,
-    Input, Memory, MergeStats, Real, Result, Role, Running, Saved, Shape, Statistics, Stats,
+    Activation, Algorithm, Argument, Arguments, Backward, Constrain, Constraint, Element, Engine,
+    Error, ForwardEval, ForwardTrain, Input, Memory, MergeStats, OptimizerStep, Real, Regularize,
+    Regularizer, Result, Role, Running, Saved, Shape, Statistics, Stats,
 };
 
 /// What is wrong with a call, if anything.
@@ -63,11 +64,23 @@ pub enum Operation {
     Backward,
     Stats,
     Merge,
+    OptimizerStep,
+    Regularize,
+    Constrain,
 }
 
 impl Operation {
-    pub const ALL: [Self; 6] =
-        [Self::Train, Self::Eval, Self::EvalByRecord, Self::Backward, Self::Stats, Self::Merge];
+    pub const ALL: [Self; 9] = [
+        Self::Train,
+        Self::Eval,
+        Self::EvalByRecord,
+        Self::Backward,
+        Self::Stats,
+        Self::Merge,
+        Self::OptimizerStep,
+        Self::Regularize,
+        Self::Constrain,
+    ];
 
     /// All arguments that such a call may have.
     pub fn arguments<E: Element, G: Engine>(self, engine: &G, fault: Fault) -> Vec<Argument> {
@@ -81,6 +94,9 @@ impl Operation {
             Self::Backward => list(desk.held(&mut blank.backward(fault, &saved), |_| None)),
             Self::Stats => list(desk.held(&mut blank.stats(), |_| None)),
             Self::Merge => list(desk.held(&mut blank.merge(fault), |_| None)),
+            Self::OptimizerStep => list(desk.held(&mut blank.optimizer_step(), |_| None)),
+            Self::Regularize => list(desk.held(&mut blank.regularize(), |_| None)),
+            Self::Constrain => list(desk.held(&mut blank.constrain(), |_| None)),
         }
     }
 
@@ -102,6 +118,9 @@ impl Operation {
                 let record = [vec![0.5; 3 * shape.channels()], vec![7.0]].concat();
                 desk.merge::<E::Acc>(&record.repeat(2), views)
             }
+            Self::OptimizerStep => desk.optimizer_step::<E>(views),
+            Self::Regularize => desk.regularize::<E>(views),
+            Self::Constrain => desk.constrain::<E>(views),
         }
     }
     pub fn desk<'e, G: Engine>(
@@ -233,6 +252,20 @@ impl<E: Element, G: Engine> Blank<E, G> {
         );
         args.running(mean, var, fault.factor)
     }
+    pub fn optimizer_step(&mut self) -> OptimizerStep<'_, G::Memory, E::Acc> {
+        let ([value, grad], [lr, steps]) = (&mut self.channels, &mut self.records);
+        let (value, grad) = (G::Memory::view_mut(value), G::Memory::view(grad));
+        let (lr, steps) = (G::Memory::view(lr), G::Memory::view_mut(steps));
+        OptimizerStep::<G::Memory, E::Acc>::new(value, grad, Algorithm::adam(), lr, steps)
+    }
+    pub fn regularize(&mut self) -> Regularize<'_, G::Memory, E::Acc> {
+        let value = G::Memory::view(&self.channels[0]);
+        Regularize::<G::Memory, E::Acc>::new(value, Regularizer::new(0.5, 0.25))
+    }
+    pub fn constrain(&mut self) -> Constrain<'_, G::Memory, E::Acc> {
+        let value = G::Memory::view_mut(&mut self.channels[0]);
+        Constrain::<G::Memory, E::Acc>::new(value, Constraint::MaxNorm(1.0))
+    }
 }
 
 /// A call to make.
@@ -341,6 +374,30 @@ impl<G: Engine> Desk<'_, G> {
         let mut args = blank.merge(self.fault);
         held.lend(&mut args, views);
         let result = self.on.engine.merge_stats(args);
+        Called { held, result }
+    }
+    fn optimizer_step<E: Element>(&self, views: impl Views<G::Memory>) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.optimizer_step(), |_| None);
+        let mut args = blank.optimizer_step();
+        held.lend(&mut args, views);
+        let result = self.on.engine.optimizer_step(args);
+        Called { held, result }
+    }
+    fn regularize<E: Element>(&self, views: impl Views<G::Memory>) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.regularize(), |_| None);
+        let mut args = blank.regularize();
+        held.lend(&mut args, views);
+        let result = self.on.engine.regularize(args);
+        Called { held, result }
+    }
+    fn constrain<E: Element>(&self, views: impl Views<G::Memory>) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.constrain(), |_| None);
+        let mut args = blank.constrain();
+        held.lend(&mut args, views);
+        let result = self.on.engine.constrain(args);
         Called { held, result }
     }
 }

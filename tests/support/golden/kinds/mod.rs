@@ -10,6 +10,9 @@ use std::collections::BTreeMap;
 mod batch_always;
 mod frozen;
 mod layer;
+mod optimizer;
+mod regularizer;
+mod vectors;
 
 /// What an engine makes of a document.
 #[derive(Debug, Clone, Default)]
@@ -42,6 +45,8 @@ fn runner<G: Engine, E: Element>(kind: &str) -> Option<Runner<G>> {
     Some(match kind {
         "batch_always" => batch_always::run::<G, E>,
         "frozen" => frozen::run::<G, E>,
+        "optimizer" => optimizer::run::<G, E>,
+        "regularizer" => regularizer::run::<G, E>,
         _ => return None,
     })
 }
