@@ -32,7 +32,7 @@ pub use engine::{Cuda, Family, Tuning};
 pub use error::{Cause, Error, Result};
 pub use layer::{
     BatchNorm, Config, Initializer, Momentum, Optimizer, OptimizerState, Order, Param, ParamState,
-    RunningStats, Slot,
+    Population, PopulationRule, PopulationStatistics, Progress, RunningStats, Slot,
 };
 #[cfg(feature = "safetensors")]
 pub use layer::{LoadReport, Mismatch, StateDict, Strict};

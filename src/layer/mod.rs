@@ -8,6 +8,7 @@ mod initializer;
 mod optimizer;
 mod param;
 mod passes;
+mod population;
 mod running;
 mod slots;
 #[cfg(feature = "safetensors")]
@@ -17,6 +18,7 @@ pub use config::{Config, Momentum};
 pub use initializer::Initializer;
 pub use optimizer::{Optimizer, OptimizerState, ParamState};
 pub use param::Param;
+pub use population::{Population, PopulationRule, PopulationStatistics, Progress};
 pub use running::RunningStats;
 pub use slots::{Order, Slot};
 #[cfg(feature = "safetensors")]

@@ -135,6 +135,11 @@ impl<M: Memory, P: Real> Optimizer<M, P> {
         Ok(self)
     }
 
+    /// Whether it has a weight, and a bias.
+    #[cfg(feature = "safetensors")]
+    pub(super) fn parameters(&self) -> [bool; 2] {
+        [self.weight.is_some(), self.bias.is_some()]
+    }
     /// The rule.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm

@@ -4,8 +4,8 @@ use batchnorm::cudarc::driver::CudaSlice;
 use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use batchnorm::{
     Activation, Algorithm, Backward, BatchNorm, Config, Constraint, Cuda, DType, Device, Engine,
-    Error, ForwardTrain, Input, Memory, Momentum, Op, Optimizer, Regularizer, Request, Result,
-    Saved, Shape, Strict, Tuning,
+    Error, ForwardTrain, Input, Memory, Momentum, Op, Optimizer, PopulationRule,
+    PopulationStatistics, Regularizer, Request, Result, Saved, Shape, Strict, Tuning,
 };
 
 const MODE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -238,6 +238,33 @@ fn a_captured_optimizer_goes_on_counting() {
         }
         assert_eq!(optimizer.state().unwrap(), by.state().unwrap());
         assert_eq!(optimizer.state().unwrap().weight.unwrap().steps, 5);
+    }
+    assert_eq!(device.faults(), [""; 0]);
+}
+
+/// What may be captured copies nothing from or to the host, and waits for nothing.
+#[test]
+fn batches_of_a_population_are_not_read_back() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_90").unwrap());
+    let engine = capturable(device.ordinal());
+    let shape = Shape::new(&[9, 6, 16], 1).unwrap();
+    let x = engine.memory().upload(&values(shape.len(), 1)).unwrap();
+    for rule in [PopulationRule::Exact, PopulationRule::UpdateBn] {
+        let mut population = PopulationStatistics::new(&engine, 6, rule).unwrap();
+        population.add::<f32, Cuda>(&engine, &shape, x.as_view()).unwrap();
+        let stream = engine.stream().clone();
+        stream.synchronize().unwrap();
+        stream.begin_capture(MODE).unwrap();
+        for _ in 0..3 {
+            population.add::<f32, Cuda>(&engine, &shape, x.as_view()).unwrap();
+        }
+        let error = population.finish().unwrap_err();
+        assert!(matches!(error, Error::Invalid { what: "capture", .. }), "{error}");
+        let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+        graph.launch().unwrap();
+        let found = population.finish().unwrap();
+        assert_eq!((found.batches, found.values), (4, 4 * 9 * 16));
     }
     assert_eq!(device.faults(), [""; 0]);
 }

@@ -18,6 +18,7 @@ mod layer; // modes, forward, backward
 mod nonfinite; // NaN, infinities, the largest values, constants
 mod optimizer; // steps, regularizers, constraints, values by name
 mod parameters; // parameters, gradients, moving, display
+mod population; // statistics of a whole data set
 mod properties; // random calls, repeatability, threads
 mod serialized; // configurations by serde
 mod state; // state dicts, and files that torch wrote

@@ -16,6 +16,7 @@ engines! { [reference, cpu, cuda, cudnn, gpu] [
     regularizers_add_to_gradient_and_loss,
     a_loaded_state_goes_on_bit_for_bit,
     a_state_that_does_not_fit_changes_nothing,
+    a_state_dict_has_the_names_of_torch,
     numbers_without_meaning_are_refused_with_both_sides,
     a_layer_of_other_parameters_is_refused,
     values_go_in_and_out_in_every_order,
@@ -173,7 +174,7 @@ fn penalties_are_those_of_the_reference<G: Engine>(engine: &G) {
                 let penalty = |w: &f64| l1 * w.abs() + l2 * w * w;
                 let right = kept(7.0) + values.iter().map(penalty).sum::<f64>();
                 let got = down(engine, &loss)[0];
-                assert!((got - right).abs() < 1e-13 * right, "{got}, not {right}");
+                assert!((got - right).abs() <= 1e-13 * right, "{got}, not {right}");
                 // The loss alone, and twice the same.
                 let mut alone = up(engine, &[0.0]);
                 let args = Regularize::<G::Memory, f64>::new(view::<G, f64>(&value), regularizer);
@@ -348,6 +349,46 @@ fn a_state_that_does_not_fit_changes_nothing<G: Engine>(engine: &G) {
     ] {
         assert_eq!(optimizer.load_state(&state).unwrap_err().to_string(), said);
         assert_eq!(optimizer.state().unwrap(), before);
+    }
+}
+
+fn a_state_dict_has_the_names_of_torch<G: Engine>(engine: &G) {
+    let mut bn = with_gradients(engine);
+    for (algorithm, buffers) in [
+        (Algorithm::sgd(0.0), &[][..]),
+        (Algorithm::sgd(0.5), &["momentum_buffer"]),
+        (Algorithm::adam(), &["exp_avg", "exp_avg_sq"]),
+    ] {
+        let mut optimizer = Optimizer::new(&bn, algorithm, 0.25).unwrap();
+        optimizer.step(&mut bn).unwrap();
+        let dict = optimizer.state_dict("optimizer.bn1.").unwrap();
+        let of = |param: &'static str| {
+            let names = buffers.iter().copied().chain(["step"]);
+            names.map(move |name| format!("optimizer.bn1.{param}.{name}"))
+        };
+        let names = of("bias").chain(["optimizer.bn1.lr".to_owned()]).chain(of("weight"));
+        assert!(dict.names().map(str::to_owned).eq(names), "{dict:?}");
+        let dict = StateDict::from_bytes(&dict.to_bytes().unwrap()).unwrap();
+        let mut loaded = Optimizer::new(&bn, algorithm, 1.0).unwrap();
+        loaded.load_state_dict(&dict, "optimizer.bn1.").unwrap();
+        assert_eq!(loaded.state().unwrap(), optimizer.state().unwrap());
+
+        let before = loaded.state().unwrap();
+        let mut other = StateDict::new();
+        other.insert("lr", &[], &[0.5]).unwrap();
+        other.insert("weight.step", &[], &[3.0]).unwrap();
+        let error = loaded.load_state_dict(&other, "").unwrap_err().to_string();
+        let mut missing: Vec<_> = buffers.iter().map(|name| format!("weight.{name}")).collect();
+        missing.push("bias.step".into());
+        missing.extend(buffers.iter().map(|name| format!("bias.{name}")));
+        assert_eq!(error, format!("state dict: missing {}", missing.join(", ")));
+        other.insert("weight.step", &[], &[0.5]).unwrap();
+        let error = loaded.load_state_dict(&other, "").unwrap_err().to_string();
+        assert_eq!(error, "state dict: weight.step: expected a whole number, got 0.5");
+        other.insert("weight.step", &[2], &[1.0, 2.0]).unwrap();
+        let error = loaded.load_state_dict(&other, "").unwrap_err().to_string();
+        assert_eq!(error, "state dict: weight.step: expected one number, got 2");
+        assert_eq!(loaded.state().unwrap(), before);
     }
 }
 

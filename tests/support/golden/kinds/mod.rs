@@ -11,6 +11,7 @@ mod batch_always;
 mod frozen;
 mod layer;
 mod optimizer;
+mod population;
 mod regularizer;
 mod vectors;
 
@@ -46,6 +47,8 @@ fn runner<G: Engine, E: Element>(kind: &str) -> Option<Runner<G>> {
         "batch_always" => batch_always::run::<G, E>,
         "frozen" => frozen::run::<G, E>,
         "optimizer" => optimizer::run::<G, E>,
+        "population" => population::run::<G, E>,
+        "population_network" => population::run_network::<G, E>,
         "regularizer" => regularizer::run::<G, E>,
         _ => return None,
     })

@@ -3,7 +3,7 @@ use super::super::super::tolerance::{Kind, agrees, tolerance};
 use super::super::{Document, Verdict, narrow, parameters_of, widen};
 use super::Outcome;
 use anyhow::{Result, ensure};
-use batchnorm::{Element, Engine, Memory};
+use batchnorm::{DType, Element, Engine, Memory};
 
 pub type Buf<G, T> = <<G as Engine>::Memory as Memory>::Buf<T>;
 
@@ -18,39 +18,37 @@ pub fn download<G: Engine, T: Element>(engine: &G, buf: &Buf<G, T>) -> Result<Ve
 
 /// Judges a vector of the parameters' type against the golden one of that name, as statistics are.
 pub fn note(outcome: &mut Outcome, document: &Document, name: &str, got: Vec<f64>) -> Result<()> {
-    note_within(outcome, document, name, got, 0.0)
+    note_as(outcome, document, name, got, (parameters_of(document.dtype), Kind::Statistic, 0.0))
 }
 
-/// The same where one rounding of a mean of `drift` deviations goes in.
-pub fn note_within(
+/// The same by a dtype, a kind and a drift, as `tolerance` takes them.
+pub fn note_as(
     outcome: &mut Outcome,
     document: &Document,
     name: &str,
     got: Vec<f64>,
-    drift: f64,
+    (dtype, kind, drift): (DType, Kind, f64),
 ) -> Result<()> {
     let golden = document.values(name)?;
     ensure!(got.len() == golden.len(), "{name}: expected {}, got {}", golden.len(), got.len());
-    let dtype = parameters_of(document.dtype);
     let max = golden.iter().fold(0.0, |max: f64, v| max.max(v.abs()));
-    let tolerance = tolerance(dtype, Kind::Statistic, max, drift);
-    let worst = (0..golden.len()).max_by(|&a, &b| {
-        let far = |k: usize| (got[k] - golden[k]).abs();
-        far(a).total_cmp(&far(b)) // NaN is the furthest
-    });
-    let Some(index) = worst else { return Ok(()) };
-    let (expected, got_worst) = (golden[index], got[index]);
-    outcome.verdicts.push(Verdict {
-        tensor: name.to_owned(),
-        index,
-        channel: index,
-        expected,
-        got: got_worst,
-        error: (got_worst - expected).abs(),
-        tolerance,
-        pass: agrees(got_worst, expected, tolerance, dtype),
-        note: None,
-    });
+    let tolerance = tolerance(dtype, kind, max, drift);
+    let error = |index: usize| (got[index] - golden[index]).abs(); // NaN is the furthest
+    let worst = (0..golden.len()).max_by(|&a, &b| error(a).total_cmp(&error(b)));
+    if let Some(index) = worst {
+        let verdict = Verdict {
+            tensor: name.to_owned(),
+            index,
+            channel: index,
+            expected: golden[index],
+            got: got[index],
+            error: error(index),
+            tolerance,
+            pass: agrees(got[index], golden[index], tolerance, dtype),
+            note: None,
+        };
+        outcome.verdicts.push(verdict);
+    }
     outcome.computed.insert(name.to_owned(), got);
     Ok(())
 }
