@@ -64,7 +64,7 @@ impl PopulationRule {
 /// layers normalize by the batch, and each adds its input: forwards in training, [`add`](Self::add) before
 /// each, [`apply_to`](Self::apply_to) at the end. *In order* a layer's statistics are applied, and the layer
 /// set to evaluation, before the next one's are gathered in a pass of its own: as many passes as layers, and
-/// exactly what each layer is given in inference. The example `train` does either.
+/// exactly what each layer is given in inference. The example `train --statistics population` does so.
 pub struct PopulationStatistics<M: Memory> {
     memory: M,
     channels: usize,
