@@ -22,8 +22,9 @@ pub use cudarc; // its streams and slices are what `Cuda` works on
 pub use element::{DType, Element, Plain, Real};
 pub use engine::{
     Activation, Algorithm, Argument, Arguments, Backward, Constrain, Constraint, Cpu, Derivative,
-    Engine, ForwardEval, ForwardTrain, Input, MergeStats, Op, OptimizerStep, Reference, Regularize,
-    Regularizer, Request, Role, Running, Saved, SimdLevel, Statistics, Stats, Visitor,
+    EmptyBatch, Engine, ForwardEval, ForwardTrain, Input, MergeStats, NonFinite, OneValue, Op,
+    OptimizerStep, Reference, Regularize, Regularizer, Request, Role, Running, Saved, SimdLevel,
+    Statistics, Stats, Variance, Visitor,
 };
 #[cfg(feature = "cudnn")]
 pub use engine::{Choice, Cudnn, Gpu, Rule};
@@ -31,8 +32,9 @@ pub use engine::{Choice, Cudnn, Gpu, Rule};
 pub use engine::{Cuda, Family, Tuning};
 pub use error::{Cause, Error, Result};
 pub use layer::{
-    BatchNorm, Config, Initializer, Momentum, Optimizer, OptimizerState, Order, Param, ParamState,
-    Population, PopulationRule, PopulationStatistics, Progress, RunningStats, Slot,
+    BatchNorm, Config, Initializer, Keras1, Keras1Std, Momentum, Optimizer, OptimizerState, Order,
+    Param, ParamState, Population, PopulationRule, PopulationStatistics, Progress, RunningStats,
+    Slot,
 };
 #[cfg(feature = "safetensors")]
 pub use layer::{LoadReport, Mismatch, StateDict, Strict};

@@ -145,7 +145,11 @@ fn a_capture_survives_what_it_cannot_hold() {
     let x = on.upload(&values(shape.len(), 1)).unwrap();
     let mut y = on.zeros::<f32>(shape.len()).unwrap();
     let mut grad_x = on.zeros::<f32>(shape.len()).unwrap();
-    for momentum in [Momentum::Cumulative, Momentum::Average, Momentum::Exponential(0.1)] {
+    let separate = Momentum::Separate { mean: 0.1, var: 0.2 };
+    let debiased = Momentum::Debiased { decay: 0.9 };
+    let momenta =
+        [Momentum::Cumulative, Momentum::Average, debiased, Momentum::Exponential(0.1), separate];
+    for momentum in momenta {
         let config = Config::default().momentum(momentum);
         let mut bn = BatchNorm::<f32, _>::new(&engine, 6, config).unwrap();
         let mut saved = Saved::new();
@@ -174,7 +178,9 @@ fn a_capture_survives_what_it_cannot_hold() {
         refused(engine.take_nonfinite().map(drop), "capture");
         refused(on.write(&[0f32; 6], bn.running_mut().unwrap().mean.as_view_mut()), "capture");
         match momentum {
-            Momentum::Exponential(_) => step(&mut bn, &mut saved).unwrap(),
+            Momentum::Exponential(_) | Momentum::Separate { .. } => {
+                step(&mut bn, &mut saved).unwrap()
+            }
             _ => refused(step(&mut bn, &mut saved), "momentum"),
         }
         // One parameter has a gradient and the other has none.

@@ -4,7 +4,7 @@ use crate::support::golden::{Document, ENGINES, Golden, files, kinds};
 use batchnorm::Reference;
 
 /// Kinds whose cases stand here and have no runner yet.
-const NO_RUNNER: &[&str] = &["keras_old_std", "sample_wise", "steps"];
+const NO_RUNNER: &[&str] = &["sample_wise"];
 
 fn documents() -> Vec<Document> {
     let files = files(&checkout("tests/golden/frameworks")).unwrap();

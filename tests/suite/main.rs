@@ -20,6 +20,7 @@ mod optimizer; // steps, regularizers, constraints, values by name
 mod parameters; // parameters, gradients, moving, display
 mod population; // statistics of a whole data set
 mod properties; // random calls, repeatability, threads
+mod running; // by which rules running statistics move
 mod serialized; // configurations by serde
 mod state; // state dicts, and files that torch wrote
 mod state_dict; // arbitrary bytes

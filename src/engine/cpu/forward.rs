@@ -4,7 +4,7 @@ use super::extremes::{self, Extreme};
 use super::kernels::convert::{bits_of_positive, narrow};
 use super::kernels::elementwise::{At, normalize};
 use super::kernels::moments as merging;
-use super::moments::{self, Merged};
+use super::moments::{self, Merged, Moments};
 use super::plan::{Plan, Tile};
 use super::schedule::{Part, TwoPass, two_pass, workspace_len};
 use super::simd::{Scratch, Simd};
@@ -34,6 +34,8 @@ pub(super) fn forward_train<E: Element>(
             saved.mean_rest.fill(Real::from_f64(0.0));
             saved.invstd.fill(Real::from_f64(1.0 / eps.sqrt()));
         }
+        let none = |_| Moments::default();
+        update(&mut args.running, 0..shape.channels(), none, args.one_value);
         return Ok(());
     }
     let plan = &Plan::new(shape, size_of::<E>(), 1);
@@ -54,7 +56,7 @@ pub(super) fn forward_train<E: Element>(
             }
             extremes.extend(Extreme::among(simd, channels.clone(), parameters, statistics));
             let merged = Merged::new(merged, shape);
-            update(&mut args.running, channels, |k| merged.get(k));
+            update(&mut args.running, channels, |k| merged.get(k), args.one_value);
         }
         let x = extremes::elements(&extremes, shape, x);
         output.write_extremes(&extremes, x, y, saved);

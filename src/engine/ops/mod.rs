@@ -19,6 +19,7 @@ mod merge_stats;
 mod optimizer_step;
 mod regularize;
 mod request;
+mod rules;
 mod running;
 mod stats;
 
@@ -30,8 +31,8 @@ pub use merge_stats::MergeStats;
 pub use optimizer_step::OptimizerStep;
 pub use regularize::Regularize;
 pub use request::{Op, Request};
+pub use rules::{EmptyBatch, NonFinite, OneValue, Variance};
 pub use running::Running;
-pub(super) use running::blend;
 pub use stats::Stats;
 
 /// PyTorch's.

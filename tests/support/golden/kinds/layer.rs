@@ -1,8 +1,8 @@
 //! A layer with the parameters of a document, and what it computes, judged as the cases of one step are.
 use super::super::{Case, Document, Tensors, judge_served, narrow, widen};
 use super::Outcome;
-use anyhow::Result;
-use batchnorm::{BatchNorm, Config, Element, Engine, Memory, Plain, Saved, Shape};
+use anyhow::{Context, Result};
+use batchnorm::{BatchNorm, Config, Element, Engine, Memory, Plain, Saved, Shape, Stats};
 
 type Buf<G, T> = <<G as Engine>::Memory as Memory>::Buf<T>;
 
@@ -26,9 +26,33 @@ impl<'a, G: Engine, E: Element> Layer<'a, G, E> {
         }
         if let Some(running) = bn.running_mut() {
             running.mean = upload(engine, document.values("running_mean")?)?;
-            running.var = upload(engine, document.values("running_var")?)?;
+            if document.has("running_var") {
+                running.var = upload(engine, document.values("running_var")?)?;
+            }
         }
         Ok(Self { bn, document })
+    }
+    /// Running mean and variance.
+    pub fn running(&self) -> Result<(Vec<f64>, Vec<f64>)> {
+        let running = self.bn.running().context("a layer with running statistics")?;
+        Ok((self.download(&running.mean)?, self.download(&running.var)?))
+    }
+    pub fn set_running(&mut self, mean: &[f64], var: &[f64]) -> Result<()> {
+        let engine = self.bn.engine().clone();
+        let running = self.bn.running_mut().context("a layer with running statistics")?;
+        (running.mean, running.var) = (upload(&engine, mean)?, upload(&engine, var)?);
+        Ok(())
+    }
+    /// Mean and biased variance of that tensor.
+    pub fn moments(&self, x: &str) -> Result<(Vec<f64>, Vec<f64>)> {
+        let (engine, shape) = (self.bn.engine(), self.document.shape_of(x)?);
+        let (memory, channels) = (engine.memory(), shape.channels());
+        let mut record: Buf<G, f64> = memory.zeros(3 * channels + 1)?;
+        let x = self.upload(x)?;
+        let (x, to) = (G::Memory::view(&x), G::Memory::view_mut(&mut record));
+        engine.stats(&shape, Stats::<G::Memory, E>::new(x, to))?;
+        let record = memory.download(G::Memory::view(&record))?;
+        Ok((record[..channels].to_vec(), record[2 * channels..3 * channels].to_vec()))
     }
     /// A tensor of the document in the engine's memory, in the type of x.
     pub fn upload(&self, name: &str) -> Result<Buf<G, E>> {

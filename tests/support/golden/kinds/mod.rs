@@ -2,17 +2,20 @@
 //!
 //! A runner is generic over engine and element, calls the layer as a user does, and gives a [`Verdict`] for
 //! each golden tensor. A new kind is a file here and a line of [`runner`].
+use super::super::tolerance::{Kind, agrees, tolerance};
 use super::{Document, Verdict, with_element};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use batchnorm::{Element, Engine, Error};
 use std::collections::BTreeMap;
 
 mod batch_always;
 mod frozen;
+mod keras_old_std;
 mod layer;
 mod optimizer;
 mod population;
 mod regularizer;
+mod steps;
 mod vectors;
 
 /// What an engine makes of a document.
@@ -27,6 +30,39 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Judges statistics, one per channel, that were computed as the golden tensor of that name.
+    pub(super) fn statistics(
+        &mut self,
+        document: &Document,
+        name: &str,
+        computed: Vec<f64>,
+    ) -> Result<()> {
+        let golden = document.values(name)?;
+        let (expected, got) = (golden.len(), computed.len());
+        ensure!(got == expected, "{name}: expected {expected} elements, got {got}");
+        let max_abs = golden.iter().fold(0.0, |max: f64, value| max.max(value.abs()));
+        let tolerance = tolerance(document.dtype, Kind::Statistic, max_abs, 0.0);
+        let errors = golden.iter().zip(&computed).map(|(golden, got)| (got - golden).abs());
+        let worst = errors.clone().enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
+        let (index, error) = worst.unwrap_or((0, 0.0));
+        let value = |values: &[f64]| values.get(index).copied().unwrap_or(0.0);
+        self.verdicts.push(Verdict {
+            tensor: name.to_owned(),
+            index,
+            channel: index,
+            expected: value(golden),
+            got: value(&computed),
+            error,
+            tolerance,
+            pass: golden
+                .iter()
+                .zip(&computed)
+                .all(|(golden, got)| agrees(*got, *golden, tolerance, document.dtype)),
+            note: None,
+        });
+        self.computed.insert(name.to_owned(), computed);
+        Ok(())
+    }
     /// Whether the engine serves it; any other error than a refusal is passed on.
     pub(super) fn is_served<T>(&mut self, what: &str, done: Result<T>) -> Result<Option<T>> {
         match done {
@@ -46,10 +82,12 @@ fn runner<G: Engine, E: Element>(kind: &str) -> Option<Runner<G>> {
     Some(match kind {
         "batch_always" => batch_always::run::<G, E>,
         "frozen" => frozen::run::<G, E>,
+        "keras_old_std" => keras_old_std::run::<G, E>,
         "optimizer" => optimizer::run::<G, E>,
         "population" => population::run::<G, E>,
         "population_network" => population::run_network::<G, E>,
         "regularizer" => regularizer::run::<G, E>,
+        "steps" => steps::run::<G, E>,
         _ => return None,
     })
 }
