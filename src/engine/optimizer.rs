@@ -46,6 +46,7 @@ pub enum Algorithm {
         eps: f64,
     },
     /// Adam with weight decay apart from the gradient.
+    #[cfg_attr(feature = "serde", serde(rename = "adamw"))]
     AdamW {
         /// As in [`Adam`](Self::Adam).
         beta1: f64,

@@ -294,6 +294,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     fn check_regularizers(&self) -> Result<()> {
         self.named_parameters().try_for_each(|(name, param)| {
             param.check(name, self.channels())?;
+            self.engine().memory().check_here(name, &M::view(&param.value))?;
             param.regularizer.check()
         })
     }

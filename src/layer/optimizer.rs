@@ -182,6 +182,9 @@ impl<M: Memory, P: Real> Optimizer<M, P> {
         bn.engine().memory().check_here("optimizer", &M::view(&self.lr.1))?;
         for (name, param) in bn.named_parameters() {
             param.check(name, self.channels)?;
+            for buf in [Some(&param.value), param.grad()].into_iter().flatten() {
+                bn.engine().memory().check_here(name, &M::view(buf))?;
+            }
             check_from_0("lr_factor", param.lr_factor)?;
             check_from_0("weight_decay_factor", param.weight_decay_factor)?;
             param.constraint.map_or(Ok(()), |constraint| constraint.check())?;

@@ -26,6 +26,8 @@ pub enum PopulationRule {
 }
 
 impl PopulationRule {
+    /// fvcore's `update_bn_stats`: the same numbers as [`Exact`](Self::Exact).
+    pub const FVCORE: Self = Self::Exact;
     /// `exact`, `exact_unbiased`, `update_bn`.
     pub const fn name(self) -> &'static str {
         match self {

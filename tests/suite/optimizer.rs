@@ -21,6 +21,7 @@ engines! { [reference, cpu, cuda, cudnn, gpu] [
     a_layer_of_other_parameters_is_refused,
     values_go_in_and_out_in_every_order,
     gradients_can_be_set_and_changed,
+    parameters_carry_theirs_to_another_engine,
 ] }
 
 const ALGORITHMS: [Algorithm; 7] = [
@@ -537,4 +538,19 @@ fn gradients_can_be_set_and_changed<G: Engine>(engine: &G) {
     });
     let right: Vec<f64> = grads[1].iter().map(|g| g + 2.0).collect();
     assert_all_near::<f64>("weight", &grads[0], &right);
+}
+
+fn parameters_carry_theirs_to_another_engine<G: Engine>(engine: &G) {
+    let mut bn = with_gradients(engine);
+    let bias = bn.bias_mut().unwrap();
+    (bias.lr_factor, bias.weight_decay_factor, bias.requires_grad) = (0.5, 0.25, false);
+    bias.regularizer = Regularizer::new(1.0, 2.0);
+    bias.constraint = Some(Constraint::UnitNorm);
+    let moved = bn.to(&Reference).unwrap();
+    let bias = moved.bias().unwrap();
+    assert_eq!((bias.lr_factor, bias.weight_decay_factor, bias.requires_grad), (0.5, 0.25, false));
+    assert_eq!(bias.regularizer, Regularizer::new(1.0, 2.0));
+    assert_eq!(bias.constraint, Some(Constraint::UnitNorm));
+    let weight = moved.weight().unwrap();
+    assert_eq!((weight.lr_factor, weight.constraint), (1.0, None));
 }
