@@ -254,6 +254,7 @@ impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
             || self.mask.is_some()
             || !matches!(activation, Activation::Identity | Activation::Relu)
     }
+    #[inline(always)]
     fn piece(&mut self, tile: &Tile, row: usize, cols: Range<usize>, at: At<'_, E::Acc>) {
         let Output { simd, plan, x: all_x, residual, activation, .. } = self.output;
         let range = clipped(row, cols.clone(), plan.width, plan.len());
@@ -261,13 +262,8 @@ impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
             Some(x) => &x[range.clone()],
             None => self.held.copy(self.y.held(row, cols.clone())),
         };
-        let ahead = match (all_x, residual) {
-            (Some(a), b) if at.is_columns() => {
-                ahead_of(plan, [a, b.unwrap_or(a)], tile, row, &cols)
-            }
-            _ => [x; 2],
-        };
         let residual = residual.map(|r| &r[range]);
+        let ahead = ahead_of([x, residual.unwrap_or(x)], tile.ahead(row, &cols, plan.width));
         let mask = self.mask.as_mut().map(|m| m.row_mut(row, plan.mask_cols(&cols)));
         let relu = match activation {
             Activation::Identity => false,
