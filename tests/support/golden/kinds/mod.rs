@@ -18,6 +18,8 @@ mod regularizer;
 mod steps;
 mod vectors;
 
+pub use steps::config as steps_config;
+
 /// What an engine makes of a document.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {

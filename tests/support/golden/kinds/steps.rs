@@ -7,8 +7,7 @@ use anyhow::{Result, bail};
 use batchnorm::{Config, Element, Engine, Momentum, Variance};
 
 pub fn run<G: Engine, E: Element>(engine: &G, document: &Document) -> Result<Outcome> {
-    let config = Config::default().momentum(momentum(document)?).variance(variance(document)?);
-    let mut layer = Layer::<G, E>::new(engine, document, "x_0", config)?;
+    let mut layer = Layer::<G, E>::new(engine, document, "x_0", config(document)?)?;
     let mut outcome = Outcome::default();
     let steps = document.count("steps")?;
     for i in 0..steps {
@@ -38,6 +37,11 @@ pub fn run<G: Engine, E: Element>(engine: &G, document: &Document) -> Result<Out
         note(&mut outcome, &case, Tensors::from([("y_eval", y)]), &golden)?;
     }
     Ok(outcome)
+}
+
+/// How the running statistics of such a case move.
+pub fn config(document: &Document) -> Result<Config> {
+    Ok(Config::default().momentum(momentum(document)?).variance(variance(document)?))
 }
 
 fn momentum(document: &Document) -> Result<Momentum> {
