@@ -248,7 +248,9 @@ impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
     }
     fn is_held(&self) -> bool {
         let Output { x, activation, .. } = self.output;
-        x.is_none() || self.mask.is_some() || !matches!(activation, Activation::Identity | Activation::Relu)
+        x.is_none()
+            || self.mask.is_some()
+            || !matches!(activation, Activation::Identity | Activation::Relu)
     }
     fn piece(&mut self, tile: &Tile, row: usize, cols: Range<usize>, at: At<'_, E::Acc>) {
         let Output { simd, plan, x: all_x, residual, activation, .. } = self.output;
