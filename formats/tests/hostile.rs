@@ -94,7 +94,7 @@ fn damaged_files_are_errors_or_numbers() {
     };
     for file in files() {
         let good = data(file);
-        for round in 0..5000 {
+        for round in 0..3000 {
             let mut bytes = good.clone();
             let mut places = Vec::new();
             for _ in 0..=random(3) {
@@ -109,8 +109,8 @@ fn damaged_files_are_errors_or_numbers() {
             }
             try_out(file, &format!("round {round}, with {places:?}"), &bytes);
         }
-        // Each byte by itself as the largest there is: lengths and counts above all.
-        for place in 0..good.len() {
+        // Bytes by themselves as the largest there is: lengths and counts above all.
+        for place in (0..good.len()).step_by(1 + good.len() / 6000) {
             let mut bytes = good.clone();
             bytes[place] = 0xff;
             try_out(file, &format!("255 at {place}"), &bytes);

@@ -1,6 +1,8 @@
 //! PyTorch's state dicts: `.pt` files, and layers by their prefixes.
 //!
 //! safetensors files are read and written by [`StateDict`] itself.
+use std::collections::BTreeMap;
+
 use batchnorm::StateDict;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
@@ -40,7 +42,7 @@ pub fn read_pt(bytes: &[u8]) -> Result<StateDict> {
     }
     let program = archive.read(&pickled)?.unwrap_or_default();
     let pickle = Pickle::read(&program)?;
-    let mut named = Vec::new();
+    let mut named = BTreeMap::new();
     let mut visits = pickle.objects.len();
     names(&pickle, pickle.root, "", &mut named, &mut visits, 0)?;
 
@@ -163,7 +165,7 @@ fn names(
     pickle: &Pickle,
     place: usize,
     prefix: &str,
-    named: &mut Vec<(String, usize)>,
+    named: &mut BTreeMap<String, usize>,
     visits: &mut usize,
     depth: usize,
 ) -> Result<()> {
@@ -178,7 +180,8 @@ fn names(
             .ok_or_else(|| Error::unsupported(PT, "a dict that stands in others more than once"))?;
         let Object::Str(key) = pickle.objects[key] else { continue };
         match pickle.objects[value] {
-            Object::Tensor { .. } => named.push((format!("{prefix}{key}"), value)),
+            // Of two with one name the later counts, as in Python.
+            Object::Tensor { .. } => drop(named.insert(format!("{prefix}{key}"), value)),
             Object::Dict(_) if depth < 32 => {
                 names(pickle, value, &format!("{prefix}{key}."), named, visits, depth + 1)?;
             }
