@@ -7,6 +7,9 @@ use super::roles::Role;
 use super::{Found, KERAS, Variables};
 use crate::{Array, Error, Result};
 
+/// Models are in models, and no deeper than this.
+const DEPTH: usize = 64;
+
 /// In a file that is HDF5: a legacy one is told by its names of layers.
 pub(super) fn in_hdf5(hdf5: &Hdf5) -> Result<Vec<Found>> {
     let root = hdf5.members("")?;
@@ -34,10 +37,7 @@ pub(super) fn in_hdf5(hdf5: &Hdf5) -> Result<Vec<Found>> {
         let names = list(&hdf5.texts(&format!("{within}{layer}"))?, "weight_names");
         let names = names.unwrap_or_default();
         found.extend(named(&names).into_iter().map(|(parent, mut variables)| {
-            // The group of a layer repeats its name, with the model's before it or not; that of a
-            // model that is a layer has the names of its own layers.
-            let own = parent == *layer || parent.ends_with(&format!("/{layer}"));
-            let name = if own { layer.clone() } else { format!("{layer}/{parent}") };
+            let name = full_name(layer, &parent);
             for (_, path) in &mut variables {
                 path.insert_str(0, &format!("{within}{layer}/"));
             }
@@ -69,6 +69,9 @@ pub(super) fn in_groups(hdf5: &Hdf5, settings: &[Settings]) -> Result<Vec<Found>
         let under =
             |name: &str| if path.is_empty() { name.into() } else { format!("{path}/{name}") };
         let groups = members.groups.iter().filter(|name| *name != "vars");
+        if path.split('/').count() > DEPTH {
+            return Err(Error::unsupported(KERAS, format!("groups more than {DEPTH} deep")));
+        }
         paths.extend(groups.rev().map(|name| under(name)));
         if path.is_empty() || !members.groups.iter().any(|name| name == "vars") {
             continue;
@@ -94,7 +97,19 @@ pub(super) fn in_groups(hdf5: &Hdf5, settings: &[Settings]) -> Result<Vec<Found>
             variables: Variables::Numbered((0..count).map(|i| format!("{vars}/{i}")).collect()),
         });
     }
+    // In the model's order, as far as that is known.
+    let place = |found: &Found| settings.iter().position(|s| found.settings.as_ref() == Some(s));
+    found.sort_by_cached_key(|found| (place(found).unwrap_or(usize::MAX), counted(&found.path)));
     Ok(found)
+}
+
+/// A path by whose order `bn_2` is before `bn_10`.
+fn counted(path: &str) -> Vec<(String, u64)> {
+    let count = |part: &str| {
+        let (stem, count) = part.rsplit_once('_')?;
+        Some((stem.to_string(), count.parse().ok()?))
+    };
+    path.split('/').map(|part| count(part).unwrap_or((part.to_string(), 0))).collect()
 }
 
 /// Among the arrays of an `.npz`: by names, or in the order of `arr_0`, `arr_1` and so on.
@@ -151,6 +166,17 @@ fn split(name: &str) -> Option<(&str, Role)> {
         let parent = name.strip_suffix(suffix)?;
         Some((parent, Role::of(&suffix[1..])?))
     })
+}
+
+/// What the model calls a layer whose variables stand in a legacy file's group under these parents:
+/// the group is named after the layer, or after the model within the model that has it.
+fn full_name(group: &str, parent: &str) -> String {
+    // Keras 3 begins with the names of the models around it, Keras 2 with the layer's own.
+    let parts: Vec<_> = parent.split('/').collect();
+    match parts.iter().position(|part| *part == group) {
+        Some(at) => parts[at..].join("/"),
+        None => format!("{group}/{parent}"),
+    }
 }
 
 /// By the whole name, or by the last part of it where one alone has that.

@@ -77,18 +77,26 @@ impl Hdf5 {
                 };
                 (*size, order, (layout.exponent_size, layout.mantissa_size))
             }
+            // HDF5 has no bf16: Keras stores two bytes, and says which.
+            Datatype::Opaque { size: 2, .. } => {
+                let attrs = data.attrs().map_err(|e| wrong(path, e))?;
+                let said = attrs.get("dtype").and_then(AttrValue::as_str);
+                let bits = if said == Some("bfloat16") { (8, 7) } else { (0, 0) };
+                (2, Some(ByteOrder::Little), bits)
+            }
             _ => (0, None, (0, 0)),
         };
         let dtype = match (size, bits) {
             (8, (11, 52)) => Some(DType::F64),
             (4, (8, 23)) => Some(DType::F32),
             (2, (5, 10)) => Some(DType::F16),
+            (2, (8, 7)) => Some(DType::Bf16),
             _ => None,
         };
         match (dtype, order) {
             (Some(dtype), Some(order)) => Ok((dtype, order, shape)),
             _ => {
-                let reason = format!("{path}: expected f16, f32 or f64, got {datatype}");
+                let reason = format!("{path}: expected f16, bf16, f32 or f64, got {datatype}");
                 Err(Error::unsupported(HDF5, reason))
             }
         }

@@ -3,7 +3,7 @@ use batchnorm::{Config, DType, Momentum, Reference, Shape};
 use batchnorm_formats::keras::{self, File, Hints, Legacy, RunningStd};
 use batchnorm_formats::{Array, Error, LayerState, npy};
 
-use crate::support::data;
+use crate::support::{data, nth};
 
 fn layer(scale: bool, center: bool, channels: usize) -> LayerState {
     let values = |from: f64| (0..channels).map(|i| from + i as f64 / 8.0).collect::<Vec<_>>();
@@ -51,6 +51,70 @@ fn layers_are_found_by_their_path_too() {
     assert!(matches!(error, Error::Mismatch { .. }), "{error}");
     let error = file.layer("bn_c", &hints).unwrap_err();
     assert_eq!(error.to_string(), r#"no batch normalization "bn_c"; there is "bn_a", "bn_b""#);
+}
+
+/// The layers of the nested models, without what a file may say of them beside.
+fn nested(file: &File, names: [&str; 4]) {
+    let affine = [(true, true), (false, true), (true, false), (true, true)];
+    for (i, ((name, (scale, center)), channels)) in
+        names.into_iter().zip(affine).zip([4, 3, 3, 3]).enumerate()
+    {
+        let mut want = nth(i + 1, channels, DType::F32);
+        want.weight = want.weight.filter(|_| scale);
+        want.bias = want.bias.filter(|_| center);
+        let mut got = file.layer(name, &Hints::default().affine(scale, center)).unwrap();
+        if file.layers().contains(&"block/bn".to_string()) {
+            let said = (got.eps.take(), got.momentum.take(), got.axis.take());
+            assert_eq!(said, (Some(0.25), Some(Momentum::Exponential(0.5)), Some(-1)), "{name}");
+        }
+        assert_eq!(got, want, "{name}");
+    }
+}
+
+#[test]
+fn models_in_a_model_have_their_names_before() {
+    let names = ["block/bn", "block/last", "block2/bn", "bn"];
+    for file in ["more_nested.keras", "more_nested.h5"] {
+        let file = File::read(&data(file)).unwrap();
+        assert_eq!(file.layers(), names);
+        nested(&file, names);
+    }
+    // Weights alone know a layer's own name, which is there more than once.
+    let file = File::read(&data("more_nested.weights.h5")).unwrap();
+    let paths = [
+        "layers/sequential/layers/batch_normalization",
+        "last",
+        "layers/sequential_1/layers/batch_normalization",
+        "layers/batch_normalization",
+    ];
+    let mut layers = file.layers();
+    layers.sort();
+    let mut sorted = paths;
+    sorted.sort();
+    assert_eq!(layers, sorted);
+    assert!(file.layer("bn", &Hints::default()).is_err());
+    nested(&file, paths);
+}
+
+#[test]
+fn numbered_groups_are_in_order() {
+    let file = File::read(&data("more_many.weights.h5")).unwrap();
+    let names: Vec<_> = (0..12).map(|i| format!("bn{i}")).collect();
+    assert_eq!(file.layers(), names);
+    for (i, name) in names.iter().enumerate() {
+        assert_eq!(file.layer(name, &Hints::default()).unwrap(), nth(i + 1, 1, DType::F32));
+    }
+}
+
+#[test]
+fn half_types_are_read_and_kept() {
+    for (file, dtype) in [("float16", DType::F16), ("bfloat16", DType::Bf16)] {
+        let mut file = File::read(&data(&format!("more_{file}.weights.h5"))).unwrap();
+        assert_eq!(file.layer("bn", &Hints::default()).unwrap(), nth(1, 2, dtype));
+        file.set_layer("bn", &nth(2, 2, DType::F32), &Hints::default()).unwrap();
+        let again = File::read(&file.to_bytes().unwrap()).unwrap();
+        assert_eq!(again.layer("bn", &Hints::default()).unwrap(), nth(2, 2, dtype));
+    }
 }
 
 #[test]

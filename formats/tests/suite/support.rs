@@ -31,6 +31,18 @@ pub const FILES: [&str; 21] = [
     "onnx_float_data.onnx",
 ];
 
+/// The numbers of the layer that `scripts/formats_fixtures.py` made n-th.
+pub fn nth(n: usize, channels: usize, dtype: DType) -> LayerState {
+    let values = |from: f64, step: f64| {
+        Some((0..channels).map(|i| from + step * i as f64 / 8.0).collect::<Vec<_>>())
+    };
+    let n = n as f64;
+    let mut state = LayerState::new(dtype);
+    (state.weight, state.bias) = (values(n, 1.0), values(-n, -1.0));
+    (state.running_mean, state.running_var) = (values(2.0 * n, 1.0), values(3.0 * n, 1.0));
+    state
+}
+
 pub fn data(file: &str) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(file);
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))

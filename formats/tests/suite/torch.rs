@@ -5,7 +5,7 @@ use batchnorm::{DType, StateDict};
 use batchnorm_formats::{Error, LayerState, torch};
 use zip::{ZipWriter, write::SimpleFileOptions};
 
-use crate::support::data;
+use crate::support::{data, nth};
 
 /// An archive with this pickle, and one storage of six f32.
 fn pt(pickle: &[u8]) -> Vec<u8> {
@@ -123,6 +123,25 @@ fn dicts_in_dicts_are_behind_their_names() {
     pickle.extend(b"sX\x05\0\0\0epochK\x07s."); // and a number, which is no tensor
     let dict = torch::read_pt(&pt(&pickle)).unwrap();
     assert_eq!(dict.names().collect::<Vec<_>>(), ["state_dict.t"]);
+}
+
+#[test]
+fn checkpoints_of_a_training_script() {
+    for (file, prefix) in [("more_checkpoint.pt", "state_dict."), ("more_protocol_4.pt", "")] {
+        let dict = torch::read_pt(&data(file)).unwrap();
+        let names = [format!("{prefix}1"), format!("{prefix}2")];
+        assert_eq!(torch::layers(&dict), names);
+        let mut want = nth(1, 3, DType::F32);
+        want.num_batches_tracked = Some(1);
+        assert_eq!(torch::layer(&dict, &names[0]).unwrap(), want, "{file}");
+        let mut want = nth(2, 3, DType::F32);
+        (want.weight, want.bias, want.num_batches_tracked) = (None, None, Some(1));
+        assert_eq!(torch::layer(&dict, &names[1]).unwrap(), want, "{file}");
+    }
+    let error = message(torch::read_pt(&data("more_module.pt")));
+    assert!(error.contains("it names torch.nn.modules.container.Sequential"), "{error}");
+    let error = message(torch::read_pt(&data("more_before_1_6.pt")));
+    assert!(error.contains("of PyTorch before 1.6"), "{error}");
 }
 
 #[test]
