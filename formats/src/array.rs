@@ -42,12 +42,13 @@ impl Array {
             values.iter().map(|&value| to(value)).collect()
         }
         let (shape, values) = (&self.shape, &self.values);
-        Ok(match self.dtype {
+        match self.dtype {
             DType::F64 => dict.insert(name, shape, values)?,
             DType::F16 => dict.insert(name, shape, &map(values, f16::from_f64))?,
             DType::Bf16 => dict.insert(name, shape, &map(values, bf16::from_f64))?,
             _ => dict.insert(name, shape, &map(values, |value| value as f32))?,
-        })
+        }
+        Ok(())
     }
 
     /// From a file's bytes, which must be as many as `shape` asks for.
