@@ -8,10 +8,11 @@
 //! shows the element that is nearest to its tolerance, or furthest beyond it.
 use anyhow::{Context, Result};
 use clap::{Parser, builder::PossibleValuesParser};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use support::golden::{self, Case, Compute, ENGINES, Verdict};
+use support::golden::{self, ENGINES, Golden, Subject, Verdict, kinds};
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -32,7 +33,7 @@ struct Arguments {
 }
 
 fn engine_names() -> PossibleValuesParser {
-    PossibleValuesParser::new(ENGINES.iter().map(|(name, _)| *name).chain(["all"]))
+    PossibleValuesParser::new(ENGINES.iter().map(|subject| subject.name).chain(["all"]))
 }
 
 fn main() -> Result<ExitCode> {
@@ -42,11 +43,11 @@ fn main() -> Result<ExitCode> {
     if let Some(out) = &out {
         std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     }
-    let engines = ENGINES.iter().filter(|(name, _)| engine == "all" || engine == *name);
+    let engines = ENGINES.iter().filter(|subject| engine == "all" || engine == subject.name);
     let engines: Vec<_> = engines.collect();
 
     #[cfg(all(feature = "cuda", target_os = "linux"))]
-    if engines.iter().any(|(name, _)| ["cuda", "cudnn", "gpu"].contains(name))
+    if engines.iter().any(|subject| ["cuda", "cudnn", "gpu"].contains(&subject.name))
         && !support::cuda::is_real()
     {
         eprintln!(
@@ -58,15 +59,18 @@ fn main() -> Result<ExitCode> {
     let mut report = Report::new(&files);
     report.header()?;
     for file in &files {
-        match Case::read(file) {
-            Ok(case) => {
-                for (name, compute) in &engines {
-                    let (verdicts, refused) = match run(&case, name, *compute, out.as_deref()) {
+        match Golden::read(file) {
+            Ok(Golden::Layer(document)) if !kinds::is_known(&document.kind) => {
+                report.unknown(&document.name, &document.kind)?;
+            }
+            Ok(golden) => {
+                for engine in &engines {
+                    let (verdicts, refused) = match run(&golden, engine, out.as_deref()) {
                         Ok((verdicts, refused)) => (Ok(verdicts), refused),
                         Err(error) => (Err(error), Vec::new()),
                     };
-                    report.case(name, &case.name, verdicts)?;
-                    report.refused(name, &case.name, &refused)?;
+                    report.case(engine.name, &stem(file), verdicts)?;
+                    report.refused(engine.name, &stem(file), &refused)?;
                 }
             }
             Err(error) => report.case("-", &stem(file), Err(error))?,
@@ -75,20 +79,35 @@ fn main() -> Result<ExitCode> {
     report.summary()
 }
 
-/// What is right and wrong with one engine on one case, and what it does not serve.
+/// What is right and wrong with one engine on one file, and what it does not serve.
 fn run(
-    case: &Case,
-    engine: &str,
-    compute: Compute,
+    golden: &Golden,
+    engine: &Subject,
     out: Option<&Path>,
-) -> Result<(Vec<Verdict>, Vec<String>)> {
-    let ran = compute(case)?;
-    if let Some(out) = out.filter(|_| !ran.tensors.is_empty()) {
-        let path = out.join(format!("{engine}-{}.safetensors", case.name));
-        let bytes = golden::serialize(case, &ran.tensors)?;
+) -> Result<(Vec<Verdict<String>>, Vec<String>)> {
+    let (name, verdicts, refused, bytes) = match golden {
+        Golden::Step(case) => {
+            let ran = (engine.step)(case)?;
+            let verdicts = ran.judge(case)?.into_iter();
+            let verdicts = verdicts.map(|verdict| {
+                let tensor = verdict.tensor.to_owned();
+                verdict.named(tensor)
+            });
+            let bytes = (!ran.tensors.is_empty()).then(|| golden::serialize(case, &ran.tensors));
+            (&case.name, verdicts.collect(), ran.refused, bytes)
+        }
+        Golden::Layer(document) => {
+            let outcome = (engine.layer)(document)?;
+            let bytes =
+                (!outcome.computed.is_empty()).then(|| document.serialize(&outcome.computed));
+            (&document.name, outcome.verdicts, outcome.refused, bytes)
+        }
+    };
+    if let (Some(out), Some(bytes)) = (out, bytes.transpose()?) {
+        let path = out.join(format!("{}-{name}.safetensors", engine.name));
         std::fs::write(&path, bytes).with_context(|| path.display().to_string())?;
     }
-    Ok((ran.judge(case)?, ran.refused))
+    Ok((verdicts, refused))
 }
 
 fn stem(file: &Path) -> String {
@@ -104,12 +123,21 @@ struct Report {
     failed_runs: usize,
     tensors: usize,
     failed_tensors: usize,
+    /// Files of kinds that have no runner, by kind.
+    unknown: BTreeMap<String, usize>,
 }
 
 impl Report {
     fn new(files: &[PathBuf]) -> Self {
         let width = files.iter().map(|file| stem(file).len()).max().unwrap_or(0);
-        Self { width, runs: 0, failed_runs: 0, tensors: 0, failed_tensors: 0 }
+        Self {
+            width,
+            runs: 0,
+            failed_runs: 0,
+            tensors: 0,
+            failed_tensors: 0,
+            unknown: BTreeMap::new(),
+        }
     }
 
     fn header(&self) -> io::Result<()> {
@@ -120,7 +148,12 @@ impl Report {
         writeln!(to, "{case:width$}  {engine:9}  {tensor:18}  {error:>9}  {bar:>9}")
     }
 
-    fn case(&mut self, engine: &str, case: &str, verdicts: Result<Vec<Verdict>>) -> io::Result<()> {
+    fn case(
+        &mut self,
+        engine: &str,
+        case: &str,
+        verdicts: Result<Vec<Verdict<String>>>,
+    ) -> io::Result<()> {
         let (width, mut to) = (self.width, io::stdout().lock());
         self.runs += 1;
         let verdicts = match verdicts {
@@ -160,15 +193,24 @@ impl Report {
         Ok(())
     }
 
+    fn unknown(&mut self, case: &str, kind: &str) -> io::Result<()> {
+        let width = self.width;
+        *self.unknown.entry(kind.to_owned()).or_default() += 1;
+        writeln!(io::stdout(), "{case:width$}  {:9}  unsupported: kind {kind:?} is not known", "-")
+    }
+
     fn summary(&self) -> Result<ExitCode> {
         let Self { runs, failed_runs, tensors, failed_tensors, .. } = self;
         let verdict = if *failed_runs == 0 { "pass" } else { "FAIL" };
         let all = format!("{failed_runs} of {runs} runs failed");
         writeln!(io::stdout(), "{verdict}: {all}, {failed_tensors} of {tensors} tensors")?;
+        for (kind, files) in &self.unknown {
+            writeln!(io::stdout(), "not run: {files} of kind {kind:?}, which is not known")?;
+        }
         Ok(if *failed_runs == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
-fn place(verdict: &Verdict) -> String {
+fn place(verdict: &Verdict<String>) -> String {
     format!("element {}, channel {}", verdict.index, verdict.channel)
 }

@@ -37,7 +37,7 @@
     }
 
 #define MERGE_STATS(name, A)                                                                                           \
-    KERNEL merge_stats_##name(unsigned channels, unsigned parts, const double *records, double factor,                 \
-                              A *running_mean, A *running_var, double *merged) {                                       \
-        merge_stats(channels, parts, records, factor, running_mean, running_var, merged);                              \
+    KERNEL merge_stats_##name(unsigned channels, unsigned parts, const double *records, const Running<A> running,      \
+                              double *merged) {                                                                        \
+        merge_stats(channels, parts, records, running, merged);                                                        \
     }

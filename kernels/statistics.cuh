@@ -5,7 +5,7 @@
 // squares lose three bits at most where they are taken from it: the error does not grow with the mean. Lanes, threads
 // and tiles are merged by Chan's formula in f64, as distances from the channel's first value.
 #pragma once
-#include "extremes.cuh"
+#include "running.cuh"
 
 /// Vectors of a thread between which the pivot stays.
 constexpr unsigned SEGMENT = 32;
@@ -119,8 +119,9 @@ struct Merge {
     unsigned lanes, reserved;
 };
 template <class A> struct Outputs {
-    double eps, factor;
-    A *mean, *mean_rest, *invstd, *running_mean, *running_var;
+    double eps;
+    Running<A> running;
+    A *mean, *mean_rest, *invstd;
     double *record;
     unsigned *nonfinite;
     /// What is applied, and where a backward finds it: an optimizer may change it in between.
@@ -144,11 +145,6 @@ template <class Rule> __device__ Part warp_merge(Part own) {
         Rule::merge(own, other);
     }
     return {__shfl_sync(~0u, own.count, 0), __shfl_sync(~0u, own.first, 0), __shfl_sync(~0u, own.second, 0)};
-}
-
-/// `r <- (1 - factor) * r + factor * batch`; a factor of 1 replaces what is not finite, too.
-template <class A> __device__ void blend(A *running, double factor, double batch) {
-    *running = A(factor == 1 ? batch : (1 - factor) * *running + factor * batch);
 }
 
 /// What the values of a channel come to: the mean is `base + offset`, and `squares` those of distances from it times
@@ -225,10 +221,7 @@ __device__ void finish_stats(unsigned c, unsigned channels, u64 count, const Spr
     if (out.mean_rest) out.mean_rest[c] = A(or_zero((base - double(rounded)) + offset));
     if (out.invstd)
         out.invstd[c] = A(1 / (scale == 1 ? sqrt(var + out.eps) : hypot(sqrt(scaled) / scale, sqrt(out.eps))));
-    if (out.running_mean && count > 0) {
-        blend(out.running_mean + c, out.factor, mean);
-        blend(out.running_var + c, out.factor, of.squares / (count - 1.0) / scale / scale);
-    }
+    out.running.update(c, count, mean, of.squares, scale);
     if (out.record) write_record(out.record, c, channels, base, offset, var, count);
     if (out.nonfinite && !(isfinite(mean) && isfinite(var))) atomicOr(out.nonfinite, 1u);
 }
@@ -272,8 +265,8 @@ __device__ void eval(u64 channels, const A *means, const A *vars, const double *
 /// Merges records of the parts of a batch into one. Means count from that of the first part that has values, so that
 /// large ones keep their digits.
 template <class A>
-__device__ void merge_stats(u64 channels, unsigned parts, const double *records, double factor, A *running_mean,
-                            A *running_var, double *merged) {
+__device__ void merge_stats(u64 channels, unsigned parts, const double *records, const Running<A> &running,
+                            double *merged) {
     const unsigned c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= channels) return;
     Part all = {0, 0, 0};
@@ -286,8 +279,5 @@ __device__ void merge_stats(u64 channels, unsigned parts, const double *records,
         Chan::merge(all, {count, offset, record[2 * channels + c] * count});
     }
     write_record(merged, c, channels, base, all.first, all.count > 0 ? all.second / all.count : 0, all.count);
-    if (running_mean && all.count > 0) {
-        blend(running_mean + c, factor, base + all.first);
-        blend(running_var + c, factor, all.second / (all.count - 1));
-    }
+    running.update(c, all.count, base + all.first, all.second, 1);
 }

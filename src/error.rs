@@ -29,6 +29,20 @@ pub enum Error {
         /// What would be right, and what came.
         reason: String,
     },
+    /// Batches that were not finite, of which running statistics took nothing: see
+    /// [`BatchNorm::check_skipped_updates`](crate::BatchNorm::check_skipped_updates).
+    #[error(
+        "running statistics: expected finite batches, got {updates} updates that were not, in {channels} \
+         channels, the first of them channel {first}"
+    )]
+    NonFinite {
+        /// How many channels skipped an update.
+        channels: usize,
+        /// The first of them.
+        first: usize,
+        /// How many updates, of all channels together.
+        updates: u64,
+    },
     /// A [`Saved`](crate::Saved) that does not belong to this backward.
     #[error("saved: the forward had {what} {forward}, this backward has {backward}")]
     Saved {

@@ -21,16 +21,16 @@ pub use cudarc; // its streams and slices are what `Cuda` works on
 
 pub use element::{DType, Element, Plain, Real};
 pub use engine::{
-    Activation, Argument, Arguments, Backward, Cpu, Derivative, Engine, ForwardEval, ForwardTrain,
-    Input, MergeStats, Op, Reference, Request, Role, Running, Saved, SimdLevel, Statistics, Stats,
-    Visitor,
+    Activation, Argument, Arguments, Backward, Cpu, Derivative, EmptyBatch, Engine, ForwardEval,
+    ForwardTrain, Input, MergeStats, NonFinite, OneValue, Op, Reference, Request, Role, Running,
+    Saved, SimdLevel, Statistics, Stats, Variance, Visitor,
 };
 #[cfg(feature = "cudnn")]
 pub use engine::{Choice, Cudnn, Gpu, Rule};
 #[cfg(feature = "cuda")]
 pub use engine::{Cuda, Family, Tuning};
 pub use error::{Cause, Error, Result};
-pub use layer::{BatchNorm, Config, Momentum, Param, RunningStats};
+pub use layer::{BatchNorm, Config, Keras1, Keras1Std, Momentum, Param, RunningStats};
 #[cfg(feature = "safetensors")]
 pub use layer::{LoadReport, Mismatch, StateDict, Strict};
 #[cfg(feature = "cuda")]

@@ -10,6 +10,7 @@ use crate::{Error, Result};
 /// | NCHW | `Shape::new(&[n, c, h, w], 1)` | n, c, h * w |
 /// | NHWC | `Shape::new(&[n, h, w, c], 3)` | n * h * w, c, 1 |
 /// | channels on axis k | `Shape::new(&dims, k)` | product before, `dims[k]`, product after |
+/// | channels on the last axis | `Shape::from_end(&dims, -1)` | product before, the last, 1 |
 /// | a vector of one sample, C | `Shape::new(&[c], 0)` | 1, c, 1 |
 /// | a mean for every position | `Shape::per_activation(&[n, c, h, w])` | n, c * h * w, 1 |
 /// | a view with strides | `Shape::strided(&dims, &strides, axis)` | as it lies in memory |
@@ -46,6 +47,32 @@ impl Shape {
             channels,
             inner: dims[axis + 1..].iter().product(),
         })
+    }
+
+    /// As [`Shape::new`], with an axis that counts from the end where it is negative, as Keras, Flax and
+    /// TensorFlow have it: -1 is the last one.
+    ///
+    /// ```
+    /// # use batchnorm::Shape;
+    /// let dims = [8, 5, 7, 3];
+    /// assert_eq!(Shape::from_end(&dims, -1)?, Shape::new(&dims, 3)?);
+    /// assert_eq!(Shape::from_end(&dims, 1)?, Shape::new(&dims, 1)?);
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Shape::new`].
+    pub fn from_end(dims: &[usize], axis: isize) -> Result<Self> {
+        let rank = dims.len();
+        let from_start = match axis {
+            0.. => Some(axis.unsigned_abs()),
+            _ => rank.checked_sub(axis.unsigned_abs()),
+        };
+        let Some(axis) = from_start.filter(|&axis| axis < rank) else {
+            let reason = format!("expected from -{rank} to less than the rank {rank}, got {axis}");
+            return Err(Error::invalid("axis", reason));
+        };
+        Self::new(dims, axis)
     }
 
     /// One mean for every position of a sample: `dims` is batch first, everything behind it is a
@@ -164,6 +191,8 @@ mod tests {
         assert_eq!(folded(Shape::new(&[3], 0)), (1, 1, 3, 1));
         assert_eq!(folded(Shape::new(&[3, 9], 0)), (1, 1, 3, 9));
         assert_eq!(folded(Shape::new(&[0, 3, 4], 1)), (0, 0, 3, 4));
+        assert_eq!(folded(Shape::from_end(&[8, 2, 3, 4, 5], -3)), (8, 16, 3, 20));
+        assert_eq!(folded(Shape::from_end(&[3], -1)), (1, 1, 3, 1));
         assert_eq!(folded(Shape::per_activation(&[8, 3, 5, 7])), (8, 8, 105, 1));
         assert_eq!(folded(Shape::per_activation(&[8])), (8, 8, 1, 1));
     }
@@ -185,6 +214,14 @@ mod tests {
     fn bad_shapes_say_both_sides() {
         let message = |shape: Result<Shape>| shape.unwrap_err().to_string();
         assert_eq!(message(Shape::new(&[2, 3], 2)), "axis: expected less than the rank 2, got 2");
+        for axis in [2, -3, isize::MAX, isize::MIN] {
+            let expected = format!("axis: expected from -2 to less than the rank 2, got {axis}");
+            assert_eq!(message(Shape::from_end(&[2, 3], axis)), expected);
+        }
+        assert_eq!(
+            message(Shape::from_end(&[], 0)),
+            "axis: expected from -0 to less than the rank 0, got 0"
+        );
         assert_eq!(message(Shape::new(&[2, 0], 1)), "channels: expected at least 1, got 0");
         assert!(message(Shape::new(&[usize::MAX, 2], 1)).starts_with("dims: the product of ["));
         assert!(message(Shape::new(&[0, 2, usize::MAX], 1)).starts_with("dims: the product of ["));

@@ -1,4 +1,5 @@
 //! Numbers that have a meaning, and the lengths of records.
+use super::OneValue;
 use crate::{Error, Real, Result};
 
 /// The counts of records, by the records' numbers, added up. Refuses what is no count before anything
@@ -17,9 +18,14 @@ pub(super) fn total_count(counts: impl Iterator<Item = (usize, f64)>) -> Result<
     Ok(total)
 }
 
-/// Training with one value per channel has no variance. None at all is an empty batch, no error.
-pub(super) fn check_values_per_channel(what: &'static str, m: usize) -> Result<()> {
-    if m == 1 {
+/// Training with one value per channel has no variance, and is refused unless a rule says what it is. None
+/// at all is an empty batch, no error.
+pub(super) fn check_values_per_channel(
+    what: &'static str,
+    m: usize,
+    one_value: OneValue,
+) -> Result<()> {
+    if m == 1 && one_value == OneValue::Refuse {
         return Err(Error::invalid(what, "training needs more than 1 value per channel, got 1"));
     }
     Ok(())

@@ -27,8 +27,8 @@ pub use epilogue::{Activation, Derivative};
 #[cfg(feature = "cudnn")]
 pub use gpu::{Choice, Gpu, Rule};
 pub use ops::{
-    Argument, Arguments, Backward, ForwardEval, ForwardTrain, Input, MergeStats, Op, Request, Role,
-    Running, Statistics, Stats, Visitor,
+    Argument, Arguments, Backward, EmptyBatch, ForwardEval, ForwardTrain, Input, MergeStats,
+    NonFinite, OneValue, Op, Request, Role, Running, Statistics, Stats, Variance, Visitor,
 };
 pub use reference::Reference;
 pub use saved::Saved;
@@ -73,8 +73,9 @@ pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
     /// Normalizes by the batch's own statistics, and updates the running ones.
     ///
     /// # Errors
-    /// A wrong length, eps or momentum factor, or one value per channel. An empty batch is none:
-    /// y is empty and the statistics stay.
+    /// A wrong length, eps or momentum factor, or one value per channel unless
+    /// [`ForwardTrain::one_value`] says otherwise. An empty batch is none: y is empty, and the statistics
+    /// stay unless [`Running::empty_batch`] says otherwise.
     fn forward_train<E: Element>(
         &self,
         shape: &Shape,
@@ -107,7 +108,8 @@ pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
     /// Merges the records of all parts, for [`Engine::forward_eval`]; updates running statistics.
     ///
     /// # Errors
-    /// A wrong length or momentum factor, or one value per channel over all the parts.
+    /// A wrong length or momentum factor, or one value per channel over all the parts unless
+    /// [`MergeStats::one_value`] says otherwise.
     fn merge_stats<P: Real>(&self, args: MergeStats<'_, Self::Memory, P>) -> Result<()>;
 }
 

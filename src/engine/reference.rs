@@ -1,9 +1,8 @@
 //! The definition of batch normalization, in f64, one channel at a time. Never made faster.
 use super::check::{check_values_per_channel, total_count};
-use super::ops::blend;
 use super::saved::{Buffers, Opened};
 use super::{Activation, Backward, Derivative, Engine, ForwardEval, ForwardTrain, Input};
-use super::{MergeStats, Request, Running, Statistics, Stats};
+use super::{MergeStats, Request, Statistics, Stats};
 use crate::{Element, Host, Real, Result, Shape};
 
 type Train<'a, E> = ForwardTrain<'a, Host, E>;
@@ -32,13 +31,17 @@ impl Engine for Reference {
     fn forward_train<E: Element>(&self, shape: &Shape, mut args: Train<'_, E>) -> Result<()> {
         args.check(&Host, shape)?;
         let saved = args.open(self, shape)?.map(Opened::filled);
-        let ForwardTrain { x, residual, weight, bias, activation, eps, mut running, y, .. } = args;
+        let ForwardTrain { x, residual, weight, bias, activation, eps, one_value, y, .. } = args;
+        let mut running = args.running;
         let x_view = Input::View(x);
         let mut output = Output { x: x_view, residual, weight, bias, activation, y, saved };
         for c in 0..shape.channels() {
             let by = Statistics64::of_batch(shape, c, x, eps);
             output.channel(shape, c, by);
-            update(&mut running, c, by.mean + by.rest, by.var, shape.per_channel() as f64);
+            if let Some(running) = &mut running {
+                let m = shape.per_channel() as f64;
+                running.update(c, m, by.mean + by.rest, |over| by.var * m / over, one_value);
+            }
         }
         Ok(())
     }
@@ -148,7 +151,7 @@ impl Engine for Reference {
         let channels = args.check(&Host)?;
         let parts = || args.records.chunks_exact(3 * channels + 1);
         let total = total_count(parts().map(|part| part[3 * channels]).enumerate())?;
-        check_values_per_channel("records", total as usize)?;
+        check_values_per_channel("records", total as usize, args.one_value)?;
         for c in 0..channels {
             let parts = || parts().filter(|part| part[3 * channels] > 0.0);
             // Means count from the first part's, so that large ones keep their digits.
@@ -165,7 +168,9 @@ impl Engine for Reference {
             args.record[c] = mean;
             args.record[channels + c] = or_zero(base - mean + offset);
             args.record[2 * channels + c] = var;
-            update(&mut args.running, c, mean, var, total);
+            if let Some(running) = &mut args.running {
+                running.update(c, total, mean, |over| var * total / over, args.one_value);
+            }
         }
         args.record[3 * channels] = total;
         Ok(())
@@ -223,15 +228,6 @@ impl Statistics64 {
 fn power_below(value: f64) -> f64 {
     const EXPONENT: u64 = 0x7ff << 52;
     if value.is_normal() { f64::from_bits(value.to_bits() & EXPONENT) } else { 1.0 }
-}
-
-/// The running variance is the unbiased one, over m - 1.
-fn update<P: Real>(run: &mut Option<Running<Host, P>>, c: usize, mean: f64, var: f64, m: f64) {
-    let Some(Running { mean: running_mean, var: running_var, factor }) = run else { return };
-    if m > 0.0 {
-        running_mean[c] = blend(running_mean[c], mean, *factor);
-        running_var[c] = blend(running_var[c], var * m / (m - 1.0), *factor);
-    }
 }
 
 /// What both forwards do once they have mean and variance.

@@ -31,10 +31,15 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         args.residual = residual.as_ref().map(M::reborrow);
         args.weight = self.weight.as_ref().map(|p| M::view(&p.value));
         args.bias = self.bias.as_ref().map(|p| M::view(&p.value));
-        args.running = running.map(|r| r.next(self.config.momentum));
+        let Config { activation, eps, momentum, variance, empty_batch, non_finite, .. } =
+            self.config;
+        args.running = running.map(|running| {
+            let next = running.next(momentum).variance(variance);
+            next.empty_batch(empty_batch).non_finite(non_finite)
+        });
         args.saved = saved;
-        let Config { activation, eps, .. } = self.config;
-        self.engine.forward_train(shape, args.activation(activation).eps(eps))
+        let args = args.activation(activation).eps(eps).one_value(self.config.one_value);
+        self.engine.forward_train(shape, args)
     }
 
     /// Normalizes by `running`.

@@ -1,10 +1,12 @@
 //! How a layer behaves, in PyTorch's words.
 use std::fmt;
 
-use crate::engine::{check_eps, check_momentum};
-use crate::{Activation, Real, Result};
+use super::Momentum;
+use crate::engine::check_eps;
+use crate::{Activation, EmptyBatch, Error, NonFinite, OneValue, Real, Result, Variance};
 
-/// How a layer behaves; PyTorch's names and defaults.
+/// How a layer behaves; PyTorch's names and defaults. [`Config::keras`] and its like are
+/// those of other systems, in a table there.
 ///
 /// ```
 /// # use batchnorm::{Activation, Config, Momentum};
@@ -37,32 +39,24 @@ pub struct Config {
     /// Whether running statistics are kept for evaluation. Without them evaluation normalizes by
     /// the batch, as training does.
     pub track_running_stats: bool,
+    /// Which variance of a batch goes into the running one.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_default"))]
+    pub variance: Variance,
+    /// What a training batch with one value per channel is.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_default"))]
+    pub one_value: OneValue,
+    /// What a training batch without values does to the running statistics.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_default"))]
+    pub empty_batch: EmptyBatch,
+    /// What a training batch that is not finite does to the running statistics.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_default"))]
+    pub non_finite: NonFinite,
 }
 
-/// The weight of a new batch in the running statistics.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(rename_all = "snake_case")
-)]
-#[non_exhaustive]
-pub enum Momentum {
-    /// Always this weight, 0 to 1: `running <- (1 - momentum) * running + momentum * batch`.
-    ///
-    /// The weight of the new value, as in PyTorch; Keras and ONNX mean that of the old one.
-    Exponential(f64),
-    /// One over the number of batches, the new one included: the plain average of all of them.
-    /// PyTorch's `momentum=None`.
-    ///
-    /// As in PyTorch an empty batch is one of them, and has no statistics: where it comes first, the
-    /// next one has the weight 1/2, and the initial mean 0 and variance 1 keep a part for good.
-    /// [`Momentum::Average`] does not count it. Refused while a CUDA graph is captured, whose replays
-    /// would all have the weight of the first.
-    Cumulative,
-    /// As [`Momentum::Cumulative`], of the batches that had values: the counter does not rise with
-    /// an empty one. PyTorch has no such mode; the state dict is the same.
-    Average,
+/// What a file that was written before there was such a field does without.
+#[cfg(feature = "serde")]
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Default for Config {
@@ -74,6 +68,10 @@ impl Default for Config {
             weight: true,
             bias: true,
             track_running_stats: true,
+            variance: Variance::Unbiased,
+            one_value: OneValue::Refuse,
+            empty_batch: EmptyBatch::Keep,
+            non_finite: NonFinite::Propagate,
         }
     }
 }
@@ -103,15 +101,35 @@ impl Config {
     pub const fn track_running_stats(self, track_running_stats: bool) -> Self {
         Self { track_running_stats, ..self }
     }
+    /// With this variance in the running statistics.
+    pub const fn variance(self, variance: Variance) -> Self {
+        Self { variance, ..self }
+    }
+    /// With this rule for one value per channel.
+    pub const fn one_value(self, one_value: OneValue) -> Self {
+        Self { one_value, ..self }
+    }
+    /// With this rule for a batch without values.
+    pub const fn empty_batch(self, empty_batch: EmptyBatch) -> Self {
+        Self { empty_batch, ..self }
+    }
+    /// With this rule for a batch that is not finite.
+    pub const fn non_finite(self, non_finite: NonFinite) -> Self {
+        Self { non_finite, ..self }
+    }
 
     /// Refuses numbers that have no meaning, NaN among them.
     pub(super) fn check<P: Real>(&self) -> Result<()> {
         check_eps::<P>(self.eps)?;
         self.activation.check()?;
-        match self.momentum {
-            Momentum::Exponential(momentum) => check_momentum(momentum),
-            Momentum::Cumulative | Momentum::Average => Ok(()),
+        self.momentum.check()?;
+        let is_debiased = matches!(self.momentum, Momentum::Debiased { .. });
+        if is_debiased && self.non_finite == NonFinite::Skip {
+            let reason = "expected propagate with a debiased momentum, whose weight is that of a number of \
+                          batches, the same for all channels; got skip";
+            return Err(Error::invalid("non_finite", reason));
         }
+        Ok(())
     }
 }
 
@@ -125,25 +143,27 @@ impl fmt::Display for Config {
             f.write_str(if self.weight { ", bias=False" } else { ", weight=False" })?;
         }
         write!(f, ", track_running_stats={}", Python(self.track_running_stats))?;
+        // What PyTorch does not have, where it is not as there.
         match self.activation {
-            Activation::Identity => Ok(()),
-            activation => write!(f, ", activation={activation}"),
+            Activation::Identity => {}
+            activation => write!(f, ", activation={activation}")?,
         }
-    }
-}
-
-/// `0.1`, or `None` for an average of all batches.
-impl fmt::Display for Momentum {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Momentum::Exponential(momentum) => Python(*momentum).fmt(f),
-            Momentum::Cumulative | Momentum::Average => f.write_str("None"),
-        }
+        let of_running = [
+            (self.variance != Variance::Unbiased).then_some("variance=biased"),
+            match self.one_value {
+                OneValue::Refuse => None,
+                OneValue::ZeroVariance => Some("one_value=zero_variance"),
+                OneValue::KeepVariance => Some("one_value=keep_variance"),
+            },
+            (self.empty_batch != EmptyBatch::Keep).then_some("empty_batch=nan"),
+            (self.non_finite != NonFinite::Propagate).then_some("non_finite=skip"),
+        ];
+        of_running.into_iter().flatten().try_for_each(|rule| write!(f, ", {rule}"))
     }
 }
 
 /// A value as Python's `repr` prints it.
-struct Python<T>(T);
+pub(super) struct Python<T>(pub T);
 
 impl fmt::Display for Python<bool> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,17 +1,21 @@
 //! Policy: configuration, parameters, running statistics, modes. The arithmetic is the engine's.
 use crate::memory::filled;
-use crate::{Activation, Engine, Error, Memory, Plain, Real, Result};
+use crate::{Activation, Engine, Error, Memory, NonFinite, Plain, Real, Result};
 
 mod affine;
 mod config;
+mod momentum;
 mod param;
 mod passes;
+mod presets;
 mod running;
 #[cfg(feature = "safetensors")]
 mod state;
 
-pub use config::{Config, Momentum};
+pub use config::Config;
+pub use momentum::Momentum;
 pub use param::Param;
+pub use presets::{Keras1, Keras1Std};
 pub use running::RunningStats;
 #[cfg(feature = "safetensors")]
 pub use state::{LoadReport, Mismatch, StateDict, Strict};
@@ -59,6 +63,8 @@ pub struct BatchNorm<P: Real, G: Engine> {
     affine: Affine<P, G>,
     running: Option<RunningStats<G::Memory, P>>,
     training: bool,
+    /// Whether training forwards move the running statistics.
+    updates_running: bool,
 }
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
@@ -66,8 +72,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// variance 1.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where eps is not a finite number above 0, the momentum is not in 0 to 1,
-    /// or there are no channels; the memory's refusal.
+    /// [`Error::Invalid`] where eps is not a finite number above 0, the momentum is not in its range, two
+    /// rules exclude each other, or there are no channels; the memory's refusal.
     pub fn new(engine: &G, channels: usize, config: Config) -> Result<Self> {
         config.check::<P>()?;
         if channels == 0 {
@@ -78,10 +84,15 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let weight = config.weight.then(|| param(1.0)).transpose()?;
         let bias = config.bias.then(|| param(0.0)).transpose()?;
         let running = config.track_running_stats.then(|| RunningStats::new(memory, channels));
+        let mut running = running.transpose()?;
+        if let (NonFinite::Skip, Some(running)) = (config.non_finite, &mut running) {
+            running.skipped = Some(memory.zeros(channels)?);
+        }
         Ok(Self {
             affine: Affine { engine: engine.clone(), config, channels, weight, bias },
-            running: running.transpose()?,
+            running,
             training: true,
+            updates_running: true,
         })
     }
 
@@ -112,7 +123,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// A CUDA graph that has been captured keeps the weight of its capture.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where it is not in 0 to 1; the old one stays.
+    /// [`Error::Invalid`] where a number is not in its range, or [`Momentum::Debiased`] meets
+    /// [`NonFinite::Skip`]; the old one stays.
     pub fn set_momentum(&mut self, momentum: Momentum) -> Result<()> {
         self.set_config(self.affine.config.momentum(momentum))
     }
@@ -147,6 +159,32 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// From now on evaluation: forwards use the running statistics and leave them alone.
     pub fn eval(&mut self) {
         self.train(false);
+    }
+    /// From now on training forwards move the running statistics and count (true, where it starts), or leave
+    /// both alone. A forward that is computed again for its gradients, as activation checkpointing and the
+    /// second step of sharpness-aware minimization (SAM) do, still normalizes by the batch, and does not count
+    /// it twice:
+    ///
+    /// ```
+    /// # use batchnorm::{BatchNorm, Config, Reference, Shape};
+    /// # fn main() -> batchnorm::Result<()> {
+    /// # let (shape, x) = (Shape::new(&[4, 1], 1)?, [1f32, 2.0, 3.0, 4.0]);
+    /// let mut bn = BatchNorm::new(&Reference, 1, Config::default())?;
+    /// bn.forward(&shape, &x)?; // what it saves is dropped
+    /// bn.update_running_stats(false);
+    /// let (y, saved) = bn.forward(&shape, &x)?;
+    /// bn.update_running_stats(true);
+    /// assert_eq!(bn.running().unwrap().num_batches_tracked, 1);
+    /// # bn.backward(&saved, &x, &y)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn update_running_stats(&mut self, updates: bool) {
+        self.updates_running = updates;
+    }
+    /// Whether training forwards move the running statistics, if there are any.
+    pub fn updates_running_stats(&self) -> bool {
+        self.updates_running
     }
     /// Whether the layer is in training.
     pub fn is_training(&self) -> bool {
@@ -205,6 +243,40 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let memory = self.affine.engine.memory();
         self.running.as_mut().map_or(Ok(()), |running| running.reset(memory))
     }
+
+    /// How many updates of the running statistics each channel has skipped since the layer was made or reset, or
+    /// loaded a state dict: all 0 unless the layer has [`NonFinite::Skip`]. Waits for the device, as no
+    /// forward does.
+    ///
+    /// # Errors
+    /// The memory's refusal.
+    pub fn skipped_updates(&self) -> Result<Vec<u64>> {
+        let skipped = self.running.as_ref().and_then(|running| running.skipped.as_ref());
+        let Some(skipped) = skipped else { return Ok(vec![0; self.channels()]) };
+        let counts = self.affine.engine.memory().download(M::view(skipped))?;
+        Ok(counts.into_iter().map(|count| count as u64).collect())
+    }
+
+    /// Fails where [`skipped_updates`](Self::skipped_updates) has grown since the last such call: call it once
+    /// in a while, at the end of an epoch say, to learn of batches that were not finite. Waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] says in how many channels; the memory's refusal.
+    pub fn check_skipped_updates(&mut self) -> Result<()> {
+        let counts = self.skipped_updates()?;
+        let Some(running) = &mut self.running else { return Ok(()) };
+        let known = std::mem::replace(&mut running.known_skipped, counts);
+        let before = |c: usize| known.get(c).copied().unwrap_or(0);
+        let grown = running.known_skipped.iter().enumerate();
+        let grown = grown.filter(|(c, count)| **count > before(*c));
+        let (channels, updates, first) = grown.fold((0, 0, None), |(n, sum, first), (c, count)| {
+            (n + 1, sum + (count - before(c)), first.or(Some(c)))
+        });
+        match first {
+            Some(first) => Err(Error::NonFinite { channels, first, updates }),
+            None => Ok(()),
+        }
+    }
     /// Weight 1, bias 0, and [`reset_running_stats`](Self::reset_running_stats), as in PyTorch.
     /// Gradients stay.
     ///
@@ -234,6 +306,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             affine: Affine { engine: engine.clone(), config, channels, weight, bias },
             running: self.running.as_ref().map(|r| r.to(from, to)).transpose()?,
             training: self.training,
+            updates_running: self.updates_running,
         })
     }
 

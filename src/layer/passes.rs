@@ -1,5 +1,5 @@
 //! Forward, evaluation and backward: owned forms, and the ones that write into memory.
-use super::{BatchNorm, Momentum, RunningStats};
+use super::{BatchNorm, RunningStats};
 use crate::{Element, Engine, Error, Input, Memory, Plain, Real, Result, Saved, Shape};
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
@@ -7,15 +7,18 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// it is for [`backward`](Self::backward).
     ///
     /// In training it uses the batch's statistics and updates the running ones; in evaluation it
-    /// uses the running statistics, or the batch's where there are none. A batch without elements
-    /// leaves the statistics alone, and counts as a batch unless the momentum is
-    /// [`Momentum::Average`].
+    /// uses the running statistics, or the batch's where there are none: so a layer without running
+    /// statistics is Keras 1's in mode 2, and PyTorch's with `track_running_stats=False`. A batch
+    /// without elements leaves the statistics alone unless
+    /// [`Config::empty_batch`](crate::Config::empty_batch) says otherwise, and counts as a batch unless the
+    /// momentum is [`Momentum::Average`](crate::Momentum::Average) or
+    /// [`Momentum::Debiased`](crate::Momentum::Debiased).
     ///
     /// # Errors
     /// [`Error::Length`] where the shape has another number of channels or x is not as long as it
-    /// says; [`Error::Invalid`] where the batch's statistics come from one value per channel, or a
-    /// graph is captured and the momentum changes with every batch; [`Error::Unsupported`] by the
-    /// engine.
+    /// says; [`Error::Invalid`] where the batch's statistics come from one value per channel and
+    /// [`Config::one_value`](crate::Config::one_value) refuses it, or a graph is captured and the weight of a
+    /// batch changes with every one; [`Error::Unsupported`] by the engine.
     pub fn forward<E: Element<Acc = P>>(
         &mut self,
         shape: &Shape,
@@ -68,16 +71,18 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             return self.evaluate(shape, Input::View(x), residual, y, Some(saved));
         }
         let (momentum, memory) = (self.affine.config.momentum, self.affine.engine.memory());
-        let averages = !matches!(momentum, Momentum::Exponential(_)) && self.running.is_some();
-        if averages && memory.is_capturing()? {
+        let updates = self.updates_running;
+        let mut running = self.running.as_mut().filter(|_| updates);
+        if momentum.counts() && running.is_some() && memory.is_capturing()? {
             let reason = "expected an exponential momentum while a graph is captured: the weight of \
                           this batch in a cumulative average would be that of every replay";
             return Err(Error::invalid("momentum", reason));
         }
-        self.affine.by_batch(shape, x, residual, y, self.running.as_mut(), Some(saved))?;
+        let tracked = running.as_deref_mut();
+        self.affine.by_batch(shape, x, residual, y, tracked, Some(saved))?;
         // Only now: a batch that was refused is none.
-        let counts = momentum != Momentum::Average || !shape.is_empty();
-        self.running.iter_mut().filter(|_| counts).for_each(RunningStats::count);
+        let counts = !(momentum.leaves_out_empty() && shape.is_empty());
+        running.filter(|_| counts).into_iter().for_each(RunningStats::count);
         Ok(())
     }
 

@@ -11,12 +11,17 @@ use crate::{Error, Memory, Real, Result, Running};
 pub struct RunningStats<M: Memory, P: Real> {
     /// Length C.
     pub mean: M::Buf<P>,
-    /// Length C, unbiased: what [`Engine::forward_train`](crate::Engine::forward_train) stores.
+    /// Length C, unbiased or biased as [`Config::variance`](crate::Config::variance) says.
     pub var: M::Buf<P>,
+    /// Length C: how many updates a channel has skipped; absent where none can be, see
+    /// [`NonFinite`](crate::NonFinite).
+    pub skipped: Option<M::Buf<f64>>,
     /// Training forwards so far, those of empty batches included unless the momentum is
-    /// [`Momentum::Average`]. A forward that is captured into a CUDA graph counts once, at the capture,
+    /// [`Momentum::Average`] or [`Momentum::Debiased`], and skipped updates too. A forward that is captured into a CUDA graph counts once, at the capture,
     /// and its replays do not: whoever replays it adds them here.
     pub num_batches_tracked: u64,
+    /// Of `skipped`, what a check has said already.
+    pub(super) known_skipped: Vec<u64>,
 }
 
 impl<M: Memory, P: Real> RunningStats<M, P> {
@@ -26,20 +31,19 @@ impl<M: Memory, P: Real> RunningStats<M, P> {
     /// The memory's refusal.
     pub fn new(memory: &M, channels: usize) -> Result<Self> {
         let var = memory.upload(&filled(channels, P::from_f64(1.0))?)?;
-        Ok(Self { mean: memory.zeros(channels)?, var, num_batches_tracked: 0 })
+        let mean = memory.zeros(channels)?;
+        Ok(Self { mean, var, skipped: None, num_batches_tracked: 0, known_skipped: Vec::new() })
     }
 
     /// What the next training forward updates. Once that went well, call
     /// [`count`](Self::count).
     pub fn next(&mut self, momentum: Momentum) -> Running<'_, M, P> {
-        let factor = match momentum {
-            Momentum::Exponential(factor) => factor,
-            // The new batch counts too: the first one replaces everything.
-            Momentum::Cumulative | Momentum::Average => {
-                1.0 / (self.num_batches_tracked as f64 + 1.0)
-            }
-        };
-        Running::new(M::view_mut(&mut self.mean), M::view_mut(&mut self.var), factor)
+        let (factor, var_factor) = momentum.factors(self.num_batches_tracked);
+        let (mean, var) = (M::view_mut(&mut self.mean), M::view_mut(&mut self.var));
+        let averages = matches!(momentum, Momentum::Cumulative | Momentum::Average);
+        let mut next = Running::new(mean, var, factor).var_factor(var_factor).averages(averages);
+        next.skipped = self.skipped.as_mut().map(M::view_mut);
+        next
     }
 
     /// One batch more, up to the most that a state dict holds, `i64::MAX`.
@@ -54,18 +58,28 @@ impl<M: Memory, P: Real> RunningStats<M, P> {
         fill(memory, &mut self.var, 1.0)?;
         memory.zero(M::view_mut(&mut self.mean))?;
         self.num_batches_tracked = 0;
-        Ok(())
+        self.forget_skipped(memory)
+    }
+
+    /// No skipped updates: the batches that are counted anew have none.
+    pub(super) fn forget_skipped(&mut self, memory: &M) -> Result<()> {
+        self.known_skipped.clear();
+        self.skipped.as_mut().map_or(Ok(()), |skipped| memory.zero(M::view_mut(skipped)))
     }
 
     pub(super) fn to<N: Memory>(&self, from: &M, to: &N) -> Result<RunningStats<N, P>> {
         let (mean, var) = (copy(from, to, &self.mean)?, copy(from, to, &self.var)?);
-        Ok(RunningStats { mean, var, num_batches_tracked: self.num_batches_tracked })
+        let skipped = self.skipped.as_ref().map(|skipped| copy(from, to, skipped)).transpose()?;
+        let (num_batches_tracked, known_skipped) =
+            (self.num_batches_tracked, self.known_skipped.clone());
+        Ok(RunningStats { mean, var, skipped, num_batches_tracked, known_skipped })
     }
 
     /// The fields are public: what stands there may have another length by now.
     pub(super) fn check(&self, channels: usize) -> Result<()> {
-        for (what, buf) in [("running_mean", &self.mean), ("running_var", &self.var)] {
-            let got = M::len(&M::view(buf));
+        let skipped = self.skipped.as_ref().map_or(channels, |skipped| M::len(&M::view(skipped)));
+        let [mean, var] = [&self.mean, &self.var].map(|buf| M::len(&M::view(buf)));
+        for (what, got) in [("running_mean", mean), ("running_var", var), ("skipped", skipped)] {
             if got != channels {
                 return Err(Error::Length { what, expected: channels, got });
             }

@@ -1,5 +1,6 @@
 //! A captured step gives, at every launch, what the step gives.
 use crate::support::cuda::{SPLIT, on_device, resident};
+use approx::abs_diff_eq;
 use batchnorm::cudarc::driver::CudaSlice;
 use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use batchnorm::{
@@ -144,7 +145,11 @@ fn a_capture_survives_what_it_cannot_hold() {
     let x = on.upload(&values(shape.len(), 1)).unwrap();
     let mut y = on.zeros::<f32>(shape.len()).unwrap();
     let mut grad_x = on.zeros::<f32>(shape.len()).unwrap();
-    for momentum in [Momentum::Cumulative, Momentum::Average, Momentum::Exponential(0.1)] {
+    let separate = Momentum::Separate { mean: 0.1, var: 0.2 };
+    let debiased = Momentum::Debiased { decay: 0.9 };
+    let momenta =
+        [Momentum::Cumulative, Momentum::Average, debiased, Momentum::Exponential(0.1), separate];
+    for momentum in momenta {
         let config = Config::default().momentum(momentum);
         let mut bn = BatchNorm::<f32, _>::new(&engine, 6, config).unwrap();
         let mut saved = Saved::new();
@@ -173,7 +178,9 @@ fn a_capture_survives_what_it_cannot_hold() {
         refused(engine.take_nonfinite().map(drop), "capture");
         refused(on.write(&[0f32; 6], bn.running_mut().unwrap().mean.as_view_mut()), "capture");
         match momentum {
-            Momentum::Exponential(_) => step(&mut bn, &mut saved).unwrap(),
+            Momentum::Exponential(_) | Momentum::Separate { .. } => {
+                step(&mut bn, &mut saved).unwrap()
+            }
             _ => refused(step(&mut bn, &mut saved), "momentum"),
         }
         // One parameter has a gradient and the other has none.
@@ -186,7 +193,7 @@ fn a_capture_survives_what_it_cannot_hold() {
         assert_eq!(grad, doubled, "{momentum:?}");
         let grad = on.download(bn.bias().unwrap().grad().unwrap().as_view()).unwrap();
         let sum: f32 = values(shape.len(), 1).iter().sum();
-        assert!((grad.iter().sum::<f32>() - sum).abs() < 1e-2, "{grad:?}, {sum}");
+        assert!(abs_diff_eq!(grad.iter().sum::<f32>(), sum, epsilon = 1e-2), "{grad:?}, {sum}");
     }
     assert_eq!(device.faults(), [""; 0]);
 }

@@ -128,14 +128,27 @@ pub struct Merge {
     pub reserved: u32,
 }
 
-/// Pointers: `mean`, `mean_rest`, `invstd`, `running_mean`, `running_var`, `record`, `nonfinite`,
-/// `weight`, `bias`, `saved_weight`, `saved_bias`.
+/// Running statistics, and how a batch moves them.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Running {
+    pub factor: f64,
+    pub var_factor: f64,
+    pub mean: u64,
+    pub var: u64,
+    pub skipped: u64,
+    pub rules: u32,
+    pub reserved: u32,
+}
+
+/// Pointers: `mean`, `mean_rest`, `invstd`, `record`, `nonfinite`, `weight`, `bias`, `saved_weight`,
+/// `saved_bias`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Outputs {
     pub eps: f64,
-    pub factor: f64,
-    pub pointers: [u64; 11],
+    pub running: Running,
+    pub pointers: [u64; 9],
 }
 
 /// `total_sums`, `grad_weight`, `grad_bias`, `sums`, `coefs`, `nonfinite`.

@@ -1,6 +1,7 @@
 //! A forward and its backward, each by the kernels of either family.
 use crate::launch::{
     AnyActivation, Arg, Channels, Device, Gradients, Grid, Group, Layout, Mem, Merge, Outputs,
+    Running,
 };
 use crate::support::run::{Inputs, Mode, Outcome, widen};
 use batchnorm::{Activation, DType, Derivative, Element, Real};
@@ -233,10 +234,18 @@ impl<E: Kernels> Step<'_, E> {
         [weight, bias, saved_weight, saved_bias]: [u64; 4],
     ) -> Outputs {
         let (eps, nonfinite) = (self.inputs.eps, nonfinite.ptr());
-        let statistics = [mean, rest, invstd, running_mean, running_var, record, nonfinite];
-        let [a, b, c, d, e, f, g] = statistics;
-        let pointers = [a, b, c, d, e, f, g, weight, bias, saved_weight, saved_bias];
-        Outputs { eps, factor, pointers }
+        let pointers =
+            [mean, rest, invstd, record, nonfinite, weight, bias, saved_weight, saved_bias];
+        let running = Running {
+            factor,
+            var_factor: factor,
+            mean: running_mean,
+            var: running_var,
+            skipped: 0,
+            rules: 0,
+            reserved: 0,
+        };
+        Outputs { eps, running, pointers }
     }
 
     fn backward(

@@ -9,6 +9,7 @@ mod definition; // numbers worked out by hand
 mod epilogues; // kinks, special values, what a backward is given
 mod extremes; // numbers beyond the range of a type on the way
 mod golden; // what PyTorch computed in float64
+mod golden_layers; // golden cases of a whole layer, by kind
 mod golden_reader; // malformed cases
 mod gradients; // finite differences
 mod host; // slices and offsets
@@ -16,7 +17,9 @@ mod interpreted; // what Miri runs
 mod layer; // modes, forward, backward
 mod nonfinite; // NaN, infinities, the largest values, constants
 mod parameters; // parameters, gradients, moving, display
+mod presets; // defaults of other systems
 mod properties; // random calls, repeatability, threads
+mod running; // by which rules running statistics move
 mod serialized; // configurations by serde
 mod state; // state dicts, and files that torch wrote
 mod state_dict; // arbitrary bytes

@@ -1,6 +1,6 @@
 //! Configurations written and read by serde, with the feature of that name.
 #![cfg(feature = "serde")]
-use batchnorm::{Activation, Config, Momentum};
+use batchnorm::{Activation, Config, EmptyBatch, Momentum, NonFinite, OneValue, Variance};
 
 fn read(json: &str) -> std::result::Result<Config, String> {
     serde_json::from_str(json).map_err(|error| error.to_string())
@@ -8,13 +8,50 @@ fn read(json: &str) -> std::result::Result<Config, String> {
 
 #[test]
 fn what_is_written_reads_back() {
-    let momenta = [Momentum::Exponential(0.25), Momentum::Cumulative, Momentum::Average];
+    let momenta = [
+        Momentum::Exponential(0.25),
+        Momentum::Separate { mean: 0.25, var: 0.5 },
+        Momentum::Cumulative,
+        Momentum::Average,
+        Momentum::Debiased { decay: 0.75 },
+    ];
     for activation in Activation::ALL {
         for momentum in momenta {
             let config = Config::default().eps(1e-3).weight(false).activation(activation);
             let config = config.momentum(momentum);
             assert_eq!(read(&serde_json::to_string(&config).unwrap()), Ok(config));
         }
+    }
+}
+
+/// What a version wrote that had no other fields than these, which is what the default writes today.
+#[test]
+fn files_of_earlier_versions_read() {
+    for momentum in [r#"{"exponential":0.25}"#, r#""cumulative""#, r#""average""#] {
+        let old = format!(
+            r#"{{"eps":0.001,"momentum":{momentum},"activation":"relu","weight":true,"bias":false,"track_running_stats":true}}"#
+        );
+        let config = read(&old).unwrap();
+        assert_eq!((config.eps, config.variance), (1e-3, Variance::Unbiased));
+        assert_eq!(serde_json::to_string(&config).unwrap(), old);
+    }
+}
+
+#[test]
+fn rules_of_running_statistics_are_written_by_name() {
+    let config = Config::keras().non_finite(NonFinite::Skip);
+    let written = serde_json::to_string(&config).unwrap();
+    let rules = r#""variance":"biased","one_value":"zero_variance","empty_batch":"nan","non_finite":"skip"}"#;
+    assert!(written.ends_with(rules), "{written}");
+    assert_eq!(read(&written), Ok(config));
+    let kept = Config::default().one_value(OneValue::KeepVariance).empty_batch(EmptyBatch::Nan);
+    assert_eq!(read(r#"{"one_value":"keep_variance","empty_batch":"nan"}"#), Ok(kept));
+    for (config, momentum) in [
+        (Config::matlab(), r#"{"separate":{"mean":0.1,"var":0.1}}"#),
+        (Config::haiku(0.75), r#"{"debiased":{"decay":0.75}}"#),
+    ] {
+        let written = serde_json::to_value(config).unwrap();
+        assert_eq!(written["momentum"].to_string(), momentum);
     }
 }
 
@@ -43,6 +80,8 @@ fn what_is_missing_has_its_default_and_what_is_unknown_is_refused() {
     for unknown in [
         r#"{"affine":false}"#,
         r#"{"momentum":{"linear":0.1}}"#,
+        r#"{"momentum":{"separate":{"mean":0.1,"var":0.1,"std":0.1}}}"#,
+        r#"{"variance":"unknown"}"#,
         r#"{"activation":"softmax"}"#,
         r#"{"activation":{"leaky_relu":{"negative_slope":0.1,"inplace":true}}}"#,
     ] {

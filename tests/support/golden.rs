@@ -1,40 +1,108 @@
 //! Golden cases: computed by PyTorch in float64, read from the files in `tests/golden`, run on any
 //! engine, judged by `super::tolerance`. `tests/golden/README.md` describes the format.
+//!
+//! A file that names no kind is a [`Case`] of one step; the others are [`Document`]s, each kind with a runner
+//! of its own in [`kinds`].
+use anyhow::Context;
 use batchnorm::{Cpu, DType, Reference};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 mod bars;
 mod case;
+mod document;
 mod judge;
+pub mod kinds;
 mod run;
 
 pub use case::{Case, files};
-pub use judge::{Verdict, judge};
+pub use document::{Document, Stored};
+pub use judge::{Verdict, judge, judge_served};
+pub use kinds::Outcome;
 pub use run::{Ran, compute, compute_served, serialize};
 
 /// Tensors by name. All values are held in f64, which holds those of every dtype exactly.
 pub type Tensors = BTreeMap<&'static str, Vec<f64>>;
 
-/// Runs an engine over a case.
-pub type Compute = fn(&Case) -> anyhow::Result<Ran>;
+/// A golden file.
+#[derive(Debug, Clone)]
+pub enum Golden {
+    /// Of no kind: one step.
+    Step(Case),
+    /// Of a kind that it names.
+    Layer(Document),
+}
 
-/// Every engine on this machine: one line each.
-pub const ENGINES: &[(&str, Compute)] = &[
-    ("reference", |case| compute(&Reference, case).map(Ran::all)),
-    ("cpu", |case| compute(&Cpu::default(), case).map(Ran::all)),
-    #[cfg(all(feature = "cuda", target_os = "linux"))]
-    ("cuda", |case| compute(&super::cuda::engine(), case).map(Ran::all)),
-    #[cfg(all(feature = "cudnn", target_os = "linux"))]
-    ("cudnn", |case| match super::cudnn::find() {
-        // A host without it refuses everything.
-        Err(error @ (batchnorm::Error::Library { .. } | batchnorm::Error::LibraryUnfit { .. })) => {
-            Ok(Ran { tensors: Tensors::new(), refused: vec![error.to_string()] })
+impl Golden {
+    /// Reads a file.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let document = Document::parse(&name, &bytes);
+        match document.with_context(|| path.display().to_string())? {
+            Some(document) => Ok(Self::Layer(document)),
+            None => Ok(Self::Step(Case::read(path)?)),
         }
-        engine => compute_served(&engine?, case),
-    }),
+    }
+}
+
+/// An engine of this machine, and how it runs over golden files.
+pub struct Subject {
+    pub name: &'static str,
+    /// Over a case of one step.
+    pub step: fn(&Case) -> anyhow::Result<Ran>,
+    /// Over a document of a kind.
+    pub layer: fn(&Document) -> anyhow::Result<Outcome>,
+}
+
+/// Every engine on this machine: one entry each.
+pub const ENGINES: &[Subject] = &[
+    Subject {
+        name: "reference",
+        step: |case| compute(&Reference, case).map(Ran::all),
+        layer: |document| kinds::run(&Reference, document),
+    },
+    Subject {
+        name: "cpu",
+        step: |case| compute(&Cpu::default(), case).map(Ran::all),
+        layer: |document| kinds::run(&Cpu::default(), document),
+    },
+    #[cfg(all(feature = "cuda", target_os = "linux"))]
+    Subject {
+        name: "cuda",
+        step: |case| compute(&super::cuda::engine(), case).map(Ran::all),
+        layer: |document| kinds::run(&super::cuda::engine(), document),
+    },
     #[cfg(all(feature = "cudnn", target_os = "linux"))]
-    ("gpu", |case| compute(&super::cudnn::gpu(), case).map(Ran::all)),
+    Subject {
+        name: "cudnn",
+        step: |case| match super::cudnn::find() {
+            Err(error) if is_missing(&error) => {
+                Ok(Ran { tensors: Tensors::new(), refused: vec![error.to_string()] })
+            }
+            engine => compute_served(&engine?, case),
+        },
+        layer: |document| match super::cudnn::find() {
+            Err(error) if is_missing(&error) => {
+                Ok(Outcome { refused: vec![error.to_string()], ..Outcome::default() })
+            }
+            engine => kinds::run(&engine?, document),
+        },
+    },
+    #[cfg(all(feature = "cudnn", target_os = "linux"))]
+    Subject {
+        name: "gpu",
+        step: |case| compute(&super::cudnn::gpu(), case).map(Ran::all),
+        layer: |document| kinds::run(&super::cudnn::gpu(), document),
+    },
 ];
+
+/// Whether there is no cuDNN: a host without it refuses everything.
+#[cfg(all(feature = "cudnn", target_os = "linux"))]
+fn is_missing(error: &batchnorm::Error) -> bool {
+    use batchnorm::Error::{Library, LibraryUnfit};
+    matches!(error, Library { .. } | LibraryUnfit { .. })
+}
 
 /// What a tensor holds, which decides its shape, its type and its tolerance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,9 +1,12 @@
 //! Runs an operation on any engine: inputs from the host, results back on the host.
 use batchnorm::{
-    Activation, Backward, Derivative, Element, Engine, ForwardEval, ForwardTrain, Input, Memory,
-    MergeStats, Real, Result, Running, Saved, Shape, Statistics, Stats,
+    Activation, Backward, Derivative, Element, EmptyBatch, Engine, ForwardEval, ForwardTrain,
+    Input, Memory, MergeStats, NonFinite, OneValue, Real, Result, Running, Saved, Shape,
+    Statistics, Stats, Variance,
 };
 use std::collections::BTreeMap;
+
+pub use super::rules::Rules;
 
 /// Memory of an engine.
 pub type Buf<G, T> = <<G as Engine>::Memory as Memory>::Buf<T>;
@@ -82,6 +85,7 @@ pub struct Inputs<E: Element> {
     pub var: Vec<E::Acc>,
     /// In evaluation instead of these.
     pub record: Option<Vec<f64>>,
+    pub rules: Rules,
 }
 
 impl<E: Element> Inputs<E> {
@@ -113,6 +117,7 @@ impl<E: Element> Inputs<E> {
             mean: given_mean.map(narrow).collect(),
             var: normals(c).into_iter().map(|v| narrow((0.2 + v.abs()) * std * std)).collect(),
             record: None,
+            rules: Rules::default(),
         }
     }
 
@@ -130,6 +135,7 @@ impl<E: Element> Inputs<E> {
             mean: widen(&self.mean),
             var: widen(&self.var),
             record: self.record.clone(),
+            rules: self.rules,
         }
     }
 }
@@ -180,6 +186,9 @@ pub fn forward<E: Element, G: Engine>(
     let weight = epilogue.weight.then(|| on.upload(&inputs.weight)).transpose()?;
     let bias = epilogue.bias.then(|| on.upload(&inputs.bias)).transpose()?;
     let (mut mean, mut var) = (on.upload(&inputs.mean)?, on.upload(&inputs.var)?);
+    let rules = &inputs.rules;
+    let skipped = rules.skipped.map(|before| vec![before; shape.channels()]);
+    let mut skipped = skipped.map(|before| on.upload(&before)).transpose()?;
     let record = inputs.record.as_ref().map(|record| on.upload(record)).transpose()?;
     let nan = vec![narrow::<E>(f64::NAN); shape.len()];
     let mut y = on.upload(if mode == Mode::InPlace { &inputs.x } else { &nan })?;
@@ -190,12 +199,14 @@ pub fn forward<E: Element, G: Engine>(
         let mut args =
             ForwardTrain::<G::Memory, E>::new(G::Memory::view(&x), G::Memory::view_mut(&mut y))
                 .activation(epilogue.activation)
-                .eps(inputs.eps);
+                .eps(inputs.eps)
+                .one_value(rules.one_value);
         args.residual = residual_view;
         args.weight = weight;
         args.bias = bias;
         args.running = factor.map(|factor| {
-            Running::new(G::Memory::view_mut(&mut mean), G::Memory::view_mut(&mut var), factor)
+            let (mean, var) = (G::Memory::view_mut(&mut mean), G::Memory::view_mut(&mut var));
+            rules.running(mean, var, factor, skipped.as_mut().map(G::Memory::view_mut))
         });
         args.saved = saved.as_deref_mut();
         engine.forward_train(shape, args)?;
@@ -221,6 +232,9 @@ pub fn forward<E: Element, G: Engine>(
     if matches!(mode, Mode::Train(Some(_))) {
         outcome.insert("running_mean", widen(&on.download(G::Memory::view(&mean))?));
         outcome.insert("running_var", widen(&on.download(G::Memory::view(&var))?));
+        if let Some(skipped) = &skipped {
+            outcome.insert("skipped", on.download(G::Memory::view(skipped))?);
+        }
     }
     if let Some(saved) = saved {
         let [mean, invstd] = [saved.mean().unwrap(), saved.invstd().unwrap()];
@@ -306,6 +320,17 @@ pub fn merge_stats<P: Real, G: Engine>(
     channels: usize,
     running: Option<(&[P], &[P], f64)>,
 ) -> Result<Outcome> {
+    merge_stats_by(engine, records, channels, running, Rules::default())
+}
+
+/// The same by rules of the caller's.
+pub fn merge_stats_by<P: Real, G: Engine>(
+    engine: &G,
+    records: &[f64],
+    channels: usize,
+    running: Option<(&[P], &[P], f64)>,
+    rules: Rules,
+) -> Result<Outcome> {
     let on = engine.memory();
     let records = on.upload(records)?;
     let mut record = on.upload(&vec![f64::NAN; 3 * channels + 1])?;
@@ -313,16 +338,17 @@ pub fn merge_stats<P: Real, G: Engine>(
     let (running_mean, running_var, factor) = running.unwrap_or((&nan, &nan, 0.0));
     let mut running_mean = on.upload(running_mean)?;
     let mut running_var = on.upload(running_var)?;
+    let skipped = rules.skipped.map(|before| vec![before; channels]);
+    let mut skipped = skipped.map(|before| on.upload(&before)).transpose()?;
     let mut args = MergeStats::<G::Memory, P>::new(
         G::Memory::view(&records),
         G::Memory::view_mut(&mut record),
-    );
+    )
+    .one_value(rules.one_value);
     args.running = running.is_some().then(|| {
-        Running::new(
-            G::Memory::view_mut(&mut running_mean),
-            G::Memory::view_mut(&mut running_var),
-            factor,
-        )
+        let mean = G::Memory::view_mut(&mut running_mean);
+        let var = G::Memory::view_mut(&mut running_var);
+        rules.running(mean, var, factor, skipped.as_mut().map(G::Memory::view_mut))
     });
     engine.merge_stats(args)?;
     let record = on.download(G::Memory::view(&record))?;
@@ -335,6 +361,9 @@ pub fn merge_stats<P: Real, G: Engine>(
         let var = on.download(G::Memory::view(&running_var))?;
         outcome.insert("running_mean", widen(&mean));
         outcome.insert("running_var", widen(&var));
+        if let Some(skipped) = &skipped {
+            outcome.insert("skipped", on.download(G::Memory::view(skipped))?);
+        }
     }
     Ok(outcome)
 }

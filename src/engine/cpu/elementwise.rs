@@ -4,8 +4,7 @@ use super::kernels::elementwise::{Ahead, At};
 use super::plan::{Plan, Tile};
 use super::simd::{BLOCK, GROUP, LINE};
 use super::table::{Strip, Table};
-use super::tiles::clipped;
-use crate::{Element, Real};
+use crate::Real;
 use std::ops::Range;
 
 /// What is done with some columns of a row that have one source of coefficients.
@@ -45,26 +44,34 @@ fn walk_runs<A: Real, S: Step<A>>(plan: &Plan, tile: &Tile, table: &Table<'_, A>
     let (inner, Range { start, end }) = (plan.inner(), tile.cols.clone());
     let mut strip = Strip::new();
     let piece = plan.piece_of_runs();
-    let most = if step.is_held() { BLOCK } else { LONG_PIECE };
+    let several = piece > inner;
+    let most = match several {
+        true => piece,
+        false if step.is_held() => BLOCK,
+        false => LONG_PIECE,
+    };
     let channels = start / inner..end.div_ceil(inner);
     for first in channels.clone().step_by(BLOCK) {
         let channels = first..(first + BLOCK).min(channels.end);
         strip.load_channels(channels.clone(), table, S::GRADIENT);
         let (start, end) = (start.max(first * inner), end.min(channels.end * inner));
         for row in tile.rows.clone() {
-            if piece > inner {
-                for at in (start..end).step_by(piece) {
-                    let (channel, left) = (at / inner - first, inner - at % inner);
-                    let runs = At::Runs { strip: &strip, channel, left, inner };
-                    step.piece(tile, row, at..(at + piece).min(end), runs);
-                }
-                continue;
-            }
-            for c in channels.clone() {
-                let (start, end) = (start.max(c * inner), end.min((c + 1) * inner));
-                let run = At::Channel(strip.at(c - first));
-                for at in (start..end).step_by(most) {
-                    step.piece(tile, row, at..(at + most).min(end), run);
+            // One place that calls: the step is compiled into it.
+            let parts = if several { 1 } else { channels.len() };
+            for k in 0..parts {
+                let (from, to) = match several {
+                    true => (start, end),
+                    false => (start.max((first + k) * inner), end.min((first + k + 1) * inner)),
+                };
+                for at in (from..to).step_by(most) {
+                    let coefs = match several {
+                        true => {
+                            let (channel, left) = (at / inner - first, inner - at % inner);
+                            At::Runs { strip: &strip, channel, left, inner }
+                        }
+                        false => At::Channel(strip.at(k)),
+                    };
+                    step.piece(tile, row, at..(at + most).min(to), coefs);
                 }
             }
         }
@@ -93,24 +100,18 @@ fn walk_columns<A: Real, S: Step<A>>(plan: &Plan, tile: &Tile, table: &Table<'_,
         if !more.is_empty() {
             next.load(plan, &more, table, S::GRADIENT);
         }
+        at = more.end;
+        let strips = [(cols, &strip), (more, &next)];
+        let strips = if strips[1].0.is_empty() { &strips[..1] } else { &strips[..] };
         for row in tile.rows.clone() {
-            step.piece(tile, row, cols.clone(), At::Columns(&strip));
-            if !more.is_empty() {
-                step.piece(tile, row, more.clone(), At::Columns(&next));
+            for (cols, strip) in strips {
+                step.piece(tile, row, cols.clone(), At::Columns(strip));
             }
         }
-        at = more.end;
     }
 }
 
-/// What a loop over columns should ask for, of two tensors or twice of one.
-pub(super) fn ahead_of<'a, E: Element>(
-    plan: &Plan,
-    tensors: [&'a [E]; 2],
-    tile: &Tile,
-    row: usize,
-    cols: &Range<usize>,
-) -> Ahead<'a, E> {
-    let (row, cols) = tile.ahead(row, cols);
-    tensors.map(|tensor| &tensor[clipped(row, cols.clone(), plan.width, plan.len())])
+/// What a loop over columns should ask for: `distance` elements later than where it reads.
+pub(super) fn ahead_of<E>(reads: [&[E]; 2], distance: isize) -> Ahead<E> {
+    reads.map(|values| values.as_ptr().wrapping_offset(distance))
 }

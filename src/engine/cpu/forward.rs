@@ -4,7 +4,7 @@ use super::extremes::{self, Extreme};
 use super::kernels::convert::{bits_of_positive, narrow};
 use super::kernels::elementwise::{At, normalize};
 use super::kernels::moments as merging;
-use super::moments::{self, Merged};
+use super::moments::{self, Merged, Moments};
 use super::plan::{Plan, Tile};
 use super::schedule::{Part, TwoPass, two_pass, workspace_len};
 use super::simd::{Scratch, Simd};
@@ -34,6 +34,8 @@ pub(super) fn forward_train<E: Element>(
             saved.mean_rest.fill(Real::from_f64(0.0));
             saved.invstd.fill(Real::from_f64(1.0 / eps.sqrt()));
         }
+        let none = |_| Moments::default();
+        update(&mut args.running, 0..shape.channels(), none, args.one_value);
         return Ok(());
     }
     let plan = &Plan::new(shape, size_of::<E>(), 1);
@@ -54,7 +56,7 @@ pub(super) fn forward_train<E: Element>(
             }
             extremes.extend(Extreme::among(simd, channels.clone(), parameters, statistics));
             let merged = Merged::new(merged, shape);
-            update(&mut args.running, channels, |k| merged.get(k));
+            update(&mut args.running, channels, |k| merged.get(k), args.one_value);
         }
         let x = extremes::elements(&extremes, shape, x);
         output.write_extremes(&extremes, x, y, saved);
@@ -252,6 +254,7 @@ impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
             || self.mask.is_some()
             || !matches!(activation, Activation::Identity | Activation::Relu)
     }
+    #[inline(always)]
     fn piece(&mut self, tile: &Tile, row: usize, cols: Range<usize>, at: At<'_, E::Acc>) {
         let Output { simd, plan, x: all_x, residual, activation, .. } = self.output;
         let range = clipped(row, cols.clone(), plan.width, plan.len());
@@ -259,13 +262,8 @@ impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
             Some(x) => &x[range.clone()],
             None => self.held.copy(self.y.held(row, cols.clone())),
         };
-        let ahead = match (all_x, residual) {
-            (Some(a), b) if at.is_columns() => {
-                ahead_of(plan, [a, b.unwrap_or(a)], tile, row, &cols)
-            }
-            _ => [x; 2],
-        };
         let residual = residual.map(|r| &r[range]);
+        let ahead = ahead_of([x, residual.unwrap_or(x)], tile.ahead(row, &cols, plan.width));
         let mask = self.mask.as_mut().map(|m| m.row_mut(row, plan.mask_cols(&cols)));
         let relu = match activation {
             Activation::Identity => false,

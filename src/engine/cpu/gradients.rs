@@ -175,7 +175,7 @@ fn sums_of_columns<E: Element>(
                 let g = read.grad_y(grad_x, row, cols.clone());
                 let (x, g) = read.staged(row, &cols, At::Columns(&strip), g, &mut staged);
                 let mut rows = Rows::new();
-                rows.push([x, g], [&[]; 2]);
+                rows.push([x, g], [std::ptr::null(); 2]);
                 sums::column_gradients(simd, &rows, &strip, false, (&mut sum, &mut product));
                 row += 1;
             }
@@ -185,7 +185,9 @@ fn sums_of_columns<E: Element>(
                 let mut rows = Rows::new();
                 let mut gated = gated.iter_mut();
                 for row in some.clone() {
+                    let x = read.x(row, cols.clone());
                     let g = read.grad_y(grad_x, row, cols.clone());
+                    let ahead = ahead_of([x, g], tile.ahead(row, &cols, plan.width));
                     let g = match gate {
                         Gate::Mask(_) => match gated.next() {
                             Some(gated) => read.masked(row, &cols, g, gated),
@@ -193,9 +195,7 @@ fn sums_of_columns<E: Element>(
                         },
                         _ => g,
                     };
-                    let (later, later_cols) = tile.ahead(row, &cols);
-                    let later_g = read.grad_y(grad_x, later, later_cols.clone());
-                    rows.push([read.x(row, cols.clone()), g], [read.x(later, later_cols), later_g]);
+                    rows.push([x, g], ahead);
                 }
                 let to = (&mut sum, &mut product);
                 sums::column_gradients(simd, &rows, &strip, gate.recomputes(), to);
@@ -302,6 +302,7 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
         let is_looped = matches!(self.read.gate, Gate::Open | Gate::Recompute);
         self.read.grad_y.is_none() || !is_looped
     }
+    #[inline(always)]
     fn piece(&mut self, tile: &Tile, row: usize, cols: Range<usize>, at: At<'_, E::Acc>) {
         let read = self.read;
         let Read { simd, plan, x, gate, .. } = read;
@@ -321,17 +322,13 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
             if let Some(grad_x) = &mut self.grad_x {
                 let wide = self.wide.values(g.len());
                 let store = Store::to_cache(simd);
-                input_gradient(store, at, (x, g), (through, false), wide, [&[]; 2]);
+                input_gradient(store, at, (x, g), (through, false), wide, [std::ptr::null(); 2]);
                 grad_x.write(simd, row, cols, false, |_, out| narrow(simd, wide, out));
             }
             return;
         }
-        let ahead = match read.grad_y {
-            Some(g) if at.is_columns() => {
-                ahead_of(plan, [if reads_x { x } else { g }, g], tile, row, &cols)
-            }
-            _ => [grad_y; 2],
-        };
+        let reads = [if reads_x { &x[range.clone()] } else { grad_y }, grad_y];
+        let ahead = ahead_of(reads, tile.ahead(row, &cols, plan.width));
         let g = read.masked(row, &cols, grad_y, &mut self.gated);
         if let Some(grad_residual) = &mut self.grad_residual {
             grad_residual.write(simd, row, cols.clone(), true, |store, out| copy(store, g, out));

@@ -16,9 +16,8 @@
 //! `extremes` computes channels again that are too large or too small for the loops. `table` holds the
 //! coefficients of channels. `compiled` leads from the trait to the operations of a type.
 use super::check::{check_values_per_channel, total_count};
-use super::ops::blend;
 use super::{Backward, Derivative, Engine, ForwardEval, ForwardTrain};
-use super::{MergeStats, Request, Running, Stats};
+use super::{MergeStats, OneValue, Request, Running, Stats};
 use crate::{Element, Host, Real, Result, Shape};
 pub use simd::SimdLevel;
 
@@ -139,7 +138,7 @@ impl Engine for Cpu {
         self.simd()?;
         let parts = || args.records.chunks_exact(3 * channels + 1);
         let total = total_count(parts().map(|part| part[3 * channels]).enumerate())?;
-        check_values_per_channel("records", total as usize)?;
+        check_values_per_channel("records", total as usize, args.one_value)?;
         for c in 0..channels {
             let parts = || parts().map(|part| Moments::of_record(part, channels, c));
             let first = parts().find(|part| part.count > 0.0).map_or(0.0, |part| part.base);
@@ -147,26 +146,24 @@ impl Engine for Cpu {
             let mut all = Moments { base, ..Moments::default() };
             parts().for_each(|part| all.merge(part.counted_from(base)));
             all.write(args.record, channels, c);
-            update(&mut args.running, c..c + 1, |_| all);
+            update(&mut args.running, c..c + 1, |_| all, args.one_value);
         }
         args.record[3 * channels] = total;
         Ok(())
     }
 }
 
-/// The running variance is the unbiased one. An empty batch changes nothing.
+/// Moves the running statistics, if there are any, by the moments of a batch.
 fn update<P: Real>(
     running: &mut Option<Running<'_, Host, P>>,
     channels: Range<usize>,
     batch: impl Fn(usize) -> Moments,
+    one_value: OneValue,
 ) {
-    let Some(Running { mean, var, factor }) = running else { return };
-    let running = mean[channels.clone()].iter_mut().zip(&mut var[channels]);
-    for (k, (mean, var)) in running.enumerate() {
+    let Some(running) = running else { return };
+    for (k, c) in channels.enumerate() {
         let batch = batch(k);
-        if batch.count > 0.0 {
-            *mean = blend(*mean, batch.mean(), *factor);
-            *var = blend(*var, batch.squares / (batch.count - 1.0), *factor);
-        }
+        let var_over = |over: f64| batch.squares / over;
+        running.update(c, batch.count, batch.mean(), var_over, one_value);
     }
 }

@@ -41,15 +41,15 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// What a loop over strips of columns reads [`AHEAD`] rows later: of the next columns, where the
-    /// rows end.
-    pub fn ahead(&self, row: usize, cols: &Range<usize>) -> (usize, Range<usize>) {
+    /// How many elements later lies what a loop over strips of columns reads [`AHEAD`] rows later than
+    /// `cols` of `row`: the next columns, where the rows end. It may be behind the end of a tensor.
+    pub fn ahead(&self, row: usize, cols: &Range<usize>, width: usize) -> isize {
         let later = row + AHEAD;
         if later < self.rows.end {
-            return (later, cols.clone());
+            return (AHEAD * width).cast_signed();
         }
-        let next = cols.end..(cols.end + cols.len()).min(self.cols.end);
-        ((later - self.rows.len()).min(self.rows.end - 1), next)
+        let from_start = (later - self.rows.len()).min(self.rows.end - 1);
+        (from_start * width + cols.len()).wrapping_sub(row * width).cast_signed()
     }
 }
 

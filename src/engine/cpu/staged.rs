@@ -103,6 +103,6 @@ impl<A: Real> Blocks<A> {
             &self.residual[..n]
         });
         let (x, z) = (&self.x[..n], &mut self.z[..n]);
-        normalize(Store::to_cache(simd), at, (x, residual), false, z, [&[]; 2]);
+        normalize(Store::to_cache(simd), at, (x, residual), false, z, [std::ptr::null(); 2]);
     }
 }

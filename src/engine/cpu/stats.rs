@@ -147,8 +147,9 @@ fn columns<E: Element>(
         let rows = |some: Range<usize>| {
             let mut rows = Rows::new();
             for r in some {
-                let (later, later_cols) = tile.ahead(r, &cols);
-                rows.push([row(r, cols.clone())], [row(later, later_cols)]);
+                let x = row(r, cols.clone());
+                let distance = tile.ahead(r, &cols, plan.width);
+                rows.push([x], [x.as_ptr().wrapping_offset(distance)]);
             }
             rows
         };

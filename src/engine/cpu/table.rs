@@ -260,14 +260,16 @@ impl<A: Real> Strip<A> {
             slope: slope[place],
         }
     }
-    /// The coefficients of a group of values from the `i`th on.
+    /// The coefficients of whole groups of values from the `i`th on, by the number of the group.
     #[inline(always)]
-    pub fn group(&self, i: usize) -> impl Lanes<A> {
-        let place = self.first + i;
-        self.fields.each_ref().map(
+    pub fn groups(&self, i: usize, count: usize) -> impl Fn(usize) -> [[A; GROUP]; FIELDS] {
+        let places = self.first + i..self.first + i + count * GROUP;
+        let [mean, scale, bias, mean_g, slope] = self.fields.each_ref().map(
             #[inline(always)]
-            |field| *field[place..].first_chunk::<GROUP>().unwrap(),
-        )
+            |field| field[places.clone()].as_chunks::<GROUP>().0,
+        );
+        #[inline(always)]
+        move |i| [mean[i], scale[i], bias[i], mean_g[i], slope[i]]
     }
     /// The forward's coefficients of the `i`th group, by lane.
     #[inline(always)]

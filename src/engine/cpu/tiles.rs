@@ -272,6 +272,7 @@ impl<'p, E: Element> Writer<'p, E> {
     }
     /// Lets `fill` write columns `cols` of `row`. What it does not write `as_lines`, or reads again,
     /// and is to go past the cache, waits in a buffer until it has done.
+    #[inline(always)]
     pub fn write(
         &mut self,
         simd: Simd,

@@ -1,11 +1,11 @@
 //! Both forwards, and statistics for synchronized ones.
 use super::launch::{Act, Channels, Outputs};
 use super::resident::Step;
+use super::update::Update;
 use super::{Cuda, Layout, Pointers, Ptr};
 use crate::engine::saved::{Buffers, Mark};
 use crate::engine::{
-    Activation, Derivative, ForwardEval, ForwardTrain, Input, MergeStats, Running, Statistics,
-    Stats,
+    Activation, Derivative, ForwardEval, ForwardTrain, Input, MergeStats, Statistics, Stats,
 };
 use crate::{Device, Element, Error, Memory, Real, Result, Shape};
 
@@ -24,7 +24,7 @@ impl Cuda {
             args.open(self, shape)?.map(|opened| (opened.buffers, opened.mark)).unzip();
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
 
-        let ForwardTrain { x, residual, weight, bias, activation, eps, running, y, .. } = args;
+        let ForwardTrain { x, residual, weight, bias, activation, eps, one_value, y, .. } = args;
         let masks = activation.derivative_from(residual.is_some()) == Derivative::FromMask;
         let act = Act::new(activation);
         let (x, residual) = (pointers.read(x), pointers.read_some(residual));
@@ -32,11 +32,7 @@ impl Cuda {
         let y = pointers.write(y);
         let mut outputs = Outputs::new(eps, self.shared.workspace.nonfinite());
         (outputs.weight, outputs.bias) = (weight, bias);
-        if let Some(Running { mean, var, factor }) = running {
-            outputs.factor = factor;
-            (outputs.running_mean, outputs.running_var) =
-                (pointers.write(mean), pointers.write(var));
-        }
+        outputs.running = Update::new(args.running, one_value, &mut pointers);
         let mask = match saved {
             Some(saved) => save(&mut pointers, saved, masks, &mut outputs),
             None => {
@@ -137,15 +133,10 @@ impl Cuda {
         let (channels, parts) = (of_32_bits("channels", channels)?, of_32_bits("parts", parts)?);
         let kernels = self.kernels::<P>(Activation::Identity)?;
         let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
-        let MergeStats { records, running, record, .. } = args;
-        let (factor, running) = match running {
-            Some(Running { mean, var, factor }) => {
-                (factor, (pointers.write(mean), pointers.write(var)))
-            }
-            None => (0.0, (Ptr::NULL, Ptr::NULL)),
-        };
+        let MergeStats { records, one_value, running, record, .. } = args;
+        let running = Update::new(running, one_value, &mut pointers);
         let (records, merged) = (pointers.read(records), pointers.write(record));
-        launcher.merge_stats(channels, parts, records, factor, running, merged)
+        launcher.merge_stats(channels, parts, records, running, merged)
     }
 }
 

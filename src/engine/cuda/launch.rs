@@ -6,6 +6,7 @@
 use super::module::{Activated, Kernels, ResidentKernels, Tiled, is_any};
 use super::plan::{Geometry, Plan};
 use super::resident::Resident;
+use super::update::Update;
 use crate::engine::pointers::Ptr;
 use crate::engine::{Activation, Derivative};
 use crate::memory::refused;
@@ -50,12 +51,10 @@ impl From<&Plan> for Merge {
 #[derive(Clone, Copy)]
 pub(super) struct Outputs<A> {
     pub eps: f64,
-    pub factor: f64,
+    pub running: Update<A>,
     pub mean: Ptr<A>,
     pub mean_rest: Ptr<A>,
     pub invstd: Ptr<A>,
-    pub running_mean: Ptr<A>,
-    pub running_var: Ptr<A>,
     pub record: Ptr<f64>,
     pub nonfinite: Ptr<u32>,
     /// What is applied, and where a backward finds it.
@@ -65,18 +64,16 @@ pub(super) struct Outputs<A> {
     pub saved_bias: Ptr<A>,
 }
 
-impl<A> Outputs<A> {
+impl<A: Real> Outputs<A> {
     /// Nothing is written yet.
     pub fn new(eps: f64, nonfinite: Ptr<u32>) -> Self {
         let none = Ptr::NULL;
         Self {
             eps,
-            factor: 0.0,
+            running: Update::NONE,
             mean: none,
             mean_rest: none,
             invstd: none,
-            running_mean: none,
-            running_var: none,
             record: Ptr::NULL,
             nonfinite,
             weight: none,
@@ -418,12 +415,10 @@ impl Launcher<'_> {
         channels: u32,
         parts: u32,
         records: Ptr<f64>,
-        factor: f64,
-        (running_mean, running_var): (Ptr<A>, Ptr<A>),
+        running: Update<A>,
         merged: Ptr<f64>,
     ) -> Result<()> {
-        let arguments =
-            arguments![channels, parts, records, factor, running_mean, running_var, merged];
+        let arguments = arguments![channels, parts, records, running, merged];
         self.submit(self.kernels.merge_stats()?, channels.div_ceil(BLOCK), BLOCK, arguments)
     }
 }
@@ -465,7 +460,8 @@ mod tests {
             "Geometry": Geometry { vectors, tile, row, width, inner, slices, slice_channels, channels, threads, aligned, reserved }
             "Channels<float>": Channels<f32> { mean, mean_rest, invstd, weight, bias }
             "Merge": Merge { count, tile_count, tiles, channels, inner, lanes, reserved }
-            "Outputs<float>": Outputs<f32> { eps, factor, mean, mean_rest, invstd, running_mean, running_var, record, nonfinite, weight, bias, saved_weight, saved_bias }
+            "Running<float>": Update<f32> { factor, var_factor, mean, var, skipped, rules, reserved }
+            "Outputs<float>": Outputs<f32> { eps, running, mean, mean_rest, invstd, record, nonfinite, weight, bias, saved_weight, saved_bias }
             "Gradients<float>": Gradients<f32> { total_sums, grad_weight, grad_bias, sums, coefs, nonfinite }
             "Group": Group { blocks, kept, partials, words }
             "AnyActivation<float>": AnyActivation<f32> { activation, slope }

@@ -7,8 +7,8 @@
 use super::check::{check_values_per_channel, total_count};
 use super::pointers::{Pointers, Ptr};
 use super::{
-    Activation, Backward, Derivative, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request,
-    Stats,
+    Activation, Backward, Derivative, Engine, ForwardEval, ForwardTrain, MergeStats, OneValue, Op,
+    Request, Stats,
 };
 use crate::memory::{check_stream, new_stream, refused};
 use crate::{DType, Device, Element, Memory, Real, Result, Shape};
@@ -33,6 +33,7 @@ mod plan;
 mod profiles;
 mod resident;
 mod tuning;
+mod update;
 mod workspace;
 
 const NAME: &str = "cuda";
@@ -295,7 +296,8 @@ impl Engine for Cuda {
 
     fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Device, P>) -> Result<()> {
         let channels = args.check(&self.memory)?;
-        if args.known < 2 && !self.memory.is_capturing()? {
+        let may_be_refused = args.one_value == OneValue::Refuse && args.known < 2;
+        if may_be_refused && !self.memory.is_capturing()? {
             self.check_total(channels, &args)?;
         }
         self.merge(channels, args)
@@ -317,6 +319,6 @@ impl Cuda {
                 return Ok(());
             }
         }
-        check_values_per_channel("records", total as usize)
+        check_values_per_channel("records", total as usize, args.one_value)
     }
 }

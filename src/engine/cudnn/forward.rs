@@ -5,8 +5,26 @@ use super::limits::Details;
 use super::{Cudnn, Space};
 use crate::engine::pointers::{Pointers, Ptr};
 use crate::engine::saved::{Buffers, Mark};
-use crate::engine::{ForwardEval, ForwardTrain, Input, Running, Statistics};
-use crate::{Device, Element, Memory, Result, Shape};
+use crate::engine::{ForwardEval, ForwardTrain, Input, NonFinite, Running, Statistics, Variance};
+use crate::{Device, Element, Memory, Real, Result, Shape};
+
+const ONE_VALUE: &str =
+    "the unbiased variance is over m - 1: expected more than 1 value per channel, got 1";
+
+/// By what the update of running statistics differs from cuDNN's, if it does.
+fn rule_of_ours<P: Real>(running: &Running<'_, Device, P>) -> Option<&'static str> {
+    if running.variance != Variance::Unbiased {
+        return Some("running statistics take the unbiased variance: expected that, got biased");
+    }
+    if running.var_factor != running.factor {
+        return Some("running statistics have one factor: expected equal ones, got two");
+    }
+    if running.non_finite != NonFinite::Propagate {
+        return Some("running statistics take what is not finite: expected propagate, got skip");
+    }
+    let reason = "running statistics have one factor: expected it for all channels, got skipped";
+    (running.averages && running.skipped.is_some()).then_some(reason)
+}
 
 impl Cudnn {
     pub(super) fn train<E: Element>(
@@ -14,7 +32,10 @@ impl Cudnn {
         shape: &Shape,
         mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
-        let form = Form::new(shape, args.request(), Details::default(), self.persistent)?;
+        let own_running = args.running.as_ref().and_then(rule_of_ours);
+        let own_running = own_running.or((shape.per_channel() == 1).then_some(ONE_VALUE));
+        let details = Details { own_running, ..Details::default() };
+        let form = Form::new(shape, args.request(), details, self.persistent)?;
         // Refuses what is unknown before anything is saved.
         let kept = form.kept(&self.desk().describe(&form)?);
 
@@ -28,7 +49,7 @@ impl Cudnn {
         let constants = self.constants_for::<E::Acc>(&mut desk, shape, parameters)?;
         let mut pointers = Pointers::new(self.stream());
         let (factor, running) = match running {
-            Some(Running { mean, var, factor }) => {
+            Some(Running { mean, var, factor, .. }) => {
                 (factor, [pointers.write(mean), pointers.write(var)])
             }
             None => (0.0, [Ptr::NULL; 2]),

@@ -32,6 +32,8 @@ pub(super) struct Details {
     pub lacks_grad_residual: bool,
     /// Sums of a part of a batch are asked for, or given.
     pub sums: bool,
+    /// Running statistics move by a rule of ours.
+    pub own_running: Option<&'static str>,
 }
 
 pub(super) struct Limit {
@@ -87,6 +89,11 @@ pub(super) const LIMITS: &[Limit] = &[
                 "backward has no sums of a part of a batch: expected no sums, no total_sums";
             ask.details.sums.then(|| reason.into())
         },
+    },
+    Limit {
+        // Running statistics: one exponentialAverageFactor, the unbiased variance, what is not finite too.
+        known: Known::Documented,
+        exceeded: |ask| ask.details.own_running.map(str::to_owned),
     },
     Limit {
         // All gradients.

@@ -1,7 +1,7 @@
 //! The forward by the batch's own statistics.
 use super::{
-    Arguments, Check, DEFAULT_EPS, Engine, Op, Opened, Request, Running, Saved, Visitor, channel,
-    open, tensor,
+    Arguments, Check, DEFAULT_EPS, Engine, OneValue, Op, Opened, Request, Running, Saved, Visitor,
+    channel, open, tensor,
 };
 use crate::engine::check::{check_eps, check_values_per_channel};
 use crate::{Activation, Element, Memory, Result, Shape};
@@ -43,6 +43,8 @@ pub struct ForwardTrain<'a, M: Memory, E: Element> {
     pub activation: Activation,
     /// Added to the variance; more than 0.
     pub eps: f64,
+    /// What a batch with one value per channel is.
+    pub one_value: OneValue,
     /// Left alone if absent.
     pub running: Option<Running<'a, M, E::Acc>>,
     /// Length N. Never x itself: backward needs that.
@@ -62,6 +64,7 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
             bias: None,
             activation: Activation::Identity,
             eps: DEFAULT_EPS,
+            one_value: OneValue::Refuse,
             running: None,
             y,
             saved: None,
@@ -87,6 +90,10 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
     pub fn eps(self, eps: f64) -> Self {
         Self { eps, ..self }
     }
+    /// Takes one value per channel like this, instead of refusing it.
+    pub fn one_value(self, one_value: OneValue) -> Self {
+        Self { one_value, ..self }
+    }
     /// Updates these running statistics, mean and variance of length C each; `factor` is the weight of
     /// the new value, 0 to 1. Those of a [`RunningStats`](crate::RunningStats) are assigned to the field.
     pub fn running(
@@ -110,7 +117,8 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
     }
     /// The same for a shorter time.
     pub fn reborrow(&mut self) -> ForwardTrain<'_, M, E> {
-        let Self { x, residual, weight, bias, activation, eps, running, y, saved } = self;
+        let Self { x, residual, weight, bias, activation, eps, one_value, running, y, saved } =
+            self;
         ForwardTrain {
             x: M::reborrow(x),
             residual: residual.as_ref().map(M::reborrow),
@@ -118,6 +126,7 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
             bias: bias.as_ref().map(M::reborrow),
             activation: *activation,
             eps: *eps,
+            one_value: *one_value,
             running: running.as_mut().map(Running::reborrow),
             y: M::reborrow_mut(y),
             saved: saved.as_deref_mut(),
@@ -129,7 +138,7 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
         check_eps::<E::Acc>(self.eps)?;
         self.activation.check()?;
         Running::check_values(self.running.as_ref())?;
-        check_values_per_channel("x", shape.per_channel())
+        check_values_per_channel("x", shape.per_channel(), self.one_value)
     }
     /// Takes and opens what is to be saved; an engine calls it when no check can fail any more.
     pub(in crate::engine) fn open<G: Engine<Memory = M>>(
@@ -157,7 +166,18 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
 impl<'a, M: Memory, E: Element> Arguments<'a, M> for ForwardTrain<'a, M, E> {
     #[inline]
     fn walk<V: Visitor<'a, M>>(&mut self, visitor: &mut V) -> Result<()> {
-        let Self { x, residual, weight, bias, activation: _, eps: _, running, y, saved: _ } = self;
+        let Self {
+            x,
+            residual,
+            weight,
+            bias,
+            activation: _,
+            eps: _,
+            one_value: _,
+            running,
+            y,
+            saved: _,
+        } = self;
         visitor.read(tensor("x"), x)?;
         visitor.write(tensor("y"), y)?;
         visitor.read_some(tensor("residual"), residual)?;

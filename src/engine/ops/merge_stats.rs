@@ -1,5 +1,5 @@
 //! The statistics of all parts of a batch, from those of each.
-use super::{Arguments, Check, Op, Request, Running, Visitor, record, records};
+use super::{Arguments, Check, OneValue, Op, Request, Running, Visitor, record, records};
 use crate::{Error, Memory, Real, Result};
 
 /// Arguments of [`Engine::merge_stats`](crate::Engine::merge_stats). C is the number of channels.
@@ -23,7 +23,9 @@ pub struct MergeStats<'a, M: Memory, P: Real> {
     /// its own part; 0 where it knows of none. From 2 on an engine on a device need not read the
     /// counts back, for which it would wait.
     pub known: usize,
-    /// Left alone if absent, or if all parts are empty.
+    /// What one value per channel over all the parts is.
+    pub one_value: OneValue,
+    /// Left alone if absent, or if all parts are empty unless [`Running::empty_batch`] says otherwise.
     pub running: Option<Running<'a, M, P>>,
     /// Length 3C + 1: the record of all parts together, for
     /// [`Statistics::Record`](crate::Statistics::Record), or to be merged with others.
@@ -34,11 +36,16 @@ impl<'a, M: Memory, P: Real> MergeStats<'a, M, P> {
     /// Of `records` (length `k * (3C + 1)`) into `record` (length 3C + 1); no value is known to be
     /// counted, and there are no running statistics.
     pub fn new(records: M::View<'a, f64>, record: M::ViewMut<'a, f64>) -> Self {
-        Self { records, known: 0, running: None, record }
+        Self { records, known: 0, one_value: OneValue::Refuse, running: None, record }
     }
     /// So many values per channel are known to be counted.
     pub fn known(self, known: usize) -> Self {
         Self { known, ..self }
+    }
+    /// Takes one value per channel over all the parts like this, instead of refusing it: an engine on a
+    /// device need not read the counts back then.
+    pub fn one_value(self, one_value: OneValue) -> Self {
+        Self { one_value, ..self }
     }
     /// Updates these running statistics, mean and variance of length C each; `factor` is the weight of
     /// the new value, 0 to 1. Those of a [`RunningStats`](crate::RunningStats) are assigned to the field.
@@ -51,10 +58,11 @@ impl<'a, M: Memory, P: Real> MergeStats<'a, M, P> {
     }
     /// The same for a shorter time.
     pub fn reborrow(&mut self) -> MergeStats<'_, M, P> {
-        let Self { records, known, running, record } = self;
+        let Self { records, known, one_value, running, record } = self;
         MergeStats {
             records: M::reborrow(records),
             known: *known,
+            one_value: *one_value,
             running: running.as_mut().map(Running::reborrow),
             record: M::reborrow_mut(record),
         }
@@ -77,7 +85,7 @@ impl<'a, M: Memory, P: Real> MergeStats<'a, M, P> {
 impl<'a, M: Memory, P: Real> Arguments<'a, M> for MergeStats<'a, M, P> {
     #[inline]
     fn walk<V: Visitor<'a, M>>(&mut self, visitor: &mut V) -> Result<()> {
-        let Self { records: parts, known: _, running, record: to } = self;
+        let Self { records: parts, known: _, one_value: _, running, record: to } = self;
         visitor.write(record("record"), to)?;
         visitor.read(records("records"), parts)?;
         running.as_mut().map_or(Ok(()), |running| running.walk(visitor))

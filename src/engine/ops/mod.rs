@@ -16,6 +16,7 @@ mod forward_eval;
 mod forward_train;
 mod merge_stats;
 mod request;
+mod rules;
 mod running;
 mod stats;
 
@@ -24,8 +25,8 @@ pub use forward_eval::{ForwardEval, Input, Statistics};
 pub use forward_train::ForwardTrain;
 pub use merge_stats::MergeStats;
 pub use request::{Op, Request};
+pub use rules::{EmptyBatch, NonFinite, OneValue, Variance};
 pub use running::Running;
-pub(super) use running::blend;
 pub use stats::Stats;
 
 /// PyTorch's.

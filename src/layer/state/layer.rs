@@ -206,6 +206,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             write(mean, Some(&mut running.mean))?;
             write(var, Some(&mut running.var))?;
             running.num_batches_tracked = count.unwrap_or(running.num_batches_tracked);
+            running.forget_skipped(memory)?;
         }
         Ok(reader.report)
     }

@@ -42,6 +42,20 @@ pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 impl Case {
+    /// A case without tensors, to be given some: what a step of another kind is judged by.
+    pub fn of(
+        name: &str,
+        dims: &[usize],
+        shape: Shape,
+        dtype: DType,
+        activation: Activation,
+        eps: f64,
+    ) -> Self {
+        let (name, dims) = (name.to_owned(), dims.to_vec());
+        let (metadata, tensors) = (HashMap::new(), Tensors::new());
+        Self { name, dims, shape, dtype, activation, eps, momentum: 0.0, metadata, tensors }
+    }
+
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
@@ -182,7 +196,7 @@ impl Case {
 }
 
 /// The values in f64, if they are stored as `dtype`.
-fn decode(view: &TensorView<'_>, dtype: DType) -> Result<Vec<f64>> {
+pub(super) fn decode(view: &TensorView<'_>, dtype: DType) -> Result<Vec<f64>> {
     fn each<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f64) -> Vec<f64> {
         bytes.as_chunks().0.iter().map(|bytes| value(*bytes)).collect()
     }

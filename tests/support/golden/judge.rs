@@ -2,15 +2,16 @@
 use super::super::oracle::derivative;
 use super::super::tolerance::agrees;
 use super::bars::Bars;
-use super::{COMPUTED, Case, Content, Entry, Ran, Tensors, compute, narrow, widen, with_element};
+use super::run::compute_pass;
+use super::{COMPUTED, Case, Content, Entry, Ran, Tensors, narrow, widen, with_element};
 use anyhow::{Result, ensure};
-use batchnorm::{Activation, DType, Reference};
+use batchnorm::{Activation, DType};
 
 /// What is to be said of one tensor: of the element that is nearest to its tolerance, or furthest
 /// beyond it.
 #[derive(Debug, Clone)]
-pub struct Verdict {
-    pub tensor: &'static str,
+pub struct Verdict<N = &'static str> {
+    pub tensor: N,
     pub index: usize,
     pub channel: usize,
     pub expected: f64,
@@ -41,6 +42,14 @@ pub fn judge(case: &Case, computed: &Tensors) -> Result<Vec<Verdict>> {
         .collect()
 }
 
+impl Verdict {
+    /// The same of a tensor that has another name elsewhere.
+    pub fn named<N>(self, tensor: N) -> Verdict<N> {
+        let Self { tensor: _, index, channel, expected, got, error, tolerance, pass, note } = self;
+        Verdict { tensor, index, channel, expected, got, error, tolerance, pass, note }
+    }
+}
+
 impl Ran {
     /// [`judge`], of those that were computed where the engine has refused any.
     pub fn judge(&self, case: &Case) -> Result<Vec<Verdict>> {
@@ -51,7 +60,8 @@ impl Ran {
     }
 }
 
-fn judge_served(case: &Case, computed: &Tensors) -> Result<Vec<Verdict>> {
+/// [`judge`], of those that were computed.
+pub fn judge_served(case: &Case, computed: &Tensors) -> Result<Vec<Verdict>> {
     let mut verdicts = Vec::new();
     for (eval, y) in [(false, "y"), (true, "y_eval")] {
         if !computed.contains_key(y) {
@@ -105,7 +115,7 @@ impl<'a> Pass<'a> {
         linear.activation = Activation::Identity;
         let z = match case.activation {
             Activation::Identity => golden.to_vec(),
-            _ => compute(&Reference, &linear)?.remove(y).unwrap_or_default(),
+            _ => compute_pass(&linear, eval)?.remove(y).unwrap_or_default(),
         };
         let at = |y: &[f64], derivative: fn(Activation, f64, f64) -> f64| -> Vec<f64> {
             z.iter().zip(y).map(|(&z, &y)| derivative(case.activation, z, y)).collect()
@@ -114,7 +124,8 @@ impl<'a> Pass<'a> {
         let golden = at(golden, derivative::<f64>);
         let bars = Bars::new(case, eval, &own)?;
         let differs: Vec<usize> = (0..own.len()).filter(|&i| own[i] != golden[i]).collect();
-        let own = (!differs.is_empty()).then(|| Own::new(linear, &own, differs)).transpose()?;
+        let own =
+            (!differs.is_empty()).then(|| Own::new(linear, eval, &own, differs)).transpose()?;
         Ok(Self { case, computed, bars, own })
     }
 
@@ -193,10 +204,10 @@ fn from_kink(activation: Activation, z: f64) -> f64 {
 
 impl Own {
     /// `linear` is the case in f64, without its activation.
-    fn new(mut linear: Case, derivatives: &[f64], differs: Vec<usize>) -> Result<Self> {
+    fn new(mut linear: Case, eval: bool, derivatives: &[f64], differs: Vec<usize>) -> Result<Self> {
         let g = linear.tensor("grad_y")?.iter().zip(derivatives);
         let g = g.map(|(&g, &by)| if by == 0.0 { 0.0 } else { g * by }).collect();
         linear.set("grad_y", g);
-        Ok(Self { reference: compute(&Reference, &linear)?, differs })
+        Ok(Self { reference: compute_pass(&linear, eval)?, differs })
     }
 }

@@ -3,7 +3,7 @@ use super::{COMPUTED, Case, Entry, Tensors, narrow, widen, with_element};
 use anyhow::{Context, Result, ensure};
 use batchnorm::{
     Backward, DType, Derivative, Element, Engine, Error, ForwardEval, ForwardTrain, Input, Memory,
-    Real, Running, Saved, Statistics, Stats,
+    Real, Reference, Running, Saved, Statistics, Stats,
 };
 use safetensors::{Dtype, tensor::TensorView};
 
@@ -33,6 +33,15 @@ pub fn compute<G: Engine>(engine: &G, case: &Case) -> Result<Tensors> {
 pub fn compute_served<G: Engine>(engine: &G, case: &Case) -> Result<Ran> {
     with_element!(case.dtype, E => Run::<G, E>::new(engine, case)?.all())
         .with_context(|| format!("{}: {}", case.name, engine.name()))
+}
+
+/// Training alone, or evaluation alone, by the reference: for cases that have the golden tensors of one.
+pub fn compute_pass(case: &Case, eval: bool) -> Result<Tensors> {
+    with_element!(case.dtype, E => {
+        let mut run = Run::<Reference, E>::new(&Reference, case)?;
+        if eval { run.eval(true)? } else { run.train()? }
+        Ok(run.computed)
+    })
 }
 
 /// What was computed, all of it or what an engine served, as a safetensors file: elements in the case's dtype, everything else in the
@@ -150,8 +159,10 @@ impl<'a, G: Engine, E: Element> Run<'a, G, E> {
     fn train(&mut self) -> Result<()> {
         let Self { engine, case, .. } = *self;
         let memory = engine.memory();
-        let mut mean: Buf<G, E::Acc> = upload(memory, case.tensor("running_mean")?)?;
-        let mut var: Buf<G, E::Acc> = upload(memory, case.tensor("running_var")?)?;
+        let channels = case.shape.channels();
+        let statistics = |name| case.optional(name).map_or(vec![0.0; channels], <[f64]>::to_vec);
+        let mut mean: Buf<G, E::Acc> = upload(memory, &statistics("running_mean"))?;
+        let mut var: Buf<G, E::Acc> = upload(memory, &statistics("running_var"))?;
         let mut y: Buf<G, E> = memory.zeros(case.shape.len())?;
         let mut saved = Saved::new();
         let mut args = ForwardTrain::<G::Memory, E>::new(

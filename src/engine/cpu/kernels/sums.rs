@@ -138,21 +138,21 @@ pub fn gradients<E: Element>(
 /// Most rows of a strip that are summed in the accumulating type.
 pub const STRIP_ROWS: usize = 32;
 
-/// Some rows of some columns, and the rows that a loop should ask for when it reads them.
+/// Some rows of some columns, and where the rows start that a loop should ask for when it reads them.
 pub struct Rows<'x, E, const TENSORS: usize> {
     rows: [[&'x [E]; TENSORS]; STRIP_ROWS],
-    ahead: [[&'x [E]; TENSORS]; STRIP_ROWS],
+    ahead: [[*const E; TENSORS]; STRIP_ROWS],
     len: usize,
 }
 
 impl<'x, E, const TENSORS: usize> Rows<'x, E, TENSORS> {
     pub fn new() -> Self {
         let none = [[&[][..]; TENSORS]; STRIP_ROWS];
-        Self { rows: none, ahead: none, len: 0 }
+        Self { rows: none, ahead: [[std::ptr::null(); TENSORS]; STRIP_ROWS], len: 0 }
     }
     /// Adds one; there may be [`STRIP_ROWS`] at most.
     #[inline(always)]
-    pub fn push(&mut self, row: [&'x [E]; TENSORS], ahead: [&'x [E]; TENSORS]) {
+    pub fn push(&mut self, row: [&'x [E]; TENSORS], ahead: [*const E; TENSORS]) {
         (self.rows[self.len], self.ahead[self.len]) = (row, ahead);
         self.len += 1;
     }
@@ -178,7 +178,7 @@ impl<'x, E, const TENSORS: usize> Rows<'x, E, TENSORS> {
 }
 /// Some rows, and those to ask for.
 type Several<'s, 'x, E, const TENSORS: usize, const ROWS: usize> =
-    (&'s [[&'x [E]; TENSORS]; ROWS], &'s [[&'x [E]; TENSORS]; ROWS]);
+    (&'s [[&'x [E]; TENSORS]; ROWS], &'s [[*const E; TENSORS]; ROWS]);
 
 /// Adds `d = x - pivot` and its square to their columns, of several rows at a time: sums in memory
 /// cost as much as the arithmetic of one row.
@@ -206,7 +206,7 @@ pub fn column_distances<E: Element>(
 fn add_distances<E: Element, const ROWS: usize>(
     simd: Simd,
     rows: &[[&[E]; 1]; ROWS],
-    ahead: &[[&[E]; 1]],
+    ahead: &[[*const E; 1]],
     pivot: &[E::Acc; BLOCK],
     sum: &mut [E::Acc; BLOCK],
     squares: &mut [E::Acc; BLOCK],
@@ -224,7 +224,7 @@ fn add_distances<E: Element, const ROWS: usize>(
     let pivots = pivot.as_chunks::<GROUP>().0;
     let (sums, squared) = (sum.as_chunks_mut().0, squares.as_chunks_mut().0);
     for i in 0..n / GROUP {
-        ahead.iter().for_each(|[row]| prefetch(row, GROUP * i));
+        ahead.iter().for_each(|[row]| prefetch(row.wrapping_add(GROUP * i)));
         let zeros = [E::Acc::default(); GROUP];
         let (pivot, mut s, mut q) = (pivots[i], zeros, zeros);
         for row in groups {
@@ -298,7 +298,7 @@ fn column_gradients_of<E: Element, const RELU: bool>(
 fn add_gradients<E: Element, const RELU: bool, const ROWS: usize>(
     simd: Simd,
     rows: &[[&[E]; 2]; ROWS],
-    ahead: &[[&[E]; 2]],
+    ahead: &[[*const E; 2]],
     at: &Strip<E::Acc>,
     sum: &mut [E::Acc; BLOCK],
     product: &mut [E::Acc; BLOCK],
@@ -311,7 +311,7 @@ fn add_gradients<E: Element, const RELU: bool, const ROWS: usize>(
     );
     let (sums, products) = (sum.as_chunks_mut().0, product.as_chunks_mut().0);
     for i in 0..n / GROUP {
-        ahead.as_flattened().iter().for_each(|row| prefetch(row, GROUP * i));
+        ahead.as_flattened().iter().for_each(|row| prefetch(row.wrapping_add(GROUP * i)));
         let zeros = [E::Acc::default(); GROUP];
         let (coef, mut s, mut p) = (at.forward_group(i), zeros, zeros);
         for [x, g] in rows {

@@ -39,15 +39,13 @@ impl Store {
     pub fn compiled_for(self, simd: Simd) -> Self {
         Self { simd, ..self }
     }
-    /// Rounds a group of values and writes it or, past the cache, lanes `lanes` of it: with one store
-    /// if `to` is aligned to its size or a line. Past the cache it also asks for `ahead`, for whoever
-    /// works on so much memory waits for it.
+    /// Rounds and writes a group of values: past the cache, if `to` is aligned to its size or a line. In
+    /// that case it also asks for `ahead`, for whoever works on so much memory waits for it.
     #[inline(always)]
     pub fn put<E: Element>(
         self,
         values: &[E::Acc; GROUP],
         to: &mut [E; GROUP],
-        lanes: Range<usize>,
         ahead: impl FnOnce(),
     ) {
         let values = self.simd.narrow::<E, GROUP>(values);
@@ -56,16 +54,36 @@ impl Store {
             // SAFETY: the group is aligned, and the rest was promised.
             unsafe { self.stream_group(&values, to) };
             ahead();
-        } else if self.is_past_cache() {
-            let copy = values; // the loop keeps its values out of memory
-            // SAFETY: what was promised.
-            unsafe { stream_lanes(&copy, to, lanes) };
-            ahead();
         } else {
             *to = values;
         }
         // The group is a vector; several groups would become gathered ones.
         compiler_fence(Ordering::SeqCst);
+    }
+    /// Rounds and writes values that stay in the cache.
+    #[inline(always)]
+    pub fn put_to_cache<E: Element, const N: usize>(self, values: &[E::Acc; N], to: &mut [E; N]) {
+        *to = self.simd.narrow::<E, N>(values);
+        compiler_fence(Ordering::SeqCst);
+    }
+    /// Rounds a group of values and writes it or, past the cache, only lanes `lanes` of it.
+    #[inline(always)]
+    pub fn put_lanes<E: Element>(
+        self,
+        values: &[E::Acc; GROUP],
+        to: &mut [E; GROUP],
+        lanes: Range<usize>,
+    ) {
+        let values = self.simd.narrow::<E, GROUP>(values);
+        if self.is_past_cache() {
+            // A copy, so that only here the values pass through memory: a vector that is read back
+            // from across two lines waits for its store.
+            let copy = values;
+            // SAFETY: what was promised.
+            unsafe { stream_lanes(&copy, to, lanes) };
+        } else {
+            *to = values;
+        }
     }
     /// Copies a row.
     #[inline(always)]
@@ -194,25 +212,25 @@ unsafe fn stream_lanes<E: Element>(from: &[E; GROUP], to: &mut [E; GROUP], lanes
     }
 }
 
-/// Asks for the group that starts in `values[at]`, to be in the second-level cache when it is read;
-/// positions behind the end are allowed, and useless.
+/// Asks for the group at an address, to be in the second-level cache when it is read; any address is
+/// allowed, and useless where nothing is.
 ///
 /// Hardware that fetches ahead follows one stream at a time, and none beyond a page. Loops over
 /// several rows that ask for rows to come, a line for every line they use, take half the time in
 /// memory and two thirds in the last-level cache; asking for many lines at once gains nothing, for
 /// only so many can be under way.
 #[inline(always)]
-pub fn prefetch<T>(values: &[T], at: usize) {
+pub fn prefetch<T>(group: *const T) {
     #[cfg(target_arch = "x86_64")]
     for line in (0..GROUP * size_of::<T>()).step_by(LINE) {
-        let address = values.as_ptr().wrapping_add(at).cast::<i8>().wrapping_add(line);
+        let address = group.cast::<i8>().wrapping_add(line);
         if !cfg!(miri) {
             // SAFETY: every x86-64 machine has it, and whatever the address, it only takes time.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(address) };
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (values, at);
+    let _ = group;
 }
 
 /// Orders what was streamed before whatever the thread does next.
@@ -268,20 +286,26 @@ mod tests {
                     // SAFETY: fenced before it is read.
                     let store = unsafe { Store::past_cache(simd) };
                     let to = past[at.clone()].first_chunk_mut().unwrap();
-                    store.put(&values, to, lanes.clone(), || asked = true);
+                    let whole = lanes.len() == GROUP;
+                    match whole {
+                        true => store.put(&values, to, || asked = true),
+                        false => store.put_lanes(&values, to, lanes.clone()),
+                    }
                     fence();
                     let to = usual[at.clone()].first_chunk_mut().unwrap();
                     let never = || panic!("not past the cache");
-                    Store::to_cache(simd).put(&values, to, lanes.clone(), never);
-                    assert_eq!(usual, past);
-                    assert!(usual.iter().enumerate().all(|(i, v)| {
-                        let is_written = at.contains(&i) && lanes.contains(&(i - start));
-                        let expected = if is_written { i - start + 1 } else { 0 };
-                        v.widen().to_f64() == expected as f64
-                    }));
+                    Store::to_cache(simd).put(&values, to, never);
+                    for i in 0..usual.len() {
+                        let [is_group, is_lane] = [0..GROUP, lanes.clone()]
+                            .map(|some| some.contains(&i.wrapping_sub(start)));
+                        let expected =
+                            |is_written| if is_written { (i - start + 1) as f64 } else { 0.0 };
+                        assert_eq!(usual[i].widen().to_f64(), expected(is_group));
+                        assert_eq!(past[i].widen().to_f64(), expected(is_lane));
+                    }
                     let size = size_of::<[E; GROUP]>();
                     let aligned = (&raw const past[start]).addr().is_multiple_of(size.min(LINE));
-                    assert_eq!(asked, aligned && lanes.len() == GROUP, "{} at {start}", E::DTYPE);
+                    assert_eq!(asked, aligned && whole, "{} at {start}", E::DTYPE);
                 });
             }
         }
