@@ -21,16 +21,21 @@ pub use cudarc; // its streams and slices are what `Cuda` works on
 
 pub use element::{DType, Element, Plain, Real};
 pub use engine::{
-    Activation, Argument, Arguments, Backward, Cpu, Derivative, EmptyBatch, Engine, ForwardEval,
-    ForwardTrain, Input, MergeStats, NonFinite, OneValue, Op, Reference, Request, Role, Running,
-    Saved, SimdLevel, Statistics, Stats, Variance, Visitor,
+    Activation, Algorithm, Argument, Arguments, Backward, Constrain, Constraint, Cpu, Derivative,
+    EmptyBatch, Engine, ForwardEval, ForwardTrain, Input, MergeStats, NonFinite, OneValue, Op,
+    OptimizerStep, Reference, Regularize, Regularizer, Request, Role, Running, Saved, SimdLevel,
+    Statistics, Stats, Variance, Visitor,
 };
 #[cfg(feature = "cudnn")]
 pub use engine::{Choice, Cudnn, Gpu, Rule};
 #[cfg(feature = "cuda")]
 pub use engine::{Cuda, Family, Tuning};
 pub use error::{Cause, Error, Result};
-pub use layer::{BatchNorm, Config, Keras1, Keras1Std, Momentum, Param, RunningStats};
+pub use layer::{
+    BatchNorm, Config, Initializer, Keras1, Keras1Std, Momentum, Optimizer, OptimizerState, Order,
+    Param, ParamState, Population, PopulationRule, PopulationStatistics, Progress, RunningStats,
+    Slot,
+};
 #[cfg(feature = "safetensors")]
 pub use layer::{LoadReport, Mismatch, StateDict, Strict};
 #[cfg(feature = "cuda")]

@@ -1,7 +1,7 @@
 //! Our kernels or cuDNN, whichever is faster: per operation, dtype and shape, by a table.
 use super::{
-    Activation, Backward, Cuda, Cudnn, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request,
-    Stats,
+    Activation, Backward, Constrain, Cuda, Cudnn, Engine, ForwardEval, ForwardTrain, MergeStats,
+    Op, OptimizerStep, Regularize, Request, Stats,
 };
 use crate::memory::new_stream;
 use crate::{DType, Device, Element, Error, Real, Result, Shape};
@@ -277,5 +277,15 @@ impl Engine for Gpu {
 
     fn merge_stats<P: Real>(&self, args: MergeStats<'_, Device, P>) -> Result<()> {
         self.cuda.merge_stats(args)
+    }
+
+    fn optimizer_step<P: Real>(&self, args: OptimizerStep<'_, Device, P>) -> Result<()> {
+        self.cuda.optimizer_step(args)
+    }
+    fn regularize<P: Real>(&self, args: Regularize<'_, Device, P>) -> Result<()> {
+        self.cuda.regularize(args)
+    }
+    fn constrain<P: Real>(&self, args: Constrain<'_, Device, P>) -> Result<()> {
+        self.cuda.constrain(args)
     }
 }

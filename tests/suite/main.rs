@@ -16,7 +16,9 @@ mod host; // slices and offsets
 mod interpreted; // what Miri runs
 mod layer; // modes, forward, backward
 mod nonfinite; // NaN, infinities, the largest values, constants
+mod optimizer; // steps, regularizers, constraints, values by name
 mod parameters; // parameters, gradients, moving, display
+mod population; // statistics of a whole data set
 mod properties; // random calls, repeatability, threads
 mod running; // by which rules running statistics move
 mod serialized; // configurations by serde
