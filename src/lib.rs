@@ -6,6 +6,7 @@ mod layer; // policy: configuration, parameters, running statistics, modes, stat
 
 mod engine; // arithmetic: the trait and its arguments; `Reference` defines, the others are fast
 
+mod input_spec; // which dims every input has
 mod memory; // where numbers live: `Host`, `Device`
 mod shape; // any rank and layout -> (outer, channels, inner)
 
@@ -31,6 +32,7 @@ pub use engine::{Choice, Cudnn, Gpu, Rule};
 #[cfg(feature = "cuda")]
 pub use engine::{Cuda, Family, Tuning};
 pub use error::{Cause, Error, Result};
+pub use input_spec::InputSpec;
 pub use layer::{
     BatchNorm, Config, Initializer, Keras1, Keras1Std, Momentum, Optimizer, OptimizerState, Order,
     Param, ParamState, Population, PopulationRule, PopulationStatistics, Progress, RunningStats,

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod axes; // any rank and axes, beside a computation without shapes
 mod bad_input; // every wrong argument of every operation
 mod conformance; // engines x dtypes x shapes x operations x epilogues
 mod definition; // numbers worked out by hand
