@@ -34,9 +34,9 @@ pub use engine::{Cuda, Family, Tuning};
 pub use error::{Cause, Error, Result};
 pub use input_spec::InputSpec;
 pub use layer::{
-    BatchNorm, Config, Initializer, Keras1, Keras1Std, Momentum, Optimizer, OptimizerState, Order,
-    Param, ParamState, Population, PopulationRule, PopulationStatistics, Progress, RunningStats,
-    Slot,
+    BatchNorm, Config, Initializer, Keras1, Keras1Std, LazyBatchNorm, Momentum, Optimizer,
+    OptimizerState, Order, Param, ParamState, Population, PopulationRule, PopulationStatistics,
+    Progress, RunningStats, Slot,
 };
 #[cfg(feature = "safetensors")]
 pub use layer::{LoadReport, Mismatch, StateDict, Strict};

@@ -5,6 +5,7 @@ use crate::{Activation, Engine, Error, Memory, NonFinite, Plain, Real, Result};
 mod affine;
 mod config;
 mod initializer;
+mod lazy;
 mod momentum;
 mod optimizer;
 mod param;
@@ -18,6 +19,7 @@ mod state;
 
 pub use config::Config;
 pub use initializer::Initializer;
+pub use lazy::LazyBatchNorm;
 pub use momentum::Momentum;
 pub use optimizer::{Optimizer, OptimizerState, ParamState};
 pub use param::Param;

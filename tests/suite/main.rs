@@ -16,6 +16,7 @@ mod gradients; // finite differences
 mod host; // slices and offsets
 mod interpreted; // what Miri runs
 mod layer; // modes, forward, backward
+mod lazy; // channels from the first input or a state dict
 mod nonfinite; // NaN, infinities, the largest values, constants
 mod optimizer; // steps, regularizers, constraints, values by name
 mod parameters; // parameters, gradients, moving, display
