@@ -36,7 +36,7 @@ pub use input_spec::InputSpec;
 pub use layer::{
     BatchNorm, Config, Initializer, Keras1, Keras1Std, LazyBatchNorm, Momentum, Optimizer,
     OptimizerState, Order, Param, ParamState, Population, PopulationRule, PopulationStatistics,
-    Progress, RunningStats, Slot,
+    Progress, RunningStats, SavedParts, Slot,
 };
 #[cfg(feature = "safetensors")]
 pub use layer::{LoadReport, Mismatch, StateDict, Strict};

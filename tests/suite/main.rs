@@ -20,6 +20,7 @@ mod lazy; // channels from the first input or a state dict
 mod nonfinite; // NaN, infinities, the largest values, constants
 mod optimizer; // steps, regularizers, constraints, values by name
 mod parameters; // parameters, gradients, moving, display
+mod parts; // a list of inputs as one batch
 mod population; // statistics of a whole data set
 mod properties; // random calls, repeatability, threads
 mod running; // by which rules running statistics move
