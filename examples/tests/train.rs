@@ -89,8 +89,8 @@ fn normalization_wins_on_a_short_run() {
     }
 }
 
-/// By the statistics of the training images the first layer's inputs have mean 0 and variance 1, which the
-/// moving ones only approach.
+/// The table's further rows, and that nothing else changes; after few steps the moving statistics still hold a
+/// part of their initial values, and of batches by earlier weights.
 #[test]
 fn population_statistics_stand_beside_the_moving_ones() {
     let folder = folder("population");

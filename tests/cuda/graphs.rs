@@ -1,5 +1,6 @@
 //! A captured step gives, at every launch, what the step gives.
 use crate::support::cuda::{SPLIT, on_device, resident};
+use approx::abs_diff_eq;
 use batchnorm::cudarc::driver::CudaSlice;
 use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use batchnorm::{
@@ -193,7 +194,7 @@ fn a_capture_survives_what_it_cannot_hold() {
         assert_eq!(grad, doubled, "{momentum:?}");
         let grad = on.download(bn.bias().unwrap().grad().unwrap().as_view()).unwrap();
         let sum: f32 = values(shape.len(), 1).iter().sum();
-        assert!((grad.iter().sum::<f32>() - sum).abs() < 1e-2, "{grad:?}, {sum}");
+        assert!(abs_diff_eq!(grad.iter().sum::<f32>(), sum, epsilon = 1e-2), "{grad:?}, {sum}");
     }
     assert_eq!(device.faults(), [""; 0]);
 }

@@ -22,6 +22,7 @@ mod optimizer; // steps, regularizers, constraints, values by name
 mod parameters; // parameters, gradients, moving, display
 mod parts; // a list of inputs as one batch
 mod population; // statistics of a whole data set
+mod presets; // defaults of other systems
 mod properties; // random calls, repeatability, threads
 mod running; // by which rules running statistics move
 mod serialized; // configurations by serde

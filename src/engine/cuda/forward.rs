@@ -1,6 +1,7 @@
 //! Both forwards, and statistics for synchronized ones.
-use super::launch::{Act, Channels, Outputs, Update};
+use super::launch::{Act, Channels, Outputs};
 use super::resident::Step;
+use super::update::Update;
 use super::{Cuda, Layout, Pointers, Ptr};
 use crate::engine::saved::{Buffers, Mark};
 use crate::engine::{

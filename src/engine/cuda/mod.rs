@@ -34,6 +34,7 @@ mod plan;
 mod profiles;
 mod resident;
 mod tuning;
+mod update;
 mod workspace;
 
 const NAME: &str = "cuda";
