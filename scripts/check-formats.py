@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Reads what batchnorm-formats wrote by the systems' own libraries, and compares every number.
 
-    pip install h5py numpy ml_dtypes safetensors msgpack onnx onnxruntime keras jax flax torch
+    pip install h5py numpy ml_dtypes safetensors msgpack onnx onnxruntime keras jax flax torch tensorflow-cpu
+    pip install --no-deps tf_keras
     cargo run -p batchnorm-formats --example samples -- formats/tests/data OUT
     python scripts/check-formats.py OUT [--write formats/tests/READ_BY.md]
 
@@ -220,6 +221,28 @@ def by_keras(path, entry):
     return f"{shown}, all arrays, inference"
 
 
+def by_tf_keras(path, entry):
+    import tf_keras as keras
+
+    layers = entry["layers"]
+    if path.name == "keras2_model.h5":
+        model = keras.models.load_model(path)
+        found, shown = [model.get_layer(layer["name"]) for layer in layers], "load_model"
+    else:
+        inputs = [keras.Input((len(layer["running_mean"]),)) for layer in layers]
+        found = [keras_layer(keras, layer) for layer in layers]
+        model = keras.Model(inputs, [bn(x) for bn, x in zip(found, inputs)])
+        model.load_weights(path, by_name=True)
+        shown = "load_weights(by_name=True)"
+    for bn, layer in zip(found, layers, strict=True):
+        for got, want in zip(bn.get_weights(), present(layer), strict=True):
+            same(got, want, layer["name"])
+        shape = [2] + [1] * (len(bn.input.shape) - 2) + [len(layer["running_mean"])]
+        x = np.linspace(-2, 2, int(np.prod(shape))).reshape(shape)
+        close(bn(x.astype("float32"), training=False), infer(layer, x, -1, bn.epsilon), layer["name"])
+    return f"{shown}, all arrays, inference"
+
+
 def by_flax(path, entry):
     import flax
     import flax.linen as nn
@@ -267,7 +290,8 @@ def readers(name):
         # Keras 1's layout is nothing that Keras 3 loads; Keras 2's by names.
         of_keras = name not in ("keras1_weights.h5", "new_keras1.h5", "keras2_model.h5")
         general = [] if name.endswith(".keras") else [("h5py", by_h5py)]
-        return general + ([("keras", by_keras)] if of_keras else [])
+        old = [("tf_keras", by_tf_keras)] if "keras2" in name else []
+        return general + ([("keras", by_keras)] if of_keras else []) + old
     return {
         "pt": [("torch", by_torch)],
         "safetensors": [("safetensors", by_safetensors), ("torch", by_torch)],

@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::path::Path;
 
-use batchnorm::{DType, Momentum, StateDict};
+use batchnorm::{DType, Keras1, Momentum, StateDict};
 use batchnorm_formats::keras::{self, Hints, Legacy, RunningStd};
 use batchnorm_formats::{Array, LayerState, flax, npy, onnx, torch};
 use serde_json::{Value, json};
@@ -92,7 +92,7 @@ fn changed(from: &Path, to: &Path, manifest: &mut Vec<Value>) -> Outcome {
         let mut keras = keras::File::read(&std::fs::read(from.join(file))?)?;
         let mut layers = Vec::new();
         for name in keras.layers() {
-            let mut hints = Hints::default().keras1(RunningStd::Variance);
+            let mut hints = Hints::default().keras1(RunningStd::of(Keras1::V1_2, false));
             if file == "keras3.weights.h5" && name == "bn_b" {
                 hints = hints.affine(false, true);
             }

@@ -29,8 +29,7 @@ pub enum System {
 ///
 /// # Errors
 /// [`Error::Malformed`] for what is no such object; [`Error::Mismatch`] where the arrays are not of one
-/// length; [`Error::Unsupported`] for a `MeanDecay` other than the `VarianceDecay`, which [`Momentum`]
-/// does not have.
+/// length, and for one of the two decays alone.
 pub fn read(text: &str, system: System) -> Result<LayerState> {
     let object: Map<String, Value> =
         serde_json::from_str(text).map_err(|e| Error::malformed(JSON, e))?;
@@ -52,26 +51,25 @@ pub fn read(text: &str, system: System) -> Result<LayerState> {
     let mut state =
         LayerState::from_arrays(array(weight)?, array(bias)?, array(mean)?, array(var)?)?;
     state.eps = number("Epsilon")?;
-    let momentum = match system {
-        System::Wolfram => number("Momentum")?.map(|keep| 1.0 - keep),
+    state.momentum = match system {
+        System::Wolfram => number("Momentum")?.map(Momentum::keeping),
         System::Matlab => match (number("MeanDecay")?, number("VarianceDecay")?) {
-            (Some(mean), Some(var)) if mean != var => {
-                let reason =
-                    format!("MeanDecay {mean} and VarianceDecay {var}: expected one for both");
-                return Err(Error::unsupported(JSON, reason));
+            (Some(mean), Some(var)) => Some(Momentum::Separate { mean, var }),
+            (None, None) => None,
+            (mean, _) => {
+                let got = if mean.is_some() { "MeanDecay alone" } else { "VarianceDecay alone" };
+                return Err(Error::mismatch("decay", "MeanDecay and VarianceDecay", got));
             }
-            (mean, var) => mean.or(var),
         },
     };
-    state.momentum = momentum.map(Momentum::Exponential);
     Ok(state)
 }
 
 /// The object for one layer. JSON has no NaN and no infinity.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for numbers that are not finite and a momentum that is an average of all
-/// batches; [`Error::Mismatch`] where the arrays are not of one length.
+/// [`Error::Unsupported`] for numbers that are not finite and a momentum that the system does not
+/// have; [`Error::Mismatch`] where the arrays are not of one length.
 pub fn write(state: &LayerState, system: System) -> Result<String> {
     state.channels()?;
     let mut object = Map::new();
@@ -95,8 +93,13 @@ pub fn write(state: &LayerState, system: System) -> Result<String> {
             object.insert("MeanDecay".into(), json!(new));
             object.insert("VarianceDecay".into(), json!(new));
         }
+        (Some(Momentum::Separate { mean, var }), System::Matlab) => {
+            object.insert("MeanDecay".into(), json!(mean));
+            object.insert("VarianceDecay".into(), json!(var));
+        }
         (Some(other), _) => {
-            return Err(Error::unsupported(JSON, format!("no momentum is an average: {other:?}")));
+            let reason = format!("momentum: {system:?} has none such as {other}");
+            return Err(Error::unsupported(JSON, reason));
         }
     }
     Ok(Value::Object(object).to_string())

@@ -86,7 +86,8 @@ impl LayerState {
     }
 
     /// The configuration of a layer for these numbers: weight, bias and running statistics where they
-    /// are there, eps and momentum as the file says them, and the rest of `base`.
+    /// are there, eps and momentum as the file says them, and the rest of `base`: the defaults of the
+    /// system that wrote the file, [`Config::keras`] say, and its rules for training.
     pub fn config(&self, base: Config) -> Config {
         let tracked = self.running_mean.is_some() || self.running_var.is_some();
         base.weight(self.weight.is_some())

@@ -1,6 +1,8 @@
 //! What a file of Keras' does not say, and its reader has to.
 use std::fmt;
 
+use batchnorm::{Config, Keras1, Keras1Std};
+
 use crate::{Array, Error, Result};
 
 /// What a file does not say of a layer. Nothing, in most cases: each field says when it is needed.
@@ -22,28 +24,18 @@ pub struct Affine {
     pub center: bool,
 }
 
-/// What Keras 1 stored as `running_std`: that cannot be told by the file.
+/// What Keras 1 stored as `running_std`, which its files do not say, and for which eps it is to be
+/// converted. What the two denominators are must be known: the file has no eps either.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum RunningStd {
-    /// The variance, in spite of its name: Keras 1.0.7 to 1.2.2; 1.0.6 on TensorFlow.
-    Variance,
-    /// The variance and the layer's eps: Keras 1.2.0 to 1.2.2 on a Theano that has its own batch
-    /// normalization.
-    VariancePlusEps {
-        /// The layer's `epsilon`, 1e-3 by default there.
-        eps: f64,
-    },
-    /// A standard deviation s, whose layer computed `(x - mean) / (s + eps)`: Keras 0.3 to 1.0.5;
-    /// 1.0.6 on Theano. A layer whose eps is `to_eps` computes the same of the variance
-    /// `(s + eps)^2 - to_eps`.
-    Deviation {
-        /// The layer's `epsilon`, 1e-6 by default there.
-        eps: f64,
-        /// The eps of the layer that is to have it, which becomes [`LayerState::eps`].
-        ///
-        /// [`LayerState::eps`]: crate::LayerState::eps
-        to_eps: f64,
-    },
+pub struct RunningStd {
+    /// A variance or a deviation.
+    pub stored: Keras1Std,
+    /// The eps of the layer that stored it. On a Theano that has its own batch normalization Keras 1.2
+    /// stored the variance with eps in it already: that is a variance with an eps of 0.
+    pub eps: f64,
+    /// The eps of the layer that is to have the variance, which becomes
+    /// [`LayerState::eps`](crate::LayerState::eps).
+    pub to_eps: f64,
 }
 
 impl Hints {
@@ -67,40 +59,50 @@ impl Hints {
 }
 
 impl RunningStd {
-    /// The variance for what is stored.
-    pub(super) fn variance(self, name: &str, stored: Array) -> Result<Array> {
-        let (to, least): (&dyn Fn(f64) -> f64, f64) = match self {
-            Self::Variance => return Ok(stored),
-            Self::VariancePlusEps { eps } => (&move |v| v - eps, eps),
-            Self::Deviation { eps, to_eps } => {
-                (&move |s| (s + eps).powi(2) - to_eps, to_eps.sqrt() - eps)
-            }
-        };
-        convert(name, stored, to, least)
+    /// As such a version stored it, on TensorFlow or on Theano, by a layer with its default eps; for a
+    /// layer with the same.
+    pub fn of(version: Keras1, on_theano: bool) -> Self {
+        let eps = Config::keras1(version).eps;
+        Self { stored: version.stored(on_theano), eps, to_eps: eps }
     }
 
-    /// What is stored for a variance.
+    /// For a layer with this eps.
+    pub const fn to_eps(self, to_eps: f64) -> Self {
+        Self { to_eps, ..self }
+    }
+
+    /// The variances for what is stored.
+    pub(super) fn variance(self, stored: Array) -> Result<Array> {
+        let values = stored.values.iter().map(|&s| match s {
+            // No number, and no error: a layer that diverged.
+            s if s.is_nan() => Ok(s),
+            s => self.stored.to_var(s, self.eps, self.to_eps),
+        });
+        Ok(Array { values: values.collect::<batchnorm::Result<_>>()?, ..stored })
+    }
+
+    /// What is stored for variances.
     pub(super) fn std(self, name: &str, variance: Array) -> Result<Array> {
-        let (to, least): (&dyn Fn(f64) -> f64, f64) = match self {
-            Self::Variance => return Ok(variance),
-            Self::VariancePlusEps { eps } => (&move |v| v + eps, 0.0),
-            Self::Deviation { eps, to_eps } => {
-                (&move |v| (v + to_eps).sqrt() - eps, eps.powi(2) - to_eps)
+        let Self { stored, eps, to_eps } = self;
+        let values = variance.values.iter().map(|&var| {
+            let deviation = (var + to_eps).sqrt() - eps;
+            let value = match stored {
+                Keras1Std::Deviation => deviation,
+                Keras1Std::Variance => var - (eps - to_eps),
+                Keras1Std::VarianceEpsOutside if deviation < 0.0 => deviation,
+                Keras1Std::VarianceEpsOutside => deviation.powi(2),
+                other => {
+                    return Err(Error::unsupported("keras 1", format!("running_std: {other:?}")));
+                }
+            };
+            if value < 0.0 {
+                let expected = format!("a variance that {stored:?} with an eps of {eps} has");
+                return Err(Error::mismatch(format!("{name}: running_var"), expected, var));
             }
-        };
-        convert(name, variance, to, least)
+            Ok(value)
+        });
+        Ok(Array { values: values.collect::<Result<_>>()?, ..variance })
     }
-}
-
-/// Refuses what has no counterpart, as it would be negative; NaN stays.
-fn convert(name: &str, array: Array, to: &dyn Fn(f64) -> f64, least: f64) -> Result<Array> {
-    let values = array.values.iter().map(|&value| match to(value) {
-        converted if converted < 0.0 => {
-            Err(Error::mismatch(format!("{name}: running_std"), format!("at least {least}"), value))
-        }
-        converted => Ok(converted),
-    });
-    Ok(Array { values: values.collect::<Result<_>>()?, ..array })
 }
 
 /// `scale=True, center=False`

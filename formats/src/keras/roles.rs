@@ -2,7 +2,7 @@
 use batchnorm::Momentum;
 
 use super::config::Settings;
-use super::{Affine, Hints, RunningStd};
+use super::{Affine, Hints};
 use crate::state::Renorm;
 use crate::{Array, Error, LayerState, Result};
 
@@ -107,7 +107,7 @@ pub(super) fn assemble(
     let (std, variance) = (parts.take(Role::RunningStd), parts.take(Role::Variance));
     let converted = std.is_some();
     let variance = match (variance, std) {
-        (None, Some(std)) => Some(hints.running_std(name)?.variance(name, std)?),
+        (None, Some(std)) => Some(hints.running_std(name)?.variance(std)?),
         (variance, _) => variance,
     };
     let renorm = [Role::MovingStddev, Role::RenormMean, Role::RenormStddev];
@@ -130,12 +130,15 @@ pub(super) fn assemble(
     }
     if let Some(settings) = settings {
         state.eps = settings.epsilon;
-        state.momentum = settings.momentum.map(|keep| Momentum::Exponential(1.0 - keep));
+        state.momentum = settings.momentum.map(Momentum::keeping);
         state.axis = settings.axis;
     }
-    // What the variance was converted for, whatever the old layer had.
-    if let (Some(RunningStd::Deviation { to_eps, .. }), true) = (hints.running_std, converted) {
-        state.eps = Some(to_eps);
+    if let (Some(std), true) = (hints.running_std, converted) {
+        if let Some(said) = state.eps.filter(|&said| said != std.eps) {
+            return Err(Error::mismatch(format!("{name}: eps of running_std"), said, std.eps));
+        }
+        // What the variance was converted for.
+        state.eps = Some(std.to_eps);
     }
     Ok(state)
 }

@@ -92,7 +92,7 @@ impl File {
         let mut next = || arrays.next().flatten();
         let mut state = LayerState::from_arrays(next(), next(), next(), next())?;
         state.eps = Some(node.eps().into());
-        state.momentum = Some(Momentum::Exponential(1.0 - f64::from(node.keep())));
+        state.momentum = Some(Momentum::keeping(node.keep().into()));
         state.axis = Some(1);
         Ok(state)
     }
@@ -103,7 +103,7 @@ impl File {
     /// # Errors
     /// Those of [`layer`](Self::layer); [`Error::Mismatch`] where one has an array that the other
     /// lacks, or of another length, or a number that the type does not hold; [`Error::Unsupported`]
-    /// for a momentum that is an average of all batches, and where other nodes read the same
+    /// for a momentum that is not one weight, and where other nodes read the same
     /// initializer, which would change for them too.
     pub fn set_layer(&mut self, name: &str, state: &LayerState) -> Result<()> {
         state.check_fits(name, &self.layer(name)?)?;
@@ -304,6 +304,8 @@ fn float_attribute(name: &str, value: f32) -> Message {
 fn keep(momentum: Momentum) -> Result<f32> {
     match momentum {
         Momentum::Exponential(new) => Ok((1.0 - new) as f32),
-        other => Err(Error::unsupported(ONNX, format!("no momentum is an average: {other:?}"))),
+        other => {
+            Err(Error::unsupported(ONNX, format!("momentum: expected one weight, got {other}")))
+        }
     }
 }

@@ -15,7 +15,7 @@ use crate::{Array, Error, LayerState, Result};
 ///
 /// # Errors
 /// [`Error::Mismatch`] where statistics are missing, the arrays are not of one length, or `rank` is
-/// less than 2; [`Error::Unsupported`] for a momentum that is an average of all batches.
+/// less than 2; [`Error::Unsupported`] for a momentum that is not one weight.
 pub fn write(name: &str, state: &LayerState, rank: usize) -> Result<Vec<u8>> {
     if rank < 2 {
         return Err(Error::mismatch("rank", "2 or more", rank));

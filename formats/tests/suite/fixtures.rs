@@ -38,7 +38,9 @@ fn numbers_are_those_of_the_system() {
             let got = any.layer(name).unwrap_or_else(|e| panic!("{file}: {e}"));
             let mut want = state(layer, dtype(file));
             if !says_config(file) {
-                (want.eps, want.momentum) = (None, None);
+                // Of Keras 1's eps a hint speaks.
+                want.eps = want.eps.filter(|_| file == "keras1_weights.h5");
+                want.momentum = None;
             }
             want.axis = got.axis;
             want.renorm = got.renorm.clone();

@@ -5,17 +5,22 @@ use batchnorm_formats::json::{self, System};
 #[test]
 fn matlabs_names() {
     let text = r#"{"Name": "bn", "TrainedMean": [[[1, 2]]], "TrainedVariance": [[3], [4.5]],
-        "Scale": [0.1, 0.2], "Offset": [], "Epsilon": 1e-5, "MeanDecay": 0.1, "VarianceDecay": 0.1}"#;
+        "Scale": [0.1, 0.2], "Offset": [], "Epsilon": 1e-5, "MeanDecay": 0.1, "VarianceDecay": 0.25}"#;
     let state = json::read(text, System::Matlab).unwrap();
     assert_eq!((state.weight.as_deref(), &state.bias), (Some(&[0.1, 0.2][..]), &None));
     assert_eq!(state.running_mean, Some(vec![1.0, 2.0]));
     assert_eq!(state.running_var, Some(vec![3.0, 4.5]));
-    assert_eq!((state.eps, state.momentum), (Some(1e-5), Some(Momentum::Exponential(0.1))));
+    assert_eq!(
+        (state.eps, state.momentum),
+        (Some(1e-5), Some(Momentum::Separate { mean: 0.1, var: 0.25 }))
+    );
     let again = json::write(&state, System::Matlab).unwrap();
     assert_eq!(json::read(&again, System::Matlab).unwrap(), state);
     let read = |text: &str| json::read(text, System::Matlab).unwrap_err().to_string();
-    let error = read(r#"{"Scale": 1, "MeanDecay": 0.1, "VarianceDecay": 0.2}"#);
-    assert_eq!(error, "json: MeanDecay 0.1 and VarianceDecay 0.2: expected one for both");
+    let error = read(r#"{"Scale": 1, "MeanDecay": 0.1}"#);
+    assert_eq!(error, "decay: expected MeanDecay and VarianceDecay, got MeanDecay alone");
+    let error = json::write(&state, System::Wolfram).unwrap_err().to_string();
+    assert_eq!(error, "json: momentum: Wolfram has none such as (0.1, 0.25)");
     let error = read(r#"{"Scale": [[1, 2], [3, 4]]}"#);
     assert_eq!(error, "Scale: expected one value per channel, got more dimensions");
     assert_eq!(read(r#"{"Scale": ["a"]}"#), "Scale: expected numbers, got \"a\"");

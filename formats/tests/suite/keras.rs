@@ -1,5 +1,5 @@
 //! Keras: what the file does not say, versions 1 to 3, and files made anew.
-use batchnorm::{Config, DType, Momentum, Reference, Shape};
+use batchnorm::{Config, DType, Keras1, Keras1Std, Momentum, Reference, Shape};
 use batchnorm_formats::keras::{self, File, Hints, Legacy, RunningStd};
 use batchnorm_formats::{Array, Error, LayerState, npy};
 
@@ -124,41 +124,53 @@ fn running_std_is_what_the_version_says() {
     let error = file.layer(name, &Hints::default()).unwrap_err();
     assert!(error.to_string().contains("running_std is a variance or a deviation"), "{error}");
     let read = |std| file.layer(name, &Hints::default().keras1(std));
-    let stored = read(RunningStd::Variance).unwrap();
+    let default = RunningStd::of(Keras1::V1_2, false);
+    assert_eq!((default.stored, default.eps, default.to_eps), (Keras1Std::Variance, 1e-3, 1e-3));
+    let stored = read(default).unwrap();
     let s = stored.running_var.clone().unwrap();
-    assert_eq!(stored.eps, None);
+    assert_eq!(stored.eps, Some(1e-3));
 
-    let with_eps = read(RunningStd::VariancePlusEps { eps: 0.125 }).unwrap();
-    let want: Vec<f64> = s.iter().map(|v| v - 0.125).collect();
-    assert_eq!(with_eps.running_var, Some(want));
-
-    let (eps, to_eps) = (1e-6, 1e-5);
-    let std = RunningStd::Deviation { eps, to_eps };
-    let state = read(std).unwrap();
-    assert_eq!(state.eps, Some(to_eps));
-    // A layer of it computes what the old one did: (x - mean) / (s + eps) * gamma + beta.
-    let mut state64 = state.clone();
-    state64.dtype = DType::F64;
-    let bn = state64.layer::<f64, _>(&Reference, Config::default()).unwrap();
-    let x = [0.5, -1.0, 2.0, 0.25];
-    let y = bn.infer(&Shape::new(&[1, 4], 1).unwrap(), &x).unwrap();
-    for c in 0..4 {
-        let of = |values: &Option<Vec<f64>>| values.as_ref().unwrap()[c];
-        let scaled = (x[c] - of(&state.running_mean)) / (s[c] + eps) * of(&state.weight);
-        assert!((y[c] - (scaled + of(&state.bias))).abs() < 1e-12);
+    // What each version divided by, and another eps for the new layer.
+    let deviation = RunningStd::of(Keras1::V0_3, false).to_eps(1e-5);
+    let outside = RunningStd::of(Keras1::V1_0_7, true).to_eps(1e-5);
+    let theano = RunningStd { stored: Keras1Std::Variance, eps: 0.0, to_eps: 1e-3 };
+    let divisors: [(_, fn(f64) -> f64); 4] = [
+        (deviation, |s| s + 1e-6),
+        (outside, |s| s.sqrt() + 1e-6),
+        (default.to_eps(1e-5), |s| (s + 1e-3).sqrt()),
+        (theano, f64::sqrt),
+    ];
+    for (std, divisor) in divisors {
+        let state = read(std).unwrap();
+        assert_eq!(state.eps, Some(std.to_eps));
+        let mut state64 = state.clone();
+        state64.dtype = DType::F64;
+        let bn = state64.layer::<f64, _>(&Reference, Config::default()).unwrap();
+        let x = [0.5, -1.0, 2.0, 0.25];
+        let y = bn.infer(&Shape::new(&[1, 4], 1).unwrap(), &x).unwrap();
+        for c in 0..4 {
+            let of = |values: &Option<Vec<f64>>| values.as_ref().unwrap()[c];
+            let scaled = (x[c] - of(&state.running_mean)) / divisor(s[c]) * of(&state.weight);
+            assert!((y[c] - (scaled + of(&state.bias))).abs() < 1e-12, "{std:?}");
+        }
+        // And back, within f32.
+        let mut again = File::read(&data("keras1_weights.h5")).unwrap();
+        again.set_layer(name, &state, &Hints::default().keras1(std)).unwrap();
+        let back = again.layer(name, &Hints::default().keras1(default)).unwrap();
+        for (back, s) in back.running_var.unwrap().iter().zip(&s) {
+            assert!((back - s).abs() <= 6e-8 * s, "{std:?}: {back} {s}");
+        }
     }
-    // And back, within f32.
+    // A deviation that no variance with this eps has, and the other way round.
+    let error = read(deviation.to_eps(4.0)).unwrap_err();
+    assert!(error.to_string().contains("running_std: expected a denominator"), "{error}");
     let mut again = File::read(&data("keras1_weights.h5")).unwrap();
-    again.set_layer(name, &state, &Hints::default().keras1(std)).unwrap();
-    let back = again.layer(name, &Hints::default().keras1(RunningStd::Variance)).unwrap();
-    for (back, s) in back.running_var.unwrap().iter().zip(&s) {
-        assert!((back - s).abs() <= 6e-8 * s, "{back} {s}");
-    }
-    // A deviation that no variance with this eps has.
-    let error = read(RunningStd::Deviation { eps, to_eps: 4.0 }).unwrap_err();
-    assert!(
-        error.to_string().starts_with("batchnormalization_1: running_std: expected at least 1.99")
-    );
+    let mut state = stored.clone();
+    state.running_var.as_mut().unwrap()[0] = 0.0;
+    state.eps = Some(1e-5);
+    let hints = Hints::default().keras1(default.to_eps(1e-5));
+    let error = again.set_layer(name, &state, &hints).unwrap_err().to_string();
+    assert!(error.ends_with("a variance that Variance with an eps of 0.001 has, got 0"), "{error}");
 }
 
 #[test]
@@ -194,8 +206,10 @@ fn what_is_written_anew_is_read() {
     }
     let bytes = keras::write_legacy_h5(&pairs[..1], Legacy::Keras1).unwrap();
     let file = File::read(&bytes).unwrap();
-    let hints = Hints::default().keras1(RunningStd::Variance);
-    assert_eq!(file.layer("first", &hints).unwrap(), whole);
+    let hints = Hints::default().keras1(RunningStd::of(Keras1::V1_2, false));
+    let mut of_keras1 = whole.clone();
+    of_keras1.eps = Some(1e-3); // which the hint says
+    assert_eq!(file.layer("first", &hints).unwrap(), of_keras1);
     let error = keras::write_legacy_h5(&pairs, Legacy::Keras1).unwrap_err().to_string();
     assert!(error.ends_with("no renorm; got scale=False, center=True"), "{error}");
 }

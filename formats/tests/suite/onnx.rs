@@ -60,7 +60,7 @@ fn attributes_are_replaced() {
     assert_eq!((got.eps, got.momentum), (Some(0.25), Some(Momentum::Exponential(0.75))));
     state.momentum = Some(Momentum::Average);
     let error = file.set_layer("layer", &state).unwrap_err();
-    assert_eq!(error.to_string(), "onnx: no momentum is an average: Average");
+    assert_eq!(error.to_string(), "onnx: momentum: expected one weight, got None");
 }
 
 /// A field whose content is bytes, with its length: of less than 128 bytes.

@@ -1,7 +1,7 @@
 //! Any of the fixtures, by its name's ending: what it says, and the same file with other numbers.
 use std::path::PathBuf;
 
-use batchnorm::{DType, Momentum, StateDict};
+use batchnorm::{DType, Keras1, Momentum, StateDict};
 use batchnorm_formats::keras::{Hints, RunningStd};
 use batchnorm_formats::{Error, LayerState, Result, flax, keras, onnx, torch};
 use serde_json::Value;
@@ -151,7 +151,7 @@ impl Any {
 fn hints_for(file: &keras::File, name: &str, hints: &Hints) -> Hints {
     match file.layer(name, hints) {
         Err(Error::Ambiguous { .. }) if name == "bn_b" => hints.affine(false, true),
-        Err(Error::Ambiguous { .. }) => hints.keras1(RunningStd::Variance),
+        Err(Error::Ambiguous { .. }) => hints.keras1(RunningStd::of(Keras1::V1_2, false)),
         _ => *hints,
     }
 }
