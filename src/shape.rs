@@ -35,11 +35,10 @@ impl Shape {
             let reason = format!("expected less than the rank {}, got {axis}", dims.len());
             return Err(Error::invalid("axis", reason));
         };
+        check_elements(dims)?;
         if channels == 0 {
             return Err(Error::invalid("channels", "expected at least 1, got 0"));
         }
-        // Zeros aside, so that no part of the product overflows where the whole does not.
-        checked_product(dims, dims.iter().copied().filter(|&d| d > 0))?;
         Ok(Self {
             batch: if axis == 0 { 1 } else { dims[0] },
             outer: dims[..axis].iter().product(),
@@ -113,11 +112,12 @@ impl Shape {
             );
             return Err(Error::invalid("axes", reason));
         }
-        let channels = checked_product(dims, channel_axes().map(|k| dims[k]))?;
+        check_elements(dims)?;
+        let channels = channel_axes().map(|k| dims[k]).product();
         let averaged = |from: usize, to: usize| {
-            checked_product(dims, (from..to).filter(|&k| !is_channel[k]).map(|k| dims[k]))
+            (from..to).filter(|&k| !is_channel[k]).map(|k| dims[k]).product::<usize>()
         };
-        let (outer, inner) = (averaged(0, first)?, averaged(first, dims.len())?);
+        let (outer, inner) = (averaged(0, first), averaged(first, dims.len()));
         let batch = if is_channel[0] { 1 } else { dims[0] };
         Ok(Self { batch, ..Self::new(&[outer, channels, inner], 1)? })
     }
@@ -238,6 +238,11 @@ fn from_start(rank: usize, axis: isize) -> Result<usize> {
         let reason = format!("expected from -{rank} to less than the rank {rank}, got {axis}");
         Error::invalid("axis", reason)
     })
+}
+
+/// Refuses dims whose product overflows, zeros aside: so no part of it overflows where the whole does not.
+fn check_elements(dims: &[usize]) -> Result<()> {
+    checked_product(dims, dims.iter().copied().filter(|&d| d > 0)).map(drop)
 }
 
 /// The product of some sizes of `dims`.

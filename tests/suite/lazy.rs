@@ -114,7 +114,7 @@ fn state_dicts_that_do_not_say_are_refused<G: Engine<Memory = Host>>(engine: &G)
     let plain = BatchNorm::<f32, G>::new(engine, 3, Config::default()).unwrap();
     let mut dict = plain.state_dict("bn.").unwrap();
     dict.insert("bn.bias", &[4], &[0f32; 4]).unwrap();
-    refused(&dict, "bn.bias: expected f32 [3], got f32 [4]");
+    refused(&dict, "bn.bias: expected f32, f16 or bf16 [3], got f32 [4]");
     // Leniently what fits is taken, and what does not say is no error.
     let mut lazy = lazy(engine);
     let report = lazy.load_state_dict(&StateDict::new(), "bn.", Strict::No).unwrap();
