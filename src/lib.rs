@@ -17,6 +17,9 @@ mod library; // vendors' shared libraries, looked for before they are called
 
 mod error; // what went wrong, both sides shown
 
+#[doc = include_str!("docs/conventions.md")]
+pub mod conventions {}
+
 #[cfg(feature = "cuda")]
 pub use cudarc; // its streams and slices are what `Cuda` works on
 
