@@ -6,6 +6,7 @@ mod layer; // policy: configuration, parameters, running statistics, modes, stat
 
 mod engine; // arithmetic: the trait and its arguments; `Reference` defines, the others are fast
 
+mod input_spec; // which dims every input has
 mod memory; // where numbers live: `Host`, `Device`
 mod shape; // any rank and layout -> (outer, channels, inner)
 
@@ -15,6 +16,9 @@ mod element; // f16, bf16, f32, f64: what is stored, and what sums are made in
 mod library; // vendors' shared libraries, looked for before they are called
 
 mod error; // what went wrong, both sides shown
+
+#[doc = include_str!("docs/conventions.md")]
+pub mod conventions {}
 
 #[cfg(feature = "cuda")]
 pub use cudarc; // its streams and slices are what `Cuda` works on
@@ -31,10 +35,11 @@ pub use engine::{Choice, Cudnn, Gpu, Rule};
 #[cfg(feature = "cuda")]
 pub use engine::{Cuda, Family, Tuning};
 pub use error::{Cause, Error, Result};
+pub use input_spec::InputSpec;
 pub use layer::{
-    BatchNorm, Config, Initializer, Keras1, Keras1Std, Momentum, Optimizer, OptimizerState, Order,
-    Param, ParamState, Population, PopulationRule, PopulationStatistics, Progress, RunningStats,
-    Slot,
+    BatchNorm, Config, Initializer, Keras1, Keras1Std, LazyBatchNorm, Momentum, Optimizer,
+    OptimizerState, Order, Param, ParamState, Population, PopulationRule, PopulationStatistics,
+    Progress, RunningStats, SavedParts, Slot,
 };
 #[cfg(feature = "safetensors")]
 pub use layer::{LoadReport, Mismatch, StateDict, Strict};

@@ -169,6 +169,12 @@ impl Memory for Device {
     ) -> Option<CudaViewMut<'b, T>> {
         view.try_slice_mut(range)
     }
+    fn split_at_mut<'b, T: Plain>(
+        view: &'b mut CudaViewMut<'_, T>,
+        mid: usize,
+    ) -> Option<(CudaViewMut<'b, T>, CudaViewMut<'b, T>)> {
+        view.try_split_at_mut(mid)
+    }
     fn len<T: Plain>(view: &CudaView<'_, T>) -> usize {
         view.len()
     }

@@ -76,6 +76,12 @@ impl Memory for Host {
     fn slice_mut<'b, T: Plain>(view: &'b mut &mut [T], range: Range<usize>) -> Option<&'b mut [T]> {
         view.get_mut(range)
     }
+    fn split_at_mut<'b, T: Plain>(
+        view: &'b mut &mut [T],
+        mid: usize,
+    ) -> Option<(&'b mut [T], &'b mut [T])> {
+        view.split_at_mut_checked(mid)
+    }
     fn len<T: Plain>(view: &&[T]) -> usize {
         view.len()
     }

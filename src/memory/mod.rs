@@ -92,6 +92,12 @@ pub trait Memory: sealed::Sealed + Clone + Send + Sync + 'static {
         view: &'b mut Self::ViewMut<'_, T>,
         range: Range<usize>,
     ) -> Option<Self::ViewMut<'b, T>>;
+    /// The elements before `mid` and those from there on; none where it has fewer.
+    #[allow(clippy::type_complexity)] // two views
+    fn split_at_mut<'b, T: Plain>(
+        view: &'b mut Self::ViewMut<'_, T>,
+        mid: usize,
+    ) -> Option<(Self::ViewMut<'b, T>, Self::ViewMut<'b, T>)>;
     /// Number of elements.
     fn len<T: Plain>(view: &Self::View<'_, T>) -> usize;
 
