@@ -3,6 +3,7 @@ use super::{Config, Momentum};
 use crate::{EmptyBatch, Error, OneValue, Result, Variance};
 
 /// Other systems by their defaults. Each is a start: `Config::keras().eps(1e-5)`.
+/// [`conventions`](crate::conventions) has every property of their layers.
 ///
 /// | | eps | weight of the new value | running variance | one value per channel | empty batch |
 /// |---|---|---|---|---|---|
