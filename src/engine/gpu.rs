@@ -249,7 +249,9 @@ impl Engine for Gpu {
             let unsaved = ForwardEval { saved: None, ..args.reborrow() };
             match served(cudnn.forward_eval(shape, unsaved)) {
                 // The backward is ours.
-                Some(Ok(())) if args.saved.is_some() => return self.cuda.eval(shape, args, false),
+                Some(Ok(())) if args.saved.is_some() => {
+                    return self.cuda.launch_forward_eval(shape, args, false);
+                }
                 Some(done) => return done,
                 None => {}
             }
@@ -266,7 +268,7 @@ impl Engine for Gpu {
         let gates = forward.activation != Activation::Identity;
         match cudnn.backward(shape, args.reborrow()) {
             // Statistics and parameters alone are saved, which mean the same to both.
-            Err(Error::Unsupported { .. }) if !gates => self.cuda.gradients(shape, args),
+            Err(Error::Unsupported { .. }) if !gates => self.cuda.launch_backward(shape, args),
             done => done,
         }
     }

@@ -77,6 +77,35 @@ fn a_golden_value_that_is_off_is_seen_in_every_kind() {
 }
 
 #[test]
+fn what_is_wrong_in_a_document_is_named() {
+    let path = checkout("tests/golden/frameworks/steps_keras3_nhwc.safetensors");
+    let bytes = std::fs::read(path).unwrap();
+    // In the header, whose length stays.
+    let with = |from: &str, to: &str| {
+        assert_eq!(from.len(), to.len());
+        let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+        let mut other = bytes.clone();
+        other[at..at + to.len()].copy_from_slice(to.as_bytes());
+        let document = match Document::parse("other", &other) {
+            Ok(document) => document.unwrap(),
+            Err(error) => return format!("{error:#}"),
+        };
+        format!("{:#}", kinds::run(&Reference, &document).unwrap_err())
+    };
+    for (from, to, message) in [
+        (r#""steps":"3""#, r#""steps":"?""#, r#"metadata: steps: expected a JSON value, got "?""#),
+        (r#""steps":"3""#, r#""stepz":"3""#, "steps is missing"),
+        (r#""steps":"3""#, r#""steps":"4""#, "x_3: is missing"),
+        (r#"\"ema\""#, r#"\"amy\""#, "rule: expected ema, cumulative or debiased, got \"amy\""),
+        (r#"\"f32\""#, r#"\"f31\""#, "dtype: expected f64, f32, f16 or bf16, got \"f31\""),
+        (r#""axis":"3""#, r#""axis":"4""#, "expected more than 4 axes, got [4, 3, 5, 6]"),
+    ] {
+        let error = with(from, to);
+        assert!(error.contains(message), "{to}: {error}");
+    }
+}
+
+#[test]
 fn an_unknown_kind_is_named() {
     let mut document = documents().remove(0);
     document.kind = "unheard_of".into();

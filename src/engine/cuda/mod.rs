@@ -283,7 +283,7 @@ impl Engine for Cuda {
         mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
-        self.train(shape, args)
+        self.launch_forward_train(shape, args)
     }
 
     fn forward_eval<E: Element>(
@@ -292,17 +292,17 @@ impl Engine for Cuda {
         mut args: ForwardEval<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
-        self.eval(shape, args, true)
+        self.launch_forward_eval(shape, args, true)
     }
 
     fn backward<E: Element>(&self, shape: &Shape, mut args: Backward<'_, Device, E>) -> Result<()> {
         args.check(self, shape)?;
-        self.gradients(shape, args)
+        self.launch_backward(shape, args)
     }
 
     fn stats<E: Element>(&self, shape: &Shape, mut args: Stats<'_, Device, E>) -> Result<()> {
         args.check(&self.memory, shape)?;
-        self.record(shape, args)
+        self.launch_stats(shape, args)
     }
 
     fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Device, P>) -> Result<()> {
@@ -311,7 +311,7 @@ impl Engine for Cuda {
         if may_be_refused && !self.memory.is_capturing()? {
             self.check_total(channels, &args)?;
         }
-        self.merge(channels, args)
+        self.launch_merge_stats(channels, args)
     }
 
     fn optimizer_step<P: Real>(&self, mut args: OptimizerStep<'_, Device, P>) -> Result<()> {

@@ -219,7 +219,7 @@ impl Engine for Cudnn {
         mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
-        self.train(shape, args)
+        self.launch_forward_train(shape, args)
     }
 
     fn forward_eval<E: Element>(
@@ -228,12 +228,12 @@ impl Engine for Cudnn {
         mut args: ForwardEval<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
-        self.eval(shape, args)
+        self.launch_forward_eval(shape, args)
     }
 
     fn backward<E: Element>(&self, shape: &Shape, mut args: Backward<'_, Device, E>) -> Result<()> {
         args.check(self, shape)?;
-        self.gradients(shape, args)
+        self.launch_backward(shape, args)
     }
 
     fn stats<E: Element>(&self, shape: &Shape, mut args: Stats<'_, Device, E>) -> Result<()> {
