@@ -103,7 +103,7 @@ impl Shape {
         let Some(first) = wide.next().or_else(|| channel_axes().next()) else {
             return Err(Error::invalid("axes", "expected at least 1, got none"));
         };
-        let last = wide.last().unwrap_or(first);
+        let last = wide.next_back().unwrap_or(first);
         if let Some(k) = (first..last).find(|&k| !is_channel[k] && dims[k] != 1) {
             let reason = format!(
                 "expected neighbours, got {axes:?} of dims {dims:?}: axis {k} of size {} lies between them, \

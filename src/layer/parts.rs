@@ -143,6 +143,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     ///
     /// # Errors
     /// As [`backward`](Self::backward), of any of the parts; [`Error::Saved`] for a list of another length.
+    #[allow(clippy::type_complexity)] // pairs of views
     pub fn backward_parts<E: Element<Acc = P>>(
         &mut self,
         saved: &mut SavedParts<M, P>,
