@@ -88,7 +88,7 @@ fn files() -> impl Iterator<Item = &'static str> {
 fn truncated_files_are_errors_or_numbers() {
     for file in files() {
         let bytes = data(file);
-        for len in (0..bytes.len()).step_by(1 + bytes.len() / 6000) {
+        for len in 0..bytes.len() {
             try_out(file, &format!("the first {len} bytes"), &bytes[..len]);
         }
     }
