@@ -1,10 +1,10 @@
 //! Calls with everything in them that an operation takes, and a fault: what the engine says, and that it
 //! wrote nothing.
+pub use super::blank::Blank;
 use super::call::{Held, Views, Whole};
-use super::run::{self, Buf, SavedOn};
+use super::run::{self, SavedOn};
 use batchnorm::{
-    Activation, Argument, Arguments, Backward, Element, Engine, Error, ForwardEval, ForwardTrain,
-    Input, Memory, MergeStats, Real, Result, Role, Running, Saved, Shape, Statistics, Stats,
+    Argument, Arguments, Element, Engine, Error, Memory, Real, Result, Role, Saved, Shape,
 };
 
 /// What is wrong with a call, if anything.
@@ -63,11 +63,23 @@ pub enum Operation {
     Backward,
     Stats,
     Merge,
+    OptimizerStep,
+    Regularize,
+    Constrain,
 }
 
 impl Operation {
-    pub const ALL: [Self; 6] =
-        [Self::Train, Self::Eval, Self::EvalByRecord, Self::Backward, Self::Stats, Self::Merge];
+    pub const ALL: [Self; 9] = [
+        Self::Train,
+        Self::Eval,
+        Self::EvalByRecord,
+        Self::Backward,
+        Self::Stats,
+        Self::Merge,
+        Self::OptimizerStep,
+        Self::Regularize,
+        Self::Constrain,
+    ];
 
     /// All arguments that such a call may have.
     pub fn arguments<E: Element, G: Engine>(self, engine: &G, fault: Fault) -> Vec<Argument> {
@@ -81,6 +93,9 @@ impl Operation {
             Self::Backward => list(desk.held(&mut blank.backward(fault, &saved), |_| None)),
             Self::Stats => list(desk.held(&mut blank.stats(), |_| None)),
             Self::Merge => list(desk.held(&mut blank.merge(fault), |_| None)),
+            Self::OptimizerStep => list(desk.held(&mut blank.optimizer_step(), |_| None)),
+            Self::Regularize => list(desk.held(&mut blank.regularize(), |_| None)),
+            Self::Constrain => list(desk.held(&mut blank.constrain(), |_| None)),
         }
     }
 
@@ -102,6 +117,9 @@ impl Operation {
                 let record = [vec![0.5; 3 * shape.channels()], vec![7.0]].concat();
                 desk.merge::<E::Acc>(&record.repeat(2), views)
             }
+            Self::OptimizerStep => desk.optimizer_step::<E>(views),
+            Self::Regularize => desk.regularize::<E>(views),
+            Self::Constrain => desk.constrain::<E>(views),
         }
     }
     pub fn desk<'e, G: Engine>(
@@ -168,71 +186,6 @@ pub fn refuses_memory_of_another_device<G: Engine>(
     }
     refuses::<f32, G>(engine, other, &expected);
     refuses::<half::f16, G>(engine, other, &expected);
-}
-
-/// What arguments are made of before they have their buffers.
-pub struct Blank<E: Element, G: Engine> {
-    tensors: [Buf<G, E>; 2],
-    channels: [Buf<G, E::Acc>; 2],
-    records: [Buf<G, f64>; 2],
-}
-
-impl<E: Element, G: Engine> Blank<E, G> {
-    pub fn new(engine: &G) -> Self {
-        let on = engine.memory();
-        Self {
-            tensors: [on.zeros(0).unwrap(), on.zeros(0).unwrap()],
-            channels: [on.zeros(0).unwrap(), on.zeros(0).unwrap()],
-            records: [on.zeros(0).unwrap(), on.zeros(0).unwrap()],
-        }
-    }
-    pub fn train(&mut self, fault: Fault) -> ForwardTrain<'_, G::Memory, E> {
-        let ([x, y], [mean, var]) = (&mut self.tensors, &mut self.channels);
-        let (mean, var) = (G::Memory::view_mut(mean), G::Memory::view_mut(var));
-        ForwardTrain::<G::Memory, E>::new(G::Memory::view(x), G::Memory::view_mut(y))
-            .activation(Activation::Relu)
-            .eps(fault.eps)
-            .running(mean, var, fault.factor)
-    }
-    pub fn eval(&mut self, fault: Fault) -> ForwardEval<'_, G::Memory, E> {
-        let ([x, y], [mean, var]) = (&mut self.tensors, &self.channels);
-        let (x, y) = (G::Memory::view(x), G::Memory::view_mut(y));
-        let args = match fault.by_record {
-            true => ForwardEval::by_record(x, y, G::Memory::view(&self.records[0])),
-            false => ForwardEval::new(x, y, G::Memory::view(mean), G::Memory::view(var)),
-        };
-        let mut args = args.activation(Activation::Relu).eps(fault.eps);
-        if fault.in_place {
-            args.x = Input::InPlace;
-        }
-        args
-    }
-    pub fn backward<'a>(
-        &'a mut self,
-        fault: Fault,
-        saved: &'a SavedOn<G, E>,
-    ) -> Backward<'a, G::Memory, E> {
-        let [x, grad_y] = &self.tensors;
-        let (x, grad_y) = (G::Memory::view(x), G::Memory::view(grad_y));
-        let mut args = Backward::<G::Memory, E>::new(saved, x, grad_y);
-        if fault.in_place {
-            args.grad_y = Input::InPlace;
-        }
-        args
-    }
-    pub fn stats(&mut self) -> Stats<'_, G::Memory, E> {
-        let ([x, _], [record, _]) = (&self.tensors, &mut self.records);
-        Stats::new(G::Memory::view(x), G::Memory::view_mut(record))
-    }
-    pub fn merge(&mut self, fault: Fault) -> MergeStats<'_, G::Memory, E::Acc> {
-        let ([records, record], [mean, var]) = (&mut self.records, &mut self.channels);
-        let (mean, var) = (G::Memory::view_mut(mean), G::Memory::view_mut(var));
-        let args = MergeStats::<G::Memory, E::Acc>::new(
-            G::Memory::view(records),
-            G::Memory::view_mut(record),
-        );
-        args.running(mean, var, fault.factor)
-    }
 }
 
 /// A call to make.
@@ -341,6 +294,30 @@ impl<G: Engine> Desk<'_, G> {
         let mut args = blank.merge(self.fault);
         held.lend(&mut args, views);
         let result = self.on.engine.merge_stats(args);
+        Called { held, result }
+    }
+    fn optimizer_step<E: Element>(&self, views: impl Views<G::Memory>) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.optimizer_step(), |_| None);
+        let mut args = blank.optimizer_step();
+        held.lend(&mut args, views);
+        let result = self.on.engine.optimizer_step(args);
+        Called { held, result }
+    }
+    fn regularize<E: Element>(&self, views: impl Views<G::Memory>) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.regularize(), |_| None);
+        let mut args = blank.regularize();
+        held.lend(&mut args, views);
+        let result = self.on.engine.regularize(args);
+        Called { held, result }
+    }
+    fn constrain<E: Element>(&self, views: impl Views<G::Memory>) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.constrain(), |_| None);
+        let mut args = blank.constrain();
+        held.lend(&mut args, views);
+        let result = self.on.engine.constrain(args);
         Called { held, result }
     }
 }

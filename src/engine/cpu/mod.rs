@@ -14,10 +14,10 @@
 //! steps. `stats`, `gradients` and `elementwise` take a tile apart into blocks of values. `kernels` are
 //! the loops over blocks, compiled once for every level of vector instructions, by `simd`.
 //! `extremes` computes channels again that are too large or too small for the loops. `table` holds the
-//! coefficients of channels. `compiled` leads from the trait to the operations of a type.
+//! coefficients of channels, `parameters` changes those of a layer. `compiled` leads from the trait to the operations of a type.
 use super::check::{check_values_per_channel, total_count};
 use super::{Backward, Derivative, Engine, ForwardEval, ForwardTrain};
-use super::{MergeStats, OneValue, Request, Running, Stats};
+use super::{Constrain, MergeStats, OneValue, OptimizerStep, Regularize, Request, Running, Stats};
 use crate::{Element, Host, Real, Result, Shape};
 pub use simd::SimdLevel;
 
@@ -36,6 +36,7 @@ mod gate;
 mod gradients;
 pub(crate) mod kernels;
 mod moments;
+mod parameters;
 mod plan;
 mod policy;
 mod schedule;
@@ -149,6 +150,25 @@ impl Engine for Cpu {
             update(&mut args.running, c..c + 1, |_| all, args.one_value);
         }
         args.record[3 * channels] = total;
+        Ok(())
+    }
+
+    fn optimizer_step<P: Real>(&self, mut args: OptimizerStep<'_, Host, P>) -> Result<()> {
+        args.check(&Host)?;
+        self.simd()?;
+        parameters::optimizer_step(args);
+        Ok(())
+    }
+    fn regularize<P: Real>(&self, mut args: Regularize<'_, Host, P>) -> Result<()> {
+        args.check(&Host)?;
+        self.simd()?;
+        parameters::regularize(args);
+        Ok(())
+    }
+    fn constrain<P: Real>(&self, mut args: Constrain<'_, Host, P>) -> Result<()> {
+        args.check(&Host)?;
+        self.simd()?;
+        parameters::constrain(args);
         Ok(())
     }
 }

@@ -71,4 +71,10 @@ pub enum Op {
     Stats,
     /// [`Engine::merge_stats`](crate::Engine::merge_stats).
     MergeStats,
+    /// [`Engine::optimizer_step`](crate::Engine::optimizer_step).
+    OptimizerStep,
+    /// [`Engine::regularize`](crate::Engine::regularize).
+    Regularize,
+    /// [`Engine::constrain`](crate::Engine::constrain).
+    Constrain,
 }

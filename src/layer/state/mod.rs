@@ -8,6 +8,8 @@ use crate::{DType, Element, Error, Real, Result};
 
 mod entry;
 mod layer;
+mod lazy;
+mod optimizer;
 
 pub use layer::{LoadReport, Mismatch, Strict};
 
