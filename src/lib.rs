@@ -21,9 +21,10 @@ pub use cudarc; // its streams and slices are what `Cuda` works on
 
 pub use element::{DType, Element, Plain, Real};
 pub use engine::{
-    Activation, Argument, Arguments, Backward, Cpu, Derivative, EmptyBatch, Engine, ForwardEval,
-    ForwardTrain, Input, MergeStats, NonFinite, OneValue, Op, Reference, Request, Role, Running,
-    Saved, SimdLevel, Statistics, Stats, Variance, Visitor,
+    Activation, Argument, Arguments, Backward, Cpu, Derivative, EmptyBatch, Engine, EpsRule,
+    ForwardEval, ForwardTrain, Input, LayerNormBackward, LayerNormForward, LayerNormSaved,
+    MergeStats, NonFinite, OneValue, Op, Reference, Request, Role, Running, Saved, SimdLevel,
+    Statistics, Stats, Variance, Visitor,
 };
 #[cfg(feature = "cudnn")]
 pub use engine::{Choice, Cudnn, Gpu, Rule};

@@ -17,7 +17,7 @@
 //! coefficients of channels. `compiled` leads from the trait to the operations of a type.
 use super::check::{check_values_per_channel, total_count};
 use super::{Backward, Derivative, Engine, ForwardEval, ForwardTrain};
-use super::{MergeStats, OneValue, Request, Running, Stats};
+use super::{LayerNormBackward, LayerNormForward, MergeStats, OneValue, Request, Running, Stats};
 use crate::{Element, Host, Real, Result, Shape};
 pub use simd::SimdLevel;
 
@@ -35,6 +35,7 @@ mod forward;
 mod gate;
 mod gradients;
 pub(crate) mod kernels;
+mod layer_norm;
 mod moments;
 mod plan;
 mod policy;
@@ -150,6 +151,20 @@ impl Engine for Cpu {
         }
         args.record[3 * channels] = total;
         Ok(())
+    }
+    fn layer_norm<E: Element>(
+        &self,
+        shape: &Shape,
+        args: LayerNormForward<'_, Host, E>,
+    ) -> Result<()> {
+        E::layer_norm(self, shape, args)
+    }
+    fn layer_norm_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        args: LayerNormBackward<'_, Host, E>,
+    ) -> Result<()> {
+        E::layer_norm_backward(self, shape, args)
     }
 }
 

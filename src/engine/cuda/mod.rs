@@ -7,8 +7,8 @@
 use super::check::{check_values_per_channel, total_count};
 use super::pointers::{Pointers, Ptr};
 use super::{
-    Activation, Backward, Derivative, Engine, ForwardEval, ForwardTrain, MergeStats, OneValue, Op,
-    Request, Stats,
+    Activation, Backward, Derivative, Engine, ForwardEval, ForwardTrain, LayerNormBackward,
+    LayerNormForward, MergeStats, OneValue, Op, Request, Stats,
 };
 use crate::memory::{check_stream, new_stream, refused};
 use crate::{DType, Device, Element, Memory, Real, Result, Shape};
@@ -27,6 +27,7 @@ mod backward;
 mod forward;
 #[allow(unsafe_code)]
 mod launch;
+mod layer_norm;
 mod module;
 mod plan;
 #[cfg(test)]
@@ -120,7 +121,7 @@ impl Cuda {
     /// # Errors
     /// As [`Engine::supports`]; or the driver does not load the kernels.
     pub fn explain(&self, shape: &Shape, request: Request) -> Result<String> {
-        let plan = self.cut(shape, request.dtype)?;
+        self.supports(shape, request)?;
         let (steps, resident) = match request.op {
             Op::ForwardTrain => ("stats, stats_finalize, apply", Some(Step::Forward)),
             Op::ForwardEval => ("eval, apply", None),
@@ -130,7 +131,13 @@ impl Cuda {
             Op::BackwardEval => ("backward_sums, backward_finalize", None),
             Op::Stats => ("stats, stats_finalize", None),
             Op::MergeStats => return Ok(format!("{NAME}: merge_stats, a thread per channel")),
+            Op::LayerNorm => return Ok(format!("{NAME}: layer_norm, a warp or a block per row")),
+            Op::LayerNormBackward => {
+                let steps = "layer_norm_backward, layer_norm_sums, layer_norm_finalize";
+                return Ok(format!("{NAME}: {steps}, a warp or a block per row"));
+            }
         };
+        let plan = self.cut(shape, request.dtype)?;
         let resident =
             resident.map(|step| self.resident(shape, request.dtype, request.activation, step));
         let Some((resident, _)) = resident.transpose()?.flatten() else {
@@ -238,9 +245,17 @@ impl Engine for Cuda {
         &self.memory
     }
     fn supports(&self, shape: &Shape, request: Request) -> Result<()> {
-        self.cut(shape, request.dtype).map(drop)
+        match request.op {
+            Op::LayerNorm | Op::LayerNormBackward => layer_norm::check_features(shape),
+            _ => self.cut(shape, request.dtype).map(drop),
+        }
     }
     fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
+        if matches!(request.op, Op::LayerNorm | Op::LayerNormBackward) {
+            layer_norm::check_features(shape)?;
+            self.shared.modules.layer_norm(request.dtype)?;
+            return self.shared.workspace.room(&self.memory, layer_norm::layout(shape)).map(drop);
+        }
         let plan = self.cut(shape, request.dtype)?;
         let activation = request.activation;
         self.shared.modules.kernels(request.dtype)?;
@@ -300,6 +315,24 @@ impl Engine for Cuda {
             self.check_total(channels, &args)?;
         }
         self.merge(channels, args)
+    }
+
+    fn layer_norm<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: LayerNormForward<'_, Device, E>,
+    ) -> Result<()> {
+        args.check(&self.memory, shape)?;
+        self.rows(shape, args)
+    }
+
+    fn layer_norm_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: LayerNormBackward<'_, Device, E>,
+    ) -> Result<()> {
+        args.check(self, shape)?;
+        self.row_gradients(shape, args)
     }
 }
 

@@ -4,7 +4,10 @@
 //! `limits` is what it is not asked for, `form` how a tensor is described to it, `raw` calls it,
 //! `desk` is what the steps of a stream share, `launch` makes typed calls of `forward` and
 //! `backward`.
-use super::{Backward, Engine, ForwardEval, ForwardTrain, MergeStats, Op, Request, Stats};
+use super::{
+    Backward, Engine, ForwardEval, ForwardTrain, LayerNormBackward, LayerNormForward, MergeStats,
+    Op, Request, Stats,
+};
 use crate::memory::{check_stream, new_stream};
 use crate::{DType, Device, Element, Error, Real, Result, Shape, library};
 use cudarc::cudnn::sys::{cudnnErrQueryMode_t, cudnnStatus_t};
@@ -227,6 +230,24 @@ impl Engine for Cudnn {
     fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Device, P>) -> Result<()> {
         let shape = Shape::new(&[1, args.check(&self.memory)?], 1)?;
         Err(no_call(args.request(), &shape))
+    }
+
+    fn layer_norm<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: LayerNormForward<'_, Device, E>,
+    ) -> Result<()> {
+        args.check(&self.memory, shape)?;
+        Err(no_call(args.request(), shape))
+    }
+
+    fn layer_norm_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: LayerNormBackward<'_, Device, E>,
+    ) -> Result<()> {
+        args.check(self, shape)?;
+        Err(no_call(args.request(), shape))
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{Element, Error, Memory, Real, Result, Shape};
 mod backward;
 mod forward_eval;
 mod forward_train;
+mod layer_norm;
 mod merge_stats;
 mod request;
 mod rules;
@@ -23,6 +24,7 @@ mod stats;
 pub use backward::Backward;
 pub use forward_eval::{ForwardEval, Input, Statistics};
 pub use forward_train::ForwardTrain;
+pub use layer_norm::{LayerNormBackward, LayerNormForward};
 pub use merge_stats::MergeStats;
 pub use request::{Op, Request};
 pub use rules::{EmptyBatch, NonFinite, OneValue, Variance};
@@ -152,6 +154,8 @@ mod sealed {
     impl<M: Memory, E: Element> Sealed for super::Backward<'_, M, E> {}
     impl<M: Memory, E: Element> Sealed for super::Stats<'_, M, E> {}
     impl<M: Memory, P: Real> Sealed for super::MergeStats<'_, M, P> {}
+    impl<M: Memory, E: Element> Sealed for super::LayerNormForward<'_, M, E> {}
+    impl<M: Memory, E: Element> Sealed for super::LayerNormBackward<'_, M, E> {}
 }
 
 const fn tensor(name: &'static str) -> Argument {

@@ -71,4 +71,8 @@ pub enum Op {
     Stats,
     /// [`Engine::merge_stats`](crate::Engine::merge_stats).
     MergeStats,
+    /// [`Engine::layer_norm`](crate::Engine::layer_norm).
+    LayerNorm,
+    /// [`Engine::layer_norm_backward`](crate::Engine::layer_norm_backward).
+    LayerNormBackward,
 }
