@@ -31,7 +31,9 @@ pub use engine::{Choice, Cudnn, Gpu, Rule};
 #[cfg(feature = "cuda")]
 pub use engine::{Cuda, Family, Tuning};
 pub use error::{Cause, Error, Result};
-pub use layer::{BatchNorm, Config, Keras1, Keras1Std, Momentum, Param, RunningStats};
+pub use layer::{
+    BatchNorm, Config, Keras1, Keras1Std, LayerNorm, LayerNormConfig, Momentum, Param, RunningStats,
+};
 #[cfg(feature = "safetensors")]
 pub use layer::{LoadReport, Mismatch, StateDict, Strict};
 #[cfg(feature = "cuda")]

@@ -3,7 +3,11 @@ use crate::{DType, Error, Memory, Real, Result, Shape};
 
 /// What eps is added to, where a row is divided by its deviation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 #[non_exhaustive]
 pub enum EpsRule {
     /// The variance: `1 / sqrt(var + eps)`, as in PyTorch and everywhere else today.

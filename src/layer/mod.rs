@@ -4,6 +4,7 @@ use crate::{Activation, Engine, Error, Memory, NonFinite, Plain, Real, Result};
 
 mod affine;
 mod config;
+mod layer_norm;
 mod momentum;
 mod param;
 mod passes;
@@ -13,6 +14,7 @@ mod running;
 mod state;
 
 pub use config::Config;
+pub use layer_norm::{LayerNorm, LayerNormConfig};
 pub use momentum::Momentum;
 pub use param::Param;
 pub use presets::{Keras1, Keras1Std};
@@ -21,6 +23,7 @@ pub use running::RunningStats;
 pub use state::{LoadReport, Mismatch, StateDict, Strict};
 
 use affine::Affine;
+use param::Both;
 
 /// A batch normalization layer on engine `G` with parameters of type `P`: f32 parameters serve
 /// f16, bf16 and f32 tensors, f64 parameters serve f64 tensors.
