@@ -4,8 +4,7 @@ use crate::support::golden::{Document, ENGINES, Golden, files, kinds};
 use batchnorm::Reference;
 
 /// Kinds whose cases stand here and have no runner yet.
-const NO_RUNNER: &[&str] =
-    &["optimizer", "population", "population_network", "regularizer", "sample_wise"];
+const NO_RUNNER: &[&str] = &["optimizer", "population", "population_network", "regularizer"];
 
 fn documents() -> Vec<Document> {
     let files = files(&checkout("tests/golden/frameworks")).unwrap();

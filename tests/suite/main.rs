@@ -15,6 +15,8 @@ mod gradients; // finite differences
 mod host; // slices and offsets
 mod interpreted; // what Miri runs
 mod layer; // modes, forward, backward
+mod layer_norm; // rows by their own statistics
+mod layer_norm_calls; // the same: wrong arguments, the layer
 mod nonfinite; // NaN, infinities, the largest values, constants
 mod parameters; // parameters, gradients, moving, display
 mod properties; // random calls, repeatability, threads

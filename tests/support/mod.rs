@@ -15,6 +15,7 @@ pub mod late;
 pub mod layer;
 pub mod near;
 pub mod oracle;
+pub mod rows;
 pub mod run;
 pub mod shapes;
 pub mod state;
