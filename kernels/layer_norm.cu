@@ -156,7 +156,7 @@ __device__ void forward(const LayerNorm &by, const T *x, const A *weight, const 
             to[c] = narrowed<T>(row.xhat(wide(from[c])) * w + b);
         }
         if (lane == 0) {
-            if (!isfinite(of.mean) || !isfinite(of.std)) *nonfinite = 1;
+            if (!isfinite(of.mean) || !isfinite(of.std)) atomicOr(nonfinite, 1u);
             if (saved.mean) {
                 saved.mean[at] = A(of.mean);
                 saved.mean_rest[at] = A(or_zero(of.mean - double(saved.mean[at]) + of.rest));
@@ -241,7 +241,7 @@ __device__ void finalize(u64 features, unsigned chunks, const double *partials, 
         sum += partials[2 * (chunk * features + c)];
         dot += partials[2 * (chunk * features + c) + 1];
     }
-    if (!isfinite(sum) || !isfinite(dot)) *nonfinite = 1;
+    if (!isfinite(sum) || !isfinite(dot)) atomicOr(nonfinite, 1u);
     if (grad_weight) grad_weight[c] = A((accumulate ? double(grad_weight[c]) : 0) + dot);
     if (grad_bias) grad_bias[c] = A((accumulate ? double(grad_bias[c]) : 0) + sum);
 }

@@ -3,8 +3,9 @@
 use super::call::{Held, Views, Whole};
 use super::run::{self, Buf, SavedOn};
 use batchnorm::{
-    Activation, Argument, Arguments, Backward, Element, Engine, Error, ForwardEval, ForwardTrain,
-    Input, Memory, MergeStats, Real, Result, Role, Running, Saved, Shape, Statistics, Stats,
+    Activation, Argument, Arguments, Backward, DType, Element, Engine, Error, ForwardEval,
+    ForwardTrain, Input, LayerNormBackward, LayerNormForward, LayerNormSaved, Memory, MergeStats,
+    Op, Real, Request, Result, Role, Running, Saved, Shape, Statistics, Stats,
 };
 
 /// What is wrong with a call, if anything.
@@ -63,11 +64,30 @@ pub enum Operation {
     Backward,
     Stats,
     Merge,
+    LayerNorm,
+    LayerNormBackward,
+}
+
+/// What a forward on `G` saves of the rows of tensors of `E`.
+type RowsOn<G, E> = LayerNormSaved<<G as Engine>::Memory, <E as Element>::Acc>;
+
+/// The same elements as rows of the channels.
+fn rows(shape: &Shape) -> Shape {
+    Shape::new(&[shape.len() / shape.channels(), shape.channels()], 1).unwrap()
 }
 
 impl Operation {
     pub const ALL: [Self; 6] =
         [Self::Train, Self::Eval, Self::EvalByRecord, Self::Backward, Self::Stats, Self::Merge];
+
+    /// All of [`ALL`](Self::ALL), which an engine serves or refuses by its limits, and those on rows where it
+    /// has any: a backward has no forward otherwise.
+    pub fn known_to<G: Engine>(engine: &G) -> Vec<Self> {
+        let request = Request::new(Op::LayerNorm, DType::F32);
+        let rows = engine.supports(&Shape::new(&[2, 2], 1).unwrap(), request).is_ok();
+        let rows = [Self::LayerNorm, Self::LayerNormBackward].into_iter().filter(|_| rows);
+        Self::ALL.into_iter().chain(rows).collect()
+    }
 
     /// All arguments that such a call may have.
     pub fn arguments<E: Element, G: Engine>(self, engine: &G, fault: Fault) -> Vec<Argument> {
@@ -81,6 +101,11 @@ impl Operation {
             Self::Backward => list(desk.held(&mut blank.backward(fault, &saved), |_| None)),
             Self::Stats => list(desk.held(&mut blank.stats(), |_| None)),
             Self::Merge => list(desk.held(&mut blank.merge(fault), |_| None)),
+            Self::LayerNorm => list(desk.held(&mut blank.layer_norm(fault), |_| None)),
+            Self::LayerNormBackward => {
+                let saved = RowsOn::<G, E>::new();
+                list(desk.held(&mut blank.layer_norm_backward(&saved), |_| None))
+            }
         }
     }
 
@@ -101,6 +126,13 @@ impl Operation {
             Self::Merge => {
                 let record = [vec![0.5; 3 * shape.channels()], vec![7.0]].concat();
                 desk.merge::<E::Acc>(&record.repeat(2), views)
+            }
+            Self::LayerNorm => desk.layer_norm::<E>(&rows(shape), None, views),
+            Self::LayerNormBackward => {
+                let (fault, mut saved) = (Fault { plain: true, ..NONE }, RowsOn::<G, E>::new());
+                let right = Self::LayerNorm.desk(desk.on.engine, fault, shape);
+                right.layer_norm::<E>(&rows(shape), Some(&mut saved), Whole).result.unwrap();
+                desk.layer_norm_backward::<E>(&rows(shape), &saved, views)
             }
         }
     }
@@ -157,7 +189,7 @@ pub fn refuses_memory_of_another_device<G: Engine>(
     ) {
         let shape = Shape::new(&[3, 5, 7], 1).unwrap();
         let (saved, _, fault) = saved_by_most::<E, G>(engine, &shape);
-        for operation in Operation::ALL {
+        for operation in Operation::known_to(engine) {
             for Argument { name, .. } in operation.arguments::<E, G>(engine, fault) {
                 let on = On { engine, elsewhere: Some((name, other)) };
                 let error = operation.run::<E, G>(on, &shape, fault, &saved);
@@ -232,6 +264,18 @@ impl<E: Element, G: Engine> Blank<E, G> {
             G::Memory::view_mut(record),
         );
         args.running(mean, var, fault.factor)
+    }
+    pub fn layer_norm(&mut self, fault: Fault) -> LayerNormForward<'_, G::Memory, E> {
+        let [x, y] = &mut self.tensors;
+        let args = LayerNormForward::new(G::Memory::view(x), G::Memory::view_mut(y));
+        args.eps(fault.eps)
+    }
+    pub fn layer_norm_backward<'a>(
+        &'a mut self,
+        saved: &'a RowsOn<G, E>,
+    ) -> LayerNormBackward<'a, G::Memory, E> {
+        let [x, grad_y] = &self.tensors;
+        LayerNormBackward::new(saved, G::Memory::view(x), G::Memory::view(grad_y))
     }
 }
 
@@ -341,6 +385,33 @@ impl<G: Engine> Desk<'_, G> {
         let mut args = blank.merge(self.fault);
         held.lend(&mut args, views);
         let result = self.on.engine.merge_stats(args);
+        Called { held, result }
+    }
+    fn layer_norm<E: Element>(
+        &self,
+        shape: &Shape,
+        saved: Option<&mut RowsOn<G, E>>,
+        views: impl Views<G::Memory>,
+    ) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.layer_norm(self.fault), |_| None);
+        let mut args = blank.layer_norm(self.fault);
+        args.saved = saved;
+        held.lend(&mut args, views);
+        let result = self.on.engine.layer_norm(shape, args);
+        Called { held, result }
+    }
+    fn layer_norm_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        saved: &RowsOn<G, E>,
+        views: impl Views<G::Memory>,
+    ) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.layer_norm_backward(saved), |_| None);
+        let mut args = blank.layer_norm_backward(saved);
+        held.lend(&mut args, views);
+        let result = self.on.engine.layer_norm_backward(shape, args);
         Called { held, result }
     }
 }
