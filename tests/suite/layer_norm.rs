@@ -155,7 +155,7 @@ fn numbers_at_the_ends_of_the_range<G: Engine>(engine: &G) {
             let mut inputs = Inputs::new(2, features, rule).rounded::<E>();
             let size = run::narrow::<E>(size).widen().to_f64();
             (inputs.weight, inputs.bias, inputs.eps) = (Vec::new(), Vec::new(), eps);
-            let signs = |i: usize| if i % 2 == 0 { 1.0 } else { -1.0 };
+            let signs = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
             inputs.x = (0..2 * features).map(|i| signs(i) * size).collect();
             let mut unit = inputs.clone();
             unit.x = (0..2 * features).map(signs).collect();

@@ -116,8 +116,8 @@ impl Statistics {
             #[inline(always)]
             |at| {
                 let mut x = load(simd, x, at);
-                for l in 0..GROUP {
-                    x[l] = x[l] * scale - first;
+                for x in &mut x {
+                    *x = *x * scale - first;
                 }
                 [x]
             },
