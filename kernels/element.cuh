@@ -5,8 +5,8 @@
 
 using u64 = unsigned long long;
 
-/// ZERO: the largest value of the accumulating type that the element rounds to zero. STEP: half the distance of
-/// elements from 2 to 4, so that 3 - STEP and 6 - 2 STEP round to 3 and 6; 0 where nothing is rounded.
+/// ZERO and STEP: ROUNDS_TO_ZERO and HALF_STEP_AT_THREE of src/element.rs. So 3 - STEP and 6 - 2 STEP round to 3 and
+/// 6; 0 where nothing is rounded.
 template <class T> struct Element;
 
 template <> struct Element<float> {

@@ -68,6 +68,11 @@ pub trait Element: Plain + CpuOperations {
     ///
     /// A ReLU whose input is at most this gives 0, and passes no gradient.
     const ROUNDS_TO_ZERO: Self::Acc;
+    /// Half the distance of this type's values from 2 to 4, 0 where the accumulating type is the same.
+    ///
+    /// So what rounds to a kink at 3 begins this far from it, and at 6 twice as far: ties round to even, as
+    /// both are.
+    const HALF_STEP_AT_THREE: Self::Acc;
     /// To the accumulating type, exactly.
     fn widen(self) -> Self::Acc;
     /// From the accumulating type, to nearest, ties to even.
@@ -100,6 +105,7 @@ macro_rules! real {
             type Acc = $t;
             const DTYPE: DType = DType::$dtype;
             const ROUNDS_TO_ZERO: $t = 0.0;
+            const HALF_STEP_AT_THREE: $t = 0.0;
             #[inline(always)]
             fn widen(self) -> $t {
                 self
@@ -130,6 +136,7 @@ impl Element for f16 {
     type Acc = f32;
     const DTYPE: DType = DType::F16;
     const ROUNDS_TO_ZERO: f32 = f32::from_bits((127 - 25) << 23); // half of the least, 2^-24
+    const HALF_STEP_AT_THREE: f32 = 1.0 / 1024.0;
     /// Without a branch, as `narrow`, so that loops over them become vector code.
     #[inline(always)]
     fn widen(self) -> f32 {
@@ -161,6 +168,7 @@ impl Element for bf16 {
     type Acc = f32;
     const DTYPE: DType = DType::Bf16;
     const ROUNDS_TO_ZERO: f32 = f32::from_bits(1 << 15); // half of the least, 2^-133
+    const HALF_STEP_AT_THREE: f32 = 1.0 / 128.0;
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -203,6 +211,21 @@ mod tests {
             assert_eq!(E::narrow(E::ROUNDS_TO_ZERO).widen(), 0.0);
             let above = f32::from_bits(E::ROUNDS_TO_ZERO.to_bits() + 1);
             assert!(E::narrow(above).widen() > 0.0);
+        }
+        edge::<f16>();
+        edge::<bf16>();
+        edge::<f32>();
+    }
+
+    #[test]
+    fn kinks_round_from_half_a_step_on() {
+        fn edge<E: Element<Acc = f32>>() {
+            for (kink, steps) in [(3.0, 1.0), (-3.0, -1.0), (6.0, 2.0)] {
+                let edge: f32 = kink - steps * E::HALF_STEP_AT_THREE;
+                assert_eq!(E::narrow(edge).widen(), kink, "{}", E::DTYPE);
+                let before = if kink > 0.0 { edge.next_down() } else { edge.next_up() };
+                assert_ne!(E::narrow(before).widen(), kink, "{}", E::DTYPE);
+            }
         }
         edge::<f16>();
         edge::<bf16>();

@@ -43,6 +43,11 @@ pub enum Error {
         /// How many updates, of all channels together.
         updates: u64,
     },
+    /// A [`LazyBatchNorm`](crate::LazyBatchNorm) that has no channels yet.
+    #[error(
+        "channels: expected a first input or a state dict, from which a lazy layer takes their number, got neither"
+    )]
+    Uninitialized,
     /// A [`Saved`](crate::Saved) that does not belong to this backward.
     #[error("saved: the forward had {what} {forward}, this backward has {backward}")]
     Saved {

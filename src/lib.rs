@@ -6,6 +6,7 @@ mod layer; // policy: configuration, parameters, running statistics, modes, stat
 
 mod engine; // arithmetic: the trait and its arguments; `Reference` defines, the others are fast
 
+mod input_spec; // which dims every input has
 mod memory; // where numbers live: `Host`, `Device`
 mod shape; // any rank and layout -> (outer, channels, inner)
 
@@ -16,23 +17,30 @@ mod library; // vendors' shared libraries, looked for before they are called
 
 mod error; // what went wrong, both sides shown
 
+#[doc = include_str!("docs/conventions.md")]
+pub mod conventions {}
+
 #[cfg(feature = "cuda")]
 pub use cudarc; // its streams and slices are what `Cuda` works on
 
 pub use element::{DType, Element, Plain, Real};
 pub use engine::{
-    Activation, Argument, Arguments, Backward, Cpu, Derivative, EmptyBatch, Engine, EpsRule,
-    ForwardEval, ForwardTrain, Input, LayerNormBackward, LayerNormForward, LayerNormSaved,
-    MergeStats, NonFinite, OneValue, Op, Reference, Request, Role, Running, Saved, SimdLevel,
-    Statistics, Stats, Variance, Visitor,
+    Activation, Algorithm, Argument, Arguments, Backward, Constrain, Constraint, Cpu, Derivative,
+    EmptyBatch, Engine, EpsRule, ForwardEval, ForwardTrain, Input, LayerNormBackward,
+    LayerNormForward, LayerNormSaved, MergeStats, NonFinite, OneValue, Op, OptimizerStep,
+    Reference, Regularize, Regularizer, Request, Role, Running, Saved, SimdLevel, Statistics,
+    Stats, Variance, Visitor,
 };
 #[cfg(feature = "cudnn")]
 pub use engine::{Choice, Cudnn, Gpu, Rule};
 #[cfg(feature = "cuda")]
 pub use engine::{Cuda, Family, Tuning};
 pub use error::{Cause, Error, Result};
+pub use input_spec::InputSpec;
 pub use layer::{
-    BatchNorm, Config, Keras1, Keras1Std, LayerNorm, LayerNormConfig, Momentum, Param, RunningStats,
+    BatchNorm, Config, Initializer, Keras1, Keras1Std, LayerNorm, LayerNormConfig, LazyBatchNorm,
+    Momentum, Optimizer, OptimizerState, Order, Param, ParamState, Population, PopulationRule,
+    PopulationStatistics, Progress, RunningStats, SavedParts, Slot,
 };
 #[cfg(feature = "safetensors")]
 pub use layer::{LoadReport, Mismatch, StateDict, Strict};

@@ -11,6 +11,8 @@ use crate::{Error, Result};
 /// | NHWC | `Shape::new(&[n, h, w, c], 3)` | n * h * w, c, 1 |
 /// | channels on axis k | `Shape::new(&dims, k)` | product before, `dims[k]`, product after |
 /// | channels on the last axis | `Shape::from_end(&dims, -1)` | product before, the last, 1 |
+/// | channels on several axes | `Shape::with_axes(&dims, &[1, 2])` | product before, product of these, product after |
+/// | channels as Wolfram places them | `Shape::interleaving(&dims, true)` | product before, the last, 1 |
 /// | a vector of one sample, C | `Shape::new(&[c], 0)` | 1, c, 1 |
 /// | a mean for every position | `Shape::per_activation(&[n, c, h, w])` | n, c * h * w, 1 |
 /// | a view with strides | `Shape::strided(&dims, &strides, axis)` | as it lies in memory |
@@ -33,13 +35,9 @@ impl Shape {
             let reason = format!("expected less than the rank {}, got {axis}", dims.len());
             return Err(Error::invalid("axis", reason));
         };
+        check_elements(dims)?;
         if channels == 0 {
             return Err(Error::invalid("channels", "expected at least 1, got 0"));
-        }
-        // Zeros aside, so that no part of the product overflows where the whole does not.
-        let mut nonzero = dims.iter().filter(|&&d| d > 0);
-        if nonzero.try_fold(1usize, |product, &d| product.checked_mul(d)).is_none() {
-            return Err(Error::invalid("dims", format!("the product of {dims:?} overflows")));
         }
         Ok(Self {
             batch: if axis == 0 { 1 } else { dims[0] },
@@ -63,20 +61,90 @@ impl Shape {
     /// # Errors
     /// As [`Shape::new`].
     pub fn from_end(dims: &[usize], axis: isize) -> Result<Self> {
-        let rank = dims.len();
-        let from_start = match axis {
-            0.. => Some(axis.unsigned_abs()),
-            _ => rank.checked_sub(axis.unsigned_abs()),
+        Self::new(dims, from_start(dims.len(), axis)?)
+    }
+
+    /// One mean for every position of several `axes`, over all other axes: Flax's and Keras 2's lists of axes.
+    ///
+    /// An axis may count from the end, and they may stand in any order. The channels, and so every parameter and
+    /// running statistic, lie as these axes do in a row-major tensor: flattened, Flax's parameters of several
+    /// dimensions. Nothing is copied, so the axes must be neighbours, but for axes of size 1.
+    ///
+    /// ```
+    /// # use batchnorm::Shape;
+    /// let dims = [8, 5, 7, 3]; // N, H, W, C
+    /// let shape = Shape::with_axes(&dims, &[-1, 2])?; // a mean for each of 7 columns and 3 channels
+    /// assert_eq!((shape.outer(), shape.channels(), shape.inner()), (8 * 5, 7 * 3, 1));
+    /// assert_eq!(Shape::with_axes(&dims, &[1, 2, 3])?, Shape::per_activation(&dims)?);
+    /// let error = Shape::with_axes(&dims, &[1, 3]).unwrap_err();
+    /// assert_eq!(
+    ///     error.to_string(),
+    ///     "axes: expected neighbours, got [1, 3] of dims [8, 5, 7, 3]: axis 2 of size 7 lies between them, \
+    ///      transpose it away"
+    /// );
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Shape::new`]; [`Error::Invalid`] also where there are no axes, one of them twice, or two of them
+    /// with another axis between them.
+    pub fn with_axes(dims: &[usize], axes: &[isize]) -> Result<Self> {
+        let mut is_channel = vec![false; dims.len()];
+        for &axis in axes {
+            let k = from_start(dims.len(), axis)?;
+            if std::mem::replace(&mut is_channel[k], true) {
+                let reason = format!("expected each axis once, got axis {k} twice in {axes:?}");
+                return Err(Error::invalid("axes", reason));
+            }
+        }
+        let channel_axes = || (0..dims.len()).filter(|&k| is_channel[k]);
+        // Where an axis of size 1 stands says nothing about memory.
+        let mut wide = channel_axes().filter(|&k| dims[k] != 1);
+        let Some(first) = wide.next().or_else(|| channel_axes().next()) else {
+            return Err(Error::invalid("axes", "expected at least 1, got none"));
         };
-        let Some(axis) = from_start.filter(|&axis| axis < rank) else {
-            let reason = format!("expected from -{rank} to less than the rank {rank}, got {axis}");
-            return Err(Error::invalid("axis", reason));
+        let last = wide.next_back().unwrap_or(first);
+        if let Some(k) = (first..last).find(|&k| !is_channel[k] && dims[k] != 1) {
+            let reason = format!(
+                "expected neighbours, got {axes:?} of dims {dims:?}: axis {k} of size {} lies between them, \
+                 transpose it away",
+                dims[k]
+            );
+            return Err(Error::invalid("axes", reason));
+        }
+        check_elements(dims)?;
+        let channels = channel_axes().map(|k| dims[k]).product();
+        let averaged = |from: usize, to: usize| {
+            (from..to).filter(|&k| !is_channel[k]).map(|k| dims[k]).product::<usize>()
         };
-        Self::new(dims, axis)
+        let (outer, inner) = (averaged(0, first), averaged(first, dims.len()));
+        let batch = if is_channel[0] { 1 } else { dims[0] };
+        Ok(Self { batch, ..Self::new(&[outer, channels, inner], 1)? })
+    }
+
+    /// The channels where Wolfram's option `Interleaving` has them: on the last axis (true), or on the first
+    /// one of a sample (false, the default there). `dims` begin with the batch, as a list of samples does; a
+    /// single sample alone is `Shape::from_end(&dims, -1)` or `Shape::new(&dims, 0)`.
+    ///
+    /// ```
+    /// # use batchnorm::Shape;
+    /// assert_eq!(Shape::interleaving(&[8, 5, 7, 3], true)?, Shape::new(&[8, 5, 7, 3], 3)?);
+    /// assert_eq!(Shape::interleaving(&[8, 3, 5, 7], false)?, Shape::new(&[8, 3, 5, 7], 1)?);
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Shape::new`]; [`Error::Invalid`] also where there is no axis behind the batch.
+    pub fn interleaving(dims: &[usize], interleaving: bool) -> Result<Self> {
+        if dims.len() < 2 {
+            let reason = format!("expected a batch axis and at least one behind it, got {dims:?}");
+            return Err(Error::invalid("dims", reason));
+        }
+        Self::from_end(dims, if interleaving { -1 } else { 1 })
     }
 
     /// One mean for every position of a sample: `dims` is batch first, everything behind it is a
-    /// channel (cuDNN's per-activation mode).
+    /// channel (cuDNN's per-activation mode, ONNX' `spatial=0`).
     ///
     /// # Errors
     /// As [`Shape::new`]; `dims` must have a first axis.
@@ -84,12 +152,7 @@ impl Shape {
         let Some((&batch, sample)) = dims.split_first() else {
             return Err(Error::invalid("dims", "expected a batch axis, got none"));
         };
-        let mut positions = sample.iter();
-        let Some(positions) = positions.try_fold(1usize, |product, &d| product.checked_mul(d))
-        else {
-            return Err(Error::invalid("dims", format!("the product of {dims:?} overflows")));
-        };
-        Self::new(&[batch, positions], 1)
+        Self::new(&[batch, checked_product(dims, sample.iter().copied())?], 1)
     }
 
     /// A view with `strides` (in elements), as frameworks describe permuted tensors: an NCHW view
@@ -165,6 +228,29 @@ impl Shape {
     }
 }
 
+/// Which axis of so many is meant; those below 0 count from the end.
+fn from_start(rank: usize, axis: isize) -> Result<usize> {
+    let from_start = match axis {
+        0.. => Some(axis.unsigned_abs()),
+        _ => rank.checked_sub(axis.unsigned_abs()),
+    };
+    from_start.filter(|&axis| axis < rank).ok_or_else(|| {
+        let reason = format!("expected from -{rank} to less than the rank {rank}, got {axis}");
+        Error::invalid("axis", reason)
+    })
+}
+
+/// Refuses dims whose product overflows, zeros aside: so no part of it overflows where the whole does not.
+fn check_elements(dims: &[usize]) -> Result<()> {
+    checked_product(dims, dims.iter().copied().filter(|&d| d > 0)).map(drop)
+}
+
+/// The product of some sizes of `dims`.
+fn checked_product(dims: &[usize], mut sizes: impl Iterator<Item = usize>) -> Result<usize> {
+    let product = sizes.try_fold(1usize, |product, size| product.checked_mul(size));
+    product.ok_or_else(|| Error::invalid("dims", format!("the product of {dims:?} overflows")))
+}
+
 /// As messages show it: `4 x 64 x 3136 (outer x channels x inner, batch 4)`.
 impl std::fmt::Display for Shape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -198,6 +284,26 @@ mod tests {
     }
 
     #[test]
+    fn several_axes_fold_into_one() {
+        let dims = [8, 5, 7, 3];
+        for axes in [&[1, 2][..], &[2, 1], &[-3, 2], &[-2, -3]] {
+            assert_eq!(folded(Shape::with_axes(&dims, axes)), (8, 8, 35, 3), "{axes:?}");
+        }
+        for axis in -4..4 {
+            assert_eq!(Shape::with_axes(&dims, &[axis]), Shape::from_end(&dims, axis));
+        }
+        assert_eq!(folded(Shape::with_axes(&dims, &[0, 1])), (1, 1, 40, 21));
+        assert_eq!(folded(Shape::with_axes(&dims, &[3, 2, 1])), (8, 8, 105, 1));
+        assert_eq!(folded(Shape::with_axes(&dims, &[0, 1, 2, 3])), (1, 1, 840, 1));
+        // Axes of size 1 stand anywhere, averaged over or not.
+        assert_eq!(folded(Shape::with_axes(&[8, 5, 1, 3], &[1, 3])), (8, 8, 15, 1));
+        assert_eq!(folded(Shape::with_axes(&[1, 5, 7, 3], &[0, 3])), (1, 35, 3, 1));
+        assert_eq!(folded(Shape::with_axes(&[8, 5, 3, 1], &[1, 3])), (8, 8, 5, 3));
+        assert_eq!(folded(Shape::with_axes(&[8, 1, 3, 1], &[1, 3])), (8, 8, 1, 3));
+        assert_eq!(folded(Shape::with_axes(&[0, 5, 7], &[1, 2])), (0, 0, 35, 1));
+    }
+
+    #[test]
     fn strides_fold_as_memory_lies() {
         let dims = [8, 3, 5, 7];
         assert_eq!(folded(Shape::strided(&dims, &[105, 35, 7, 1], 1)), (8, 8, 3, 35));
@@ -222,6 +328,20 @@ mod tests {
             message(Shape::from_end(&[], 0)),
             "axis: expected from -0 to less than the rank 0, got 0"
         );
+        let axes = |axes: &[isize]| message(Shape::with_axes(&[8, 5, 7, 3], axes));
+        assert_eq!(axes(&[]), "axes: expected at least 1, got none");
+        assert_eq!(axes(&[4]), "axis: expected from -4 to less than the rank 4, got 4");
+        assert_eq!(axes(&[1, -3]), "axes: expected each axis once, got axis 1 twice in [1, -3]");
+        assert!(axes(&[0, -1]).starts_with("axes: expected neighbours, got [0, -1] of dims"));
+        let none = message(Shape::with_axes(&[8, 0, 7], &[1, 2]));
+        assert_eq!(none, "channels: expected at least 1, got 0");
+        assert!(message(Shape::with_axes(&[1, usize::MAX, 2], &[1, 2])).starts_with("dims"));
+        for interleaving in [false, true] {
+            assert_eq!(
+                message(Shape::interleaving(&[8], interleaving)),
+                "dims: expected a batch axis and at least one behind it, got [8]"
+            );
+        }
         assert_eq!(message(Shape::new(&[2, 0], 1)), "channels: expected at least 1, got 0");
         assert!(message(Shape::new(&[usize::MAX, 2], 1)).starts_with("dims: the product of ["));
         assert!(message(Shape::new(&[0, 2, usize::MAX], 1)).starts_with("dims: the product of ["));

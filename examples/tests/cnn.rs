@@ -1,4 +1,5 @@
 //! The `cnn` example: on the CPU in both layouts, and on a CUDA device beside it.
+use approx::relative_eq;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -71,7 +72,7 @@ fn on_cpu(layout: Layout, count: usize) -> Run {
 #[track_caller]
 fn alike(got: &Run, expected: &Run) {
     let close = |what: &str, got: f64, expected: f64, bar: f64| {
-        let near = (got - expected).abs() <= bar * expected.abs().max(1.0);
+        let near = relative_eq!(got, expected, epsilon = bar, max_relative = bar);
         assert!(near, "{what}: {got} for {expected}");
     };
     assert_eq!(got.losses.len(), expected.losses.len());

@@ -1,4 +1,5 @@
 //! `speed` as other programs see it, and the table behind it.
+use approx::relative_eq;
 use batchnorm::{Activation, Backward, DType, Engine, ForwardEval, ForwardTrain, Host};
 use batchnorm::{Reference, Saved, Shape};
 use half::{bf16, f16};
@@ -213,7 +214,8 @@ fn a_worker_computes_what_the_reference_does() {
         // Half a unit of the dtype per value, most of which cancels in the sum.
         let part = if case.width() == 4 { 1e-6 } else { 2e-3 };
         for (sum, right) in sums.iter().zip(&right) {
-            assert!((sum - right).abs() <= part * right.abs(), "{case}: {sum}, expected {right}");
+            let same = relative_eq!(sum, right, epsilon = 0.0, max_relative = part);
+            assert!(same, "{case}: {sum}, expected {right}");
         }
     }
     worker.end();

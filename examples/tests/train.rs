@@ -89,6 +89,45 @@ fn normalization_wins_on_a_short_run() {
     }
 }
 
+/// The table's further rows, and that nothing else changes; after few steps the moving statistics still hold a
+/// part of their initial values, and of batches by earlier weights.
+#[test]
+fn population_statistics_stand_beside_the_moving_ones() {
+    let folder = folder("population");
+    let line = format!("--steps 40 --batch 50 --out {}", folder.display());
+    let moving = run(&line).unwrap().1;
+    let both = run(&format!("{line} --statistics population")).unwrap().1;
+    assert!(!moving.contains("population statistics"), "{moving}");
+    let without: Vec<_> = both.lines().filter(|line| !line.starts_with("by ")).collect();
+    let same = |a: &str, b: &str| a == b || a.contains(" took ");
+    assert!(moving.lines().zip(&without).all(|(a, b)| same(a, b)), "{moving}{both}");
+    let score = |of: &str, name: &str| -> (f64, f64) {
+        let (_, rest) = of.split_once(name).unwrap();
+        let line = rest.lines().next().unwrap().trim();
+        let (accuracy, loss) = line.split_once(" %, loss ").unwrap();
+        (accuracy.parse().unwrap(), loss.parse().unwrap())
+    };
+    let [by_moving, by_population] =
+        ["moving", "population"].map(|name| score(&both, &format!("by {name} statistics")));
+    assert!(moving.contains(&format!("{:.4}", by_moving.1)), "{moving}{both}");
+    assert!(by_population.0 > 80.0 && by_population.1 < by_moving.1, "{both}");
+
+    // Exactly what the images give the first layer, in whatever batches.
+    let data = Data::digits().unwrap();
+    let dict_by = |batch: usize| {
+        let mut run = experiment(&format!("--batch {batch}"), &data);
+        run.use_population().unwrap();
+        run.with.state_dict("").unwrap()
+    };
+    let dicts = [dict_by(1297), dict_by(60)];
+    for name in ["bn1.running_mean", "bn1.running_var", "bn3.running_mean", "bn3.running_var"] {
+        let [all, some] = dicts.each_ref().map(|dict| dict.get::<f64>(name).unwrap().unwrap().1);
+        for (all, some) in all.iter().zip(&some) {
+            assert!((all - some).abs() <= 1e-5 * all.abs().max(1.0), "{name}: {all}, {some}");
+        }
+    }
+}
+
 #[test]
 fn a_seed_repeats_bit_for_bit_on_any_number_of_threads() {
     let folder = folder("seeds");

@@ -131,6 +131,19 @@ impl<'a, M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>> Experiment<'a
         Ok(Point { step: self.step, with: both.0?, without: both.1? })
     }
 
+    /// Gives the normalized network the statistics of all training images in place of its running ones:
+    /// for the end, as a step would go on from others.
+    pub fn use_population(&mut self) -> Result<()> {
+        let Self { with, data, engine, settings, .. } = self;
+        let images = &data.train;
+        let rows = settings.batch;
+        with.use_population(images.len().div_ceil(rows), |batch| {
+            let these = batch * rows..images.len().min((batch + 1) * rows);
+            let x: Vec<f32> = these.clone().flat_map(|i| images.image(i)).collect();
+            Ok((these.len(), engine.memory().upload(&x)?))
+        })
+    }
+
     /// What decides every bit, one per line.
     pub fn identity(&self) -> String {
         let engine = self.engine.name();

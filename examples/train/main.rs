@@ -24,7 +24,7 @@ use checkpoint::Saves;
 use data::Data;
 use device::Place;
 use experiment::Experiment;
-use options::Options;
+use options::{Options, Statistics};
 
 // Not private: the tests take this file as a module.
 pub(crate) mod backend;
@@ -139,7 +139,14 @@ pub(crate) fn train<M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>>(
         files::write(&png, &plot::png(&points, &title)?)?;
         files::write(&svg, plot::svg(&points, &title)?.as_bytes())
     })();
-    write!(to, "{}", report::table(&points, &settings))?;
+    let by_population = match options.statistics {
+        Statistics::Moving => None,
+        Statistics::Population => {
+            run.use_population()?; // the checkpoint is written
+            Some(run.evaluate()?.with)
+        }
+    };
+    write!(to, "{}", report::table(&points, &settings, by_population))?;
     writeln!(to, "{} steps took {seconds:.1} s\n", run.step - first)?;
     if drawn.is_ok() {
         writeln!(to, "plots: {}, {}", png.display(), svg.display())?;

@@ -2,7 +2,8 @@
 //! code to look at for how the layer is used. It runs wherever its engine and backend do.
 use anyhow::{Result, ensure};
 use batchnorm::{
-    Activation, BatchNorm, Config, Engine, Input, Memory, Saved, Shape, StateDict, Strict,
+    Activation, BatchNorm, Config, Engine, Input, Memory, PopulationRule, PopulationStatistics,
+    Saved, Shape, StateDict, Strict,
 };
 
 use super::backend::{Backend, Nonlinearity, Operand};
@@ -162,6 +163,37 @@ impl<M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>> Network<G, B> {
         Ok(Score { loss, accuracy: right / *rows as f64 })
     }
 
+    /// Gives every normalization the statistics of a whole data set in place of its running ones, in order:
+    /// a layer's are applied before those of the next one are gathered, which so come from what that is
+    /// given in evaluation. `batch` makes the `i`th of so many batches: its rows, and the images.
+    pub fn use_population(
+        &mut self,
+        batches: usize,
+        mut batch: impl FnMut(usize) -> Result<(usize, M::Buf<f32>)>,
+    ) -> Result<()> {
+        let Self { layers, engine, backend, .. } = self;
+        for i in 0..layers.len() {
+            let (before, layer) = layers.split_at_mut(i);
+            let Layer { outputs, norm: Some(_), .. } = layer[0] else { continue };
+            let mut population = PopulationStatistics::new(engine, outputs, PopulationRule::Exact)?;
+            for k in 0..batches {
+                let (rows, mut x) = batch(k)?;
+                for layer in &*before {
+                    let mut y = engine.memory().zeros(rows * layer.outputs)?;
+                    layer.infer(backend, rows, &x, &mut y)?;
+                    x = y;
+                }
+                let mut product = engine.memory().zeros(rows * outputs)?;
+                layer[0].multiply(backend, rows, &x, M::view_mut(&mut product))?;
+                let shape = Shape::new(&[rows, outputs], 1)?;
+                population.add::<f32, G>(engine, &shape, M::view(&product))?;
+            }
+            let norm = layer[0].norm.as_mut();
+            norm.map_or(Ok(()), |norm| population.apply_to(&mut norm.bn))?;
+        }
+        Ok(())
+    }
+
     /// All parameters and running statistics, under names such as `layer1.weight` and
     /// `bn1.running_mean` behind `prefix`.
     pub fn state_dict(&self, prefix: &str) -> Result<StateDict> {
@@ -250,9 +282,22 @@ impl<M: Memory, G: Engine<Memory = M>> Layer<G> {
             backend.matmul(size, Operand::Plain(M::view(x)), weight, M::view_mut(product))?;
             bn.forward_into(&shape, M::view(product), None, M::view_mut(y), saved)?;
         } else {
-            backend.matmul(size, Operand::Plain(M::view(x)), weight, M::view_mut(y))?;
+            self.multiply(backend, rows, x, M::view_mut(y))?;
         }
         self.finish(backend, y)
+    }
+
+    /// What the linear layer makes of `x`, its bias aside.
+    fn multiply<B: Backend<Memory = M>>(
+        &self,
+        backend: &B,
+        rows: usize,
+        x: &M::Buf<f32>,
+        product: M::ViewMut<'_, f32>,
+    ) -> Result<()> {
+        let size = [rows, self.inputs, self.outputs];
+        let weight = Operand::Transposed(M::view(&self.weight.value));
+        backend.matmul(size, Operand::Plain(M::view(x)), weight, product)
     }
 
     /// As [`forward`](Self::forward), by the running statistics, with nothing kept.
@@ -263,9 +308,7 @@ impl<M: Memory, G: Engine<Memory = M>> Layer<G> {
         x: &M::Buf<f32>,
         y: &mut M::Buf<f32>,
     ) -> Result<()> {
-        let size = [rows, self.inputs, self.outputs];
-        let weight = Operand::Transposed(M::view(&self.weight.value));
-        backend.matmul(size, Operand::Plain(M::view(x)), weight, M::view_mut(y))?;
+        self.multiply(backend, rows, x, M::view_mut(y))?;
         if let Some(norm) = &self.norm {
             let shape = Shape::new(&[rows, self.outputs], 1)?;
             norm.bn.infer_into::<f32>(&shape, Input::InPlace, None, M::view_mut(y))?;

@@ -22,6 +22,11 @@ pub struct Options {
     /// Of SGD, for both networks.
     #[arg(long, default_value_t = 0.5, value_parser = positive)]
     pub learning_rate: f32,
+    /// By what the trained network normalizes: moving averages of the training, which the curve is made
+    /// by, or also the statistics of all training images at its end, which the table then shows beside
+    /// them.
+    #[arg(long, value_enum, default_value_t = Statistics::Moving)]
+    pub statistics: Statistics,
     /// Where to train.
     #[arg(long, value_enum, default_value_t = Device::Auto)]
     pub device: Device,
@@ -57,6 +62,15 @@ pub struct Options {
     /// If a CUDA library is missing, say where it was looked for.
     #[arg(long)]
     pub verbose: bool,
+}
+
+/// What a trained network normalizes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Statistics {
+    /// The running statistics.
+    Moving,
+    /// Those of the whole training set.
+    Population,
 }
 
 /// What decides every bit of a run, but for how long it goes on.

@@ -27,8 +27,10 @@ pub fn steps_to(points: &[Point], target: f64, score: impl Fn(&Point) -> Score) 
     points.iter().find(|point| score(point).accuracy >= target).map(|point| point.step)
 }
 
-/// Steps to [`TARGETS`], and how it ended. `points` are those of the curve and that of the end.
-pub fn table(points: &[Point], settings: &Settings) -> String {
+/// Steps to [`TARGETS`], and how it ended. `points` are those of the curve and that of the end;
+/// `by_population` how the network with batch normalization does there by the statistics of all training
+/// images.
+pub fn table(points: &[Point], settings: &Settings, by_population: Option<Score>) -> String {
     let mut table = String::new();
     let mut line = |a: &str, b: &str, c: &str| {
         // A string takes everything.
@@ -52,6 +54,14 @@ pub fn table(points: &[Point], settings: &Settings) -> String {
         line("best accuracy", &best(|p| p.with), &best(|p| p.without));
         let name = format!("test loss after {step}");
         line(&name, &format!("{:.4}", with.loss), &format!("{:.4}", without.loss));
+    }
+    if let (Some(point), Some(by_population)) = (points.last(), by_population) {
+        let rows =
+            [("by moving statistics", &point.with), ("by population statistics", &by_population)];
+        for (name, score) in rows {
+            let accuracy = percent(score);
+            let _ = writeln!(table, "{name:<26} {accuracy:>11}, loss {:.4}", score.loss);
+        }
     }
     let every = settings.test_every;
     table + &format!("accuracy on the test images, measured every {every} steps\n")

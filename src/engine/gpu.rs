@@ -1,7 +1,7 @@
 //! Our kernels or cuDNN, whichever is faster: per operation, dtype and shape, by a table.
 use super::{
-    Activation, Backward, Cuda, Cudnn, Engine, ForwardEval, ForwardTrain, LayerNormBackward,
-    LayerNormForward, MergeStats, Op, Request, Stats,
+    Activation, Backward, Constrain, Cuda, Cudnn, Engine, ForwardEval, ForwardTrain,
+    LayerNormBackward, LayerNormForward, MergeStats, Op, OptimizerStep, Regularize, Request, Stats,
 };
 use crate::memory::new_stream;
 use crate::{DType, Device, Element, Error, Real, Result, Shape};
@@ -249,7 +249,9 @@ impl Engine for Gpu {
             let unsaved = ForwardEval { saved: None, ..args.reborrow() };
             match served(cudnn.forward_eval(shape, unsaved)) {
                 // The backward is ours.
-                Some(Ok(())) if args.saved.is_some() => return self.cuda.eval(shape, args, false),
+                Some(Ok(())) if args.saved.is_some() => {
+                    return self.cuda.launch_forward_eval(shape, args, false);
+                }
                 Some(done) => return done,
                 None => {}
             }
@@ -266,7 +268,7 @@ impl Engine for Gpu {
         let gates = forward.activation != Activation::Identity;
         match cudnn.backward(shape, args.reborrow()) {
             // Statistics and parameters alone are saved, which mean the same to both.
-            Err(Error::Unsupported { .. }) if !gates => self.cuda.gradients(shape, args),
+            Err(Error::Unsupported { .. }) if !gates => self.cuda.launch_backward(shape, args),
             done => done,
         }
     }
@@ -293,5 +295,15 @@ impl Engine for Gpu {
         args: LayerNormBackward<'_, Device, E>,
     ) -> Result<()> {
         self.cuda.layer_norm_backward(shape, args)
+    }
+
+    fn optimizer_step<P: Real>(&self, args: OptimizerStep<'_, Device, P>) -> Result<()> {
+        self.cuda.optimizer_step(args)
+    }
+    fn regularize<P: Real>(&self, args: Regularize<'_, Device, P>) -> Result<()> {
+        self.cuda.regularize(args)
+    }
+    fn constrain<P: Real>(&self, args: Constrain<'_, Device, P>) -> Result<()> {
+        self.cuda.constrain(args)
     }
 }

@@ -12,8 +12,14 @@ mod epilogue;
 mod gpu;
 mod layer_norm;
 mod ops;
+mod optimizer;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+mod parameters;
 #[cfg(feature = "cuda")]
 mod pointers;
+#[cfg(feature = "cuda")]
+mod ptx;
 mod reference;
 mod saved;
 
@@ -29,10 +35,12 @@ pub use epilogue::{Activation, Derivative};
 pub use gpu::{Choice, Gpu, Rule};
 pub use layer_norm::{EpsRule, LayerNormSaved};
 pub use ops::{
-    Argument, Arguments, Backward, EmptyBatch, ForwardEval, ForwardTrain, Input, LayerNormBackward,
-    LayerNormForward, MergeStats, NonFinite, OneValue, Op, Request, Role, Running, Statistics,
-    Stats, Variance, Visitor,
+    Argument, Arguments, Backward, Constrain, EmptyBatch, ForwardEval, ForwardTrain, Input,
+    LayerNormBackward, LayerNormForward, MergeStats, NonFinite, OneValue, Op, OptimizerStep,
+    Regularize, Request, Role, Running, Statistics, Stats, Variance, Visitor,
 };
+pub(crate) use optimizer::check_from_0;
+pub use optimizer::{Algorithm, Constraint, Regularizer};
 pub use reference::Reference;
 pub use saved::Saved;
 
@@ -133,6 +141,23 @@ pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
         shape: &Shape,
         args: LayerNormBackward<'_, Self::Memory, E>,
     ) -> Result<()>;
+
+    /// A step of an optimizer on one parameter: in f64, rounded where it is stored.
+    ///
+    /// # Errors
+    /// A wrong length, numbers of the algorithm or factors without a meaning, or a buffer that it needs
+    /// and that is not there.
+    fn optimizer_step<P: Real>(&self, args: OptimizerStep<'_, Self::Memory, P>) -> Result<()>;
+    /// The loss of a parameter's regularizer, and its gradient.
+    ///
+    /// # Errors
+    /// A wrong length, or a factor without a meaning.
+    fn regularize<P: Real>(&self, args: Regularize<'_, Self::Memory, P>) -> Result<()>;
+    /// Brings a parameter within its constraint.
+    ///
+    /// # Errors
+    /// Numbers of the constraint without a meaning.
+    fn constrain<P: Real>(&self, args: Constrain<'_, Self::Memory, P>) -> Result<()>;
 }
 
 mod sealed {

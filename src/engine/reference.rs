@@ -2,10 +2,12 @@
 use super::check::{check_values_per_channel, total_count};
 use super::saved::{Buffers, Opened};
 use super::{Activation, Backward, Derivative, Engine, ForwardEval, ForwardTrain, Input};
-use super::{LayerNormBackward, LayerNormForward, MergeStats, Request, Statistics, Stats};
+use super::{Constrain, MergeStats, OptimizerStep, Regularize, Request, Statistics, Stats};
+use super::{LayerNormBackward, LayerNormForward};
 use crate::{Element, Host, Real, Result, Shape};
 
 mod layer_norm;
+mod parameters;
 
 type Train<'a, E> = ForwardTrain<'a, Host, E>;
 type Eval<'a, E> = ForwardEval<'a, Host, E>;
@@ -191,6 +193,22 @@ impl Engine for Reference {
         args: LayerNormBackward<'_, Host, E>,
     ) -> Result<()> {
         layer_norm::backward(self, shape, args)
+    }
+
+    fn optimizer_step<P: Real>(&self, mut args: OptimizerStep<'_, Host, P>) -> Result<()> {
+        args.check(&Host)?;
+        parameters::optimizer_step(args);
+        Ok(())
+    }
+    fn regularize<P: Real>(&self, mut args: Regularize<'_, Host, P>) -> Result<()> {
+        args.check(&Host)?;
+        parameters::regularize(args);
+        Ok(())
+    }
+    fn constrain<P: Real>(&self, mut args: Constrain<'_, Host, P>) -> Result<()> {
+        args.check(&Host)?;
+        parameters::constrain(args);
+        Ok(())
     }
 }
 

@@ -15,6 +15,13 @@ pub(super) struct Affine<P: Real, G: Engine> {
     pub bias: Option<Param<G::Memory, P>>,
 }
 
+/// The statistics of a forward that are not those of its own tensor.
+pub(super) enum Given<'a, M: Memory, P: Real> {
+    Running(&'a RunningStats<M, P>),
+    /// Of the batch that the tensor is a part of.
+    Record(&'a M::Buf<f64>),
+}
+
 impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
     /// Normalizes by the batch, and updates `running`.
     pub fn by_batch<E: Element<Acc = P>>(
@@ -31,30 +38,30 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         args.residual = residual.as_ref().map(M::reborrow);
         args.weight = self.weight.as_ref().map(|p| M::view(&p.value));
         args.bias = self.bias.as_ref().map(|p| M::view(&p.value));
-        let Config { activation, eps, momentum, variance, empty_batch, non_finite, .. } =
-            self.config;
-        args.running = running.map(|running| {
-            let next = running.next(momentum).variance(variance);
-            next.empty_batch(empty_batch).non_finite(non_finite)
-        });
+        let Config { activation, eps, .. } = self.config;
+        args.running = running.map(|running| self.config.next(running));
         args.saved = saved;
         let args = args.activation(activation).eps(eps).one_value(self.config.one_value);
         self.engine.forward_train(shape, args)
     }
 
-    /// Normalizes by `running`.
-    pub fn by_running<E: Element<Acc = P>>(
+    /// Normalizes by given statistics.
+    pub fn by_given<E: Element<Acc = P>>(
         &self,
         shape: &Shape,
         x: Input<M::View<'_, E>>,
         residual: Option<M::View<'_, E>>,
         mut y: M::ViewMut<'_, E>,
-        running: &RunningStats<M, P>,
+        given: Given<'_, M, P>,
         saved: Option<&mut Saved<M, P>>,
     ) -> Result<()> {
         self.check(shape)?;
-        let (mean, var) = (M::view(&running.mean), M::view(&running.var));
-        let statistics = Statistics::Given { mean, var };
+        let statistics = match given {
+            Given::Running(running) => {
+                Statistics::Given { mean: M::view(&running.mean), var: M::view(&running.var) }
+            }
+            Given::Record(record) => Statistics::Record(M::view(record)),
+        };
         let x = x.as_ref().map(M::reborrow);
         let mut args = ForwardEval::<M, E>::with_input(x, M::reborrow_mut(&mut y), statistics);
         args.residual = residual.as_ref().map(M::reborrow);

@@ -1,9 +1,11 @@
 //! How a layer behaves, in PyTorch's words.
 use std::fmt;
 
-use super::Momentum;
+use super::{Momentum, RunningStats};
 use crate::engine::check_eps;
-use crate::{Activation, EmptyBatch, Error, NonFinite, OneValue, Real, Result, Variance};
+use crate::{
+    Activation, EmptyBatch, Error, Memory, NonFinite, OneValue, Real, Result, Running, Variance,
+};
 
 /// How a layer behaves; PyTorch's names and defaults. [`Config::keras`] and its like are
 /// those of other systems, in a table there.
@@ -116,6 +118,15 @@ impl Config {
     /// With this rule for a batch that is not finite.
     pub const fn non_finite(self, non_finite: NonFinite) -> Self {
         Self { non_finite, ..self }
+    }
+
+    /// What the next batch moves, by these rules.
+    pub(super) fn next<'a, M: Memory, P: Real>(
+        &self,
+        running: &'a mut RunningStats<M, P>,
+    ) -> Running<'a, M, P> {
+        let next = running.next(self.momentum).variance(self.variance);
+        next.empty_batch(self.empty_batch).non_finite(self.non_finite)
     }
 
     /// Refuses numbers that have no meaning, NaN among them.

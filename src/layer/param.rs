@@ -1,7 +1,7 @@
 //! A parameter and its gradient.
 use super::copy;
 use crate::memory::filled;
-use crate::{Error, Memory, Real, Result};
+use crate::{Constraint, Engine, Error, Memory, Real, Regularize, Regularizer, Result};
 
 /// A parameter of C elements, and its gradient.
 ///
@@ -13,6 +13,19 @@ pub struct Param<M: Memory, P: Real> {
     /// Whether backwards compute its gradient: true until you say otherwise. A gradient that is
     /// there stays.
     pub requires_grad: bool,
+    /// The learning rate of this parameter is the [`Optimizer`](crate::Optimizer)'s times this: 0 or more,
+    /// 1 until you say otherwise. MATLAB's `ScaleLearnRateFactor` and `OffsetLearnRateFactor`, Wolfram's
+    /// learning rate multipliers.
+    pub lr_factor: f64,
+    /// The weight decay of this parameter is the [`Optimizer`](crate::Optimizer)'s times this: 0 or more,
+    /// 1 until you say otherwise. MATLAB's `ScaleL2Factor` and `OffsetL2Factor`.
+    pub weight_decay_factor: f64,
+    /// What [`BatchNorm::regularize`](crate::BatchNorm::regularize) adds to loss and gradient; nothing
+    /// until you say otherwise. Keras' `gamma_regularizer` and `beta_regularizer`.
+    pub regularizer: Regularizer,
+    /// What a step of an [`Optimizer`](crate::Optimizer) holds it to. Keras' `gamma_constraint` and
+    /// `beta_constraint`.
+    pub constraint: Option<Constraint>,
     /// Length C; arbitrary values where `has_grad` is false.
     grad: M::Buf<P>,
     has_grad: bool,
@@ -24,7 +37,16 @@ pub(super) type Both<'a, M, P> = [&'a mut Option<Param<M, P>>; 2];
 impl<M: Memory, P: Real> Param<M, P> {
     pub(super) fn new(memory: &M, channels: usize, value: f64) -> Result<Self> {
         let value = memory.upload(&filled(channels, P::from_f64(value))?)?;
-        Ok(Self { value, requires_grad: true, grad: memory.zeros(channels)?, has_grad: false })
+        Ok(Self {
+            value,
+            requires_grad: true,
+            lr_factor: 1.0,
+            weight_decay_factor: 1.0,
+            regularizer: Regularizer::default(),
+            constraint: None,
+            grad: memory.zeros(channels)?,
+            has_grad: false,
+        })
     }
 
     /// Length C: the sum over the backwards since [`zero_grad`](Self::zero_grad); none before the
@@ -47,6 +69,24 @@ impl<M: Memory, P: Real> Param<M, P> {
     #[allow(clippy::type_complexity)] // two buffers
     pub fn value_and_grad(&mut self) -> Option<(&mut M::Buf<P>, &M::Buf<P>)> {
         self.has_grad.then_some((&mut self.value, &self.grad))
+    }
+
+    /// The gradient to change, for what stands between backward and optimizer, such as clipping or a sum
+    /// over devices; none where there is no gradient.
+    pub fn grad_mut(&mut self) -> Option<&mut M::Buf<P>> {
+        self.has_grad.then_some(&mut self.grad)
+    }
+    /// Has this gradient (length C) from now on, to which the next backward adds.
+    ///
+    /// # Errors
+    /// [`Error::Length`]; the old one stays.
+    pub fn set_grad(&mut self, grad: M::Buf<P>) -> Result<()> {
+        let [expected, got] = [&self.grad, &grad].map(|buf| M::len(&M::view(buf)));
+        if got != expected {
+            return Err(Error::Length { what: "grad", expected, got });
+        }
+        (self.grad, self.has_grad) = (grad, true);
+        Ok(())
     }
 
     /// Drops the gradient: the next backward replaces it. Touches no memory.
@@ -83,9 +123,55 @@ impl<M: Memory, P: Real> Param<M, P> {
     }
 
     pub(super) fn to<N: Memory>(&self, from: &M, to: &N) -> Result<Param<N, P>> {
-        let Self { value, requires_grad, grad, has_grad } = self;
-        let (value, grad) = (copy(from, to, value)?, copy(from, to, grad)?);
-        Ok(Param { value, requires_grad: *requires_grad, grad, has_grad: *has_grad })
+        let Self { requires_grad, lr_factor, weight_decay_factor, .. } = *self;
+        let Self { regularizer, constraint, has_grad, .. } = *self;
+        Ok(Param {
+            value: copy(from, to, &self.value)?,
+            requires_grad,
+            lr_factor,
+            weight_decay_factor,
+            regularizer,
+            constraint,
+            grad: copy(from, to, &self.grad)?,
+            has_grad,
+        })
+    }
+
+    /// Adds the regularizer's gradient where one is wanted, and its loss to `loss`. The answer is whether
+    /// it has a regularizer that counts: those of frozen parameters do not, as in Keras 3.
+    pub(super) fn regularize<G: Engine<Memory = M>>(
+        &mut self,
+        engine: &G,
+        loss: Option<M::ViewMut<'_, f64>>,
+        accumulate_loss: bool,
+    ) -> Result<bool> {
+        if !self.requires_grad || self.regularizer.is_none() {
+            return Ok(false);
+        }
+        let accumulate = self.has_grad;
+        let mut loss = loss;
+        let mut args = Regularize::<M, P>::new(M::view(&self.value), self.regularizer)
+            .grad(M::view_mut(&mut self.grad))
+            .accumulate_grad(accumulate)
+            .accumulate_loss(accumulate_loss);
+        args.loss = loss.as_mut().map(M::reborrow_mut);
+        engine.regularize(args)?;
+        self.has_grad = true;
+        Ok(true)
+    }
+    /// Adds the regularizer's loss alone to `loss`.
+    pub(super) fn penalty<G: Engine<Memory = M>>(
+        &self,
+        engine: &G,
+        loss: M::ViewMut<'_, f64>,
+    ) -> Result<()> {
+        if !self.requires_grad || self.regularizer.is_none() {
+            return Ok(());
+        }
+        let mut loss = loss;
+        let mut args = Regularize::<M, P>::new(M::view(&self.value), self.regularizer);
+        args.loss = Some(M::reborrow_mut(&mut loss));
+        engine.regularize(args.accumulate_loss(true))
     }
 
     /// The value is public: what stands there may have another length by now.

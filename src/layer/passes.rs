@@ -1,4 +1,5 @@
 //! Forward, evaluation and backward: owned forms, and the ones that write into memory.
+use super::affine::Given;
 use super::{BatchNorm, RunningStats};
 use crate::{Element, Engine, Error, Input, Memory, Plain, Real, Result, Saved, Shape};
 
@@ -127,7 +128,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         saved: Option<&mut Saved<M, P>>,
     ) -> Result<()> {
         match (&self.running, x) {
-            (Some(running), x) => self.affine.by_running(shape, x, residual, y, running, saved),
+            (Some(running), x) => {
+                let running = Given::Running(running);
+                self.affine.by_given(shape, x, residual, y, running, saved)
+            }
             (None, Input::View(x)) => self.affine.by_batch(shape, x, residual, y, None, saved),
             (None, Input::InPlace) => {
                 let reason = "in place: expected running statistics to evaluate by, got none";
@@ -201,7 +205,11 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
 
     /// What an owned form checks before it makes memory as large as the shape says: the channels, and
     /// the lengths of its tensors.
-    fn check_lens(&self, shape: &Shape, tensors: &[(&'static str, usize)]) -> Result<()> {
+    pub(super) fn check_lens(
+        &self,
+        shape: &Shape,
+        tensors: &[(&'static str, usize)],
+    ) -> Result<()> {
         self.affine.check(shape)?;
         let expected = shape.len();
         match tensors.iter().find(|(_, got)| *got != expected) {
@@ -210,7 +218,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         }
     }
 
-    fn zeros<T: Plain>(&self, shape: &Shape) -> Result<M::Buf<T>> {
+    pub(super) fn zeros<T: Plain>(&self, shape: &Shape) -> Result<M::Buf<T>> {
         self.affine.engine.memory().zeros(shape.len())
     }
 }

@@ -3,6 +3,7 @@ use super::{Config, Momentum};
 use crate::{EmptyBatch, Error, OneValue, Result, Variance};
 
 /// Other systems by their defaults. Each is a start: `Config::keras().eps(1e-5)`.
+/// [`conventions`](crate::conventions) has every property of their layers.
 ///
 /// | | eps | weight of the new value | running variance | one value per channel | empty batch |
 /// |---|---|---|---|---|---|
@@ -46,9 +47,10 @@ impl Config {
     /// Keras 1's `BatchNormalization` in mode 0. Mode 2 is the same with
     /// [`track_running_stats(false)`](Self::track_running_stats).
     ///
-    /// Before 1.0.7 Keras added eps to the deviation once more (on Theano up to there): a training
-    /// forward differs from that by a factor of `1 + eps / deviation`, here 1e-6 for deviations of 1. A model
-    /// from there is evaluated exactly by [`Keras1Std::to_var`].
+    /// Up to 1.0.5, and on Theano up to 1.0.7, eps was added to the deviation outside the root, up to 1.0.6
+    /// inside as well. No layer trains by that here: a training forward differs from it by a factor of about
+    /// `1 + eps / deviation`, 1e-6 for deviations of 1. A model from there is evaluated exactly, by
+    /// [`Keras1Std::to_var`].
     pub fn keras1(version: Keras1) -> Self {
         let keep = match version {
             Keras1::V0_3 | Keras1::V1_0_5 | Keras1::V1_0_6 => 0.9,

@@ -6,6 +6,7 @@ use cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DeviceSlice, DriverError,
     SyncOnDrop,
 };
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Memory of a CUDA device, made and copied on one stream: `CudaSlice<T>`, `CudaView<T>`, `CudaViewMut<T>`.
@@ -161,6 +162,18 @@ impl Memory for Device {
     }
     fn as_view<'b, T: Plain>(view: &'b CudaViewMut<'_, T>) -> CudaView<'b, T> {
         view.as_view()
+    }
+    fn slice_mut<'b, T: Plain>(
+        view: &'b mut CudaViewMut<'_, T>,
+        range: Range<usize>,
+    ) -> Option<CudaViewMut<'b, T>> {
+        view.try_slice_mut(range)
+    }
+    fn split_at_mut<'b, T: Plain>(
+        view: &'b mut CudaViewMut<'_, T>,
+        mid: usize,
+    ) -> Option<(CudaViewMut<'b, T>, CudaViewMut<'b, T>)> {
+        view.try_split_at_mut(mid)
     }
     fn len<T: Plain>(view: &CudaView<'_, T>) -> usize {
         view.len()

@@ -1,5 +1,6 @@
 use super::Memory;
 use crate::{Error, Plain, Result};
+use std::ops::Range;
 
 /// Bytes from which on the allocator is asked whether it has them, before it is told to get them: as
 /// the latter it would end the process. Memory of less fails where nothing else succeeds either.
@@ -71,6 +72,15 @@ impl Memory for Host {
     }
     fn as_view<'b, T: Plain>(view: &'b &mut [T]) -> &'b [T] {
         view
+    }
+    fn slice_mut<'b, T: Plain>(view: &'b mut &mut [T], range: Range<usize>) -> Option<&'b mut [T]> {
+        view.get_mut(range)
+    }
+    fn split_at_mut<'b, T: Plain>(
+        view: &'b mut &mut [T],
+        mid: usize,
+    ) -> Option<(&'b mut [T], &'b mut [T])> {
+        view.split_at_mut_checked(mid)
     }
     fn len<T: Plain>(view: &&[T]) -> usize {
         view.len()

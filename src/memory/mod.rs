@@ -1,5 +1,6 @@
 //! Where numbers live, and how an operation borrows them.
 use crate::{Plain, Result};
+use std::ops::Range;
 
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
@@ -86,6 +87,17 @@ pub trait Memory: sealed::Sealed + Clone + Send + Sync + 'static {
     fn reborrow_mut<'b, T: Plain>(view: &'b mut Self::ViewMut<'_, T>) -> Self::ViewMut<'b, T>;
     /// A mutable view, to read for a while.
     fn as_view<'b, T: Plain>(view: &'b Self::ViewMut<'_, T>) -> Self::View<'b, T>;
+    /// A part of a mutable view; none where it has no such elements.
+    fn slice_mut<'b, T: Plain>(
+        view: &'b mut Self::ViewMut<'_, T>,
+        range: Range<usize>,
+    ) -> Option<Self::ViewMut<'b, T>>;
+    /// The elements before `mid` and those from there on; none where it has fewer.
+    #[allow(clippy::type_complexity)] // two views
+    fn split_at_mut<'b, T: Plain>(
+        view: &'b mut Self::ViewMut<'_, T>,
+        mid: usize,
+    ) -> Option<(Self::ViewMut<'b, T>, Self::ViewMut<'b, T>)>;
     /// Number of elements.
     fn len<T: Plain>(view: &Self::View<'_, T>) -> usize;
 

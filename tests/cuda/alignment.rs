@@ -3,6 +3,7 @@
 //! argument where it starts.
 use crate::support::cuda::{SPLIT, on_device, resident};
 use crate::support::late::serves_arguments_that_start_anywhere;
+use approx::abs_diff_eq;
 use batchnorm::cudarc::driver::CudaSlice;
 use batchnorm::{Activation, Backward, Cuda, Device, Engine, ForwardTrain, Memory, Saved, Shape};
 
@@ -63,7 +64,7 @@ fn tensors_that_are_not_aligned_go_by_the_split_family() {
         let resident = [forward, backward].map(|kernels| kernels.contains("_resident_"));
         assert_eq!(resident, [late > 2, (1..=2).contains(&late)], "{name}");
         for (got, right) in got.iter().flatten().zip(right.iter().flatten()) {
-            assert!((got - right).abs() <= 1e-5, "{name}: {got}, expected {right}");
+            assert!(abs_diff_eq!(got, right, epsilon = 1e-5), "{name}: {got}, expected {right}");
         }
         assert_eq!(device.faults(), [""; 0], "{name}");
     }

@@ -1,10 +1,12 @@
 //! A captured step gives, at every launch, what the step gives.
 use crate::support::cuda::{SPLIT, on_device, resident};
+use approx::abs_diff_eq;
 use batchnorm::cudarc::driver::CudaSlice;
 use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use batchnorm::{
-    Activation, Backward, BatchNorm, Config, Cuda, DType, Device, Engine, Error, ForwardTrain,
-    Input, Memory, Momentum, Op, Request, Result, Saved, Shape, Strict, Tuning,
+    Activation, Algorithm, Backward, BatchNorm, Config, Constraint, Cuda, DType, Device, Engine,
+    Error, ForwardTrain, Input, Memory, Momentum, Op, Optimizer, PopulationRule,
+    PopulationStatistics, Regularizer, Request, Result, Saved, Shape, Strict, Tuning,
 };
 
 const MODE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -192,7 +194,84 @@ fn a_capture_survives_what_it_cannot_hold() {
         assert_eq!(grad, doubled, "{momentum:?}");
         let grad = on.download(bn.bias().unwrap().grad().unwrap().as_view()).unwrap();
         let sum: f32 = values(shape.len(), 1).iter().sum();
-        assert!((grad.iter().sum::<f32>() - sum).abs() < 1e-2, "{grad:?}, {sum}");
+        assert!(abs_diff_eq!(grad.iter().sum::<f32>(), sum, epsilon = 1e-2), "{grad:?}, {sum}");
+    }
+    assert_eq!(device.faults(), [""; 0]);
+}
+
+/// The learning rate and the number of steps lie on the device: a step that is replayed is the next one,
+/// by the rate that has been written since.
+#[test]
+fn a_captured_optimizer_goes_on_counting() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_90").unwrap());
+    let engine = capturable(device.ordinal());
+    for algorithm in [Algorithm::sgd(0.9), Algorithm::adam(), Algorithm::adam_w()] {
+        // More channels than a block has threads.
+        let mut layers = [0, 1].map(|_| {
+            let mut bn = BatchNorm::<f32, _>::new(&engine, 600, Config::default()).unwrap();
+            for (seed, (_, param)) in bn.named_parameters_mut().enumerate() {
+                param.set_grad(engine.memory().upload(&values(600, seed)).unwrap()).unwrap();
+                param.constraint = Some(Constraint::MaxNorm(20.0));
+                param.regularizer = Regularizer::new(0.0, 1e-3);
+            }
+            let optimizer = Optimizer::new(&bn, algorithm, 0.1).unwrap().weight_decay(0.1).unwrap();
+            (bn, optimizer)
+        });
+        let [(replayed, optimizer), (right, by)] = &mut layers;
+        let step = |bn: &mut BatchNorm<f32, Cuda>, by: &mut Optimizer<Device, f32>| {
+            bn.regularize(None).unwrap();
+            by.step(bn).unwrap();
+        };
+        step(replayed, optimizer);
+        step(right, by);
+        let stream = engine.stream().clone();
+        stream.begin_capture(MODE).unwrap();
+        step(replayed, optimizer);
+        let error = optimizer.set_lr(0.5).unwrap_err();
+        assert!(matches!(error, Error::Invalid { what: "capture", .. }), "{error}");
+        assert_eq!(optimizer.lr(), 0.1);
+        let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+        for lr in [0.1, 0.1, 0.02, 0.5] {
+            optimizer.set_lr(lr).unwrap();
+            by.set_lr(lr).unwrap();
+            graph.launch().unwrap();
+            step(right, by);
+            let of = |bn: &BatchNorm<f32, Cuda>| {
+                let values = bn.named_parameters().map(|(_, param)| param.value.as_view());
+                values.map(|v| engine.memory().download(v).unwrap()).collect::<Vec<_>>()
+            };
+            assert_eq!(of(replayed), of(right), "{algorithm:?}, {lr}");
+        }
+        assert_eq!(optimizer.state().unwrap(), by.state().unwrap());
+        assert_eq!(optimizer.state().unwrap().weight.unwrap().steps, 5);
+    }
+    assert_eq!(device.faults(), [""; 0]);
+}
+
+/// What may be captured copies nothing from or to the host, and waits for nothing.
+#[test]
+fn batches_of_a_population_are_not_read_back() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_90").unwrap());
+    let engine = capturable(device.ordinal());
+    let shape = Shape::new(&[9, 6, 16], 1).unwrap();
+    let x = engine.memory().upload(&values(shape.len(), 1)).unwrap();
+    for rule in [PopulationRule::Exact, PopulationRule::UpdateBn] {
+        let mut population = PopulationStatistics::new(&engine, 6, rule).unwrap();
+        population.add::<f32, Cuda>(&engine, &shape, x.as_view()).unwrap();
+        let stream = engine.stream().clone();
+        stream.synchronize().unwrap();
+        stream.begin_capture(MODE).unwrap();
+        for _ in 0..3 {
+            population.add::<f32, Cuda>(&engine, &shape, x.as_view()).unwrap();
+        }
+        let error = population.finish().unwrap_err();
+        assert!(matches!(error, Error::Invalid { what: "capture", .. }), "{error}");
+        let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+        graph.launch().unwrap();
+        let found = population.finish().unwrap();
+        assert_eq!((found.batches, found.values), (4, 4 * 9 * 16));
     }
     assert_eq!(device.faults(), [""; 0]);
 }

@@ -5,11 +5,14 @@
 use crate::support::cuda::is_real;
 use crate::support::cudnn::{engine, gpu};
 use crate::support::files::checkout;
-use crate::support::golden::{Case, compute_served, files};
+use crate::support::golden::{Case, Golden, compute_served, files, kinds};
 use crate::support::oracle::{self, judge};
-use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
+use crate::support::run::{self, Epilogue, Inputs, Mode, Rules, SavedOn, Want};
 use crate::support::shapes::cases;
-use batchnorm::{Activation, Cudnn, DType, Element, Engine, Error, Op, Request, Result, Shape};
+use batchnorm::{
+    Activation, Cudnn, DType, Element, Engine, Error, NonFinite, OneValue, Op, Request, Result,
+    Shape, Variance,
+};
 use half::{bf16, f16};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -178,6 +181,67 @@ fn golden_cases_are_right_or_refused_by_the_table() {
         assert!(compute_served(&gpu(), &case).unwrap().refused.is_empty());
     }
     compare("golden", lines);
+}
+
+#[test]
+fn golden_layers_are_right_or_refused_by_the_table() {
+    let mut lines = Vec::new();
+    for file in files(&checkout("tests/golden/frameworks")).unwrap() {
+        let Golden::Layer(document) = Golden::read(&file).unwrap() else { continue };
+        if !kinds::is_known(&document.kind) {
+            continue;
+        }
+        let outcome = kinds::run(&engine(), &document).unwrap();
+        let name = &document.name;
+        let wrong: Vec<_> = outcome.verdicts.iter().filter(|verdict| !verdict.pass).collect();
+        assert!(wrong.is_empty(), "{name}: {wrong:?}");
+        let judged: Vec<&str> = outcome.verdicts.iter().map(|v| v.tensor.as_str()).collect();
+        lines.push(format!("{name}: right: {}", judged.join(" ")));
+        lines.extend(outcome.refused.iter().map(|refused| format!("{name}: refused: {refused}")));
+        // Whatever is refused here, `Gpu` serves.
+        assert_eq!(kinds::run(&gpu(), &document).unwrap().refused, [""; 0], "{name}");
+    }
+    compare("golden layers", lines);
+}
+
+/// Running statistics that do not move as cuDNN moves them; `Gpu` takes our kernels.
+#[test]
+fn rules_of_running_statistics_are_refused_by_name() {
+    let shape = Shape::new(&[6, 5, 7], 1).unwrap();
+    let mode = Mode::Train(Some(0.25));
+    let refused = |shape: &Shape, rules: Rules, expected: &str| {
+        let inputs = Inputs::<f32> { rules, ..Inputs::new(shape, Epilogue::PLAIN, 1) };
+        let error = run::forward(&engine(), &inputs, mode, None).unwrap_err();
+        assert_eq!(error.to_string(), format!("cudnn: {expected}"), "{rules:?}");
+        let got = run::forward(&gpu(), &inputs, mode, None).unwrap();
+        judge("gpu", DType::F32, shape, &got, &oracle::forward(&inputs, mode));
+    };
+    let biased = Rules { variance: Variance::Biased, ..Rules::default() };
+    refused(
+        &shape,
+        biased,
+        "running statistics take the unbiased variance: expected that, got biased",
+    );
+    let separate = Rules { var_factor: Some(0.5), ..Rules::default() };
+    refused(&shape, separate, "running statistics have one factor: expected equal ones, got two");
+    let skips = Rules { non_finite: NonFinite::Skip, ..Rules::default() };
+    refused(
+        &shape,
+        skips,
+        "running statistics take what is not finite: expected propagate, got skip",
+    );
+    let averages = Rules { averages: true, skipped: Some(1.0), ..Rules::default() };
+    refused(
+        &shape,
+        averages,
+        "running statistics have one factor: expected it for all channels, got skipped",
+    );
+    let one = Rules { one_value: OneValue::ZeroVariance, ..Rules::default() };
+    refused(
+        &Shape::new(&[1, 8], 1).unwrap(),
+        one,
+        "the unbiased variance is over m - 1: expected more than 1 value per channel, got 1",
+    );
 }
 
 /// What a request does not say, but arguments do.

@@ -7,8 +7,8 @@ use crate::support::faults::{Blank, Fault, NONE};
 use crate::support::run::{Random, widen};
 use crate::support::tolerance::Kind;
 use batchnorm::{
-    Activation, Argument, Arguments, Cpu, Element, Engine, Error, Host, Real, Reference, Result,
-    Role, Saved, Shape,
+    Activation, Algorithm, Argument, Arguments, Constraint, Cpu, Element, Engine, Error, Host,
+    Real, Reference, Regularizer, Result, Role, Saved, Shape,
 };
 use half::{bf16, f16};
 
@@ -46,6 +46,9 @@ enum Op {
     Backward,
     Stats,
     Merge,
+    OptimizerStep,
+    Regularize,
+    Constrain,
 }
 
 struct Call<'i, E: Element> {
@@ -73,7 +76,11 @@ struct Outcome<'i, E: Element> {
 
 impl<'i, E: Element> Call<'i, E> {
     fn new(mut input: Bytes<'i>) -> Self {
-        let op = input.pick(&[Op::Train, Op::Eval, Op::Backward, Op::Stats, Op::Merge]);
+        let parameters = [Op::OptimizerStep, Op::Regularize, Op::Constrain];
+        let op = match input.below(6) {
+            0 => input.pick(&parameters),
+            n => [Op::Train, Op::Eval, Op::Backward, Op::Stats, Op::Merge][n - 1],
+        };
         let meaningless = [0.0, -1e-5, f64::NAN, f64::INFINITY, 1e-80];
         let eps =
             if input.one_in(12) { input.pick(&meaningless) } else { input.pick(&[1e-5, 0.1, 2.0]) };
@@ -144,6 +151,9 @@ impl<'i, E: Element> Call<'i, E> {
             Op::Backward => self.backward(engine, other),
             Op::Stats => self.stats(engine),
             Op::Merge => self.merge(engine),
+            Op::OptimizerStep => self.optimizer_step(engine),
+            Op::Regularize => self.regularize(engine),
+            Op::Constrain => self.constrain(engine),
         }
     }
 
@@ -304,5 +314,78 @@ impl<'i, E: Element> Call<'i, E> {
         // Other lengths may be those of fewer or more channels or parts.
         let lawful = if self.lengths { lawful } else { result.is_ok() };
         self.judged(result, lawful, true)
+    }
+
+    /// A number with a meaning, most times, and whether it has one: 0 or more, below `end`.
+    fn factor_below(&mut self, end: f64) -> (f64, bool) {
+        let bad = [-0.5, f64::NAN, f64::INFINITY, end];
+        let good = [0.0, 0.25, 0.5];
+        let value =
+            if self.input.one_in(12) { self.input.pick(&bad) } else { self.input.pick(&good) };
+        (value, value >= 0.0 && value < end)
+    }
+
+    fn optimizer_step<G: Engine<Memory = Host>>(mut self, engine: &G) -> Outcome<'i, E> {
+        let most = f64::INFINITY;
+        let [(beta1, one), (beta2, two)] = [1.0; 2].map(|end| self.factor_below(end));
+        let (momentum, three) = self.factor_below(most);
+        let [(eps, four), (lr_factor, five), (decay, six)] =
+            [most; 3].map(|end| self.factor_below(end));
+        let nesterov = self.input.one_in(3);
+        let (algorithm, meant) = match self.input.below(3) {
+            0 => {
+                let sgd = Algorithm::Sgd { momentum, dampening: 0.0, nesterov };
+                (sgd, three && (!nesterov || momentum > 0.0))
+            }
+            1 => (Algorithm::Adam { beta1, beta2, eps: eps + 0.125 }, one && two && four),
+            _ => (Algorithm::AdamW { beta1, beta2, eps: eps + 0.125 }, one && two && four),
+        };
+        let steps = self.input.below(1000) as f64;
+        let (mut blank, sizes) = (Blank::<E, G>::new(engine), self.sizes());
+        let mut args = blank.optimizer_step();
+        args.algorithm = algorithm;
+        let mut args = args.lr_factor(lr_factor).weight_decay(decay);
+        self.hold(&mut args.reborrow(), sizes, |_, argument, values| {
+            if argument.name == "steps" {
+                values.iter_mut().zip([steps, 0.0]).for_each(|(value, is)| *value = is);
+            }
+        });
+        self.held.lend(&mut args, Whole);
+        let result = engine.optimizer_step(args);
+        let given = ["first", "second"].iter().zip(algorithm.buffers());
+        let given = given.into_iter().all(|(name, _)| self.held.has(name));
+        // Another length of the value may be that of all, where the shape's is another one.
+        let lawful = meant && five && six && given;
+        let lawful = if self.lengths { lawful } else { result.is_ok() };
+        self.judged(result, lawful, true)
+    }
+
+    fn regularize<G: Engine<Memory = Host>>(mut self, engine: &G) -> Outcome<'i, E> {
+        let [(l1, one), (l2, two)] = [f64::INFINITY; 2].map(|end| self.factor_below(end));
+        let (to_grad, to_loss) = (self.accumulate, self.some());
+        let (mut blank, sizes) = (Blank::<E, G>::new(engine), self.sizes());
+        let mut args = blank.regularize().accumulate_grad(to_grad).accumulate_loss(to_loss);
+        args.regularizer = Regularizer::new(l1, l2);
+        self.hold(&mut args.reborrow(), sizes, |_, _, _| {});
+        self.held.lend(&mut args, Whole);
+        let result = engine.regularize(args);
+        let lawful = if self.lengths { one && two } else { result.is_ok() };
+        self.judged(result, lawful, true)
+    }
+
+    fn constrain<G: Engine<Memory = Host>>(mut self, engine: &G) -> Outcome<'i, E> {
+        let (max, meant) = self.factor_below(f64::INFINITY);
+        let (constraint, meant) = match self.input.below(3) {
+            0 => (Constraint::NonNegative, true),
+            1 => (Constraint::UnitNorm, true),
+            _ => (Constraint::MaxNorm(max), meant),
+        };
+        let (mut blank, sizes) = (Blank::<E, G>::new(engine), self.sizes());
+        let mut args = blank.constrain();
+        args.constraint = constraint;
+        self.hold(&mut args.reborrow(), sizes, |_, _, _| {});
+        self.held.lend(&mut args, Whole);
+        let result = engine.constrain(args);
+        self.judged(result, meant, true)
     }
 }

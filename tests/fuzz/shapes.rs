@@ -8,7 +8,7 @@ const WALKED: usize = 4096;
 
 pub fn run(input: &[u8]) {
     let mut input = Bytes(input);
-    let kind = input.below(3);
+    let kind = input.below(4);
     let dims: Vec<usize> = (0..input.below(7)).map(|_| size(&mut input)).collect();
     let axis = if input.one_in(16) { size(&mut input) } else { input.below(dims.len()) };
     match kind {
@@ -27,6 +27,17 @@ pub fn run(input: &[u8]) {
             }
             None => refused(Shape::per_activation(&dims)),
         },
+        2 => {
+            let rank = dims.len() as isize;
+            let axes: Vec<isize> = (0..input.below(4))
+                .map(|_| input.below(2 * dims.len() + 1) as isize - rank)
+                .collect();
+            let shape = Shape::with_axes(&dims, &axes);
+            if let [axis] = axes[..] {
+                assert_eq!(shape, Shape::from_end(&dims, axis));
+            }
+            shape.map_or_else(|e| refused(Err(e)), |shape| consistent(&shape, &dims));
+        }
         _ => {
             let strides = strides(&mut input, &dims);
             strided(Shape::strided(&dims, &strides, axis), &dims, &strides, axis);

@@ -32,6 +32,11 @@ fn refusal(operation: Operation, argument: Argument, right: isize, got: isize) -
         (Operation::Merge, Role::Record) => {
             Some(format!("{name}: expected 3C + 1 elements for 1 channel or more, got {got}"))
         }
+        // It says how long a parameter is: what comes next has another length then.
+        (Operation::Constrain, _) => None,
+        (Operation::OptimizerStep | Operation::Regularize, _) if name == "value" => {
+            Some(format!("grad: expected {got} elements, got {right}"))
+        }
         (_, Role::Records) if got > 0 && got % (right / 2) == 0 => None,
         (_, Role::Records) => Some(format!(
             "{name}: expected a multiple of 3C + 1 = {} elements, got {got}",
@@ -54,7 +59,8 @@ fn every_wrong_length_is_refused<G: Engine>(engine: &G) {
         for operation in Operation::known_to(engine) {
             for fault in [right, Fault { in_place: true, ..right }] {
                 let arguments = operation.arguments::<E, G>(engine, fault);
-                assert!(arguments.len() > 1, "{operation:?}");
+                let least = if operation == Operation::Constrain { 1 } else { 2 };
+                assert!(arguments.len() >= least, "{operation:?}");
                 for argument in arguments {
                     let parts = if argument.role == Role::Records { 2 } else { 1 };
                     let right = (parts * argument.role.len(shape.len(), 5)) as isize;

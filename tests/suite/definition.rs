@@ -3,6 +3,7 @@
 use crate::support::engines::engines;
 use crate::support::oracle::served;
 use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want, gradient_before};
+use approx::abs_diff_eq;
 use batchnorm::{Activation, Engine, Shape};
 
 engines! { [reference, cpu, cuda, cudnn, gpu] [
@@ -24,8 +25,7 @@ fn one_to_four() -> Inputs<f64> {
 }
 
 fn close(what: &str, got: &[f64], right: &[f64]) {
-    let near = got.iter().zip(right).all(|(g, r)| (g - r).abs() < 1e-14);
-    assert!(near && got.len() == right.len(), "{what}: {got:?}, by hand {right:?}");
+    assert!(abs_diff_eq!(got, right, epsilon = 1e-14), "{what}: {got:?}, by hand {right:?}");
 }
 
 fn running_variance_is_unbiased_and_momentum_weighs_the_new_value<G: Engine>(engine: &G) {

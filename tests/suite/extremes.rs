@@ -4,6 +4,7 @@ use crate::support::engines::engines;
 use crate::support::near::{near_the_definition, step};
 use crate::support::oracle::{self, served};
 use crate::support::run::{self, Epilogue, Inputs, Mode, Spread, Want, channel_of};
+use approx::{abs_diff_eq, relative_eq};
 use batchnorm::{Element, Engine, Real, Shape};
 use half::bf16;
 
@@ -75,7 +76,9 @@ fn products_beyond_f32_are_computed_in_f64<G: Engine>(engine: &G) {
                 let deviation =
                     if mode == Mode::Eval { inputs.var[0].to_f64().sqrt() } else { x.abs() };
                 let what = format!("{}, {shape}, {mode:?}, {x:e}, {grad_y:e}", engine.name());
-                let near = |got: f64, right: f64| (got / right - 1.0).abs() < 1e-5;
+                let near = |got: f64, right: f64| {
+                    relative_eq!(got, right, epsilon = 0.0, max_relative = 1e-5)
+                };
                 for (name, right) in
                     [("grad_weight", m * grad_y * x / deviation), ("grad_bias", 0.0)]
                 {
@@ -115,7 +118,9 @@ fn squares_below_f32_count_beside_a_tiny_eps<G: Engine>(engine: &G) {
         inputs.eps = eps;
         let got = step(engine, &inputs, MODES[0], false).unwrap();
         let y = got["y"].iter().map(|y| y.abs());
-        y.for_each(|y| assert!((y - right).abs() < 2e-6, "{dims:?}: {y}, expected {right}"));
+        y.for_each(|y| {
+            assert!(abs_diff_eq!(y, right, epsilon = 2e-6), "{dims:?}: {y}, expected {right}");
+        });
         // A constant channel has its bias all the same.
         inputs.x.fill(0.1);
         inputs.bias.fill(0.25);
@@ -132,7 +137,8 @@ fn tiny_gradients_beside_tiny_values_keep_their_digits<G: Engine>(engine: &G) {
         let (x, grad_y) = (f64::from(inputs.x[0]), f64::from(inputs.grad_y[0]));
         let right = shape.per_channel() as f64 * grad_y * x / (x * x + 1e-45).sqrt();
         for got in &got["grad_weight"] {
-            assert!((got / right - 1.0).abs() < 1e-5, "{shape}: {got:e}, expected {right:e}");
+            let near = relative_eq!(*got, right, epsilon = 0.0, max_relative = 1e-5);
+            assert!(near, "{shape}: {got:e}, expected {right:e}");
         }
     }
 }
@@ -158,10 +164,14 @@ fn squares_beyond_f64_and_below_it_count<G: Engine>(engine: &G) {
             let right = 2.5 * (x / f64::hypot(x, eps.sqrt()));
             let what = format!("{}, {shape}, {x:e}", engine.name());
             let invstd = got["saved_invstd"][0] * f64::hypot(x, eps.sqrt());
-            assert!((invstd - 1.0).abs() < 1e-12, "{what}: invstd {:e}", got["saved_invstd"][0]);
+            assert!(
+                abs_diff_eq!(invstd, 1.0, epsilon = 1e-12),
+                "{what}: invstd {:e}",
+                got["saved_invstd"][0]
+            );
             for (y, x) in got["y"].iter().zip(&inputs.x) {
                 assert!(
-                    (y - right.copysign(*x)).abs() < 2.5e-12,
+                    abs_diff_eq!(*y, right.copysign(*x), epsilon = 2.5e-12),
                     "{what}: {y:e}, expected {right}"
                 );
             }
@@ -171,7 +181,10 @@ fn squares_beyond_f64_and_below_it_count<G: Engine>(engine: &G) {
                 let right = elements(&shape, c).iter().map(signed).sum::<f64>() * right / 2.5;
                 let got = got["grad_weight"][c];
                 let bar = 1e-12 * shape.per_channel() as f64;
-                assert!((got - right).abs() < bar, "{what}: {got:e}, expected {right:e}");
+                assert!(
+                    abs_diff_eq!(got, right, epsilon = bar),
+                    "{what}: {got:e}, expected {right:e}"
+                );
             }
         }
     }
@@ -317,6 +330,10 @@ fn values_further_apart_than_the_largest_number_are_normalized<G: Engine>(engine
     let Some(got) = served(run::forward(engine, &inputs, Mode::Train(None), None)) else { return };
     let (near, far) = (0.5f64.sqrt(), -2f64.sqrt());
     for (y, right) in got["y"].iter().zip([near, far, near, near, near, far]) {
-        assert!((y - right).abs() < 1e-14, "{}: {y}, by hand {right}", engine.name());
+        assert!(
+            abs_diff_eq!(*y, right, epsilon = 1e-14),
+            "{}: {y}, by hand {right}",
+            engine.name()
+        );
     }
 }

@@ -3,6 +3,7 @@ use crate::support::files::checkout;
 use crate::support::golden::{
     COMPUTED, Case, Content, ENGINES, Tensors, Verdict, compute, files, judge,
 };
+use approx::relative_eq;
 use batchnorm::{Activation, Reference};
 use std::collections::BTreeSet;
 
@@ -232,7 +233,8 @@ fn a_tolerance_grows_with_the_mean_of_its_own_pass() {
         let invstd = 1.0 / (of_channel(var) + case.eps).sqrt();
         let drift = of_channel(mean).abs() * invstd * of_channel("weight").abs();
         let expected = 2e-6 * max + f64::from(f32::EPSILON) * drift;
-        assert!((verdict.tolerance / expected - 1.0).abs() < 1e-9, "{expected:e}: {verdict:?}");
+        let same = relative_eq!(verdict.tolerance, expected, epsilon = 0.0, max_relative = 1e-9);
+        assert!(same, "{expected:e}: {verdict:?}");
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::support::engines::engines;
 use crate::support::oracle::served;
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
+use approx::relative_eq;
 use batchnorm::{Activation, Engine, Reference, Shape};
 
 engines! { [reference, cpu, cuda, cuda_split, cudnn, gpu] [
@@ -94,7 +95,7 @@ fn differences_agree<G: Engine>(engine: &G, shape: &Shape, epilogue: Epilogue, m
             let numeric = (above - below) / (2.0 * STEP);
             let what = format!("{}, {shape}, {epilogue:?}, {mode:?}", engine.name());
             assert!(
-                (numeric - got).abs() <= TOLERANCE * got.abs().max(1.0),
+                relative_eq!(numeric, got, epsilon = TOLERANCE, max_relative = TOLERANCE),
                 "{what}: {name}[{k}] is {got:e}, the difference quotient {numeric:e}"
             );
         }

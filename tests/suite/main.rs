@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod axes; // any rank and axes, beside a computation without shapes
 mod bad_input; // every wrong argument of every operation
 mod conformance; // engines x dtypes x shapes x operations x epilogues
 mod definition; // numbers worked out by hand
@@ -17,8 +18,13 @@ mod interpreted; // what Miri runs
 mod layer; // modes, forward, backward
 mod layer_norm; // rows by their own statistics
 mod layer_norm_calls; // the same: wrong arguments, the layer
+mod lazy; // channels from the first input or a state dict
 mod nonfinite; // NaN, infinities, the largest values, constants
+mod optimizer; // steps, regularizers, constraints, values by name
 mod parameters; // parameters, gradients, moving, display
+mod parts; // a list of inputs as one batch
+mod population; // statistics of a whole data set
+mod presets; // defaults of other systems
 mod properties; // random calls, repeatability, threads
 mod running; // by which rules running statistics move
 mod serialized; // configurations by serde

@@ -1,7 +1,5 @@
 //! By which rules running statistics move: every engine as the reference, and the reference as by hand.
 use crate::support::engines::engines;
-use crate::support::files::checkout;
-use crate::support::golden::{Golden, kinds};
 use crate::support::layer::{down, numbers, small, up, view};
 use crate::support::oracle::{self, judge, served};
 use crate::support::run::{self, Epilogue, Inputs, Mode, Rules, Want, channel_of};
@@ -26,7 +24,7 @@ engines! { [reference, cpu, cuda, cuda_split, cudnn, gpu] [
     a_debiased_average_is_haikus,
     a_forward_may_leave_running_statistics_alone,
     skipped_updates_are_told,
-    every_preset_trains,
+    a_weight_of_the_variance_without_a_meaning_is_refused,
 ] }
 
 const FACTOR: f64 = 0.3;
@@ -137,11 +135,12 @@ fn the_reference_moves_by_the_formulas() {
     for (variance, var_factor) in [(Variance::Biased, 0.75), (Variance::Unbiased, 0.0)] {
         inputs.rules = Rules { variance, var_factor: Some(var_factor), ..Rules::default() };
         let got = train(&inputs);
-        for c in 0..3 {
+        let moved = got["running_mean"].iter().zip(&got["running_var"]);
+        for (c, (got_mean, got_var)) in moved.enumerate() {
             let (mean, biased, unbiased) = moments(&inputs, c);
             let var = if variance == Variance::Biased { biased } else { unbiased };
-            near(got["running_mean"][c], blend(inputs.mean[c], mean, FACTOR));
-            near(got["running_var"][c], blend(inputs.var[c], var, var_factor));
+            near(*got_mean, blend(inputs.mean[c], mean, FACTOR));
+            near(*got_var, blend(inputs.var[c], var, var_factor));
         }
     }
     // 10 batches with this one, of which a channel has skipped 6.
@@ -357,89 +356,17 @@ fn skipped_updates_are_told<G: Engine>(engine: &G) {
     assert_eq!(bn.skipped_updates().unwrap(), [0; 3]);
 }
 
-/// Each system's defaults, through a step and an evaluation; the numbers are the golden cases'.
-fn every_preset_trains<G: Engine>(engine: &G) {
-    for config in presets() {
-        let mut bn = BatchNorm::<f64, G>::new(engine, 3, config).unwrap();
-        let x = numbers::<f64>(small().len(), 1);
-        let Some(got) = feed(&mut bn, &small(), &x) else { continue };
-        let mut right = BatchNorm::<f64, _>::new(&Reference, 3, config).unwrap();
-        near(&got, &feed(&mut right, &small(), &x).unwrap());
-    }
-}
-
-fn presets() -> [Config; 11] {
-    [
-        Config::pytorch(),
-        Config::keras(),
-        Config::keras2_fused(),
-        Config::tensorflow(),
-        Config::keras1(batchnorm::Keras1::V1_2),
-        Config::matlab(),
-        Config::wolfram(),
-        Config::onnx(),
-        Config::flax(),
-        Config::haiku(0.9),
-        Config::mxnet(),
-    ]
-}
-
-/// What the documentation's table says, read from other places: eps and the weight of the new mean.
-#[test]
-fn presets_are_each_systems_defaults() {
-    let of = |config: &Config| (config.eps, config.momentum.factors(9).0, config.variance);
-    use Variance::{Biased, Unbiased};
-    // 1 - 0.9 in f32 arithmetic's inputs: 0.9 is 0.899999976158142 there, 1e-5 is 9.99999974737875e-6.
-    let onnx = (9.999999747378752e-6, 0.10000002384185791, Biased);
-    let haiku = (1.0 - 0.9) / (1.0 - 0.9f64.powi(10));
-    let right = [
-        (1e-5, 0.1, Unbiased),
-        (1e-3, 0.010000000000000009, Biased),
-        (1e-3, 0.010000000000000009, Unbiased),
-        (1e-3, 0.010000000000000009, Biased),
-        (1e-3, 0.010000000000000009, Biased),
-        (1e-5, 0.1, Biased),
-        (1e-3, 0.09999999999999998, Biased),
-        onnx,
-        (1e-5, 0.010000000000000009, Biased),
-        (1e-5, haiku, Biased),
-        (1e-5, 0.09999999999999998, Biased),
-    ];
-    for (config, right) in presets().iter().zip(right) {
-        let got = of(config);
-        assert!((got.1 - right.1).abs() < 1e-15, "{config}: {got:?}, expected {right:?}");
-        assert_eq!((got.0, got.2), (right.0, right.2), "{config}");
-    }
-    assert_eq!(Config::pytorch(), Config::default());
-    let keras = Config::keras().to_string();
-    assert!(
-        keras.ends_with("variance=biased, one_value=zero_variance, empty_batch=nan"),
-        "{keras}"
-    );
-}
-
-/// The presets beside what the golden cases of those systems say of themselves.
-#[test]
-fn presets_are_what_golden_cases_were_made_by() {
-    let cases = [
-        ("steps_pytorch_no_affine", Config::pytorch()),
-        ("steps_keras3_nhwc", Config::keras()),
-        ("steps_keras2_fused_nhwc", Config::keras2_fused()),
-        ("steps_bias_only_bf16", Config::keras()),
-        ("steps_wolfram_chw", Config::wolfram()),
-        ("steps_flax_nhwc", Config::flax()),
-        ("steps_haiku_debiased", Config::haiku(0.9)),
-    ];
-    for (name, preset) in cases {
-        let path = checkout(&format!("tests/golden/frameworks/{name}.safetensors"));
-        let Golden::Layer(document) = Golden::read(&path).unwrap() else { panic!("{name}") };
-        let config = kinds::steps_config(&document).unwrap();
-        assert_eq!(
-            (preset.momentum, preset.variance),
-            (config.momentum, config.variance),
-            "{name}"
-        );
-        assert_eq!(preset.eps, document.number("eps").unwrap(), "{name}");
+fn a_weight_of_the_variance_without_a_meaning_is_refused<G: Engine>(engine: &G) {
+    for var_factor in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
+        let mut inputs = Inputs::<f32>::new(&small(), Epilogue::PLAIN, 1);
+        inputs.rules.var_factor = Some(var_factor);
+        let error = run::forward(engine, &inputs, Mode::Train(Some(FACTOR)), None).unwrap_err();
+        let expected = format!("momentum: expected 0 to 1, got {var_factor}");
+        assert_eq!(error.to_string(), expected);
+        let running = Some((&inputs.mean[..], &inputs.var[..], FACTOR));
+        let records = [vec![0.5; 9], vec![7.0]].concat();
+        let error = run::merge_stats_by(engine, &records, 3, running, inputs.rules).unwrap_err();
+        assert_eq!(error.to_string(), expected);
     }
 }
 
@@ -461,30 +388,4 @@ fn numbers_without_a_meaning_are_refused_by_name() {
         BatchNorm::<f32, _>::new(&Reference, 3, Config::default().non_finite(NonFinite::Skip))
             .unwrap();
     assert!(bn.set_momentum(Momentum::Debiased { decay: 0.9 }).is_err());
-}
-
-#[test]
-fn a_stored_deviation_without_a_variance_is_refused() {
-    use batchnorm::{Keras1, Keras1Std};
-    let error = Keras1Std::Deviation.to_var(1e-3, 1e-6, 1e-2).unwrap_err().to_string();
-    assert!(
-        error.starts_with("running_std: expected a denominator of at least sqrt(1e-2)"),
-        "{error}"
-    );
-    assert!(Keras1Std::Variance.to_var(f64::NAN, 1e-6, 1e-2).is_err());
-    // Each by its own formula: the denominators are equal.
-    let (eps, to_eps) = (1e-2, 1e-3f64);
-    for (stored, old) in [
-        (Keras1Std::Deviation, 0.5 + eps),
-        (Keras1Std::Variance, f64::sqrt(0.5 + eps)),
-        (Keras1Std::VarianceEpsOutside, 0.5f64.sqrt() + eps),
-    ] {
-        let var = stored.to_var(0.5, eps, to_eps).unwrap();
-        assert!(((var + to_eps).sqrt() - old).abs() < 1e-15, "{stored:?}");
-    }
-    assert_eq!(Keras1::V0_3.stored(false), Keras1Std::Deviation);
-    assert_eq!(Keras1::V1_0_6.stored(true), Keras1Std::Deviation);
-    assert_eq!(Keras1::V1_0_6.stored(false), Keras1Std::Variance);
-    assert_eq!(Keras1::V1_0_7.stored(true), Keras1Std::VarianceEpsOutside);
-    assert_eq!(Keras1::V1_2.stored(true), Keras1Std::Variance);
 }

@@ -1,6 +1,9 @@
 //! Configurations written and read by serde, with the feature of that name.
 #![cfg(feature = "serde")]
-use batchnorm::{Activation, Config, EmptyBatch, Momentum, NonFinite, OneValue, Variance};
+use batchnorm::{
+    Activation, Algorithm, Config, Constraint, EmptyBatch, Initializer, Momentum, NonFinite,
+    OneValue, PopulationRule, Regularizer, Variance,
+};
 
 fn read(json: &str) -> std::result::Result<Config, String> {
     serde_json::from_str(json).map_err(|error| error.to_string())
@@ -39,7 +42,8 @@ fn files_of_earlier_versions_read() {
 
 #[test]
 fn rules_of_running_statistics_are_written_by_name() {
-    let config = Config::keras().non_finite(NonFinite::Skip);
+    // A number that JSON's readers do not round: serde_json may, by a unit in the last place.
+    let config = Config::keras().momentum(Momentum::Exponential(0.25)).non_finite(NonFinite::Skip);
     let written = serde_json::to_string(&config).unwrap();
     let rules = r#""variance":"biased","one_value":"zero_variance","empty_batch":"nan","non_finite":"skip"}"#;
     assert!(written.ends_with(rules), "{written}");
@@ -86,6 +90,38 @@ fn what_is_missing_has_its_default_and_what_is_unknown_is_refused() {
         r#"{"activation":{"leaky_relu":{"negative_slope":0.1,"inplace":true}}}"#,
     ] {
         let error = read(unknown).unwrap_err();
+        assert!(error.starts_with("unknown "), "{unknown}: {error}");
+    }
+}
+
+/// What parameters are trained by.
+#[test]
+fn optimizers_and_what_parameters_carry_are_written_in_words() {
+    fn written<T>(value: T, expected: &str)
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+    {
+        let text = serde_json::to_string(&value).unwrap();
+        assert_eq!(text, expected);
+        assert_eq!(serde_json::from_str::<T>(&text).unwrap(), value);
+    }
+    let sgd = r#"{"sgd":{"momentum":0.5,"dampening":0.0,"nesterov":true}}"#;
+    written(Algorithm::nesterov(0.5), sgd);
+    for algorithm in [Algorithm::sgd(0.0), Algorithm::adam(), Algorithm::adam_w()] {
+        let text = serde_json::to_string(&algorithm).unwrap();
+        assert!(text.starts_with(&format!("{{\"{}\":", algorithm.name())), "{text}");
+        written(algorithm, &text);
+    }
+    written(Regularizer::new(0.5, 0.25), r#"{"l1":0.5,"l2":0.25}"#);
+    assert_eq!(serde_json::from_str::<Regularizer>("{}").unwrap(), Regularizer::default());
+    written(Constraint::NonNegative, r#""non_negative""#);
+    written(Constraint::MaxNorm(2.0), r#"{"max_norm":2.0}"#);
+    written(Initializer::ONES, r#"{"constant":1.0}"#);
+    let uniform = r#"{"uniform":{"low":-0.05,"high":0.05,"seed":3}}"#;
+    written(Initializer::keras1("uniform", 3).unwrap(), uniform);
+    written(PopulationRule::UpdateBn, r#""update_bn""#);
+    for unknown in [r#"{"sgd":{"momentum":0.5,"weight_decay":0.1}}"#, r#"{"lbfgs":{}}"#] {
+        let error = serde_json::from_str::<Algorithm>(unknown).unwrap_err().to_string();
         assert!(error.starts_with("unknown "), "{unknown}: {error}");
     }
 }

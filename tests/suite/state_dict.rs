@@ -24,6 +24,32 @@ fn tensors_that_cannot_be_written_are_refused() {
 }
 
 #[test]
+fn counters_and_types_are_told() {
+    let mut dict = handmade(
+        &[info("half", "F16", "[]", [0, 2]), info("mask", "BOOL", "[2]", [2, 4])],
+        &[
+            0, 0x40, 1, 0, // 2 in f16
+        ],
+    );
+    dict.insert_count("n", 7).unwrap();
+    dict.insert("bf16", &[1], &[half::bf16::ONE]).unwrap();
+    assert_eq!(
+        (dict.count("n"), dict.count("half"), dict.count("none")),
+        (Ok(Some(7)), Ok(Some(2)), Ok(None))
+    );
+    let message = dict.count("mask").unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "state dict: mask: expected one whole number from 0 to i64::MAX, got bool [2]"
+    );
+    let types = ["half", "bf16", "n", "mask", "none"].map(|name| dict.dtype(name));
+    assert_eq!(types, [Some(DType::F16), Some(DType::Bf16), None, None, None]);
+    assert!(matches!(dict.insert_count("n", 1 << 63), Err(Error::State(_))));
+    assert!(matches!(dict.insert_count("__metadata__", 1), Err(Error::State(_))));
+    assert_eq!(dict.count("n"), Ok(Some(7)));
+}
+
+#[test]
 fn files_that_are_none_are_refused() {
     let good = file("float");
     assert!(StateDict::from_bytes(&good).is_ok());

@@ -3,6 +3,7 @@ use crate::support::engines::engines;
 use crate::support::oracle::{self, Expected, Tensor, judge, served};
 use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want};
 use crate::support::shapes::{SMALL, cases};
+use approx::abs_diff_eq;
 use batchnorm::{Element, Engine, Real, Reference, Shape};
 use half::{bf16, f16};
 
@@ -252,7 +253,7 @@ fn records_are_merged_in_any_order<G: Engine>(engine: &G) {
     let (Some(a), Some(b), Some(c)) = (record(0), record(1), record(2)) else { return };
     let (left, right) = (merge(&merge(&a, &b), &c), merge(&a, &merge(&b, &c)));
     for (left, right) in left.iter().zip(&right) {
-        assert!((left - right).abs() < 1e-14, "{}: {left}, {right}", engine.name());
+        assert!(abs_diff_eq!(left, right, epsilon = 1e-14), "{}: {left}, {right}", engine.name());
     }
     assert_eq!(left[12], 9.0);
 }

@@ -1,11 +1,11 @@
 //! Calls with everything in them that an operation takes, and a fault: what the engine says, and that it
 //! wrote nothing.
+pub use super::blank::Blank;
 use super::call::{Held, Views, Whole};
-use super::run::{self, Buf, SavedOn};
+use super::run::{self, SavedOn};
 use batchnorm::{
-    Activation, Argument, Arguments, Backward, DType, Element, Engine, Error, ForwardEval,
-    ForwardTrain, Input, LayerNormBackward, LayerNormForward, LayerNormSaved, Memory, MergeStats,
-    Op, Real, Request, Result, Role, Running, Saved, Shape, Statistics, Stats,
+    Argument, Arguments, DType, Element, Engine, Error, LayerNormSaved, Memory, Op, Real, Request,
+    Result, Role, Saved, Shape,
 };
 
 /// What is wrong with a call, if anything.
@@ -64,12 +64,15 @@ pub enum Operation {
     Backward,
     Stats,
     Merge,
+    OptimizerStep,
+    Regularize,
+    Constrain,
     LayerNorm,
     LayerNormBackward,
 }
 
 /// What a forward on `G` saves of the rows of tensors of `E`.
-type RowsOn<G, E> = LayerNormSaved<<G as Engine>::Memory, <E as Element>::Acc>;
+pub type RowsOn<G, E> = LayerNormSaved<<G as Engine>::Memory, <E as Element>::Acc>;
 
 /// The same elements as rows of the channels.
 fn rows(shape: &Shape) -> Shape {
@@ -77,8 +80,17 @@ fn rows(shape: &Shape) -> Shape {
 }
 
 impl Operation {
-    pub const ALL: [Self; 6] =
-        [Self::Train, Self::Eval, Self::EvalByRecord, Self::Backward, Self::Stats, Self::Merge];
+    pub const ALL: [Self; 9] = [
+        Self::Train,
+        Self::Eval,
+        Self::EvalByRecord,
+        Self::Backward,
+        Self::Stats,
+        Self::Merge,
+        Self::OptimizerStep,
+        Self::Regularize,
+        Self::Constrain,
+    ];
 
     /// All of [`ALL`](Self::ALL), which an engine serves or refuses by its limits, and those on rows where it
     /// has any: a backward has no forward otherwise.
@@ -106,6 +118,9 @@ impl Operation {
                 let saved = RowsOn::<G, E>::new();
                 list(desk.held(&mut blank.layer_norm_backward(&saved), |_| None))
             }
+            Self::OptimizerStep => list(desk.held(&mut blank.optimizer_step(), |_| None)),
+            Self::Regularize => list(desk.held(&mut blank.regularize(), |_| None)),
+            Self::Constrain => list(desk.held(&mut blank.constrain(), |_| None)),
         }
     }
 
@@ -134,6 +149,9 @@ impl Operation {
                 right.layer_norm::<E>(&rows(shape), Some(&mut saved), Whole).result.unwrap();
                 desk.layer_norm_backward::<E>(&rows(shape), &saved, views)
             }
+            Self::OptimizerStep => desk.optimizer_step::<E>(views),
+            Self::Regularize => desk.regularize::<E>(views),
+            Self::Constrain => desk.constrain::<E>(views),
         }
     }
     pub fn desk<'e, G: Engine>(
@@ -200,83 +218,6 @@ pub fn refuses_memory_of_another_device<G: Engine>(
     }
     refuses::<f32, G>(engine, other, &expected);
     refuses::<half::f16, G>(engine, other, &expected);
-}
-
-/// What arguments are made of before they have their buffers.
-pub struct Blank<E: Element, G: Engine> {
-    tensors: [Buf<G, E>; 2],
-    channels: [Buf<G, E::Acc>; 2],
-    records: [Buf<G, f64>; 2],
-}
-
-impl<E: Element, G: Engine> Blank<E, G> {
-    pub fn new(engine: &G) -> Self {
-        let on = engine.memory();
-        Self {
-            tensors: [on.zeros(0).unwrap(), on.zeros(0).unwrap()],
-            channels: [on.zeros(0).unwrap(), on.zeros(0).unwrap()],
-            records: [on.zeros(0).unwrap(), on.zeros(0).unwrap()],
-        }
-    }
-    pub fn train(&mut self, fault: Fault) -> ForwardTrain<'_, G::Memory, E> {
-        let ([x, y], [mean, var]) = (&mut self.tensors, &mut self.channels);
-        let (mean, var) = (G::Memory::view_mut(mean), G::Memory::view_mut(var));
-        ForwardTrain::<G::Memory, E>::new(G::Memory::view(x), G::Memory::view_mut(y))
-            .activation(Activation::Relu)
-            .eps(fault.eps)
-            .running(mean, var, fault.factor)
-    }
-    pub fn eval(&mut self, fault: Fault) -> ForwardEval<'_, G::Memory, E> {
-        let ([x, y], [mean, var]) = (&mut self.tensors, &self.channels);
-        let (x, y) = (G::Memory::view(x), G::Memory::view_mut(y));
-        let args = match fault.by_record {
-            true => ForwardEval::by_record(x, y, G::Memory::view(&self.records[0])),
-            false => ForwardEval::new(x, y, G::Memory::view(mean), G::Memory::view(var)),
-        };
-        let mut args = args.activation(Activation::Relu).eps(fault.eps);
-        if fault.in_place {
-            args.x = Input::InPlace;
-        }
-        args
-    }
-    pub fn backward<'a>(
-        &'a mut self,
-        fault: Fault,
-        saved: &'a SavedOn<G, E>,
-    ) -> Backward<'a, G::Memory, E> {
-        let [x, grad_y] = &self.tensors;
-        let (x, grad_y) = (G::Memory::view(x), G::Memory::view(grad_y));
-        let mut args = Backward::<G::Memory, E>::new(saved, x, grad_y);
-        if fault.in_place {
-            args.grad_y = Input::InPlace;
-        }
-        args
-    }
-    pub fn stats(&mut self) -> Stats<'_, G::Memory, E> {
-        let ([x, _], [record, _]) = (&self.tensors, &mut self.records);
-        Stats::new(G::Memory::view(x), G::Memory::view_mut(record))
-    }
-    pub fn merge(&mut self, fault: Fault) -> MergeStats<'_, G::Memory, E::Acc> {
-        let ([records, record], [mean, var]) = (&mut self.records, &mut self.channels);
-        let (mean, var) = (G::Memory::view_mut(mean), G::Memory::view_mut(var));
-        let args = MergeStats::<G::Memory, E::Acc>::new(
-            G::Memory::view(records),
-            G::Memory::view_mut(record),
-        );
-        args.running(mean, var, fault.factor)
-    }
-    pub fn layer_norm(&mut self, fault: Fault) -> LayerNormForward<'_, G::Memory, E> {
-        let [x, y] = &mut self.tensors;
-        let args = LayerNormForward::new(G::Memory::view(x), G::Memory::view_mut(y));
-        args.eps(fault.eps)
-    }
-    pub fn layer_norm_backward<'a>(
-        &'a mut self,
-        saved: &'a RowsOn<G, E>,
-    ) -> LayerNormBackward<'a, G::Memory, E> {
-        let [x, grad_y] = &self.tensors;
-        LayerNormBackward::new(saved, G::Memory::view(x), G::Memory::view(grad_y))
-    }
 }
 
 /// A call to make.
@@ -369,24 +310,6 @@ impl<G: Engine> Desk<'_, G> {
         let result = self.on.engine.backward(shape, args);
         Called { held, result }
     }
-    fn stats<E: Element>(&self, shape: &Shape, views: impl Views<G::Memory>) -> Called {
-        let mut blank = Blank::<E, G>::new(self.on.engine);
-        let mut held = self.held(&mut blank.stats(), |_| None);
-        let mut args = blank.stats();
-        held.lend(&mut args, views);
-        let result = self.on.engine.stats(shape, args);
-        Called { held, result }
-    }
-    /// `records` apart, as their content says how many values there are.
-    fn merge<P: Real>(&self, records: &[f64], views: impl Views<G::Memory>) -> Called {
-        let mut blank = Blank::<P, G>::new(self.on.engine);
-        let content = |a: Argument| (a.role == Role::Records).then(|| records.to_vec());
-        let mut held = self.held(&mut blank.merge(self.fault), content);
-        let mut args = blank.merge(self.fault);
-        held.lend(&mut args, views);
-        let result = self.on.engine.merge_stats(args);
-        Called { held, result }
-    }
     fn layer_norm<E: Element>(
         &self,
         shape: &Shape,
@@ -412,6 +335,48 @@ impl<G: Engine> Desk<'_, G> {
         let mut args = blank.layer_norm_backward(saved);
         held.lend(&mut args, views);
         let result = self.on.engine.layer_norm_backward(shape, args);
+        Called { held, result }
+    }
+    fn stats<E: Element>(&self, shape: &Shape, views: impl Views<G::Memory>) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.stats(), |_| None);
+        let mut args = blank.stats();
+        held.lend(&mut args, views);
+        let result = self.on.engine.stats(shape, args);
+        Called { held, result }
+    }
+    /// `records` apart, as their content says how many values there are.
+    fn merge<P: Real>(&self, records: &[f64], views: impl Views<G::Memory>) -> Called {
+        let mut blank = Blank::<P, G>::new(self.on.engine);
+        let content = |a: Argument| (a.role == Role::Records).then(|| records.to_vec());
+        let mut held = self.held(&mut blank.merge(self.fault), content);
+        let mut args = blank.merge(self.fault);
+        held.lend(&mut args, views);
+        let result = self.on.engine.merge_stats(args);
+        Called { held, result }
+    }
+    fn optimizer_step<E: Element>(&self, views: impl Views<G::Memory>) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.optimizer_step(), |_| None);
+        let mut args = blank.optimizer_step();
+        held.lend(&mut args, views);
+        let result = self.on.engine.optimizer_step(args);
+        Called { held, result }
+    }
+    fn regularize<E: Element>(&self, views: impl Views<G::Memory>) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.regularize(), |_| None);
+        let mut args = blank.regularize();
+        held.lend(&mut args, views);
+        let result = self.on.engine.regularize(args);
+        Called { held, result }
+    }
+    fn constrain<E: Element>(&self, views: impl Views<G::Memory>) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.constrain(), |_| None);
+        let mut args = blank.constrain();
+        held.lend(&mut args, views);
+        let result = self.on.engine.constrain(args);
         Called { held, result }
     }
 }

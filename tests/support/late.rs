@@ -1,6 +1,7 @@
 //! Arguments that start anywhere in memory.
 use super::call::Views;
 use super::faults::{Called, Fault, Operation, saved_by_most};
+use approx::relative_eq;
 use batchnorm::cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 use batchnorm::{Argument, Element, Engine, Shape};
 
@@ -42,7 +43,7 @@ pub fn serves_arguments_that_start_anywhere<G: Engine<Memory = batchnorm::Device
                     let got = &got[usize::from(argument.name == name)..];
                     assert_eq!(got.len(), right.len());
                     for (got, right) in got.iter().zip(right) {
-                        let near = (got - right).abs() <= bar * right.abs().max(1.0);
+                        let near = relative_eq!(got, right, epsilon = bar, max_relative = bar);
                         let what = argument.name;
                         assert!(near, "{operation:?}, late {name}: {what} is {got}, not {right}");
                     }

@@ -1,6 +1,7 @@
 //! What tests and the `conformance` example share.
 #![allow(dead_code, unused_imports, unused_macros)] // each of them uses a part
 
+pub mod blank;
 pub mod call;
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 pub mod cuda;
@@ -16,6 +17,7 @@ pub mod layer;
 pub mod near;
 pub mod oracle;
 pub mod rows;
+pub mod rules;
 pub mod run;
 pub mod shapes;
 pub mod state;

@@ -6,6 +6,8 @@ use batchnorm::{
 };
 use std::collections::BTreeMap;
 
+pub use super::rules::Rules;
+
 /// Memory of an engine.
 pub type Buf<G, T> = <<G as Engine>::Memory as Memory>::Buf<T>;
 /// What an operation wrote, by name, widened exactly: equal bits here are equal bits there.
@@ -58,40 +60,6 @@ pub enum Mode {
     Eval,
     /// By given statistics, y over x.
     InPlace,
-}
-
-/// How a batch moves running statistics, where it is not as [`Running::new`] has it.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Rules {
-    /// That of the mean if absent.
-    pub var_factor: Option<f64>,
-    pub averages: bool,
-    pub variance: Variance,
-    pub one_value: OneValue,
-    pub empty_batch: EmptyBatch,
-    pub non_finite: NonFinite,
-    /// How many updates each channel has skipped before.
-    pub skipped: Option<f64>,
-}
-
-impl Rules {
-    /// Running statistics by these rules.
-    fn running<'a, M: Memory, P: Real>(
-        &self,
-        mean: M::ViewMut<'a, P>,
-        var: M::ViewMut<'a, P>,
-        factor: f64,
-        skipped: Option<M::ViewMut<'a, f64>>,
-    ) -> Running<'a, M, P> {
-        let mut running = Running::new(mean, var, factor)
-            .var_factor(self.var_factor.unwrap_or(factor))
-            .averages(self.averages)
-            .variance(self.variance)
-            .empty_batch(self.empty_batch)
-            .non_finite(self.non_finite);
-        running.skipped = skipped;
-        running
-    }
 }
 
 /// What the values of a tensor are like.

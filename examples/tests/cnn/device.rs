@@ -1,4 +1,5 @@
 //! On a CUDA device, beside the CPU.
+use approx::abs_diff_eq;
 use batchnorm::{Cpu, Engine, Memory};
 
 use super::example::backend::cuda::CudaBackend;
@@ -73,8 +74,8 @@ fn every_operation_is_that_of_the_cpu() {
         let expected = operations(Cpu::default().memory(), &HostSpatial, layout);
         // The same sums in the same order.
         for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
-            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6;
-            assert!(got.iter().zip(expected).all(near), "{layout:?} {i}: {got:?} {expected:?}");
+            let near = abs_diff_eq!(got[..], expected[..], epsilon = 1e-6);
+            assert!(near, "{layout:?} {i}: {got:?} {expected:?}");
         }
     }
     let spatial = CudaSpatial::new(engine.memory()).unwrap();

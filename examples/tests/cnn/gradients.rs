@@ -1,5 +1,6 @@
 //! The network's arithmetic against definitions: the convolution against its sum, gradients against
 //! differences of the loss.
+use approx::abs_diff_eq;
 use batchnorm::{Cpu, StateDict};
 
 use super::example::backend::{Backend, HostBackend, Operand};
@@ -54,7 +55,10 @@ fn windows_times_weights_are_a_convolution() {
                 f64::from(weight[o * 27 + k]) * at(of, &x, [n, c], [py + dy, px + dx])
             });
             let (expected, got) = (taps.sum::<f64>(), at(of.of(OUTPUTS), &y, [n, o], [py, px]));
-            assert!((got - expected).abs() < 1e-5, "{layout:?} {n} {o} {i}: {got} for {expected}");
+            assert!(
+                abs_diff_eq!(got, expected, epsilon = 1e-5),
+                "{layout:?} {n} {o} {i}: {got} for {expected}"
+            );
         }
     }
 }
@@ -70,7 +74,8 @@ fn squares_have_their_mean() {
             let four = [(0, 0), (0, 1), (1, 0), (1, 1)];
             let four = four.map(|(dy, dx)| at(of, &x, [n, c], [2 * py + dy, 2 * px + dx]));
             let got = at(of.pooled(2), &y, [n, c], [py, px]);
-            assert!((got - four.iter().sum::<f64>() / 4.0).abs() < 1e-6, "{layout:?}");
+            let mean = four.iter().sum::<f64>() / 4.0;
+            assert!(abs_diff_eq!(got, mean, epsilon = 1e-6), "{layout:?}");
         }
         let error = HostSpatial.mean_pool(of, 4, &x, &mut y).unwrap_err().to_string();
         assert_eq!(error, "mean_pool: expected squares that fill 4 x 6, got size 4");

@@ -1,4 +1,5 @@
 //! The example on a CUDA device, beside the CPU.
+use approx::{abs_diff_eq, relative_eq};
 use batchnorm::{Cpu, Cuda, Engine, Memory, StateDict};
 
 use super::example::backend::cuda::CudaBackend;
@@ -20,7 +21,7 @@ fn cuda() -> (Cuda, CudaBackend) {
 fn close(what: &str, got: &[f32], expected: &[f32], bar: f32) {
     assert_eq!(got.len(), expected.len(), "{what}");
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
-        let near = (got - expected).abs() <= bar * expected.abs().max(1.0);
+        let near = relative_eq!(got, expected, epsilon = bar, max_relative = bar);
         let same = got == expected || got.is_nan() && expected.is_nan();
         assert!(near && expected.is_finite() || same, "{what} {i}: {got} for {expected}");
     }
@@ -177,11 +178,9 @@ fn the_curve_is_that_of_the_cpu_and_falls() {
 /// Rounding may turn one image of the 500 over.
 #[track_caller]
 fn near(got: Score, expected: Score) {
-    let loss = (got.loss - expected.loss).abs() / expected.loss;
-    assert!(
-        loss < 1e-4 && (got.accuracy - expected.accuracy).abs() < 0.003,
-        "{got:?} {expected:?}"
-    );
+    let loss = relative_eq!(got.loss, expected.loss, epsilon = 0.0, max_relative = 1e-4);
+    let accuracy = abs_diff_eq!(got.accuracy, expected.accuracy, epsilon = 0.003);
+    assert!(loss && accuracy, "{got:?} {expected:?}");
 }
 
 #[track_caller]

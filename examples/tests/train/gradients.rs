@@ -1,5 +1,6 @@
 //! The example's networks against a plain one in f64, which knows nothing of gradients: central
 //! differences of its loss tell them.
+use approx::abs_diff_eq;
 use std::collections::BTreeMap;
 
 use batchnorm::{Cpu, Engine, Host, Reference, StateDict};
@@ -98,7 +99,7 @@ fn check<G: Engine<Memory = Host>>(engine: &G, nonlinearity: Nonlinearity, norma
     let mut plain = Plain::of(&before, &architecture);
     let score = network.evaluate(&x, &labels).unwrap();
     let (loss, right) = plain.loss(&x, &labels, false);
-    assert!((score.loss - loss).abs() < 1e-5, "{what}: loss {} {loss}", score.loss);
+    assert!(abs_diff_eq!(score.loss, loss, epsilon = 1e-5), "{what}: loss {} {loss}", score.loss);
     assert_eq!(score.accuracy, right as f64 / ROWS as f64, "{what}");
 
     // A step with learning rate 1 takes the gradient off.
@@ -118,7 +119,10 @@ fn check<G: Engine<Memory = Host>>(engine: &G, nonlinearity: Nonlinearity, norma
             let expected = (loss_at(old[i] + h) - loss_at(old[i] - h)) / (2.0 * h);
             loss_at(old[i]);
             let got = old[i] - new[i];
-            assert!((got - expected).abs() < 3e-6, "{what}, {name} {i}: {expected} {got}");
+            assert!(
+                abs_diff_eq!(got, expected, epsilon = 3e-6),
+                "{what}, {name} {i}: {expected} {got}"
+            );
             largest = largest.max(expected.abs());
         }
         assert!(largest > 1e-4, "{what}, {name}: the gradients are too small to tell");

@@ -14,10 +14,11 @@
 //! steps. `stats`, `gradients` and `elementwise` take a tile apart into blocks of values. `kernels` are
 //! the loops over blocks, compiled once for every level of vector instructions, by `simd`.
 //! `extremes` computes channels again that are too large or too small for the loops. `table` holds the
-//! coefficients of channels. `compiled` leads from the trait to the operations of a type.
+//! coefficients of channels, `parameters` changes those of a layer. `compiled` leads from the trait to the operations of a type.
 use super::check::{check_values_per_channel, total_count};
 use super::{Backward, Derivative, Engine, ForwardEval, ForwardTrain};
-use super::{LayerNormBackward, LayerNormForward, MergeStats, OneValue, Request, Running, Stats};
+use super::{Constrain, MergeStats, OneValue, OptimizerStep, Regularize, Request, Running, Stats};
+use super::{LayerNormBackward, LayerNormForward};
 use crate::{Element, Host, Real, Result, Shape};
 pub use simd::SimdLevel;
 
@@ -37,6 +38,7 @@ mod gradients;
 pub(crate) mod kernels;
 mod layer_norm;
 mod moments;
+mod parameters;
 mod plan;
 mod policy;
 mod schedule;
@@ -165,6 +167,25 @@ impl Engine for Cpu {
         args: LayerNormBackward<'_, Host, E>,
     ) -> Result<()> {
         E::layer_norm_backward(self, shape, args)
+    }
+
+    fn optimizer_step<P: Real>(&self, mut args: OptimizerStep<'_, Host, P>) -> Result<()> {
+        args.check(&Host)?;
+        self.simd()?;
+        parameters::optimizer_step(args);
+        Ok(())
+    }
+    fn regularize<P: Real>(&self, mut args: Regularize<'_, Host, P>) -> Result<()> {
+        args.check(&Host)?;
+        self.simd()?;
+        parameters::regularize(args);
+        Ok(())
+    }
+    fn constrain<P: Real>(&self, mut args: Constrain<'_, Host, P>) -> Result<()> {
+        args.check(&Host)?;
+        self.simd()?;
+        parameters::constrain(args);
+        Ok(())
     }
 }
 

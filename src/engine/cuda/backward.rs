@@ -9,7 +9,7 @@ use crate::{Device, Element, Memory, Result, Shape};
 impl Cuda {
     /// Sums of the tiles and of the channels, then the gradients, as far as they are asked for; or
     /// all of it in one launch. The arguments are checked.
-    pub(in crate::engine) fn gradients<E: Element>(
+    pub(in crate::engine) fn launch_backward<E: Element>(
         &self,
         shape: &Shape,
         args: Backward<'_, Device, E>,

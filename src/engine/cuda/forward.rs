@@ -1,6 +1,7 @@
 //! Both forwards, and statistics for synchronized ones.
-use super::launch::{Act, Channels, Outputs, Update};
+use super::launch::{Act, Channels, Outputs};
 use super::resident::Step;
+use super::update::Update;
 use super::{Cuda, Layout, Pointers, Ptr};
 use crate::engine::saved::{Buffers, Mark};
 use crate::engine::{
@@ -10,7 +11,7 @@ use crate::{Device, Element, Error, Memory, Real, Result, Shape};
 
 impl Cuda {
     /// Statistics of the tiles, of the channels, then y; or all of it in one launch.
-    pub(super) fn train<E: Element>(
+    pub(super) fn launch_forward_train<E: Element>(
         &self,
         shape: &Shape,
         mut args: ForwardTrain<'_, Device, E>,
@@ -58,7 +59,7 @@ impl Cuda {
     }
 
     /// 1 / sqrt(var + eps), then y; without `applies` only what is saved. The arguments are checked.
-    pub(in crate::engine) fn eval<E: Element>(
+    pub(in crate::engine) fn launch_forward_eval<E: Element>(
         &self,
         shape: &Shape,
         mut args: ForwardEval<'_, Device, E>,
@@ -101,7 +102,7 @@ impl Cuda {
     }
 
     /// The statistics of a part of a batch.
-    pub(super) fn record<E: Element>(
+    pub(super) fn launch_stats<E: Element>(
         &self,
         shape: &Shape,
         args: Stats<'_, Device, E>,
@@ -118,7 +119,7 @@ impl Cuda {
     }
 
     /// The statistics of all parts together.
-    pub(super) fn merge<P: Real>(
+    pub(super) fn launch_merge_stats<P: Real>(
         &self,
         channels: usize,
         args: MergeStats<'_, Device, P>,

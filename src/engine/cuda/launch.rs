@@ -6,10 +6,11 @@
 use super::module::{Activated, Kernels, ResidentKernels, Tiled, is_any};
 use super::plan::{Geometry, Plan};
 use super::resident::Resident;
-use crate::engine::pointers::{Pointers, Ptr};
-use crate::engine::{Activation, Derivative, OneValue, Running};
+use super::update::Update;
+use crate::engine::pointers::Ptr;
+use crate::engine::{Activation, Derivative};
 use crate::memory::refused;
-use crate::{Device, Element, Real, Result};
+use crate::{Element, Real, Result};
 use cudarc::driver::{CudaFunction, CudaStream, result};
 use std::ffi::c_void;
 
@@ -42,51 +43,6 @@ impl From<&Plan> for Merge {
         let &Plan { geometry, count, tile_count, tiles, lanes, .. } = plan;
         let Geometry { channels, inner, .. } = geometry;
         Self { count, tile_count, tiles, channels, inner, lanes, reserved: 0 }
-    }
-}
-
-/// Running statistics, and how a batch moves them.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(super) struct Update<A> {
-    factor: f64,
-    var_factor: f64,
-    mean: Ptr<A>,
-    var: Ptr<A>,
-    skipped: Ptr<f64>,
-    rules: u32,
-    reserved: u32,
-}
-
-impl<A: Real> Update<A> {
-    /// No running statistics.
-    pub const NONE: Self = Self {
-        factor: 0.0,
-        var_factor: 0.0,
-        mean: Ptr::NULL,
-        var: Ptr::NULL,
-        skipped: Ptr::NULL,
-        rules: 0,
-        reserved: 0,
-    };
-
-    pub fn new<'a, 'r: 'a>(
-        running: Option<Running<'r, Device, A>>,
-        one_value: OneValue,
-        pointers: &mut Pointers<'a>,
-    ) -> Self {
-        let Some(running) = running else { return Self::NONE };
-        let rules = running.bits(one_value);
-        let Running { mean, var, factor, var_factor, skipped, .. } = running;
-        Self {
-            factor,
-            var_factor,
-            mean: pointers.write(mean),
-            var: pointers.write(var),
-            skipped: pointers.write_some(skipped),
-            rules,
-            reserved: 0,
-        }
     }
 }
 

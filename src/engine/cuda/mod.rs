@@ -5,10 +5,12 @@
 //! `kernels/` holds, `launch` starts them, `forward` and `backward` are the order in which they follow
 //! each other.
 use super::check::{check_values_per_channel, total_count};
+use super::parameters::Parameters;
 use super::pointers::{Pointers, Ptr};
 use super::{
-    Activation, Backward, Derivative, Engine, ForwardEval, ForwardTrain, LayerNormBackward,
-    LayerNormForward, MergeStats, OneValue, Op, Request, Stats,
+    Activation, Backward, Constrain, Derivative, Engine, ForwardEval, ForwardTrain,
+    LayerNormBackward, LayerNormForward, MergeStats, OneValue, Op, OptimizerStep, Regularize,
+    Request, Stats,
 };
 use crate::memory::{check_stream, new_stream, refused};
 use crate::{DType, Device, Element, Memory, Real, Result, Shape};
@@ -34,6 +36,7 @@ mod plan;
 mod profiles;
 mod resident;
 mod tuning;
+mod update;
 mod workspace;
 
 const NAME: &str = "cuda";
@@ -66,6 +69,7 @@ struct Shared {
     figures: Figures,
     plans: Plans,
     workspace: Workspace,
+    parameters: Parameters,
 }
 
 impl Cuda {
@@ -92,7 +96,8 @@ impl Cuda {
         modules.check_capability()?;
         let memory = Device::new(stream);
         let workspace = Workspace::new(&memory, Resident::words_len(&figures))?;
-        let shared = Arc::new(Shared { modules, figures, plans: Plans::default(), workspace });
+        let (plans, parameters) = (Plans::default(), Parameters::new(NAME));
+        let shared = Arc::new(Shared { modules, figures, plans, workspace, parameters });
         Ok(Self { memory, shared, tuning: Tuning::default() })
     }
 
@@ -136,6 +141,11 @@ impl Cuda {
                 let steps = "layer_norm_backward, layer_norm_sums, layer_norm_finalize";
                 return Ok(format!("{NAME}: {steps}, a warp or a block per row"));
             }
+            Op::OptimizerStep => {
+                return Ok(format!("{NAME}: optimizer_step, a thread per channel"));
+            }
+            Op::Regularize => return Ok(format!("{NAME}: regularize, one block")),
+            Op::Constrain => return Ok(format!("{NAME}: constrain, one block")),
         };
         let plan = self.cut(shape, request.dtype)?;
         let resident =
@@ -258,6 +268,9 @@ impl Engine for Cuda {
         }
         let plan = self.cut(shape, request.dtype)?;
         let activation = request.activation;
+        if matches!(request.op, Op::OptimizerStep | Op::Regularize | Op::Constrain) {
+            return self.shared.parameters.load(self.stream());
+        }
         self.shared.modules.kernels(request.dtype)?;
         self.shared.modules.activated(request.dtype, activation)?;
         let resident = match request.op {
@@ -286,7 +299,7 @@ impl Engine for Cuda {
         mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
-        self.train(shape, args)
+        self.launch_forward_train(shape, args)
     }
 
     fn forward_eval<E: Element>(
@@ -295,17 +308,17 @@ impl Engine for Cuda {
         mut args: ForwardEval<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
-        self.eval(shape, args, true)
+        self.launch_forward_eval(shape, args, true)
     }
 
     fn backward<E: Element>(&self, shape: &Shape, mut args: Backward<'_, Device, E>) -> Result<()> {
         args.check(self, shape)?;
-        self.gradients(shape, args)
+        self.launch_backward(shape, args)
     }
 
     fn stats<E: Element>(&self, shape: &Shape, mut args: Stats<'_, Device, E>) -> Result<()> {
         args.check(&self.memory, shape)?;
-        self.record(shape, args)
+        self.launch_stats(shape, args)
     }
 
     fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Device, P>) -> Result<()> {
@@ -314,7 +327,20 @@ impl Engine for Cuda {
         if may_be_refused && !self.memory.is_capturing()? {
             self.check_total(channels, &args)?;
         }
-        self.merge(channels, args)
+        self.launch_merge_stats(channels, args)
+    }
+
+    fn optimizer_step<P: Real>(&self, mut args: OptimizerStep<'_, Device, P>) -> Result<()> {
+        args.check(&self.memory)?;
+        self.shared.parameters.optimizer_step(&self.memory, args)
+    }
+    fn regularize<P: Real>(&self, mut args: Regularize<'_, Device, P>) -> Result<()> {
+        args.check(&self.memory)?;
+        self.shared.parameters.regularize(&self.memory, args)
+    }
+    fn constrain<P: Real>(&self, mut args: Constrain<'_, Device, P>) -> Result<()> {
+        args.check(&self.memory)?;
+        self.shared.parameters.constrain(&self.memory, args)
     }
 
     fn layer_norm<E: Element>(

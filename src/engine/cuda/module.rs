@@ -2,32 +2,12 @@
 use super::plan::{Figures, THREADS};
 use super::resident::occupancy;
 use crate::engine::Activation;
+use crate::engine::ptx::{self, PTX, dotted, function};
 use crate::memory::refused;
 use crate::{DType, Error, Result};
 use cudarc::driver::sys::CUfunction_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
-use cudarc::nvrtc::Ptx;
-use lzma_rust2::LzmaReader;
-use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-
-/// Name, lowest target and PTX, as an LZMA file, of each text in `kernels/ptx`, a name's highest
-/// target first: `build.rs` lists them.
-type Packed = &'static [(&'static str, i32, &'static [u8])];
-const PTX: Packed = include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
-
-/// A module's PTX for a device of this capability, if there is one.
-fn ptx(module: &str, capability: i32) -> Option<&'static [u8]> {
-    let fits = |(name, target, _): &&(&str, i32, _)| *name == module && *target <= capability;
-    PTX.iter().find(fits).map(|(_, _, packed)| *packed)
-}
-
-/// The text of an LZMA file.
-fn unpacked(packed: &[u8]) -> Option<String> {
-    let mut text = String::new();
-    let mut reader = LzmaReader::new_mem_limit(packed, u32::MAX, None).ok()?;
-    reader.read_to_string(&mut text).ok().map(|_| text)
-}
 
 const DTYPES: [DType; 4] = [DType::F64, DType::F32, DType::F16, DType::Bf16];
 
@@ -148,20 +128,7 @@ impl Kernels {
 }
 
 fn load(context: &Arc<CudaContext>, name: &str, capability: i32) -> Result<Arc<CudaModule>> {
-    let text = ptx(name, capability).and_then(unpacked).ok_or_else(|| {
-        let reason = format!("no module {name} for compute capability {}", dotted(capability));
-        Error::Unsupported { engine: super::NAME, reason }
-    })?;
-    context.load_module(Ptx::from_src(text)).map_err(refused("cuModuleLoadData"))
-}
-
-/// `9.0` of 90.
-fn dotted(capability: i32) -> String {
-    format!("{}.{}", capability / 10, capability % 10)
-}
-
-fn function(module: &Arc<CudaModule>, name: &str) -> Result<CudaFunction> {
-    module.load_function(name).map_err(refused("cuModuleGetFunction"))
+    ptx::load(context, super::NAME, name, capability)
 }
 
 /// The kernels of one type of elements that take rows.
@@ -205,15 +172,14 @@ impl Modules {
     /// Those of this context; engines on the same one share them, and the last one unloads them.
     pub fn of(context: &Arc<CudaContext>) -> Result<Arc<Self>> {
         static ALL: Mutex<Vec<Weak<Modules>>> = Mutex::new(Vec::new());
-        let (major, minor) =
-            context.compute_capability().map_err(refused("cuDeviceGetAttribute"))?;
+        let capability = ptx::capability(context)?;
         let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|modules| modules.strong_count() > 0);
         let mut known = all.iter().filter_map(Weak::upgrade);
         if let Some(modules) = known.find(|modules| modules.context == *context) {
             return Ok(modules);
         }
-        let (context, capability) = (context.clone(), 10 * major + minor);
+        let context = context.clone();
         let (loaded, any, resident, layer_norm) = Default::default();
         let modules = Arc::new(Self { context, capability, loaded, any, resident, layer_norm });
         all.push(Arc::downgrade(&modules));
@@ -289,6 +255,7 @@ impl Modules {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::ptx::{ptx, unpacked};
 
     #[test]
     fn every_type_has_its_ptx_for_every_target() {

@@ -8,7 +8,7 @@ use crate::engine::{Backward, Input};
 use crate::{Device, Element, Error, Memory, Result, Shape};
 
 impl Cudnn {
-    pub(super) fn gradients<E: Element>(
+    pub(super) fn launch_backward<E: Element>(
         &self,
         shape: &Shape,
         args: Backward<'_, Device, E>,
@@ -58,6 +58,6 @@ impl Cudnn {
             workspace,
             reserve: Space { at: reserve, bytes: sizes.reserve },
         };
-        desk.gradients(&form, &gradients)
+        desk.backward(&form, &gradients)
     }
 }

@@ -27,7 +27,7 @@ fn rule_of_ours<P: Real>(running: &Running<'_, Device, P>) -> Option<&'static st
 }
 
 impl Cudnn {
-    pub(super) fn train<E: Element>(
+    pub(super) fn launch_forward_train<E: Element>(
         &self,
         shape: &Shape,
         mut args: ForwardTrain<'_, Device, E>,
@@ -79,7 +79,7 @@ impl Cudnn {
             workspace,
             reserve,
         };
-        desk.training(&form, &training)?;
+        desk.forward_train(&form, &training)?;
         if form.activates() && !kept.is_null() {
             // Backward asks for y again, which the caller may have dropped by then.
             let to = Ptr::at(kept.address() + sizes.reserve_end() as u64);
@@ -94,7 +94,7 @@ impl Cudnn {
         Ok(())
     }
 
-    pub(super) fn eval<E: Element>(
+    pub(super) fn launch_forward_eval<E: Element>(
         &self,
         shape: &Shape,
         args: ForwardEval<'_, Device, E>,
@@ -125,6 +125,6 @@ impl Cudnn {
             var: pointers.read(var),
             eps,
         };
-        desk.inference(&form, &inference)
+        desk.forward_eval(&form, &inference)
     }
 }

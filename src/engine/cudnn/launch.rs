@@ -106,7 +106,11 @@ impl Desk {
         Ok(sizes)
     }
 
-    pub(super) fn training<E: Element>(&mut self, form: &Form, args: &Training<E>) -> Result<()> {
+    pub(super) fn forward_train<E: Element>(
+        &mut self,
+        form: &Form,
+        args: &Training<E>,
+    ) -> Result<()> {
         let (handle, mode, t) = (self.handle.raw()?, form.mode, self.tensor.raw());
         let (p, act) = (self.parameters.raw(), self.activation.raw());
         let [one, zero] = [1.0, 0.0].map(E::Acc::from_f64);
@@ -182,7 +186,11 @@ impl Desk {
         copied.map_err(refused("cuMemcpyDtoDAsync"))
     }
 
-    pub(super) fn inference<E: Element>(&mut self, form: &Form, args: &Inference<E>) -> Result<()> {
+    pub(super) fn forward_eval<E: Element>(
+        &mut self,
+        form: &Form,
+        args: &Inference<E>,
+    ) -> Result<()> {
         let (handle, mode, t) = (self.handle.raw()?, form.mode, self.tensor.raw());
         let [one, zero] = [1.0, 0.0].map(E::Acc::from_f64);
         // SAFETY: see the head of this file.
@@ -206,7 +214,7 @@ impl Desk {
         }
     }
 
-    pub(super) fn gradients<E: Element>(&mut self, form: &Form, args: &Gradients<E>) -> Result<()> {
+    pub(super) fn backward<E: Element>(&mut self, form: &Form, args: &Gradients<E>) -> Result<()> {
         let (handle, mode, t) = (self.handle.raw()?, form.mode, self.tensor.raw());
         let (p, act) = (self.parameters.raw(), self.activation.raw());
         let [one, zero] = [1.0, 0.0].map(E::Acc::from_f64);

@@ -60,6 +60,7 @@ pub(super) const LIMITS: &[Limit] = &[
         known: Known::Documented,
         exceeded: |ask| match ask.request.op {
             Op::ForwardTrain | Op::ForwardEval | Op::Backward => None,
+            Op::OptimizerStep | Op::Regularize | Op::Constrain => None, // kernels of ours
             Op::BackwardEval => Some("there is no backward through frozen statistics".into()),
             Op::Stats => Some("there is no call for statistics alone".into()),
             Op::MergeStats => Some("there is no call that merges statistics".into()),

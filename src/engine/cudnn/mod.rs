@@ -4,9 +4,10 @@
 //! `limits` is what it is not asked for, `form` how a tensor is described to it, `raw` calls it,
 //! `desk` is what the steps of a stream share, `launch` makes typed calls of `forward` and
 //! `backward`.
+use super::parameters::Parameters;
 use super::{
-    Backward, Engine, ForwardEval, ForwardTrain, LayerNormBackward, LayerNormForward, MergeStats,
-    Op, Request, Stats,
+    Backward, Constrain, Engine, ForwardEval, ForwardTrain, LayerNormBackward, LayerNormForward,
+    MergeStats, Op, OptimizerStep, Regularize, Request, Stats,
 };
 use crate::memory::{check_stream, new_stream};
 use crate::{DType, Device, Element, Error, Real, Result, Shape, library};
@@ -37,6 +38,8 @@ const NAME: &str = "cudnn";
 /// a ReLU on anything but f16 with channels last, and a backward in place. A call that nobody has tried is made, and becomes
 /// the same error where cuDNN refuses it.
 ///
+/// cuDNN has no call for an optimizer's step, a regularizer or a constraint: those are kernels of ours.
+///
 /// Modes: per activation for N x C, persistent for channels last in training, spatial otherwise;
 /// f64 is never persistent. Sums of the persistent mode may overflow where channels come first,
 /// which it is asked for by [`Cudnn::persistent`] alone: [`Cudnn::take_overflow`] tells.
@@ -54,6 +57,7 @@ pub struct Cudnn {
     memory: Device,
     desk: Arc<Mutex<Desk>>,
     persistent: bool,
+    parameters: Arc<Parameters>,
 }
 
 impl Cudnn {
@@ -74,7 +78,8 @@ impl Cudnn {
         check_stream(&stream, NAME)?;
         library::cudnn(raw::SYMBOLS)?;
         let desk = Arc::new(Mutex::new(Desk::new(&stream)?));
-        Ok(Self { memory: Device::new(stream), desk, persistent: false })
+        let parameters = Arc::new(Parameters::new(NAME));
+        Ok(Self { memory: Device::new(stream), desk, persistent: false, parameters })
     }
 
     /// The same, in the persistent mode where channels come first, too: it may be faster, and its
@@ -125,6 +130,9 @@ impl Cudnn {
     /// # Errors
     /// As [`Engine::supports`].
     pub fn explain(&self, shape: &Shape, request: Request) -> Result<String> {
+        if is_ours(request.op) {
+            return Ok(format!("{NAME}: {:?} by a kernel of ours", request.op));
+        }
         let details = Details::default();
         let form = Form::new(shape, request, details, self.persistent)?;
         let calls = match (form.is_extended, request.op) {
@@ -179,10 +187,16 @@ impl Engine for Cudnn {
         &self.memory
     }
     fn supports(&self, shape: &Shape, request: Request) -> Result<()> {
+        if is_ours(request.op) {
+            return Ok(());
+        }
         let form = Form::new(shape, request, Details::default(), self.persistent)?;
         self.desk().describe(&form).map(drop)
     }
     fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
+        if is_ours(request.op) {
+            return self.parameters.load(self.stream());
+        }
         let form = Form::new(shape, request, Details::default(), self.persistent)?;
         let mut desk = self.desk();
         let sizes = desk.describe(&form)?;
@@ -205,7 +219,7 @@ impl Engine for Cudnn {
         mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
-        self.train(shape, args)
+        self.launch_forward_train(shape, args)
     }
 
     fn forward_eval<E: Element>(
@@ -214,12 +228,12 @@ impl Engine for Cudnn {
         mut args: ForwardEval<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
-        self.eval(shape, args)
+        self.launch_forward_eval(shape, args)
     }
 
     fn backward<E: Element>(&self, shape: &Shape, mut args: Backward<'_, Device, E>) -> Result<()> {
         args.check(self, shape)?;
-        self.gradients(shape, args)
+        self.launch_backward(shape, args)
     }
 
     fn stats<E: Element>(&self, shape: &Shape, mut args: Stats<'_, Device, E>) -> Result<()> {
@@ -249,6 +263,23 @@ impl Engine for Cudnn {
         args.check(self, shape)?;
         Err(no_call(args.request(), shape))
     }
+    fn optimizer_step<P: Real>(&self, mut args: OptimizerStep<'_, Device, P>) -> Result<()> {
+        args.check(&self.memory)?;
+        self.parameters.optimizer_step(&self.memory, args)
+    }
+    fn regularize<P: Real>(&self, mut args: Regularize<'_, Device, P>) -> Result<()> {
+        args.check(&self.memory)?;
+        self.parameters.regularize(&self.memory, args)
+    }
+    fn constrain<P: Real>(&self, mut args: Constrain<'_, Device, P>) -> Result<()> {
+        args.check(&self.memory)?;
+        self.parameters.constrain(&self.memory, args)
+    }
+}
+
+/// Whether an operation is a kernel of ours, which serves every parameter.
+const fn is_ours(op: Op) -> bool {
+    matches!(op, Op::OptimizerStep | Op::Regularize | Op::Constrain)
 }
 
 /// The limit that forbids an operation.

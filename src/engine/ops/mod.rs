@@ -12,20 +12,26 @@ use super::{Engine, Saved};
 use crate::{Element, Error, Memory, Real, Result, Shape};
 
 mod backward;
+mod constrain;
 mod forward_eval;
 mod forward_train;
 mod layer_norm;
 mod merge_stats;
+mod optimizer_step;
+mod regularize;
 mod request;
 mod rules;
 mod running;
 mod stats;
 
 pub use backward::Backward;
+pub use constrain::Constrain;
 pub use forward_eval::{ForwardEval, Input, Statistics};
 pub use forward_train::ForwardTrain;
 pub use layer_norm::{LayerNormBackward, LayerNormForward};
 pub use merge_stats::MergeStats;
+pub use optimizer_step::OptimizerStep;
+pub use regularize::Regularize;
 pub use request::{Op, Request};
 pub use rules::{EmptyBatch, NonFinite, OneValue, Variance};
 pub use running::Running;
@@ -59,6 +65,8 @@ pub enum Role {
     Record,
     /// Records one after the other: length `k * (3C + 1)`, k from 1 on.
     Records,
+    /// So many numbers, whatever the shape.
+    Scalars(usize),
 }
 
 impl Role {
@@ -70,6 +78,7 @@ impl Role {
             Self::Channel => channels,
             Self::Sums => sums_len(channels),
             Self::Record | Self::Records => record_len(channels),
+            Self::Scalars(len) => len,
         }
     }
 }
@@ -156,6 +165,9 @@ mod sealed {
     impl<M: Memory, P: Real> Sealed for super::MergeStats<'_, M, P> {}
     impl<M: Memory, E: Element> Sealed for super::LayerNormForward<'_, M, E> {}
     impl<M: Memory, E: Element> Sealed for super::LayerNormBackward<'_, M, E> {}
+    impl<M: Memory, P: Real> Sealed for super::OptimizerStep<'_, M, P> {}
+    impl<M: Memory, P: Real> Sealed for super::Regularize<'_, M, P> {}
+    impl<M: Memory, P: Real> Sealed for super::Constrain<'_, M, P> {}
 }
 
 const fn tensor(name: &'static str) -> Argument {
@@ -172,6 +184,9 @@ const fn record(name: &'static str) -> Argument {
 }
 const fn records(name: &'static str) -> Argument {
     Argument { name, role: Role::Records }
+}
+const fn scalars(name: &'static str, len: usize) -> Argument {
+    Argument { name, role: Role::Scalars(len) }
 }
 
 /// Refuses arguments of another length than N and C ask for, or of another place, so that none is

@@ -75,4 +75,10 @@ pub enum Op {
     LayerNorm,
     /// [`Engine::layer_norm_backward`](crate::Engine::layer_norm_backward).
     LayerNormBackward,
+    /// [`Engine::optimizer_step`](crate::Engine::optimizer_step).
+    OptimizerStep,
+    /// [`Engine::regularize`](crate::Engine::regularize).
+    Regularize,
+    /// [`Engine::constrain`](crate::Engine::constrain).
+    Constrain,
 }

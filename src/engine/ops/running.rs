@@ -9,7 +9,7 @@ use crate::{Host, Memory, Real, Result};
 /// let (shape, x) = (Shape::new(&[4, 1], 1)?, [1f32, 2.0, 3.0, 4.0]);
 /// let (mut y, mut mean, mut var, mut skipped) = ([0.0; 4], [0.0], [1.0], [0.0]);
 /// let mut args = ForwardTrain::<Host, f32>::new(&x, &mut y);
-/// let running = Running::new(&mut mean[..], &mut var[..], 0.1);
+/// let running = Running::<Host, f32>::new(&mut mean, &mut var, 0.1);
 /// let running = running.var_factor(0.25).variance(Variance::Biased);
 /// args.running = Some(running.non_finite(NonFinite::Skip).skipped(&mut skipped));
 /// Cpu::default().forward_train(&shape, args)?;

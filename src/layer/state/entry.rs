@@ -103,6 +103,9 @@ fn decode<P: Real, const N: usize>(data: &[u8], value: impl Fn([u8; N]) -> f64) 
     data.as_chunks().0.iter().map(|bytes| P::from_f64(value(*bytes))).collect()
 }
 
+/// What [`Entry::count`] takes, for messages.
+pub(super) const A_COUNT: &str = "one whole number from 0 to i64::MAX";
+
 /// The types that [`Entry::values`] takes, for messages.
 pub(super) fn accepted<P: Real>() -> &'static str {
     if P::DTYPE == DType::F64 { "f64, f32, f16 or bf16" } else { "f32, f16 or bf16" }

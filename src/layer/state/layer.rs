@@ -2,7 +2,7 @@
 use std::fmt;
 use std::ops::Bound;
 
-use super::entry::{Entry, accepted};
+use super::entry::{A_COUNT, Entry, accepted};
 use super::{StateDict, state};
 use crate::{BatchNorm, Engine, Error, Memory, Real, Result};
 
@@ -114,7 +114,7 @@ impl<'a> Reader<'a> {
             Some(Err(value)) => value,
             None => entry.to_string(),
         };
-        self.mismatch(name, "one whole number from 0 to i64::MAX".into(), got);
+        self.mismatch(name, A_COUNT.into(), got);
         None
     }
 

@@ -9,6 +9,8 @@ use crate::{DType, Element, Error, Real, Result};
 mod entry;
 mod layer;
 mod layer_norm;
+mod lazy;
+mod optimizer;
 
 pub use layer::{LoadReport, Mismatch, Strict};
 
@@ -101,10 +103,7 @@ impl StateDict {
         shape: &[usize],
         values: &[E],
     ) -> Result<()> {
-        let name = name.into();
-        if name == "__metadata__" {
-            return Err(state("__metadata__ cannot name a tensor"));
-        }
+        let name = allowed(name.into())?;
         let expected = shape.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
         let (expected, got) = (expected.unwrap_or(usize::MAX), values.len());
         if expected != got {
@@ -112,6 +111,43 @@ impl StateDict {
         }
         self.entries.insert(name, Entry::floats(shape, values));
         Ok(())
+    }
+
+    /// Adds a counter, an i64 scalar as PyTorch's `num_batches_tracked` is one, or replaces the tensor
+    /// of that name.
+    ///
+    /// # Errors
+    /// [`Error::State`] where `count` exceeds i64, and for the name `__metadata__`.
+    pub fn insert_count(&mut self, name: impl Into<String>, count: u64) -> Result<()> {
+        let name = allowed(name.into())?;
+        let count =
+            i64::try_from(count).map_err(|e| state(format_args!("{name}: {count}: {e}")))?;
+        self.entries.insert(name, Entry::counter(count));
+        Ok(())
+    }
+
+    /// The value of a counter; none where the name is unknown. It may be of any type of whole or of
+    /// floating-point numbers, or a bool.
+    ///
+    /// # Errors
+    /// [`Error::State`] where the tensor is not one whole number from 0 to `i64::MAX`.
+    pub fn count(&self, name: &str) -> Result<Option<u64>> {
+        let Some(entry) = self.entries.get(name) else { return Ok(None) };
+        let refused =
+            |got: String| state(format_args!("{name}: expected {}, got {got}", entry::A_COUNT));
+        entry.count().unwrap_or_else(|| Err(entry.to_string())).map(Some).map_err(refused)
+    }
+
+    /// The type of a tensor's values; none where the name is unknown, or the values are not of
+    /// floating point.
+    pub fn dtype(&self, name: &str) -> Option<DType> {
+        match self.entries.get(name)?.dtype {
+            Dtype::F64 => Some(DType::F64),
+            Dtype::F32 => Some(DType::F32),
+            Dtype::F16 => Some(DType::F16),
+            Dtype::BF16 => Some(DType::Bf16),
+            _ => None,
+        }
     }
 
     /// The shape and the values of a tensor; none where the name is unknown.
@@ -127,6 +163,11 @@ impl StateDict {
         })?;
         Ok(Some((&entry.shape, values)))
     }
+}
+
+/// A name that a tensor may have.
+fn allowed(name: String) -> Result<String> {
+    if name == "__metadata__" { Err(state("__metadata__ cannot name a tensor")) } else { Ok(name) }
 }
 
 /// The header and what follows it: the first 8 bytes are the header's length.

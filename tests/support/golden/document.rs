@@ -4,7 +4,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use batchnorm::{Activation, DType, Shape};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// A golden case of some kind, whose tensors and metadata its runner in [`super::kinds`] knows.
 #[derive(Debug, Clone)]
@@ -16,6 +16,8 @@ pub struct Document {
     /// Of x, parameters aside.
     pub dtype: DType,
     metadata: BTreeMap<String, Value>,
+    /// The metadata as in the file.
+    texts: HashMap<String, String>,
     tensors: BTreeMap<String, Stored>,
 }
 
@@ -35,10 +37,10 @@ impl Document {
             return Ok(None);
         }
         let mut metadata = BTreeMap::new();
-        for (key, text) in texts {
-            let value = serde_json::from_str(&text)
+        for (key, text) in &texts {
+            let value = serde_json::from_str(text)
                 .with_context(|| format!("metadata: {key}: expected a JSON value, got {text:?}"))?;
-            metadata.insert(key, value);
+            metadata.insert(key.clone(), value);
         }
         let mut tensors = BTreeMap::new();
         for (name, view) in file.iter() {
@@ -54,7 +56,7 @@ impl Document {
             tensors.insert(name.to_owned(), Stored { dims: view.shape().to_vec(), values });
         }
         let (name, kind) = (name.to_owned(), String::new());
-        let mut this = Self { name, kind, dtype: DType::F64, metadata, tensors };
+        let mut this = Self { name, kind, dtype: DType::F64, metadata, texts, tensors };
         this.kind = this.text("kind")?.to_owned();
         if let Some(dtype) = this.metadata.get("dtype") {
             this.dtype = [DType::F64, DType::F32, DType::F16, DType::Bf16]
@@ -77,7 +79,10 @@ impl Document {
     }
     pub fn number(&self, key: &str) -> Result<f64> {
         let value = self.value(key)?;
-        value.as_f64().ok_or_else(|| anyhow!("metadata: {key}: expected a number, got {value}"))
+        // From the text: serde_json's numbers may be off by a unit in the last place.
+        let text = self.texts.get(key).filter(|_| value.is_number());
+        let number = text.and_then(|text| text.trim().parse().ok());
+        number.ok_or_else(|| anyhow!("metadata: {key}: expected a number, got {value}"))
     }
     /// How many: steps, batches.
     pub fn count(&self, key: &str) -> Result<usize> {
@@ -116,8 +121,7 @@ impl Document {
                 Ok((name, TensorView::new(Dtype::F64, dims, bytes)?))
             })
             .collect();
-        let metadata = self.metadata.iter().map(|(key, value)| (key.clone(), value.to_string()));
-        Ok(safetensors::serialize(views?, Some(metadata.collect()))?)
+        Ok(safetensors::serialize(views?, Some(self.texts.clone()))?)
     }
 
     /// As [`values`](Self::values), to change them.

@@ -2,7 +2,7 @@
 //! derivatives: the definition stands in `epilogue.rs`.
 use super::super::simd::{GROUP, ROOM, Simd};
 use crate::engine::Activation;
-use crate::{DType, Element, Real};
+use crate::{Element, Real};
 use std::sync::atomic::{Ordering, compiler_fence};
 
 /// Memory for a block of values, in whole groups.
@@ -24,17 +24,12 @@ pub struct Kinks<A> {
 
 impl<A: Real> Kinks<A> {
     pub fn of<E: Element<Acc = A>>() -> Self {
-        // Half a unit in the last place of 3, which is even: ties round to it.
-        let half = match E::DTYPE {
-            DType::F64 | DType::F32 => 0.0,
-            DType::F16 => 1.0 / 1024.0,
-            DType::Bf16 => 1.0 / 128.0,
-        };
+        let (half, three) = (E::HALF_STEP_AT_THREE, A::from_f64(3.0));
         Self {
             zero: E::ROUNDS_TO_ZERO,
-            minus_three: A::from_f64(-3.0 + half),
-            three: A::from_f64(3.0 - half),
-            six: A::from_f64(6.0 - 2.0 * half),
+            minus_three: half - three,
+            three: three - half,
+            six: three + three - half - half,
         }
     }
 }

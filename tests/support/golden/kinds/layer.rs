@@ -4,6 +4,8 @@ use super::Outcome;
 use anyhow::{Context, Result};
 use batchnorm::{BatchNorm, Config, Element, Engine, Memory, Plain, Saved, Shape, Stats};
 
+/// y, and what is for a backward.
+type Forward<G, E> = (Vec<f64>, Saved<<G as Engine>::Memory, <E as Element>::Acc>);
 type Buf<G, T> = <<G as Engine>::Memory as Memory>::Buf<T>;
 
 /// A layer on an engine, fed with tensors of a document.
@@ -63,11 +65,7 @@ impl<'a, G: Engine, E: Element> Layer<'a, G, E> {
         Ok(values.into_iter().map(widen).collect())
     }
     /// y of that tensor (plus the residual, if there is one of that name), and what is for a backward.
-    pub fn forward(
-        &mut self,
-        x: &str,
-        residual: &str,
-    ) -> Result<(Vec<f64>, Saved<G::Memory, E::Acc>)> {
+    pub fn forward(&mut self, x: &str, residual: &str) -> Result<Forward<G, E>> {
         let shape = self.document.shape_of(x)?;
         let input = self.upload(x)?;
         let (y, saved) = if self.document.has(residual) {

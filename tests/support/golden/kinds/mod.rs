@@ -12,8 +12,12 @@ mod batch_always;
 mod frozen;
 mod keras_old_std;
 mod layer;
+mod optimizer;
+mod population;
+mod regularizer;
 mod sample_wise;
 mod steps;
+mod vectors;
 
 pub use steps::config as steps_config;
 
@@ -93,6 +97,10 @@ fn runner<G: Engine, E: Element>(kind: &str) -> Option<Runner<G>> {
         "frozen" => frozen::run::<G, E>,
         "keras_old_std" => keras_old_std::run::<G, E>,
         "sample_wise" => sample_wise::run::<G, E>,
+        "optimizer" => optimizer::run::<G, E>,
+        "population" => population::run::<G, E>,
+        "population_network" => population::run_network::<G, E>,
+        "regularizer" => regularizer::run::<G, E>,
         "steps" => steps::run::<G, E>,
         _ => return None,
     })

@@ -1,0 +1,184 @@
+// What happens to a parameter, a vector of one value per channel, between two steps of training: the gradient of its
+// regularizer, the optimizer's step, and its constraint.
+//
+// All of it is computed in f64, every operation rounded once and none fused, and rounded to the parameter's type where
+// it is stored.
+#include "element.cuh"
+#include <cstddef>
+
+#define KERNEL extern "C" __global__ void __launch_bounds__(256)
+
+constexpr unsigned BLOCK = 256;
+
+enum Algorithm : unsigned { SGD = 0, ADAM = 1, ADAM_W = 2 };
+
+struct StepOptions {
+    double lr_factor, weight_decay;
+    /// The momentum of SGD, or beta1.
+    double beta1;
+    /// The dampening of SGD, or beta2.
+    double beta2;
+    double eps;
+    unsigned algorithm, nesterov;
+};
+
+struct NormOptions {
+    /// The norm becomes one from `least` to `most`, by this share of the way.
+    double least, most, rate;
+    /// 1: no norm, negative values become 0.
+    unsigned non_negative, reserved;
+};
+
+#define SIZE(type, size) static_assert(sizeof(type) == size, #type)
+#define FIELD(type, field, offset) static_assert(offsetof(type, field) == offset, #type "." #field)
+SIZE(StepOptions, 48);
+FIELD(StepOptions, lr_factor, 0);
+FIELD(StepOptions, weight_decay, 8);
+FIELD(StepOptions, beta1, 16);
+FIELD(StepOptions, beta2, 24);
+FIELD(StepOptions, eps, 32);
+FIELD(StepOptions, algorithm, 40);
+FIELD(StepOptions, nesterov, 44);
+SIZE(NormOptions, 32);
+FIELD(NormOptions, least, 0);
+FIELD(NormOptions, most, 8);
+FIELD(NormOptions, rate, 16);
+FIELD(NormOptions, non_negative, 24);
+FIELD(NormOptions, reserved, 28);
+
+/// `base` to the power of a whole number, by squaring.
+__device__ inline double power(double base, double exponent) {
+    double result = 1;
+#pragma unroll 1
+    for (u64 left = u64(exponent); left > 0; left >>= 1) {
+        if (left & 1) result = mul_rn(result, base);
+        base = mul_rn(base, base);
+    }
+    return result;
+}
+
+/// What is the same for every value in a step.
+struct Step {
+    double lr, taken, correction1, root2;
+};
+
+/// `steps` holds the number of steps taken so far, and a word in which blocks count themselves: a step adds 1 to the
+/// one and leaves the other 0, so that a graph that is replayed goes on counting.
+template <class A>
+__device__ void optimizer_step(u64 count, const StepOptions &by, const double *lr, double *steps, A *value,
+                               const A *grad, A *first, A *second) {
+    __shared__ Step step;
+    const bool adam = by.algorithm != SGD;
+    if (threadIdx.x == 0) {
+        step.lr = mul_rn(*lr, by.lr_factor);
+        step.taken = add_rn(steps[0], 1.0);
+        step.correction1 = adam ? add_rn(1.0, -power(by.beta1, step.taken)) : 1;
+        step.root2 = adam ? sqrt(add_rn(1.0, -power(by.beta2, step.taken))) : 1;
+    }
+    __syncthreads();
+    for (u64 i = u64(blockIdx.x) * BLOCK + threadIdx.x; i < count; i += u64(gridDim.x) * BLOCK) {
+        double w = value[i], g = grad[i];
+        if (by.algorithm == ADAM_W) {
+            w = mul_rn(w, add_rn(1.0, -mul_rn(step.lr, by.weight_decay)));
+        } else if (by.weight_decay != 0) {
+            g = add_rn(g, mul_rn(by.weight_decay, w));
+        }
+        if (adam) {
+            const double m = add_rn(mul_rn(by.beta1, double(first[i])), mul_rn(add_rn(1.0, -by.beta1), g));
+            const double v = add_rn(mul_rn(by.beta2, double(second[i])), mul_rn(add_rn(1.0, -by.beta2), mul_rn(g, g)));
+            first[i] = A(m);
+            second[i] = A(v);
+            const double denominator = add_rn(sqrt(v) / step.root2, by.eps);
+            w = add_rn(w, -mul_rn(step.lr / step.correction1, m / denominator));
+        } else {
+            if (by.beta1 != 0) {
+                const double before = first[i];
+                const double buffer =
+                    step.taken == 1 ? g : add_rn(mul_rn(by.beta1, before), mul_rn(add_rn(1.0, -by.beta2), g));
+                first[i] = A(buffer);
+                g = by.nesterov ? add_rn(g, mul_rn(by.beta1, buffer)) : buffer;
+            }
+            w = add_rn(w, -mul_rn(step.lr, g));
+        }
+        value[i] = A(w);
+    }
+    // Whoever arrives last counts the step: all have read the number by then.
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    auto *const arrived = reinterpret_cast<unsigned *>(steps + 1);
+    __threadfence();
+    if (atomicAdd(arrived, 1u) == gridDim.x - 1) {
+        __threadfence();
+        *arrived = 0;
+        steps[0] = step.taken;
+    }
+}
+
+/// The sum of a block's values, in an order that does not depend on anything, for all of its threads.
+__device__ inline double block_sum(double own) {
+    __shared__ double sums[BLOCK];
+    sums[threadIdx.x] = own;
+    for (unsigned half = BLOCK / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) sums[threadIdx.x] = add_rn(sums[threadIdx.x], sums[threadIdx.x + half]);
+    }
+    __syncthreads();
+    return sums[0];
+}
+
+/// One block. The loss is `l1 * sum(|w|) + l2 * sum(w * w)`, and its gradient `l1 * sign(w) + 2 * l2 * w`.
+template <class A>
+__device__ void regularize(u64 count, double l1, double l2, const A *value, A *grad, double *loss,
+                           unsigned accumulate_grad, unsigned accumulate_loss) {
+    double absolute = 0, squares = 0;
+    for (u64 i = threadIdx.x; i < count; i += BLOCK) {
+        const double w = value[i];
+        absolute = add_rn(absolute, fabs(w));
+        squares = add_rn(squares, mul_rn(w, w));
+        if (grad) {
+            const double sign = w > 0 ? 1 : w < 0 ? -1 : w; // NaN stays
+            const double own = add_rn(mul_rn(l1, sign), l2 != 0 ? mul_rn(mul_rn(2.0, l2), w) : 0);
+            grad[i] = A(accumulate_grad ? add_rn(double(grad[i]), own) : own);
+        }
+    }
+    if (!loss) return;
+    absolute = block_sum(absolute);
+    __syncthreads();
+    squares = block_sum(squares);
+    if (threadIdx.x > 0) return;
+    // A factor of 0 leaves out what may be infinite.
+    const double own = add_rn(l1 != 0 ? mul_rn(l1, absolute) : 0, l2 != 0 ? mul_rn(l2, squares) : 0);
+    *loss = accumulate_loss ? add_rn(*loss, own) : own;
+}
+
+/// One block.
+template <class A> __device__ void constrain(u64 count, const NormOptions &to, A *value) {
+    double factor = 1;
+    if (!to.non_negative) {
+        double squares = 0;
+        for (u64 i = threadIdx.x; i < count; i += BLOCK)
+            squares = add_rn(squares, mul_rn(double(value[i]), double(value[i])));
+        const double norm = sqrt(block_sum(squares));
+        const double within = norm < to.least ? to.least : norm > to.most ? to.most : norm;
+        const double wanted = add_rn(mul_rn(to.rate, within), mul_rn(add_rn(1.0, -to.rate), norm));
+        factor = wanted / add_rn(1e-7, norm);
+    }
+    for (u64 i = threadIdx.x; i < count; i += BLOCK) {
+        const double w = value[i];
+        value[i] = A(to.non_negative ? (w < 0 ? 0.0 : w) : mul_rn(w, factor));
+    }
+}
+
+#define ENTRIES(name, A)                                                                                               \
+    KERNEL optimizer_step_##name(u64 count, const StepOptions by, const double *lr, double *steps, A *value,           \
+                                 const A *grad, A *first, A *second) {                                                 \
+        optimizer_step(count, by, lr, steps, value, grad, first, second);                                              \
+    }                                                                                                                  \
+    KERNEL regularize_##name(u64 count, double l1, double l2, const A *value, A *grad, double *loss,                   \
+                             unsigned accumulate_grad, unsigned accumulate_loss) {                                     \
+        regularize(count, l1, l2, value, grad, loss, accumulate_grad, accumulate_loss);                                \
+    }                                                                                                                  \
+    KERNEL constrain_##name(u64 count, const NormOptions to, A *value) { constrain(count, to, value); }
+
+ENTRIES(f32, float)
+ENTRIES(f64, double)

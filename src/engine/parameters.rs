@@ -1,0 +1,208 @@
+//! What changes a parameter on a CUDA device: kernels that both engines there launch.
+//!
+//! What makes a launch sound is checked before it: a [`Ptr`] comes from a view of this context, `check`
+//! of the arguments has compared every length with that of the parameter, and the kernels stay below the
+//! `count` that they are given.
+use super::optimizer::Norms;
+use super::pointers::{Pointers, Ptr};
+use super::ptx::{capability, function, load};
+use super::{Algorithm, Constrain, OptimizerStep, Regularize, Regularizer};
+use crate::memory::refused;
+use crate::{DType, Device, Error, Real, Result};
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, result};
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Threads of a block.
+const BLOCK: u32 = 256;
+/// Blocks of an optimizer's step, at most: each takes more values where that is not enough.
+const BLOCKS: usize = 1024;
+
+/// The numbers of a step, as `kernels/parameters.cu` has them.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct StepOptions {
+    lr_factor: f64,
+    weight_decay: f64,
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    algorithm: u32,
+    nesterov: u32,
+}
+
+/// The numbers of a constraint.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct NormOptions {
+    least: f64,
+    most: f64,
+    rate: f64,
+    non_negative: u32,
+    reserved: u32,
+}
+
+/// The kernels for parameters of one type.
+struct Kernels {
+    optimizer_step: CudaFunction,
+    regularize: CudaFunction,
+    constrain: CudaFunction,
+}
+
+/// Those of a context.
+struct Loaded {
+    context: Arc<CudaContext>,
+    f32: Kernels,
+    f64: Kernels,
+}
+
+impl Loaded {
+    /// Engines on the same context share them, and the last one unloads them.
+    fn of(context: &Arc<CudaContext>, engine: &'static str) -> Result<Arc<Self>> {
+        static ALL: Mutex<Vec<Weak<Loaded>>> = Mutex::new(Vec::new());
+        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|loaded| loaded.strong_count() > 0);
+        if let Some(loaded) = all.iter().filter_map(Weak::upgrade).find(|l| l.context == *context) {
+            return Ok(loaded);
+        }
+        let module = load(context, engine, "parameters", capability(context)?)?;
+        let kernels = |dtype: &str| {
+            Ok::<_, Error>(Kernels {
+                optimizer_step: function(&module, &format!("optimizer_step_{dtype}"))?,
+                regularize: function(&module, &format!("regularize_{dtype}"))?,
+                constrain: function(&module, &format!("constrain_{dtype}"))?,
+            })
+        };
+        let (f32, f64) = (kernels("f32")?, kernels("f64")?);
+        let loaded = Arc::new(Self { context: context.clone(), f32, f64 });
+        all.push(Arc::downgrade(&loaded));
+        Ok(loaded)
+    }
+    fn kernels<P: Real>(&self) -> &Kernels {
+        if P::DTYPE == DType::F64 { &self.f64 } else { &self.f32 }
+    }
+}
+
+/// An engine's handle of them: they are loaded when the first is launched, or by [`load`](Self::load).
+pub(super) struct Parameters {
+    engine: &'static str,
+    loaded: Mutex<Option<Arc<Loaded>>>,
+}
+
+/// The addresses of a kernel's arguments, which the driver copies while it launches.
+macro_rules! arguments {
+    ($($argument:expr),* $(,)?) => {
+        &mut [$((&raw const $argument).cast_mut().cast::<c_void>()),*]
+    };
+}
+
+impl Parameters {
+    pub fn new(engine: &'static str) -> Self {
+        Self { engine, loaded: Mutex::default() }
+    }
+
+    fn loaded(&self, stream: &CudaStream) -> Result<Arc<Loaded>> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = &*loaded {
+            return Ok(loaded.clone());
+        }
+        Ok(loaded.insert(Loaded::of(stream.context(), self.engine)?).clone())
+    }
+    /// Loads the kernels now.
+    pub fn load(&self, stream: &CudaStream) -> Result<()> {
+        self.loaded(stream).map(drop)
+    }
+
+    pub fn optimizer_step<P: Real>(
+        &self,
+        on: &Device,
+        args: OptimizerStep<'_, Device, P>,
+    ) -> Result<()> {
+        let (loaded, mut pointers) = (self.loaded(on.stream())?, Pointers::new(on.stream()));
+        let OptimizerStep { value, grad, algorithm, lr, steps, first, second, .. } = args;
+        let len = value.len();
+        let (algorithm, nesterov, beta1, beta2, eps) = match algorithm {
+            Algorithm::Sgd { momentum, dampening, nesterov } => {
+                (0, nesterov.into(), momentum, dampening, 0.0)
+            }
+            Algorithm::Adam { beta1, beta2, eps } => (1, 0, beta1, beta2, eps),
+            Algorithm::AdamW { beta1, beta2, eps } => (2, 0, beta1, beta2, eps),
+        };
+        let (lr_factor, weight_decay) = (args.lr_factor, args.weight_decay);
+        let options =
+            StepOptions { lr_factor, weight_decay, beta1, beta2, eps, algorithm, nesterov };
+        let (lr, steps) = (pointers.read(lr), pointers.write(steps));
+        let (value, grad) = (pointers.write(value), pointers.read(grad));
+        let (first, second) = (pointers.write_some(first), pointers.write_some(second));
+        // One block at least, which counts the step.
+        let blocks = len.div_ceil(BLOCK as usize).clamp(1, BLOCKS) as u32;
+        let count = len as u64;
+        let arguments = arguments![count, options, lr, steps, value, grad, first, second];
+        submit(on.stream(), &loaded.kernels::<P>().optimizer_step, blocks, arguments)
+    }
+
+    pub fn regularize<P: Real>(&self, on: &Device, args: Regularize<'_, Device, P>) -> Result<()> {
+        let (loaded, mut pointers) = (self.loaded(on.stream())?, Pointers::new(on.stream()));
+        let Regularizer { l1, l2 } = args.regularizer;
+        let count = args.value.len() as u64;
+        let value: Ptr<P> = pointers.read(args.value);
+        let (grad, loss) = (pointers.write_some(args.grad), pointers.write_some(args.loss));
+        let [to_grad, to_loss] = [args.accumulate_grad, args.accumulate_loss].map(u32::from);
+        let arguments = arguments![count, l1, l2, value, grad, loss, to_grad, to_loss];
+        submit(on.stream(), &loaded.kernels::<P>().regularize, 1, arguments)
+    }
+
+    pub fn constrain<P: Real>(&self, on: &Device, args: Constrain<'_, Device, P>) -> Result<()> {
+        let (loaded, mut pointers) = (self.loaded(on.stream())?, Pointers::new(on.stream()));
+        let norms = args.constraint.norms();
+        let non_negative = norms.is_none().into();
+        let Norms { min, max, rate } = norms.unwrap_or(Norms { min: 0.0, max: 0.0, rate: 0.0 });
+        let options = NormOptions { least: min, most: max, rate, non_negative, reserved: 0 };
+        let count = args.value.len() as u64;
+        let value: Ptr<P> = pointers.write(args.value);
+        let arguments = arguments![count, options, value];
+        submit(on.stream(), &loaded.kernels::<P>().constrain, 1, arguments)
+    }
+}
+
+fn submit(
+    stream: &CudaStream,
+    kernel: &CudaFunction,
+    blocks: u32,
+    arguments: &mut [*mut c_void],
+) -> Result<()> {
+    stream.context().bind_to_thread().map_err(refused("cuCtxSetCurrent"))?;
+    let (function, grid, block) = (kernel.cu_function(), (blocks, 1, 1), (BLOCK, 1, 1));
+    // SAFETY: the functions above give each kernel the arguments it declares, in its order, and they
+    // outlive the call. What they point to is as the head of this file says.
+    let launched =
+        unsafe { result::launch_kernel(function, grid, block, 0, stream.cu_stream(), arguments) };
+    launched.map_err(refused("cuLaunchKernel"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::mem::offset_of;
+
+    /// `kernels/parameters.cu` has the same lines, which the kernels' compiler checks.
+    #[test]
+    fn arguments_lie_as_the_kernels_declare_them() {
+        let mut lines = Vec::new();
+        macro_rules! layout {
+            ($($t:ident { $($field:ident),* })*) => {$(
+                lines.push(format!("SIZE({}, {});", stringify!($t), size_of::<$t>()));
+                $(lines.push(format!(
+                    "FIELD({}, {}, {});", stringify!($t), stringify!($field), offset_of!($t, $field)
+                ));)*
+            )*};
+        }
+        layout! {
+            StepOptions { lr_factor, weight_decay, beta1, beta2, eps, algorithm, nesterov }
+            NormOptions { least, most, rate, non_negative, reserved }
+        }
+        let text = include_str!("../../kernels/parameters.cu");
+        let declared = |line: &&str| line.starts_with("SIZE(") || line.starts_with("FIELD(");
+        assert_eq!(lines, text.lines().filter(declared).collect::<Vec<_>>());
+    }
+}

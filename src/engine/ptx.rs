@@ -1,0 +1,56 @@
+//! The compiled kernels that ship, and how a context loads them.
+use crate::memory::refused;
+use crate::{Error, Result};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
+use cudarc::nvrtc::Ptx;
+use lzma_rust2::LzmaReader;
+use std::io::Read;
+use std::sync::Arc;
+
+/// Name, lowest target and PTX, as an LZMA file, of each text in `kernels/ptx`, a name's highest
+/// target first: `build.rs` lists them.
+type Packed = &'static [(&'static str, i32, &'static [u8])];
+pub(super) const PTX: Packed = include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
+
+/// A module's PTX for a device of this capability, if there is one.
+pub(super) fn ptx(module: &str, capability: i32) -> Option<&'static [u8]> {
+    let fits = |(name, target, _): &&(&str, i32, _)| *name == module && *target <= capability;
+    PTX.iter().find(fits).map(|(_, _, packed)| *packed)
+}
+
+/// The text of an LZMA file.
+pub(super) fn unpacked(packed: &[u8]) -> Option<String> {
+    let mut text = String::new();
+    let mut reader = LzmaReader::new_mem_limit(packed, u32::MAX, None).ok()?;
+    reader.read_to_string(&mut text).ok().map(|_| text)
+}
+
+/// Compute capability of a context's device: 90 of 9.0.
+pub(super) fn capability(context: &CudaContext) -> Result<i32> {
+    let (major, minor) = context.compute_capability().map_err(refused("cuDeviceGetAttribute"))?;
+    Ok(10 * major + minor)
+}
+
+/// A module for a device of this capability; `engine` is who says that there is none.
+pub(super) fn load(
+    context: &Arc<CudaContext>,
+    engine: &'static str,
+    name: &str,
+    capability: i32,
+) -> Result<Arc<CudaModule>> {
+    let text = ptx(name, capability).and_then(unpacked).ok_or_else(|| {
+        let reason = format!("no module {name} for compute capability {}", dotted(capability));
+        Error::Unsupported { engine, reason }
+    })?;
+    context.load_module(Ptx::from_src(text)).map_err(refused("cuModuleLoadData"))
+}
+
+/// `9.0` of 90.
+pub(super) fn dotted(capability: i32) -> String {
+    format!("{}.{}", capability / 10, capability % 10)
+}
+
+/// A kernel of a module.
+pub(super) fn function(module: &Arc<CudaModule>, name: &str) -> Result<CudaFunction> {
+    module.load_function(name).map_err(refused("cuModuleGetFunction"))
+}

@@ -1,0 +1,36 @@
+//! Rules of running statistics, for tests.
+use batchnorm::{EmptyBatch, Memory, NonFinite, OneValue, Real, Running, Variance};
+
+/// How a batch moves running statistics, where it is not as [`Running::new`] has it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rules {
+    /// That of the mean if absent.
+    pub var_factor: Option<f64>,
+    pub averages: bool,
+    pub variance: Variance,
+    pub one_value: OneValue,
+    pub empty_batch: EmptyBatch,
+    pub non_finite: NonFinite,
+    /// How many updates each channel has skipped before.
+    pub skipped: Option<f64>,
+}
+
+impl Rules {
+    /// Running statistics by these rules.
+    pub fn running<'a, M: Memory, P: Real>(
+        &self,
+        mean: M::ViewMut<'a, P>,
+        var: M::ViewMut<'a, P>,
+        factor: f64,
+        skipped: Option<M::ViewMut<'a, f64>>,
+    ) -> Running<'a, M, P> {
+        let mut running = Running::new(mean, var, factor)
+            .var_factor(self.var_factor.unwrap_or(factor))
+            .averages(self.averages)
+            .variance(self.variance)
+            .empty_batch(self.empty_batch)
+            .non_finite(self.non_finite);
+        running.skipped = skipped;
+        running
+    }
+}
