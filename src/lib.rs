@@ -26,9 +26,10 @@ pub use cudarc; // its streams and slices are what `Cuda` works on
 pub use element::{DType, Element, Plain, Real};
 pub use engine::{
     Activation, Algorithm, Argument, Arguments, Backward, Constrain, Constraint, Cpu, Derivative,
-    EmptyBatch, Engine, ForwardEval, ForwardTrain, Input, MergeStats, NonFinite, OneValue, Op,
-    OptimizerStep, Reference, Regularize, Regularizer, Request, Role, Running, Saved, SimdLevel,
-    Statistics, Stats, Variance, Visitor,
+    EmptyBatch, Engine, EpsRule, ForwardEval, ForwardTrain, Input, LayerNormBackward,
+    LayerNormForward, LayerNormSaved, MergeStats, NonFinite, OneValue, Op, OptimizerStep,
+    Reference, Regularize, Regularizer, Request, Role, Running, Saved, SimdLevel, Statistics,
+    Stats, Variance, Visitor,
 };
 #[cfg(feature = "cudnn")]
 pub use engine::{Choice, Cudnn, Gpu, Rule};
@@ -37,9 +38,9 @@ pub use engine::{Cuda, Family, Tuning};
 pub use error::{Cause, Error, Result};
 pub use input_spec::InputSpec;
 pub use layer::{
-    BatchNorm, Config, Initializer, Keras1, Keras1Std, LazyBatchNorm, Momentum, Optimizer,
-    OptimizerState, Order, Param, ParamState, Population, PopulationRule, PopulationStatistics,
-    Progress, RunningStats, SavedParts, Slot,
+    BatchNorm, Config, Initializer, Keras1, Keras1Std, LayerNorm, LayerNormConfig, LazyBatchNorm,
+    Momentum, Optimizer, OptimizerState, Order, Param, ParamState, Population, PopulationRule,
+    PopulationStatistics, Progress, RunningStats, SavedParts, Slot,
 };
 #[cfg(feature = "safetensors")]
 pub use layer::{LoadReport, Mismatch, StateDict, Strict};

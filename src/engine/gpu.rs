@@ -1,7 +1,7 @@
 //! Our kernels or cuDNN, whichever is faster: per operation, dtype and shape, by a table.
 use super::{
-    Activation, Backward, Constrain, Cuda, Cudnn, Engine, ForwardEval, ForwardTrain, MergeStats,
-    Op, OptimizerStep, Regularize, Request, Stats,
+    Activation, Backward, Constrain, Cuda, Cudnn, Engine, ForwardEval, ForwardTrain,
+    LayerNormBackward, LayerNormForward, MergeStats, Op, OptimizerStep, Regularize, Request, Stats,
 };
 use crate::memory::new_stream;
 use crate::{DType, Device, Element, Error, Real, Result, Shape};
@@ -279,6 +279,22 @@ impl Engine for Gpu {
 
     fn merge_stats<P: Real>(&self, args: MergeStats<'_, Device, P>) -> Result<()> {
         self.cuda.merge_stats(args)
+    }
+
+    fn layer_norm<E: Element>(
+        &self,
+        shape: &Shape,
+        args: LayerNormForward<'_, Device, E>,
+    ) -> Result<()> {
+        self.cuda.layer_norm(shape, args)
+    }
+
+    fn layer_norm_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        args: LayerNormBackward<'_, Device, E>,
+    ) -> Result<()> {
+        self.cuda.layer_norm_backward(shape, args)
     }
 
     fn optimizer_step<P: Real>(&self, args: OptimizerStep<'_, Device, P>) -> Result<()> {

@@ -10,6 +10,7 @@ mod cudnn;
 mod epilogue;
 #[cfg(feature = "cudnn")]
 mod gpu;
+mod layer_norm;
 mod ops;
 mod optimizer;
 #[cfg(feature = "cuda")]
@@ -32,10 +33,11 @@ pub use cudnn::Cudnn;
 pub use epilogue::{Activation, Derivative};
 #[cfg(feature = "cudnn")]
 pub use gpu::{Choice, Gpu, Rule};
+pub use layer_norm::{EpsRule, LayerNormSaved};
 pub use ops::{
     Argument, Arguments, Backward, Constrain, EmptyBatch, ForwardEval, ForwardTrain, Input,
-    MergeStats, NonFinite, OneValue, Op, OptimizerStep, Regularize, Request, Role, Running,
-    Statistics, Stats, Variance, Visitor,
+    LayerNormBackward, LayerNormForward, MergeStats, NonFinite, OneValue, Op, OptimizerStep,
+    Regularize, Request, Role, Running, Statistics, Stats, Variance, Visitor,
 };
 pub(crate) use optimizer::check_from_0;
 pub use optimizer::{Algorithm, Constraint, Regularizer};
@@ -120,6 +122,25 @@ pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
     /// A wrong length or momentum factor, or one value per channel over all the parts unless
     /// [`MergeStats::one_value`] says otherwise.
     fn merge_stats<P: Real>(&self, args: MergeStats<'_, Self::Memory, P>) -> Result<()>;
+    /// Normalizes each row by its own mean and variance over the features: layer normalization, Keras 1's
+    /// mode 1. A row with a value that is not finite is NaN, and no other.
+    ///
+    /// # Errors
+    /// A wrong length or eps, or channels that are not the last axis. No rows are no error.
+    fn layer_norm<E: Element>(
+        &self,
+        shape: &Shape,
+        args: LayerNormForward<'_, Self::Memory, E>,
+    ) -> Result<()>;
+    /// The gradients asked for of [`layer_norm`](Self::layer_norm).
+    ///
+    /// # Errors
+    /// A wrong length, or a [`LayerNormSaved`] of another shape, dtype or engine.
+    fn layer_norm_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        args: LayerNormBackward<'_, Self::Memory, E>,
+    ) -> Result<()>;
 
     /// A step of an optimizer on one parameter: in f64, rounded where it is stored.
     ///

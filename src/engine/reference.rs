@@ -3,8 +3,10 @@ use super::check::{check_values_per_channel, total_count};
 use super::saved::{Buffers, Opened};
 use super::{Activation, Backward, Derivative, Engine, ForwardEval, ForwardTrain, Input};
 use super::{Constrain, MergeStats, OptimizerStep, Regularize, Request, Statistics, Stats};
+use super::{LayerNormBackward, LayerNormForward};
 use crate::{Element, Host, Real, Result, Shape};
 
+mod layer_norm;
 mod parameters;
 
 type Train<'a, E> = ForwardTrain<'a, Host, E>;
@@ -178,6 +180,21 @@ impl Engine for Reference {
         Ok(())
     }
 
+    fn layer_norm<E: Element>(
+        &self,
+        shape: &Shape,
+        args: LayerNormForward<'_, Host, E>,
+    ) -> Result<()> {
+        layer_norm::forward(self, shape, args)
+    }
+    fn layer_norm_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        args: LayerNormBackward<'_, Host, E>,
+    ) -> Result<()> {
+        layer_norm::backward(self, shape, args)
+    }
+
     fn optimizer_step<P: Real>(&self, mut args: OptimizerStep<'_, Host, P>) -> Result<()> {
         args.check(&Host)?;
         parameters::optimizer_step(args);
@@ -211,8 +228,35 @@ impl Statistics64 {
     }
     /// Those of the batch, biased; zeros for an empty one.
     fn of_batch<E: Element>(shape: &Shape, c: usize, x: &[E], eps: f64) -> Self {
-        let m = shape.per_channel().max(1) as f64;
         let xs = shape.channel(c).map(|i| wide(x[i]));
+        let Moments { mean, rest, var, unit } = Moments::of(xs, shape.per_channel());
+        let invstd = 1.0 / f64::hypot(var.sqrt() * unit, eps.sqrt());
+        Self { mean, rest, var: var * unit * unit, invstd }
+    }
+    /// `(x - mean) * invstd`, where the distance need not be in the range of f64.
+    fn xhat(&self, x: f64) -> f64 {
+        // Of an invstd that is no normal number, the least power that is one.
+        let power = match self.invstd > 0.0 && self.invstd < f64::MIN_POSITIVE {
+            true => f64::MIN_POSITIVE,
+            false => power_below(self.invstd).min(1.0),
+        };
+        (x * power - self.mean * power - self.rest * power) * (self.invstd / power)
+    }
+}
+
+/// Mean, in two numbers, and biased variance of some values, the variance in squares of a power of two that
+/// they are counted in.
+struct Moments {
+    mean: f64,
+    rest: f64,
+    var: f64,
+    unit: f64,
+}
+
+impl Moments {
+    /// Zeros where there are none.
+    fn of(xs: impl Iterator<Item = f64> + Clone, count: usize) -> Self {
+        let m = count.max(1) as f64;
         // In units of a power of two, so that neither sums nor squares leave f64.
         let unit =
             power_below(xs.clone().filter(|x| x.is_finite()).fold(0.0, |max, x| x.abs().max(max)));
@@ -224,21 +268,8 @@ impl Statistics64 {
         let offset = if rest.is_finite() { offset + rest } else { offset };
         let var = xs.map(|x| (x - first - offset).powi(2)).sum::<f64>() / m;
         let mean = first + offset;
-        Self {
-            mean: mean * unit,
-            rest: or_zero(first - mean + offset) * unit,
-            var: var * unit * unit,
-            invstd: 1.0 / f64::hypot(var.sqrt() * unit, eps.sqrt()),
-        }
-    }
-    /// `(x - mean) * invstd`, where the distance need not be in the range of f64.
-    fn xhat(&self, x: f64) -> f64 {
-        // Of an invstd that is no normal number, the least power that is one.
-        let power = match self.invstd > 0.0 && self.invstd < f64::MIN_POSITIVE {
-            true => f64::MIN_POSITIVE,
-            false => power_below(self.invstd).min(1.0),
-        };
-        (x * power - self.mean * power - self.rest * power) * (self.invstd / power)
+        let rest = or_zero(first - mean + offset) * unit;
+        Self { mean: mean * unit, rest, var, unit }
     }
 }
 

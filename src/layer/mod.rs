@@ -5,6 +5,7 @@ use crate::{Activation, Engine, Error, Memory, NonFinite, Plain, Real, Result};
 mod affine;
 mod config;
 mod initializer;
+mod layer_norm;
 mod lazy;
 mod momentum;
 mod optimizer;
@@ -20,6 +21,7 @@ mod state;
 
 pub use config::Config;
 pub use initializer::Initializer;
+pub use layer_norm::{LayerNorm, LayerNormConfig};
 pub use lazy::LazyBatchNorm;
 pub use momentum::Momentum;
 pub use optimizer::{Optimizer, OptimizerState, ParamState};
@@ -33,6 +35,7 @@ pub use slots::{Order, Slot};
 pub use state::{LoadReport, Mismatch, StateDict, Strict};
 
 use affine::Affine;
+use param::Both;
 
 /// A batch normalization layer on engine `G` with parameters of type `P`: f32 parameters serve
 /// f16, bf16 and f32 tensors, f64 parameters serve f64 tensors.

@@ -52,13 +52,11 @@ impl Config {
     /// `1 + eps / deviation`, 1e-6 for deviations of 1. A model from there is evaluated exactly, by
     /// [`Keras1Std::to_var`].
     pub fn keras1(version: Keras1) -> Self {
-        let (eps, keep) = match version {
-            Keras1::V0_3 | Keras1::V1_0_6 => (1e-6, 0.9),
-            Keras1::V1_0_7 => (1e-6, 0.99),
-            Keras1::V1_0_8 => (1e-5, 0.99),
-            Keras1::V1_2 => (1e-3, 0.99),
+        let keep = match version {
+            Keras1::V0_3 | Keras1::V1_0_5 | Keras1::V1_0_6 => 0.9,
+            Keras1::V1_0_7 | Keras1::V1_0_8 | Keras1::V1_2 => 0.99,
         };
-        let config = Self::default().eps(eps).momentum(Momentum::keeping(keep));
+        let config = Self::default().eps(version.eps()).momentum(Momentum::keeping(keep));
         config.variance(Variance::Biased)
     }
     /// MATLAB's `batchNormalizationLayer` with `BatchNormalizationStatistics` "moving": MeanDecay and
@@ -99,8 +97,10 @@ impl Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Keras1 {
-    /// 0.3.3 to 1.0.5.
+    /// 0.3.3 to 1.0.4.
     V0_3,
+    /// 1.0.5, which differs from those before it in mode 1 alone.
+    V1_0_5,
     /// 1.0.6.
     V1_0_6,
     /// 1.0.7.
@@ -112,10 +112,18 @@ pub enum Keras1 {
 }
 
 impl Keras1 {
+    /// Its default.
+    pub(super) fn eps(self) -> f64 {
+        match self {
+            Self::V0_3 | Self::V1_0_5 | Self::V1_0_6 | Self::V1_0_7 => 1e-6,
+            Self::V1_0_8 => 1e-5,
+            Self::V1_2 => 1e-3,
+        }
+    }
     /// What such a version stored as `running_std` on TensorFlow, or on Theano.
     pub fn stored(self, on_theano: bool) -> Keras1Std {
         match (self, on_theano) {
-            (Self::V0_3, _) | (Self::V1_0_6, true) => Keras1Std::Deviation,
+            (Self::V0_3 | Self::V1_0_5, _) | (Self::V1_0_6, true) => Keras1Std::Deviation,
             (Self::V1_0_7, true) => Keras1Std::VarianceEpsOutside,
             _ => Keras1Std::Variance,
         }

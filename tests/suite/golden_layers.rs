@@ -3,9 +3,6 @@ use crate::support::files::checkout;
 use crate::support::golden::{Document, ENGINES, Golden, files, kinds};
 use batchnorm::Reference;
 
-/// Kinds whose cases stand here and have no runner yet.
-const NO_RUNNER: &[&str] = &["sample_wise"];
-
 fn documents() -> Vec<Document> {
     let files = files(&checkout("tests/golden/frameworks")).unwrap();
     let document = |file: &std::path::PathBuf| match Golden::read(file).unwrap() {
@@ -19,10 +16,6 @@ fn documents() -> Vec<Document> {
 fn every_engine_computes_what_each_kind_asks_for() {
     let mut wrong = Vec::new();
     for document in documents() {
-        if NO_RUNNER.contains(&document.kind.as_str()) {
-            assert!(!kinds::is_known(&document.kind), "{} has a runner", document.kind);
-            continue;
-        }
         for engine in ENGINES {
             let outcome = (engine.layer)(&document).unwrap();
             let name = format!("{}: {}", engine.name, document.name);
@@ -40,9 +33,6 @@ fn every_engine_computes_what_each_kind_asks_for() {
 fn every_golden_tensor_is_judged() {
     let inputs = ["weight", "bias", "residual", "running_mean", "running_var", "running_std"];
     for document in documents() {
-        if NO_RUNNER.contains(&document.kind.as_str()) {
-            continue;
-        }
         let outcome = kinds::run(&Reference, &document).unwrap();
         let is_judged = |name: &str| outcome.verdicts.iter().any(|verdict| verdict.tensor == name);
         for name in document.names() {
@@ -62,9 +52,6 @@ fn every_golden_tensor_is_judged() {
 #[test]
 fn a_golden_value_that_is_off_is_seen_in_every_kind() {
     for document in documents() {
-        if NO_RUNNER.contains(&document.kind.as_str()) {
-            continue;
-        }
         for verdict in kinds::run(&Reference, &document).unwrap().verdicts {
             let mut other = document.clone();
             let values = other.values_mut(&verdict.tensor).unwrap();

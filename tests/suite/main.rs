@@ -16,6 +16,8 @@ mod gradients; // finite differences
 mod host; // slices and offsets
 mod interpreted; // what Miri runs
 mod layer; // modes, forward, backward
+mod layer_norm; // rows by their own statistics
+mod layer_norm_calls; // the same: wrong arguments, the layer
 mod lazy; // channels from the first input or a state dict
 mod nonfinite; // NaN, infinities, the largest values, constants
 mod optimizer; // steps, regularizers, constraints, values by name

@@ -1,9 +1,10 @@
 //! The arguments of every operation before they have their buffers.
-use super::faults::Fault;
+use super::faults::{Fault, RowsOn};
 use super::run::{Buf, SavedOn};
 use batchnorm::{
     Activation, Algorithm, Backward, Constrain, Constraint, Element, Engine, ForwardEval,
-    ForwardTrain, Input, Memory, MergeStats, OptimizerStep, Regularize, Regularizer, Stats,
+    ForwardTrain, Input, LayerNormBackward, LayerNormForward, Memory, MergeStats, OptimizerStep,
+    Regularize, Regularizer, Stats,
 };
 
 /// What arguments are made of before they have their buffers.
@@ -59,6 +60,18 @@ impl<E: Element, G: Engine> Blank<E, G> {
     pub fn stats(&mut self) -> Stats<'_, G::Memory, E> {
         let ([x, _], [record, _]) = (&self.tensors, &mut self.records);
         Stats::new(G::Memory::view(x), G::Memory::view_mut(record))
+    }
+    pub fn layer_norm(&mut self, fault: Fault) -> LayerNormForward<'_, G::Memory, E> {
+        let [x, y] = &mut self.tensors;
+        let args = LayerNormForward::new(G::Memory::view(x), G::Memory::view_mut(y));
+        args.eps(fault.eps)
+    }
+    pub fn layer_norm_backward<'a>(
+        &'a mut self,
+        saved: &'a RowsOn<G, E>,
+    ) -> LayerNormBackward<'a, G::Memory, E> {
+        let [x, grad_y] = &self.tensors;
+        LayerNormBackward::new(saved, G::Memory::view(x), G::Memory::view(grad_y))
     }
     pub fn merge(&mut self, fault: Fault) -> MergeStats<'_, G::Memory, E::Acc> {
         let ([records, record], [mean, var]) = (&mut self.records, &mut self.channels);

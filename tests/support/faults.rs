@@ -4,7 +4,8 @@ pub use super::blank::Blank;
 use super::call::{Held, Views, Whole};
 use super::run::{self, SavedOn};
 use batchnorm::{
-    Argument, Arguments, Element, Engine, Error, Memory, Real, Result, Role, Saved, Shape,
+    Argument, Arguments, DType, Element, Engine, Error, LayerNormSaved, Memory, Op, Real, Request,
+    Result, Role, Saved, Shape,
 };
 
 /// What is wrong with a call, if anything.
@@ -66,6 +67,16 @@ pub enum Operation {
     OptimizerStep,
     Regularize,
     Constrain,
+    LayerNorm,
+    LayerNormBackward,
+}
+
+/// What a forward on `G` saves of the rows of tensors of `E`.
+pub type RowsOn<G, E> = LayerNormSaved<<G as Engine>::Memory, <E as Element>::Acc>;
+
+/// The same elements as rows of the channels.
+fn rows(shape: &Shape) -> Shape {
+    Shape::new(&[shape.len() / shape.channels(), shape.channels()], 1).unwrap()
 }
 
 impl Operation {
@@ -81,6 +92,15 @@ impl Operation {
         Self::Constrain,
     ];
 
+    /// All of [`ALL`](Self::ALL), which an engine serves or refuses by its limits, and those on rows where it
+    /// has any: a backward has no forward otherwise.
+    pub fn known_to<G: Engine>(engine: &G) -> Vec<Self> {
+        let request = Request::new(Op::LayerNorm, DType::F32);
+        let rows = engine.supports(&Shape::new(&[2, 2], 1).unwrap(), request).is_ok();
+        let rows = [Self::LayerNorm, Self::LayerNormBackward].into_iter().filter(|_| rows);
+        Self::ALL.into_iter().chain(rows).collect()
+    }
+
     /// All arguments that such a call may have.
     pub fn arguments<E: Element, G: Engine>(self, engine: &G, fault: Fault) -> Vec<Argument> {
         let (desk, saved) = (Desk { on: engine.into(), fault, sizes: (0, 1) }, Saved::new());
@@ -93,6 +113,11 @@ impl Operation {
             Self::Backward => list(desk.held(&mut blank.backward(fault, &saved), |_| None)),
             Self::Stats => list(desk.held(&mut blank.stats(), |_| None)),
             Self::Merge => list(desk.held(&mut blank.merge(fault), |_| None)),
+            Self::LayerNorm => list(desk.held(&mut blank.layer_norm(fault), |_| None)),
+            Self::LayerNormBackward => {
+                let saved = RowsOn::<G, E>::new();
+                list(desk.held(&mut blank.layer_norm_backward(&saved), |_| None))
+            }
             Self::OptimizerStep => list(desk.held(&mut blank.optimizer_step(), |_| None)),
             Self::Regularize => list(desk.held(&mut blank.regularize(), |_| None)),
             Self::Constrain => list(desk.held(&mut blank.constrain(), |_| None)),
@@ -116,6 +141,13 @@ impl Operation {
             Self::Merge => {
                 let record = [vec![0.5; 3 * shape.channels()], vec![7.0]].concat();
                 desk.merge::<E::Acc>(&record.repeat(2), views)
+            }
+            Self::LayerNorm => desk.layer_norm::<E>(&rows(shape), None, views),
+            Self::LayerNormBackward => {
+                let (fault, mut saved) = (Fault { plain: true, ..NONE }, RowsOn::<G, E>::new());
+                let right = Self::LayerNorm.desk(desk.on.engine, fault, shape);
+                right.layer_norm::<E>(&rows(shape), Some(&mut saved), Whole).result.unwrap();
+                desk.layer_norm_backward::<E>(&rows(shape), &saved, views)
             }
             Self::OptimizerStep => desk.optimizer_step::<E>(views),
             Self::Regularize => desk.regularize::<E>(views),
@@ -175,7 +207,7 @@ pub fn refuses_memory_of_another_device<G: Engine>(
     ) {
         let shape = Shape::new(&[3, 5, 7], 1).unwrap();
         let (saved, _, fault) = saved_by_most::<E, G>(engine, &shape);
-        for operation in Operation::ALL {
+        for operation in Operation::known_to(engine) {
             for Argument { name, .. } in operation.arguments::<E, G>(engine, fault) {
                 let on = On { engine, elsewhere: Some((name, other)) };
                 let error = operation.run::<E, G>(on, &shape, fault, &saved);
@@ -276,6 +308,33 @@ impl<G: Engine> Desk<'_, G> {
         let mut args = blank.backward(self.fault, saved);
         held.lend(&mut args, views);
         let result = self.on.engine.backward(shape, args);
+        Called { held, result }
+    }
+    fn layer_norm<E: Element>(
+        &self,
+        shape: &Shape,
+        saved: Option<&mut RowsOn<G, E>>,
+        views: impl Views<G::Memory>,
+    ) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.layer_norm(self.fault), |_| None);
+        let mut args = blank.layer_norm(self.fault);
+        args.saved = saved;
+        held.lend(&mut args, views);
+        let result = self.on.engine.layer_norm(shape, args);
+        Called { held, result }
+    }
+    fn layer_norm_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        saved: &RowsOn<G, E>,
+        views: impl Views<G::Memory>,
+    ) -> Called {
+        let mut blank = Blank::<E, G>::new(self.on.engine);
+        let mut held = self.held(&mut blank.layer_norm_backward(saved), |_| None);
+        let mut args = blank.layer_norm_backward(saved);
+        held.lend(&mut args, views);
+        let result = self.on.engine.layer_norm_backward(shape, args);
         Called { held, result }
     }
     fn stats<E: Element>(&self, shape: &Shape, views: impl Views<G::Memory>) -> Called {

@@ -1,8 +1,10 @@
 //! The operations compiled for each of the four types in this crate, once: a program that uses the
 //! engine only links them, whatever its own optimization, instead of compiling every level of vector
 //! instructions of every type again. That was most of what a test program took to build.
-use super::{Cpu, backward, forward, stats};
-use crate::engine::{Backward, ForwardEval, ForwardTrain, Stats};
+use super::{Cpu, backward, forward, layer_norm, stats};
+use crate::engine::{
+    Backward, ForwardEval, ForwardTrain, LayerNormBackward, LayerNormForward, Stats,
+};
 use crate::{Element, Host, Result, Shape};
 use half::{bf16, f16};
 
@@ -22,6 +24,18 @@ pub trait CpuOperations: Sized {
         Self: Element;
     #[doc(hidden)]
     fn stats(cpu: &Cpu, shape: &Shape, args: Stats<'_, Host, Self>) -> Result<()>
+    where
+        Self: Element;
+    #[doc(hidden)]
+    fn layer_norm(cpu: &Cpu, shape: &Shape, args: LayerNormForward<'_, Host, Self>) -> Result<()>
+    where
+        Self: Element;
+    #[doc(hidden)]
+    fn layer_norm_backward(
+        cpu: &Cpu,
+        shape: &Shape,
+        args: LayerNormBackward<'_, Host, Self>,
+    ) -> Result<()>
     where
         Self: Element;
 }
@@ -45,6 +59,18 @@ macro_rules! operations {
             #[inline(never)]
             fn stats(cpu: &Cpu, shape: &Shape, args: Stats<'_, Host, $t>) -> Result<()> {
                 stats::stats(cpu, shape, args)
+            }
+            #[inline(never)]
+            fn layer_norm(cpu: &Cpu, shape: &Shape, args: LayerNormForward<'_, Host, $t>) -> Result<()> {
+                layer_norm::forward(cpu, shape, args)
+            }
+            #[inline(never)]
+            fn layer_norm_backward(
+                cpu: &Cpu,
+                shape: &Shape,
+                args: LayerNormBackward<'_, Host, $t>,
+            ) -> Result<()> {
+                layer_norm::backward(cpu, shape, args)
             }
         }
     )*};

@@ -18,6 +18,7 @@
 use super::check::{check_values_per_channel, total_count};
 use super::{Backward, Derivative, Engine, ForwardEval, ForwardTrain};
 use super::{Constrain, MergeStats, OneValue, OptimizerStep, Regularize, Request, Running, Stats};
+use super::{LayerNormBackward, LayerNormForward};
 use crate::{Element, Host, Real, Result, Shape};
 pub use simd::SimdLevel;
 
@@ -35,6 +36,7 @@ mod forward;
 mod gate;
 mod gradients;
 pub(crate) mod kernels;
+mod layer_norm;
 mod moments;
 mod parameters;
 mod plan;
@@ -151,6 +153,20 @@ impl Engine for Cpu {
         }
         args.record[3 * channels] = total;
         Ok(())
+    }
+    fn layer_norm<E: Element>(
+        &self,
+        shape: &Shape,
+        args: LayerNormForward<'_, Host, E>,
+    ) -> Result<()> {
+        E::layer_norm(self, shape, args)
+    }
+    fn layer_norm_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        args: LayerNormBackward<'_, Host, E>,
+    ) -> Result<()> {
+        E::layer_norm_backward(self, shape, args)
     }
 
     fn optimizer_step<P: Real>(&self, mut args: OptimizerStep<'_, Host, P>) -> Result<()> {

@@ -160,9 +160,13 @@ impl Group {
 /// The addresses of a kernel's arguments, which the driver copies while it launches.
 macro_rules! arguments {
     ($($argument:expr),* $(,)?) => {
-        &mut [$((&raw const $argument).cast_mut().cast::<c_void>()),*]
+        &mut [$((&raw const $argument).cast_mut().cast::<std::ffi::c_void>()),*]
     };
 }
+
+mod layer_norm;
+
+pub(super) use layer_norm::{LayerNorm, RowLauncher, Rows};
 
 /// The kernels of one type of elements, on a stream.
 pub(super) struct Launcher<'a> {
@@ -177,6 +181,24 @@ const CALL: &str = "cuLaunchKernel";
 const BLOCK: u32 = 128;
 const WARPS: u32 = BLOCK / 32;
 
+/// Launches a kernel: the functions below, and those of `layer_norm`, alone call it.
+fn submit(
+    stream: &CudaStream,
+    kernel: &CudaFunction,
+    grid: u32,
+    block: u32,
+    arguments: &mut [*mut c_void],
+) -> Result<()> {
+    stream.context().bind_to_thread().map_err(refused("cuCtxSetCurrent"))?;
+    let (function, stream) = (kernel.cu_function(), stream.cu_stream());
+    // SAFETY: those functions give each kernel the arguments it declares, in its order, and they outlive
+    // the call. What they point to is as the head of this file says.
+    let launched = unsafe {
+        result::launch_kernel(function, (grid, 1, 1), (block, 1, 1), 0, stream, arguments)
+    };
+    launched.map_err(refused(CALL))
+}
+
 impl Launcher<'_> {
     fn submit(
         &self,
@@ -185,14 +207,7 @@ impl Launcher<'_> {
         block: u32,
         arguments: &mut [*mut c_void],
     ) -> Result<()> {
-        self.stream.context().bind_to_thread().map_err(refused("cuCtxSetCurrent"))?;
-        let (function, stream) = (kernel.cu_function(), self.stream.cu_stream());
-        // SAFETY: the functions below give each kernel the arguments it declares, in its order, and
-        // they outlive the call. What they point to is as the head of this file says.
-        let launched = unsafe {
-            result::launch_kernel(function, (grid, 1, 1), (block, 1, 1), 0, stream, arguments)
-        };
-        launched.map_err(refused(CALL))
+        submit(self.stream, kernel, grid, block, arguments)
     }
 
     fn tiles(&self, kernel: &Tiled, plan: &Plan, arguments: &mut [*mut c_void]) -> Result<()> {

@@ -8,8 +8,9 @@ use super::check::{check_values_per_channel, total_count};
 use super::parameters::Parameters;
 use super::pointers::{Pointers, Ptr};
 use super::{
-    Activation, Backward, Constrain, Derivative, Engine, ForwardEval, ForwardTrain, MergeStats,
-    OneValue, Op, OptimizerStep, Regularize, Request, Stats,
+    Activation, Backward, Constrain, Derivative, Engine, ForwardEval, ForwardTrain,
+    LayerNormBackward, LayerNormForward, MergeStats, OneValue, Op, OptimizerStep, Regularize,
+    Request, Stats,
 };
 use crate::memory::{check_stream, new_stream, refused};
 use crate::{DType, Device, Element, Memory, Real, Result, Shape};
@@ -28,6 +29,7 @@ mod backward;
 mod forward;
 #[allow(unsafe_code)]
 mod launch;
+mod layer_norm;
 mod module;
 mod plan;
 #[cfg(test)]
@@ -124,7 +126,7 @@ impl Cuda {
     /// # Errors
     /// As [`Engine::supports`]; or the driver does not load the kernels.
     pub fn explain(&self, shape: &Shape, request: Request) -> Result<String> {
-        let plan = self.cut(shape, request.dtype)?;
+        self.supports(shape, request)?;
         let (steps, resident) = match request.op {
             Op::ForwardTrain => ("stats, stats_finalize, apply", Some(Step::Forward)),
             Op::ForwardEval => ("eval, apply", None),
@@ -134,12 +136,18 @@ impl Cuda {
             Op::BackwardEval => ("backward_sums, backward_finalize", None),
             Op::Stats => ("stats, stats_finalize", None),
             Op::MergeStats => return Ok(format!("{NAME}: merge_stats, a thread per channel")),
+            Op::LayerNorm => return Ok(format!("{NAME}: layer_norm, a warp or a block per row")),
+            Op::LayerNormBackward => {
+                let steps = "layer_norm_backward, layer_norm_sums, layer_norm_finalize";
+                return Ok(format!("{NAME}: {steps}, a warp or a block per row"));
+            }
             Op::OptimizerStep => {
                 return Ok(format!("{NAME}: optimizer_step, a thread per channel"));
             }
             Op::Regularize => return Ok(format!("{NAME}: regularize, one block")),
             Op::Constrain => return Ok(format!("{NAME}: constrain, one block")),
         };
+        let plan = self.cut(shape, request.dtype)?;
         let resident =
             resident.map(|step| self.resident(shape, request.dtype, request.activation, step));
         let Some((resident, _)) = resident.transpose()?.flatten() else {
@@ -247,9 +255,17 @@ impl Engine for Cuda {
         &self.memory
     }
     fn supports(&self, shape: &Shape, request: Request) -> Result<()> {
-        self.cut(shape, request.dtype).map(drop)
+        match request.op {
+            Op::LayerNorm | Op::LayerNormBackward => layer_norm::check_features(shape),
+            _ => self.cut(shape, request.dtype).map(drop),
+        }
     }
     fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
+        if matches!(request.op, Op::LayerNorm | Op::LayerNormBackward) {
+            layer_norm::check_features(shape)?;
+            self.shared.modules.layer_norm(request.dtype)?;
+            return self.shared.workspace.room(&self.memory, layer_norm::layout(shape)).map(drop);
+        }
         let plan = self.cut(shape, request.dtype)?;
         let activation = request.activation;
         if matches!(request.op, Op::OptimizerStep | Op::Regularize | Op::Constrain) {
@@ -325,6 +341,24 @@ impl Engine for Cuda {
     fn constrain<P: Real>(&self, mut args: Constrain<'_, Device, P>) -> Result<()> {
         args.check(&self.memory)?;
         self.shared.parameters.constrain(&self.memory, args)
+    }
+
+    fn layer_norm<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: LayerNormForward<'_, Device, E>,
+    ) -> Result<()> {
+        args.check(&self.memory, shape)?;
+        self.rows(shape, args)
+    }
+
+    fn layer_norm_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: LayerNormBackward<'_, Device, E>,
+    ) -> Result<()> {
+        args.check(self, shape)?;
+        self.row_gradients(shape, args)
     }
 }
 

@@ -131,6 +131,29 @@ fn load(context: &Arc<CudaContext>, name: &str, capability: i32) -> Result<Arc<C
     ptx::load(context, super::NAME, name, capability)
 }
 
+/// The kernels of one type of elements that take rows.
+pub(super) struct LayerNormKernels {
+    pub forward: CudaFunction,
+    pub backward: CudaFunction,
+    pub sums: CudaFunction,
+    /// Of the accumulating type.
+    pub finalize: CudaFunction,
+}
+
+impl LayerNormKernels {
+    fn load(module: &Arc<CudaModule>, dtype: DType) -> Result<Self> {
+        let acc = if dtype == DType::F64 { dtype } else { DType::F32 };
+        let kernel =
+            |name: &str, dtype: DType| function(module, &format!("layer_norm{name}_{dtype}"));
+        Ok(Self {
+            forward: kernel("", dtype)?,
+            backward: kernel("_backward", dtype)?,
+            sums: kernel("_sums", dtype)?,
+            finalize: kernel("_finalize", acc)?,
+        })
+    }
+}
+
 /// Absent where the device has no room for them.
 type Resident = Option<Arc<ResidentKernels>>;
 
@@ -142,6 +165,7 @@ pub(super) struct Modules {
     any: [Mutex<Option<Arc<Activated>>>; DTYPES.len()],
     /// For no activation and a ReLU; for any.
     resident: [[Mutex<Option<Resident>>; DTYPES.len()]; 2],
+    layer_norm: [Mutex<Option<Arc<LayerNormKernels>>>; DTYPES.len()],
 }
 
 impl Modules {
@@ -156,8 +180,8 @@ impl Modules {
             return Ok(modules);
         }
         let context = context.clone();
-        let (loaded, any, resident) = Default::default();
-        let modules = Arc::new(Self { context, capability, loaded, any, resident });
+        let (loaded, any, resident, layer_norm) = Default::default();
+        let modules = Arc::new(Self { context, capability, loaded, any, resident, layer_norm });
         all.push(Arc::downgrade(&modules));
         Ok(modules)
     }
@@ -194,6 +218,18 @@ impl Modules {
         }
         let module = load(&self.context, &format!("split_any_{dtype}"), self.capability)?;
         let kernels = Arc::new(Activated::load(&module, dtype, "_any")?);
+        Ok(loaded.insert(kernels).clone())
+    }
+
+    /// Those that take rows.
+    pub fn layer_norm(&self, dtype: DType) -> Result<Arc<LayerNormKernels>> {
+        let place = &self.layer_norm[index(dtype)];
+        let mut loaded = place.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernels) = &*loaded {
+            return Ok(kernels.clone());
+        }
+        let module = load(&self.context, "layer_norm", self.capability)?;
+        let kernels = Arc::new(LayerNormKernels::load(&module, dtype)?);
         Ok(loaded.insert(kernels).clone())
     }
 

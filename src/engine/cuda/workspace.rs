@@ -56,6 +56,10 @@ impl Layout {
     pub fn of_channels<A>(plan: &Plan) -> Self {
         Self { partials: 0, ..Self::new::<A>(plan) }
     }
+    /// Room for partials alone, so many bytes.
+    pub fn of_partials(partials: u64) -> Self {
+        Self { partials, channels: 0, width: 0 }
+    }
     /// Room for either, in case that tensors do not lie as this plan wants them.
     pub fn or(self, plan: Option<&Resident>) -> Self {
         Self { partials: self.partials.max(plan.map_or(0, Resident::partials)), ..self }

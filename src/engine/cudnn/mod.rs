@@ -6,8 +6,8 @@
 //! `backward`.
 use super::parameters::Parameters;
 use super::{
-    Backward, Constrain, Engine, ForwardEval, ForwardTrain, MergeStats, Op, OptimizerStep,
-    Regularize, Request, Stats,
+    Backward, Constrain, Engine, ForwardEval, ForwardTrain, LayerNormBackward, LayerNormForward,
+    MergeStats, Op, OptimizerStep, Regularize, Request, Stats,
 };
 use crate::memory::{check_stream, new_stream};
 use crate::{DType, Device, Element, Error, Real, Result, Shape, library};
@@ -246,6 +246,23 @@ impl Engine for Cudnn {
         Err(no_call(args.request(), &shape))
     }
 
+    fn layer_norm<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: LayerNormForward<'_, Device, E>,
+    ) -> Result<()> {
+        args.check(&self.memory, shape)?;
+        Err(no_call(args.request(), shape))
+    }
+
+    fn layer_norm_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: LayerNormBackward<'_, Device, E>,
+    ) -> Result<()> {
+        args.check(self, shape)?;
+        Err(no_call(args.request(), shape))
+    }
     fn optimizer_step<P: Real>(&self, mut args: OptimizerStep<'_, Device, P>) -> Result<()> {
         args.check(&self.memory)?;
         self.parameters.optimizer_step(&self.memory, args)

@@ -15,6 +15,7 @@ mod backward;
 mod constrain;
 mod forward_eval;
 mod forward_train;
+mod layer_norm;
 mod merge_stats;
 mod optimizer_step;
 mod regularize;
@@ -27,6 +28,7 @@ pub use backward::Backward;
 pub use constrain::Constrain;
 pub use forward_eval::{ForwardEval, Input, Statistics};
 pub use forward_train::ForwardTrain;
+pub use layer_norm::{LayerNormBackward, LayerNormForward};
 pub use merge_stats::MergeStats;
 pub use optimizer_step::OptimizerStep;
 pub use regularize::Regularize;
@@ -161,6 +163,8 @@ mod sealed {
     impl<M: Memory, E: Element> Sealed for super::Backward<'_, M, E> {}
     impl<M: Memory, E: Element> Sealed for super::Stats<'_, M, E> {}
     impl<M: Memory, P: Real> Sealed for super::MergeStats<'_, M, P> {}
+    impl<M: Memory, E: Element> Sealed for super::LayerNormForward<'_, M, E> {}
+    impl<M: Memory, E: Element> Sealed for super::LayerNormBackward<'_, M, E> {}
     impl<M: Memory, P: Real> Sealed for super::OptimizerStep<'_, M, P> {}
     impl<M: Memory, P: Real> Sealed for super::Regularize<'_, M, P> {}
     impl<M: Memory, P: Real> Sealed for super::Constrain<'_, M, P> {}

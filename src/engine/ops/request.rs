@@ -71,6 +71,10 @@ pub enum Op {
     Stats,
     /// [`Engine::merge_stats`](crate::Engine::merge_stats).
     MergeStats,
+    /// [`Engine::layer_norm`](crate::Engine::layer_norm).
+    LayerNorm,
+    /// [`Engine::layer_norm_backward`](crate::Engine::layer_norm_backward).
+    LayerNormBackward,
     /// [`Engine::optimizer_step`](crate::Engine::optimizer_step).
     OptimizerStep,
     /// [`Engine::regularize`](crate::Engine::regularize).

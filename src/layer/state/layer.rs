@@ -66,7 +66,7 @@ impl fmt::Display for Mismatch {
 }
 
 /// Looks entries up under a prefix, and notes what is wrong.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     dict: &'a StateDict,
     prefix: &'a str,
     expected: Vec<String>,
@@ -74,6 +74,10 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    pub fn new(dict: &'a StateDict, prefix: &'a str) -> Self {
+        Self { dict, prefix, expected: Vec::new(), report: LoadReport::default() }
+    }
+
     fn entry(&mut self, name: &str) -> (String, Option<&'a Entry>) {
         let name = format!("{}{name}", self.prefix);
         self.expected.push(name.clone());
@@ -86,7 +90,7 @@ impl<'a> Reader<'a> {
     }
 
     /// One value per channel, if they are there and fit.
-    fn floats<P: Real>(&mut self, name: &str, channels: usize) -> Option<Vec<P>> {
+    pub fn floats<P: Real>(&mut self, name: &str, channels: usize) -> Option<Vec<P>> {
         let (name, Some(entry)) = self.entry(name) else {
             self.report.missing.push(format!("{}{name}", self.prefix));
             return None;
@@ -114,14 +118,15 @@ impl<'a> Reader<'a> {
         None
     }
 
-    /// Names under the prefix that nobody asked for.
-    fn unexpected(&mut self) {
+    /// What was wrong, with the names under the prefix that nobody asked for.
+    pub fn finish(mut self) -> LoadReport {
         // From the prefix on, not from the start: a dict of many layers is asked once for each.
         let from = (Bound::Included(self.prefix), Bound::Unbounded);
         let names = self.dict.entries.range::<str, _>(from).map(|(name, _)| name);
         let names = names.take_while(|name| name.starts_with(self.prefix));
         let names = names.filter(|name| !self.expected.contains(name));
         self.report.unexpected = names.cloned().collect();
+        self.report
     }
 }
 
@@ -179,8 +184,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     ) -> Result<LoadReport> {
         self.check_lengths()?;
         let channels = self.channels();
-        let mut reader =
-            Reader { dict, prefix, expected: Vec::new(), report: LoadReport::default() };
+        let mut reader = Reader::new(dict, prefix);
         let mut floats = |there: bool, name: &str| {
             if there { reader.floats::<P>(name, channels) } else { None }
         };
@@ -190,9 +194,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let mean = floats(tracked, "running_mean");
         let var = floats(tracked, "running_var");
         let count = if tracked { reader.counter() } else { None };
-        reader.unexpected();
-        if strict == Strict::Yes && !reader.report.is_empty() {
-            return Err(Error::Load(reader.report));
+        let report = reader.finish();
+        if strict == Strict::Yes && !report.is_empty() {
+            return Err(Error::Load(report));
         }
 
         let memory = self.affine.engine.memory();
@@ -208,6 +212,6 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             running.num_batches_tracked = count.unwrap_or(running.num_batches_tracked);
             running.forget_skipped(memory)?;
         }
-        Ok(reader.report)
+        Ok(report)
     }
 }

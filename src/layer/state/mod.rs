@@ -8,6 +8,7 @@ use crate::{DType, Element, Error, Real, Result};
 
 mod entry;
 mod layer;
+mod layer_norm;
 mod lazy;
 mod optimizer;
 

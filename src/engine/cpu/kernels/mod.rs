@@ -9,4 +9,5 @@ pub(super) mod convert;
 pub(super) mod elementwise;
 pub(crate) mod math;
 pub(super) mod moments;
+pub(super) mod rows;
 pub(super) mod sums;

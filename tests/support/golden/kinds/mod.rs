@@ -15,6 +15,7 @@ mod layer;
 mod optimizer;
 mod population;
 mod regularizer;
+mod sample_wise;
 mod steps;
 mod vectors;
 
@@ -39,11 +40,21 @@ impl Outcome {
         name: &str,
         computed: Vec<f64>,
     ) -> Result<()> {
+        self.judge(document, name, Kind::Statistic, computed)
+    }
+    /// The same of values of any kind.
+    pub(super) fn judge(
+        &mut self,
+        document: &Document,
+        name: &str,
+        kind: Kind,
+        computed: Vec<f64>,
+    ) -> Result<()> {
         let golden = document.values(name)?;
         let (expected, got) = (golden.len(), computed.len());
         ensure!(got == expected, "{name}: expected {expected} elements, got {got}");
         let max_abs = golden.iter().fold(0.0, |max: f64, value| max.max(value.abs()));
-        let tolerance = tolerance(document.dtype, Kind::Statistic, max_abs, 0.0);
+        let tolerance = tolerance(document.dtype, kind, max_abs, 0.0);
         let errors = golden.iter().zip(&computed).map(|(golden, got)| (got - golden).abs());
         let worst = errors.clone().enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
         let (index, error) = worst.unwrap_or((0, 0.0));
@@ -85,6 +96,7 @@ fn runner<G: Engine, E: Element>(kind: &str) -> Option<Runner<G>> {
         "batch_always" => batch_always::run::<G, E>,
         "frozen" => frozen::run::<G, E>,
         "keras_old_std" => keras_old_std::run::<G, E>,
+        "sample_wise" => sample_wise::run::<G, E>,
         "optimizer" => optimizer::run::<G, E>,
         "population" => population::run::<G, E>,
         "population_network" => population::run_network::<G, E>,

@@ -1,0 +1,227 @@
+//! What layer normalization divides by, and what travels from its forward to its backward.
+use crate::{DType, Error, Memory, Real, Result, Shape};
+
+/// What eps is added to, where a row is divided by its deviation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
+#[non_exhaustive]
+pub enum EpsRule {
+    /// The variance: `1 / sqrt(var + eps)`, as in PyTorch and everywhere else today.
+    #[default]
+    Variance,
+    /// The deviation: `1 / (sqrt(var) + eps)`, as Keras 1 did in mode 1 before 1.0.5.
+    Std,
+    /// The variance, and its root once more: `1 / (sqrt(var + eps) + eps)`, as Keras 1 did in mode 1 from
+    /// 1.0.5 on.
+    Both,
+}
+
+impl EpsRule {
+    /// The root that is taken, of a deviation: with eps in it, or without.
+    pub(super) fn root(self, std: f64, eps: f64) -> f64 {
+        match self {
+            Self::Std => std,
+            // Neither square leaves f64.
+            Self::Variance | Self::Both => f64::hypot(std, eps.sqrt()),
+        }
+    }
+    /// What is added to the root.
+    pub(super) fn outside(self, eps: f64) -> f64 {
+        if self == Self::Variance { 0.0 } else { eps }
+    }
+    /// How many times what flows through the mean's `1 / divisor` flows through the root: 0 for a constant
+    /// row under [`Std`](Self::Std), whose deviation has no derivative.
+    pub(super) fn through(self, root: f64, eps: f64) -> f64 {
+        if root.is_nan() {
+            root
+        } else if root > 0.0 && root.is_finite() {
+            (root + self.outside(eps)) / root
+        } else {
+            0.0
+        }
+    }
+    /// Refuses an eps by which a constant row has no divisor that is a number of the parameters' type.
+    pub(crate) fn check<P: Real>(self, eps: f64) -> Result<()> {
+        if !(eps > 0.0 && eps.is_finite()) {
+            let reason = format!("expected a finite number above 0, got {eps}");
+            return Err(Error::invalid("eps", reason));
+        }
+        let divisor = self.root(0.0, eps) + self.outside(eps);
+        if !P::from_f64(1.0 / divisor).to_f64().is_finite() {
+            let divisor = match self {
+                Self::Variance => "sqrt(eps)",
+                Self::Std => "eps",
+                Self::Both => "(sqrt(eps) + eps)",
+            };
+            let reason =
+                format!("expected one whose 1 / {divisor} is finite in {}, got {eps:e}", P::DTYPE);
+            return Err(Error::invalid("eps", reason));
+        }
+        Ok(())
+    }
+    /// As kernels have it.
+    #[cfg(feature = "cuda")]
+    pub(super) fn code(self) -> u32 {
+        match self {
+            Self::Variance => 0,
+            Self::Std => 1,
+            Self::Both => 2,
+        }
+    }
+}
+
+/// What a layer normalization leaves for its backward: mean and deviation of every row, the weight it used,
+/// and for which shape, dtype, eps and engine.
+///
+/// It belongs to the caller and is reusable: the first forward of a shape makes its buffers, later ones
+/// write into them. Two forwards before a backward take one each. x alone is the caller's to keep.
+pub struct LayerNormSaved<M: Memory, P: Real> {
+    forward: Option<Forward>,
+    buffers: Option<Buffers<M, P>>,
+}
+
+/// The forward that filled a [`LayerNormSaved`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Forward {
+    pub shape: Shape,
+    pub dtype: DType,
+    pub weight: bool,
+    pub bias: bool,
+    pub eps: f64,
+    pub rule: EpsRule,
+    pub engine: &'static str,
+}
+
+pub(crate) struct Buffers<M: Memory, P: Real> {
+    /// One per row.
+    pub mean: M::Buf<P>,
+    /// One per row: what rounding left of the mean.
+    pub mean_rest: M::Buf<P>,
+    /// One per row: [`EpsRule::root`].
+    pub root: M::Buf<P>,
+    /// One per feature, as in the forward; ones if absent.
+    pub weight: M::Buf<P>,
+    rows: usize,
+    features: usize,
+}
+
+/// What a forward is about to fill, and the mark that it did.
+pub(crate) struct Opened<'s, M: Memory, P: Real> {
+    pub buffers: &'s mut Buffers<M, P>,
+    pub mark: Mark<'s>,
+}
+
+/// What a [`LayerNormSaved`] is marked with once a forward has filled it.
+#[must_use = "without it a backward finds nothing saved"]
+pub(crate) struct Mark<'s> {
+    place: &'s mut Option<Forward>,
+    forward: Forward,
+}
+
+impl Mark<'_> {
+    pub fn filled(self) {
+        *self.place = Some(self.forward);
+    }
+}
+
+impl<'s, M: Memory, P: Real> Opened<'s, M, P> {
+    /// For an engine that cannot fail any more.
+    pub fn filled(self) -> &'s mut Buffers<M, P> {
+        self.mark.filled();
+        self.buffers
+    }
+}
+
+impl<M: Memory, P: Real> LayerNormSaved<M, P> {
+    /// Nothing saved, nothing allocated.
+    pub fn new() -> Self {
+        Self { forward: None, buffers: None }
+    }
+    /// The shape of the forward; none before the first.
+    pub fn shape(&self) -> Option<Shape> {
+        self.forward.map(|forward| forward.shape)
+    }
+    /// The mean of every row, rounded to the parameters' type: length N for x `[N, C]`.
+    pub fn mean(&self) -> Option<M::View<'_, P>> {
+        self.forward.and(self.buffers.as_ref()).map(|buffers| M::view(&buffers.mean))
+    }
+    /// The root that every row was divided by, before an eps outside of it: `sqrt(var + eps)`, or `sqrt(var)`
+    /// under [`EpsRule::Std`]. Length N for x `[N, C]`.
+    pub fn std(&self) -> Option<M::View<'_, P>> {
+        self.forward.and(self.buffers.as_ref()).map(|buffers| M::view(&buffers.root))
+    }
+
+    /// Buffers for a forward that is about to run. Until it says that they are filled, nothing is saved.
+    pub(crate) fn open(&mut self, memory: &M, forward: Forward) -> Result<Opened<'_, M, P>> {
+        self.forward = None;
+        let shape = forward.shape;
+        let (rows, features) = (shape.len() / shape.channels(), shape.channels());
+        let fits = |buffers: &Buffers<M, P>| {
+            let here = memory.check_here("saved", &M::view(&buffers.mean)).is_ok();
+            here && buffers.rows == rows && buffers.features == features
+        };
+        let buffers = match self.buffers.take() {
+            Some(buffers) if fits(&buffers) => buffers,
+            _ => Buffers {
+                mean: memory.zeros(rows)?,
+                mean_rest: memory.zeros(rows)?,
+                root: memory.zeros(rows)?,
+                weight: memory.zeros(features)?,
+                rows,
+                features,
+            },
+        };
+        let buffers = self.buffers.insert(buffers);
+        Ok(Opened { buffers, mark: Mark { place: &mut self.forward, forward } })
+    }
+
+    /// What a forward left, if there was one.
+    pub(crate) fn made(&self) -> Result<(&Forward, &Buffers<M, P>)> {
+        match (&self.forward, &self.buffers) {
+            (Some(forward), Some(buffers)) => Ok((forward, buffers)),
+            _ => Err(Error::invalid("saved", "expected what a forward saved, got an empty one")),
+        }
+    }
+}
+
+impl<M: Memory, P: Real> Default for LayerNormSaved<M, P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<M: Memory, P: Real> std::fmt::Debug for LayerNormSaved<M, P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerNormSaved").field("forward", &self.forward).finish_non_exhaustive()
+    }
+}
+
+impl Forward {
+    /// Refuses a backward that asks for another shape, dtype or engine.
+    pub(crate) fn check(&self, shape: &Shape, dtype: DType, engine: &'static str) -> Result<()> {
+        if self.shape != *shape {
+            return Err(Error::saved("shape", self.shape, shape));
+        }
+        if self.dtype != dtype {
+            return Err(Error::saved("dtype", self.dtype, dtype));
+        }
+        if self.engine != engine {
+            return Err(Error::saved("engine", self.engine, engine));
+        }
+        Ok(())
+    }
+    /// Refuses a layer that has other parameters.
+    pub(crate) fn check_parameters(&self, weight: bool, bias: bool) -> Result<()> {
+        let given = |there: bool| if there { "given" } else { "none" };
+        for (what, then, now) in [("weight", self.weight, weight), ("bias", self.bias, bias)] {
+            if then != now {
+                return Err(Error::saved(what, given(then), given(now)));
+            }
+        }
+        Ok(())
+    }
+}
