@@ -79,7 +79,7 @@ step allocation 120 bin/test-allocation
 step cudnn 900 bin/test-suite ::cudnn::
 step refusals 300 bin/test-cudnn refusals::
 step gpu 900 bin/test-suite ::gpu::
-step golden 300 bin/conformance --engine all tests/golden
+step golden 300 bin/conformance --engine all tests/golden tests/golden/frameworks
 for folder in golden/*/; do
     [ -d "$folder" ] && step "golden-$(basename "$folder")" 600 bin/conformance --engine all "$folder"
 done

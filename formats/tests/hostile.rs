@@ -77,7 +77,7 @@ fn try_out(file: &str, what: &str, bytes: &[u8]) {
     // part of it, and the parser's own tables.
     let most = (4 << 20) + 64 * bytes.len();
     assert!(peak <= most, "{file}, {what}: {peak} bytes of memory for {} of file", bytes.len());
-    assert!(took < Duration::from_secs(2), "{file}, {what}: {took:?}");
+    assert!(took < Duration::from_secs(10), "{file}, {what}: {took:?}");
 }
 
 fn files() -> impl Iterator<Item = &'static str> {
@@ -88,7 +88,7 @@ fn files() -> impl Iterator<Item = &'static str> {
 fn truncated_files_are_errors_or_numbers() {
     for file in files() {
         let bytes = data(file);
-        for len in (0..bytes.len()).step_by(1 + bytes.len() / 6000) {
+        for len in 0..bytes.len() {
             try_out(file, &format!("the first {len} bytes"), &bytes[..len]);
         }
     }

@@ -134,7 +134,8 @@ fn running_std_is_what_the_version_says() {
     let deviation = RunningStd::of(Keras1::V0_3, false).to_eps(1e-5);
     let outside = RunningStd::of(Keras1::V1_0_7, true).to_eps(1e-5);
     let theano = RunningStd { stored: Keras1Std::Variance, eps: 0.0, to_eps: 1e-3 };
-    let divisors: [(_, fn(f64) -> f64); 4] = [
+    type Divisor = fn(f64) -> f64;
+    let divisors: [(RunningStd, Divisor); 4] = [
         (deviation, |s| s + 1e-6),
         (outside, |s| s.sqrt() + 1e-6),
         (default.to_eps(1e-5), |s| (s + 1e-3).sqrt()),
