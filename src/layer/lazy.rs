@@ -14,7 +14,7 @@ use crate::{Element, Engine, Error, Memory, Real, Result, Saved, Shape};
 /// # fn main() -> batchnorm::Result<()> {
 /// let mut lazy = LazyBatchNorm::<f32, _>::new(&Reference, Config::default())?;
 /// assert!(matches!(lazy.get(), Err(Error::Uninitialized)));
-/// let (_y, _saved) = lazy.forward(&Shape::new(&[2, 3], 1)?, &[1.0; 6])?;
+/// let (_y, _saved) = lazy.forward(&Shape::new(&[2, 3], 1)?, &[1f32; 6])?;
 /// let bn = lazy.into_inner()?;
 /// assert_eq!(bn.channels(), 3);
 /// # Ok(())
