@@ -1,5 +1,5 @@
 //! The backward through statistics of the batch, of all parts of it, or frozen ones.
-use super::launch::{Act, Channels, Gradients, Tensors};
+use super::arguments::{Act, Channels, Gradients, Tensors};
 use super::resident::Step;
 use super::{Cuda, Layout, Pointers, Ptr};
 use crate::engine::saved::Buffers;

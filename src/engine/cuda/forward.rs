@@ -1,5 +1,5 @@
 //! Both forwards, and statistics for synchronized ones.
-use super::launch::{Act, Channels, Outputs};
+use super::arguments::{Act, Channels, Outputs};
 use super::resident::Step;
 use super::update::Update;
 use super::{Cuda, Layout, Pointers, Ptr};

@@ -3,159 +3,16 @@
 //! What makes a launch sound is checked before it: a [`Ptr`] comes from a view of this context or
 //! from the workspace, `check` of the arguments has compared every length with the shape, and the
 //! plan that `geometry` and `merge` come from covers exactly the elements of that shape.
-use super::module::{Activated, Kernels, ResidentKernels, Tiled, is_any};
+use super::arguments::{Act, Channels, Gradients, Group, Merge, Outputs, Tensors};
+use super::module::{Activated, Kernels, ResidentKernels, Tiled};
 use super::plan::{Geometry, Plan};
 use super::resident::Resident;
 use super::update::Update;
 use crate::engine::pointers::Ptr;
-use crate::engine::{Activation, Derivative};
 use crate::memory::refused;
-use crate::{Element, Real, Result};
+use crate::{Element, Result};
 use cudarc::driver::{CudaFunction, CudaStream, result};
 use std::ffi::c_void;
-
-/// What normalizes: one value for each channel.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(super) struct Channels<A> {
-    pub mean: Ptr<A>,
-    pub mean_rest: Ptr<A>,
-    pub invstd: Ptr<A>,
-    pub weight: Ptr<A>,
-    pub bias: Ptr<A>,
-}
-
-/// How the partial results of a channel make it up.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(super) struct Merge {
-    count: u64,
-    tile_count: u64,
-    tiles: u32,
-    channels: u32,
-    inner: u64,
-    lanes: u32,
-    reserved: u32,
-}
-
-impl From<&Plan> for Merge {
-    fn from(plan: &Plan) -> Self {
-        let &Plan { geometry, count, tile_count, tiles, lanes, .. } = plan;
-        let Geometry { channels, inner, .. } = geometry;
-        Self { count, tile_count, tiles, channels, inner, lanes, reserved: 0 }
-    }
-}
-
-/// What the statistics are written to.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(super) struct Outputs<A> {
-    pub eps: f64,
-    pub running: Update<A>,
-    pub mean: Ptr<A>,
-    pub mean_rest: Ptr<A>,
-    pub invstd: Ptr<A>,
-    pub record: Ptr<f64>,
-    pub nonfinite: Ptr<u32>,
-    /// What is applied, and where a backward finds it.
-    pub weight: Ptr<A>,
-    pub bias: Ptr<A>,
-    pub saved_weight: Ptr<A>,
-    pub saved_bias: Ptr<A>,
-}
-
-impl<A: Real> Outputs<A> {
-    /// Nothing is written yet.
-    pub fn new(eps: f64, nonfinite: Ptr<u32>) -> Self {
-        let none = Ptr::NULL;
-        Self {
-            eps,
-            running: Update::NONE,
-            mean: none,
-            mean_rest: none,
-            invstd: none,
-            record: Ptr::NULL,
-            nonfinite,
-            weight: none,
-            bias: none,
-            saved_weight: none,
-            saved_bias: none,
-        }
-    }
-}
-
-/// What the sums of a backward are written to.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(super) struct Gradients<A> {
-    pub total_sums: Ptr<A>,
-    pub grad_weight: Ptr<A>,
-    pub grad_bias: Ptr<A>,
-    pub sums: Ptr<A>,
-    pub coefs: Ptr<A>,
-    pub nonfinite: Ptr<u32>,
-}
-
-/// The tensors of a backward.
-#[derive(Clone, Copy)]
-pub(super) struct Tensors<E: Element> {
-    pub x: Ptr<E>,
-    pub grad_y: Ptr<E>,
-    pub mask: Ptr<u8>,
-    /// What derivatives are taken from.
-    pub source: Derivative,
-    /// Null unless that is the residual.
-    pub residual: Ptr<E>,
-    pub act: Act<E::Acc>,
-    pub grad_x: Ptr<E>,
-    pub grad_residual: Ptr<E>,
-}
-
-/// What follows the normalization, as kernels take it.
-#[derive(Clone, Copy)]
-pub(super) enum Act<A> {
-    /// Whether it is a ReLU.
-    Plain(u32),
-    Any(AnyActivation<A>),
-}
-
-/// Any activation, for kernels that take any.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(super) struct AnyActivation<A> {
-    activation: u32,
-    slope: A,
-}
-
-impl<A: Real> Act<A> {
-    pub fn new(activation: Activation) -> Self {
-        if !is_any(activation) {
-            return Self::Plain((activation == Activation::Relu).into());
-        }
-        let slope = A::from_f64(activation.negative_slope());
-        Self::Any(AnyActivation { activation: activation.code(), slope })
-    }
-}
-
-/// The blocks that share a slice, and where they tell each other what they found.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(super) struct Group {
-    blocks: u32,
-    kept: u32,
-    partials: Ptr<f64>,
-    words: Ptr<u32>,
-}
-
-impl Group {
-    pub fn new(plan: &Resident, partials: Ptr<f64>, words: Ptr<u32>) -> Self {
-        let &Resident { blocks, kept, .. } = plan;
-        match blocks {
-            1 => Self { blocks, kept, partials: Ptr::NULL, words: Ptr::NULL },
-            _ => Self { blocks, kept, partials, words },
-        }
-    }
-}
 
 /// The addresses of a kernel's arguments, which the driver copies while it launches.
 macro_rules! arguments {
@@ -438,53 +295,8 @@ impl Launcher<'_> {
     }
 }
 
-impl<E: Element> Tensors<E> {
-    fn all(&self) -> [Ptr<E>; 5] {
-        [self.x, self.grad_y, self.residual, self.grad_x, self.grad_residual]
-    }
-    /// Whether each starts at a multiple of 16 bytes.
-    pub fn are_aligned(&self) -> bool {
-        self.all().iter().all(|tensor| tensor.is_aligned())
-    }
-}
-
 /// The plan's geometry, for these tensors.
 fn aligned<E>(plan: &Plan, tensors: &[Ptr<E>]) -> Geometry {
     let aligned = tensors.iter().all(|tensor| tensor.is_aligned());
     Geometry { aligned: aligned.into(), ..plan.geometry }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::mem::offset_of;
-
-    /// `kernels/layout.cuh` has the same lines, which the kernels' compiler checks.
-    #[test]
-    fn arguments_lie_as_the_kernels_declare_them() {
-        let mut lines = Vec::new();
-        macro_rules! layout {
-            ($($name:literal: $t:ty { $($field:ident),* })*) => {$(
-                lines.push(format!("SIZE({}, {});", $name, size_of::<$t>()));
-                $(lines.push(format!(
-                    "FIELD({}, {}, {});", $name, stringify!($field), offset_of!($t, $field)
-                ));)*
-            )*};
-        }
-        layout! {
-            "Geometry": Geometry { vectors, tile, row, width, inner, slices, slice_channels, channels, threads, aligned, reserved }
-            "Channels<float>": Channels<f32> { mean, mean_rest, invstd, weight, bias }
-            "Merge": Merge { count, tile_count, tiles, channels, inner, lanes, reserved }
-            "Running<float>": Update<f32> { factor, var_factor, mean, var, skipped, rules, reserved }
-            "Outputs<float>": Outputs<f32> { eps, running, mean, mean_rest, invstd, record, nonfinite, weight, bias, saved_weight, saved_bias }
-            "Gradients<float>": Gradients<f32> { total_sums, grad_weight, grad_bias, sums, coefs, nonfinite }
-            "Group": Group { blocks, kept, partials, words }
-            "AnyActivation<float>": AnyActivation<f32> { activation, slope }
-            "AnyActivation<double>": AnyActivation<f64> { activation, slope }
-        }
-        let text = include_str!("../../../kernels/layout.cuh");
-        let declared = |line: &&str| line.starts_with("SIZE(") || line.starts_with("FIELD(");
-        assert_eq!(lines, text.lines().filter(declared).collect::<Vec<_>>());
-        assert_eq!(size_of::<Ptr<f64>>(), 8);
-    }
 }

@@ -14,9 +14,10 @@ use super::{
 };
 use crate::memory::{check_stream, new_stream, refused};
 use crate::{DType, Device, Element, Memory, Real, Result, Shape};
+use arguments::Group;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaStream};
-use launch::{Group, Launcher};
+use launch::Launcher;
 use module::{Activated, Kernels, Modules, ResidentKernels};
 use plan::{Figures, Plan};
 use resident::{Plans, Resident, Step};
@@ -25,6 +26,7 @@ use workspace::{Layout, Workspace};
 
 pub use tuning::{Family, Tuning};
 
+mod arguments;
 mod backward;
 mod forward;
 #[allow(unsafe_code)]
