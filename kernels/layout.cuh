@@ -1,5 +1,5 @@
-// Where the fields of what the library passes by value lie. The library's test in src/engine/cuda/launch.rs reads these
-// lines: a field that one side moves fails on either.
+// Where the fields of what the library passes by value lie. The library's test in src/engine/cuda/arguments.rs reads
+// these lines: a field that one side moves fails on either.
 #pragma once
 #include "resident.cuh"
 #include <cstddef>
