@@ -129,6 +129,7 @@ fn preset(name: &str) -> Config {
         "keras2_fused" => Config::keras2_fused(),
         "tensorflow" => Config::tensorflow(),
         "keras1, V0_3" => Config::keras1(Keras1::V0_3),
+        "keras1, V1_0_5" => Config::keras1(Keras1::V1_0_5),
         "keras1, V1_0_6" => Config::keras1(Keras1::V1_0_6),
         "keras1, V1_0_7" => Config::keras1(Keras1::V1_0_7),
         "keras1, V1_0_8" => Config::keras1(Keras1::V1_0_8),
