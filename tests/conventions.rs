@@ -161,7 +161,7 @@ fn the_table_of_presets_is_what_they_are() {
     let page = page();
     let rows = rows(&page);
     let rows: Vec<_> = rows.iter().filter(|row| row.section == "The presets").collect();
-    assert_eq!(rows.len(), 15);
+    assert_eq!(rows.len(), 16);
     for row in rows {
         let [name, eps, weight, variance, one_value, empty] = &row.cells[..] else {
             panic!("{row:?}");
