@@ -2,7 +2,6 @@
 use super::super::simd::{GROUP, Store, prefetch, to_line};
 use super::super::table::{Coef, Lanes, Strip};
 use crate::{Element, Real};
-use std::hint::black_box;
 
 /// Blocks from here on are worth to be brought to the start of a cache line: vectors that straddle
 /// two lines cost up to a tenth of a long run.
@@ -269,8 +268,6 @@ fn last<E: Element, const N: usize>(
     }
 }
 
-type Groups<'a, E> = (&'a [[E; GROUP]], &'a [[E; GROUP]], &'a mut [[E; GROUP]]);
-
 /// A group that ends where one in `out` starts at its own size or at a cache line, whole groups
 /// from there on, a last one that ends where `out` does. They overlap, which is harmless as nothing
 /// that is read is written; stores past the cache leave out what another group writes.
@@ -323,10 +320,6 @@ fn groups<E: Element, L: Lanes<E::Acc>, C: Fn(usize) -> L>(
         );
         let outs = to[whole.clone()].as_chunks_mut().0;
         let coefs = coefs(whole.start, whole.len() / GROUP);
-        // Addresses that the compiler takes as they are have one offset that is counted up; else it
-        // counts up six of them, which is a fifth of the loop.
-        let (xs, others, outs): Groups<'_, E> = black_box((xs, others, outs));
-        let (xs, others) = (&xs[..outs.len()], &others[..outs.len()]);
         for i in 0..outs.len() {
             let values = group(store, [&xs[i], &others[i]], coefs(i), &op);
             store.put(
