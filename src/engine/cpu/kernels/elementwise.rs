@@ -1,5 +1,5 @@
 //! Elementwise loops: `out[i] = op(coefficients of i, x[i], other[i])`.
-use super::super::simd::{GROUP, Store, prefetch, to_line};
+use super::super::simd::{GROUP, QUARTER, Store, prefetch, to_line};
 use super::super::table::{Coef, Lanes, Strip};
 use crate::{Element, Real};
 
@@ -37,15 +37,12 @@ impl<A: Real> At<'_, A> {
         match self {
             At::Channel(_) => true,
             At::Runs { left, inner, .. } => {
-                *left >= n || (inner * size_of::<E>()).is_multiple_of(LINE_QUARTER)
+                *left >= n || (inner * size_of::<E>()).is_multiple_of(QUARTER)
             }
             At::Columns(_) => true,
         }
     }
 }
-/// What stores past the cache write at least.
-const LINE_QUARTER: usize = 16;
-
 /// What loops ask for ahead of themselves where they store past the cache: where the same columns of
 /// later rows start, of two tensors or twice of one. Nothing is read there.
 pub type Ahead<E> = [*const E; 2];
@@ -232,7 +229,8 @@ fn map<E: Element>(
 }
 
 /// Groups of a short run, the last of which ends where `out` does: they may overlap, as nothing that is
-/// written is read. Runs of 49 values take a third less than by [`groups`].
+/// written is read. Inference over runs of 49 values takes a quarter fewer instructions so than by
+/// [`groups`].
 #[inline(always)]
 fn short<E: Element>(
     store: Store,
