@@ -1,4 +1,5 @@
 //! What layer normalization divides by, and what travels from its forward to its backward.
+use super::saved::{check_parameters, check_source};
 use crate::{DType, Error, Memory, Real, Result, Shape};
 
 /// What eps is added to, where a row is divided by its deviation.
@@ -203,25 +204,10 @@ impl<M: Memory, P: Real> std::fmt::Debug for LayerNormSaved<M, P> {
 impl Forward {
     /// Refuses a backward that asks for another shape, dtype or engine.
     pub(crate) fn check(&self, shape: &Shape, dtype: DType, engine: &'static str) -> Result<()> {
-        if self.shape != *shape {
-            return Err(Error::saved("shape", self.shape, shape));
-        }
-        if self.dtype != dtype {
-            return Err(Error::saved("dtype", self.dtype, dtype));
-        }
-        if self.engine != engine {
-            return Err(Error::saved("engine", self.engine, engine));
-        }
-        Ok(())
+        check_source((&self.shape, self.dtype, self.engine), (shape, dtype, engine))
     }
     /// Refuses a layer that has other parameters.
     pub(crate) fn check_parameters(&self, weight: bool, bias: bool) -> Result<()> {
-        let given = |there: bool| if there { "given" } else { "none" };
-        for (what, then, now) in [("weight", self.weight, weight), ("bias", self.bias, bias)] {
-            if then != now {
-                return Err(Error::saved(what, given(then), given(now)));
-            }
-        }
-        Ok(())
+        check_parameters((self.weight, self.bias), (weight, bias))
     }
 }

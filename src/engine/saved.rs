@@ -158,28 +158,41 @@ impl<M: Memory, P: Real> std::fmt::Debug for Saved<M, P> {
     }
 }
 
+/// Refuses a backward that asks for another shape, dtype or engine than its forward had.
+pub(super) fn check_source(
+    then: (&Shape, DType, &'static str),
+    now: (&Shape, DType, &'static str),
+) -> Result<()> {
+    if then.0 != now.0 {
+        return Err(Error::saved("shape", then.0, now.0));
+    }
+    if then.1 != now.1 {
+        return Err(Error::saved("dtype", then.1, now.1));
+    }
+    if then.2 != now.2 {
+        return Err(Error::saved("engine", then.2, now.2));
+    }
+    Ok(())
+}
+
+/// Refuses another choice of weight and bias than the forward's.
+pub(super) fn check_parameters(then: (bool, bool), now: (bool, bool)) -> Result<()> {
+    let given = |there: bool| if there { "given" } else { "none" };
+    for (what, then, now) in [("weight", then.0, now.0), ("bias", then.1, now.1)] {
+        if then != now {
+            return Err(Error::saved(what, given(then), given(now)));
+        }
+    }
+    Ok(())
+}
+
 impl Forward {
     /// Refuses a backward that asks for another shape, dtype or engine.
     pub(crate) fn check(&self, shape: &Shape, dtype: DType, engine: &'static str) -> Result<()> {
-        if self.shape != *shape {
-            return Err(Error::saved("shape", self.shape, shape));
-        }
-        if self.dtype != dtype {
-            return Err(Error::saved("dtype", self.dtype, dtype));
-        }
-        if self.engine != engine {
-            return Err(Error::saved("engine", self.engine, engine));
-        }
-        Ok(())
+        check_source((&self.shape, self.dtype, self.engine), (shape, dtype, engine))
     }
     /// Refuses a layer that has other parameters.
     pub(crate) fn check_parameters(&self, weight: bool, bias: bool) -> Result<()> {
-        let given = |there: bool| if there { "given" } else { "none" };
-        for (what, then, now) in [("weight", self.weight, weight), ("bias", self.bias, bias)] {
-            if then != now {
-                return Err(Error::saved(what, given(then), given(now)));
-            }
-        }
-        Ok(())
+        check_parameters((self.weight, self.bias), (weight, bias))
     }
 }
