@@ -4,6 +4,7 @@ use std::fs;
 use batchnorm::StateDict;
 
 use super::example::data::{Data, Sampler};
+use super::example::start;
 use super::{checkpoint_of, experiment, folder, run};
 
 #[test]
@@ -43,19 +44,18 @@ fn an_export_changes_no_run_and_no_run_an_export() {
 }
 
 #[test]
-fn a_start_of_too_many_batches_or_to_nowhere_is_refused_before_training() {
-    let folder = folder("start_refused");
-    let refused = |steps: u64, path: &str| {
-        let line = format!("--steps {steps} --out {} --export-start {path}", folder.display());
-        run(&line).unwrap_err().to_string()
-    };
-    let path = folder.join("start").display().to_string();
+fn a_start_of_too_many_batches_or_to_nowhere_is_refused() {
+    let data = Data::digits().unwrap();
     for steps in [(1 << 27) / 60 + 1, 1 << 53] {
-        let error = refused(steps, &path);
-        let expected =
-            format!("expected at most 134217728 images in the batches of all steps, got {steps}");
+        let refused = start::to_bytes(&mut experiment("", &data), steps).map(drop);
+        let error = refused.unwrap_err().to_string();
+        let expected = format!(
+            "at most 134217728 images in the batches of all steps, got {steps} batches of 60"
+        );
         assert!(error.contains(&expected), "{error}");
     }
-    assert!(!folder.join("start").exists());
-    assert_eq!(refused(3, "/no/such/folder/file"), "/no/such/folder/file: cannot be written");
+    let out = folder("start_refused").display().to_string();
+    let line = format!("--steps 3 --out {out} --export-start /no/such/folder/file");
+    let error = run(&line).unwrap_err().to_string();
+    assert_eq!(error, "/no/such/folder/file: cannot be written");
 }
