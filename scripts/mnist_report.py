@@ -42,13 +42,12 @@ def read(folder):
     plain, packed = folder / "runs.jsonl", folder / "runs.jsonl.gz"
     with plain.open() if plain.exists() else gzip.open(packed, "rt") as file:
         lines = [json.loads(line) for line in file]
-    versions = [line["versions"] for line in lines if "versions" in line]
     key = lambda line: tuple(line[k] for k in ["run", "activation", "learning_rate", "normalize", "seed"])
     runs = collections.defaultdict(dict)
     for line in lines:
         if "versions" not in line:
             runs[key(line)][line["system"]] = line
-    return versions, dict(sorted(runs.items(), key=lambda item: (*item[0][:3], not item[0][3], item[0][4])))
+    return dict(sorted(runs.items(), key=lambda item: (*item[0][:3], not item[0][3], item[0][4])))
 
 
 def group(runs, name):
@@ -176,6 +175,11 @@ def grid(columns):
     return figure, axes[0]
 
 
+def legend(figure, axes):
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", title="batch normalization")
+    return figure
+
+
 STYLES = {OURS: dict(linewidth=1.6), THEIRS: dict(linewidth=1.2, linestyle=(0, (2, 1.5)), color="black")}
 
 
@@ -208,8 +212,7 @@ def plot_curves(runs):
                     [[p[2] / IMAGES * 100 for p in c] for c in curves],
                 )
     axes[0].set_ylabel("test accuracy (%)")
-    axes[0].legend(loc="lower right", fontsize=8, title="batch normalization", title_fontsize=8)
-    return figure
+    return legend(figure, axes)
 
 
 def plot_start(runs):
@@ -228,8 +231,7 @@ def plot_start(runs):
                     axis.plot(*zip(*points), label=label, linewidth=0.8, alpha=0.8, **style)
                     label = None
     axes[0].set_ylabel("test loss: relative distance\nfrom PyTorch in f64")
-    axes[0].legend(loc="upper left", fontsize=8, title="batch normalization", title_fontsize=8)
-    return figure
+    return legend(figure, axes)
 
 
 def plot_rates(runs):
@@ -247,20 +249,22 @@ def plot_rates(runs):
                 by_rate = [[accuracy(s[system]) for s in seeds.values()] for seeds in found.values()]
                 lines(axis, normalize, system, list(found), list(zip(*by_rate, strict=True)))
     axes[0].set_ylabel("test accuracy (%)")
-    axes[0].legend(loc="lower left", fontsize=8, title="batch normalization", title_fontsize=8)
-    return figure
+    return legend(figure, axes)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR")
     folder = parser.parse_args().folder
-    _, runs = read(folder)
+    runs = read(folder)
+    for name in ("start", "curves", "rates"):
+        if len({tuple(seeds) for seeds in group(runs, name).values()}) != 1:
+            sys.exit(f"{folder}: expected runs of {name}, of the same seeds for all; mnist_pytorch.py goes on")
     failures, text = [], []
     for part in (start, ends, rates):
         text += part(runs, failures)
-    outside = [f"Outside: {len(failures)}\n", *(f"- {failure}" for failure in failures), ""]
-    (folder / "report.md").write_text("\n".join(["# MNIST beside PyTorch\n", *outside, *text]).rstrip() + "\n")
+    outside = [f"Outside of what is stated: {len(failures)}", *(f"- {failure}" for failure in failures)]
+    (folder / "report.md").write_text("\n".join(["# MNIST beside PyTorch\n", *outside, "", *text]).rstrip() + "\n")
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "mnist", "font.size": 9})
     for name, plot in dict(curves=plot_curves, start=plot_start, rates=plot_rates).items():
         figure = plot(runs)
