@@ -1,13 +1,13 @@
 //! The forwards: statistics of the batch, or given ones, then normalization.
-use super::elementwise::{Step, ahead_of, walk};
+use super::elementwise::{Of, Walk, ahead_of};
 use super::extremes::{self, Extreme};
 use super::kernels::convert::{bits_of_positive, narrow};
-use super::kernels::elementwise::{At, normalize};
+use super::kernels::elementwise::{At, Piece, Pieces, normalize};
 use super::kernels::moments as merging;
 use super::moments::{self, Merged, Moments};
 use super::plan::{Plan, Tile};
 use super::schedule::{Part, TwoPass, two_pass, workspace_len};
-use super::simd::{Scratch, Simd};
+use super::simd::{LINE, Scratch, Simd};
 use super::staged::Staged;
 use super::table::{Parameters, Statistics, Table, TableMut};
 use super::tiles::{Elements, TileMut, Writer, clipped, for_each_tile};
@@ -225,14 +225,55 @@ impl<E: Element> Output<'_, E> {
         table: &Table<'_, E::Acc>,
         (y, mask): (TileMut<'_, E>, Option<TileMut<'_, u8>>),
     ) {
-        let y = Writer::new(self.plan, y, 2, self.x.is_none());
-        let (held, staged) = (Scratch::new(), Staged::new());
-        let mut step = Normalize { output: *self, y, mask, held, staged };
-        walk(self.plan, tile, table, &mut step);
+        let mut y = Writer::new(self.plan, y, 2, self.x.is_none());
+        let relu = self.activation == Activation::Relu;
+        let is_loop = relu || self.activation == Activation::Identity;
+        let plain = self.x.filter(|_| mask.is_none() && is_loop);
+        let to_line = if mask.is_some() { 0 } else { y.to_line(tile) };
+        let (plan, line, gradient) = (self.plan, LINE / size_of::<E>(), false);
+        let runs = if plain.is_some() { Of::Rows } else { Of::Held };
+        let walk = Walk { plan, tile, table, gradient, to_line, line, runs };
+        match plain {
+            Some(x) => {
+                let pieces = Lines { output: *self, x, y: &mut y, walk };
+                normalize(self.simd, self.residual.is_some(), relu, pieces);
+            }
+            None => {
+                let (held, staged) = (Scratch::new(), Staged::new());
+                let mut step = Normalize { output: *self, y, mask, held, staged };
+                walk.each(|row, cols, at| step.piece(tile, row, cols, at));
+            }
+        }
     }
 }
 
-/// `y = activation(normalize(x) [+ residual])` over a tile.
+/// The pieces of a tile that loops take from x and residual to y, and nothing else does.
+struct Lines<'a, 'w, 'p, E: Element> {
+    output: Output<'a, E>,
+    x: &'a [E],
+    y: &'w mut Writer<'p, E>,
+    walk: Walk<'w, E::Acc>,
+}
+
+impl<E: Element> Pieces<E> for Lines<'_, '_, '_, E> {
+    #[inline(always)]
+    fn each(self, mut take: impl FnMut(Piece<'_, E>)) {
+        let Self { output: Output { simd, plan, residual, .. }, x, y, walk } = self;
+        walk.each(
+            #[inline(always)]
+            |row, cols, at| {
+                let range = clipped(row, cols.clone(), plan.width, plan.len());
+                let x = &x[range.clone()];
+                let other = residual.map_or(x, |r| &r[range]);
+                let ahead = ahead_of([x, other], walk.tile.ahead(row, &cols, plan.width));
+                let (store, out) = y.lines(simd, row, cols);
+                take(Piece { store, at, x, other, out, ahead });
+            },
+        );
+    }
+}
+
+/// `y = activation(normalize(x) [+ residual])` over a tile, a piece after the other.
 struct Normalize<'a, 'p, E: Element> {
     output: Output<'a, E>,
     y: Writer<'p, E>,
@@ -242,19 +283,7 @@ struct Normalize<'a, 'p, E: Element> {
     staged: Staged<E::Acc>,
 }
 
-impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
-    type Element = E;
-    const GRADIENT: bool = false;
-    fn to_line(&self, tile: &Tile) -> usize {
-        if self.mask.is_some() { 0 } else { self.y.to_line(tile) }
-    }
-    fn is_held(&self) -> bool {
-        let Output { x, activation, .. } = self.output;
-        x.is_none()
-            || self.mask.is_some()
-            || !matches!(activation, Activation::Identity | Activation::Relu)
-    }
-    #[inline(always)]
+impl<E: Element> Normalize<'_, '_, E> {
     fn piece(&mut self, tile: &Tile, row: usize, cols: Range<usize>, at: At<'_, E::Acc>) {
         let Output { simd, plan, x: all_x, residual, activation, .. } = self.output;
         let range = clipped(row, cols.clone(), plan.width, plan.len());
@@ -263,7 +292,8 @@ impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
             None => self.held.copy(self.y.held(row, cols.clone())),
         };
         let residual = residual.map(|r| &r[range]);
-        let ahead = ahead_of([x, residual.unwrap_or(x)], tile.ahead(row, &cols, plan.width));
+        let other = residual.unwrap_or(x);
+        let ahead = ahead_of([x, other], tile.ahead(row, &cols, plan.width));
         let mask = self.mask.as_mut().map(|m| m.row_mut(row, plan.mask_cols(&cols)));
         let relu = match activation {
             Activation::Identity => false,
@@ -273,9 +303,9 @@ impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
                 return self.y.write(simd, row, cols, false, |_, y| narrow(simd, values, y));
             }
         };
-        let as_lines = at.has_lines::<E>(x.len()) && mask.is_none();
-        self.y.write(simd, row, cols, as_lines, |store, y| {
-            normalize(store, at, (x, residual), relu, y, ahead);
+        self.y.write(simd, row, cols, mask.is_none(), |store, y| {
+            let piece = Piece { store, at, x, other, out: &mut *y, ahead };
+            normalize(simd, residual.is_some(), relu, piece);
             if let Some(mask) = mask {
                 bits_of_positive(simd, y, mask);
             }

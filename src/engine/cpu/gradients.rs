@@ -1,13 +1,13 @@
 //! The backward's two passes over a tile: the sums of every channel, then the gradients of x and
 //! residual.
-use super::elementwise::{Step, ahead_of};
+use super::elementwise::{Of, Walk, ahead_of};
 use super::gate::Gate;
 use super::kernels::convert::{copy, keep, narrow};
-use super::kernels::elementwise::{At, Through, input_gradient};
+use super::kernels::elementwise::{At, Piece, Pieces, Through, input_gradient};
 use super::kernels::moments::total;
 use super::kernels::sums::{self, Lanes, Rows, STRIP_ROWS};
 use super::plan::{Plan, Tile};
-use super::simd::{BLOCK, Scratch, Simd, Store};
+use super::simd::{BLOCK, LINE, Scratch, Simd, Store};
 use super::staged::{Derivative, Staged};
 use super::table::{Strip, Table};
 use super::tiles::{TileMut, Writer, clipped};
@@ -289,20 +289,31 @@ impl<'a, 'p, E: Element> Gradients<'a, 'p, E> {
     }
 }
 
-impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
-    type Element = E;
-    const GRADIENT: bool = true;
-    fn to_line(&self, tile: &Tile) -> usize {
-        match (self.read.gate, &self.grad_x) {
-            (Gate::Open | Gate::Recompute, Some(grad_x)) => grad_x.to_line(tile),
+impl<E: Element> Gradients<'_, '_, E> {
+    /// Writes all of a tile.
+    pub fn write(mut self, tile: &Tile, table: &Table<'_, E::Acc>) {
+        let Read { simd, plan, gate, grad_y, .. } = self.read;
+        let is_loop = matches!(gate, Gate::Open | Gate::Recompute);
+        let to_line = match &self.grad_x {
+            Some(grad_x) if is_loop => grad_x.to_line(tile),
             _ => 0,
+        };
+        let (line, gradient) = (LINE / size_of::<E>(), true);
+        let runs = match (&self.grad_residual, grad_y) {
+            (None, Some(_)) if is_loop => Of::Rows,
+            (Some(_), Some(_)) if is_loop => Of::Long,
+            _ => Of::Held,
+        };
+        let walk = Walk { plan, tile, table, gradient, to_line, line, runs };
+        if let (Some(grad_y), Some(grad_x), Of::Rows) = (grad_y, &mut self.grad_x, runs) {
+            let (through, recomputes) = (self.through, gate.recomputes());
+            let reads_x = through == Through::Statistics || recomputes;
+            let x = if reads_x { self.read.x } else { grad_y };
+            let pieces = Lines { read: self.read, x, grad_y, grad_x, walk };
+            return input_gradient(simd, (through, recomputes), pieces);
         }
+        walk.each(|row, cols, at| self.piece(tile, row, cols, at));
     }
-    fn is_held(&self) -> bool {
-        let is_looped = matches!(self.read.gate, Gate::Open | Gate::Recompute);
-        self.read.grad_y.is_none() || !is_looped
-    }
-    #[inline(always)]
     fn piece(&mut self, tile: &Tile, row: usize, cols: Range<usize>, at: At<'_, E::Acc>) {
         let read = self.read;
         let Read { simd, plan, x, gate, .. } = read;
@@ -322,7 +333,9 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
             if let Some(grad_x) = &mut self.grad_x {
                 let wide = self.wide.values(g.len());
                 let store = Store::to_cache(simd);
-                input_gradient(store, at, (x, g), (through, false), wide, [std::ptr::null(); 2]);
+                let out = &mut *wide;
+                let piece = Piece { store, at, x, other: g, out, ahead: [std::ptr::null(); 2] };
+                input_gradient(simd, (through, false), piece);
                 grad_x.write(simd, row, cols, false, |_, out| narrow(simd, wide, out));
             }
             return;
@@ -335,9 +348,37 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
         }
         if let Some(grad_x) = &mut self.grad_x {
             let x = if reads_x { &x[range] } else { g };
-            grad_x.write(simd, row, cols, at.has_lines::<E>(x.len()), |store, out| {
-                input_gradient(store, at, (x, g), (through, recomputes), out, ahead);
+            grad_x.write(simd, row, cols, true, |store, out| {
+                let piece = Piece { store, at, x, other: g, out, ahead };
+                input_gradient(simd, (through, recomputes), piece);
             });
         }
+    }
+}
+
+/// The pieces of a tile that loops take from x and `grad_y` to `grad_x`, and nothing else does.
+struct Lines<'a, 'w, 'p, E: Element> {
+    read: Read<'a, E>,
+    /// `grad_y` where x is not read.
+    x: &'a [E],
+    grad_y: &'a [E],
+    grad_x: &'w mut Writer<'p, E>,
+    walk: Walk<'w, E::Acc>,
+}
+
+impl<E: Element> Pieces<E> for Lines<'_, '_, '_, E> {
+    #[inline(always)]
+    fn each(self, mut take: impl FnMut(Piece<'_, E>)) {
+        let Self { read: Read { simd, plan, .. }, x, grad_y, grad_x, walk } = self;
+        walk.each(
+            #[inline(always)]
+            |row, cols, at| {
+                let range = clipped(row, cols.clone(), plan.width, plan.len());
+                let (x, other) = (&x[range.clone()], &grad_y[range]);
+                let ahead = ahead_of([x, other], walk.tile.ahead(row, &cols, plan.width));
+                let (store, out) = grad_x.lines(simd, row, cols);
+                take(Piece { store, at, x, other, out, ahead });
+            },
+        );
     }
 }

@@ -3,7 +3,7 @@
 //! loops for an activation do not multiply.
 use super::kernels::activation::{self, Block, Kinks};
 use super::kernels::convert;
-use super::kernels::elementwise::{At, normalize};
+use super::kernels::elementwise::{At, Piece, normalize};
 use super::simd::{ROOM, Simd, Store};
 use crate::engine::Activation;
 use crate::{Element, Real};
@@ -103,6 +103,8 @@ impl<A: Real> Blocks<A> {
             &self.residual[..n]
         });
         let (x, z) = (&self.x[..n], &mut self.z[..n]);
-        normalize(Store::to_cache(simd), at, (x, residual), false, z, [std::ptr::null(); 2]);
+        let (store, other) = (Store::to_cache(simd), residual.unwrap_or(x));
+        let piece = Piece { store, at, x, other, out: z, ahead: [std::ptr::null(); 2] };
+        normalize(simd, residual.is_some(), false, piece);
     }
 }

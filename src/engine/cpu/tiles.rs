@@ -270,6 +270,16 @@ impl<'p, E: Element> Writer<'p, E> {
         assert!(!self.past_cache, "what is written past the cache is not read");
         self.tile.row(row, cols)
     }
+    /// Columns `cols` of `row`, and how they are to be written: as lines, each value once.
+    #[inline(always)]
+    pub fn lines(&mut self, simd: Simd, row: usize, cols: Range<usize>) -> (Store, &mut [E]) {
+        let store = match self.past_cache {
+            // SAFETY: as in `write`.
+            true => unsafe { Store::past_cache(simd) },
+            false => Store::to_cache(simd),
+        };
+        (store, self.tile.row_mut(row, cols))
+    }
     /// Lets `fill` write columns `cols` of `row`. What it does not write `as_lines`, or reads again,
     /// and is to go past the cache, waits in a buffer until it has done.
     #[inline(always)]

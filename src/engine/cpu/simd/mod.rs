@@ -6,7 +6,7 @@ use crate::{Element, Real};
 pub use level::SimdLevel;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
-pub(super) use store::{QUARTER, Store, fence, prefetch};
+pub(super) use store::{Store, fence, prefetch};
 pub(super) use units::{BLOCK, GROUP, LINE, ROOM, Scratch, to_line};
 
 mod level;

@@ -1,0 +1,147 @@
+//! Where loops find the coefficients of a group of values.
+use super::super::simd::GROUP;
+use super::super::table::{Coef, Lanes, Strip};
+use crate::Real;
+use std::hint::select_unpredictable;
+
+/// The coefficients of a block of values, by groups.
+pub trait Source<A> {
+    type Lanes: Lanes<A>;
+    /// Those of the group that starts with value `at`.
+    fn group(&self, at: usize) -> Self::Lanes;
+    /// Calls `take` for every one of `groups`, which follow each other, the first one from value `start`
+    /// on. Must be `#[inline(always)]`, as `take` is.
+    fn each<G>(
+        &self,
+        start: usize,
+        groups: impl ExactSizeIterator<Item = G>,
+        take: impl FnMut(G, Self::Lanes),
+    );
+}
+
+/// The same for every value.
+impl<A: Real> Source<A> for Coef<A> {
+    type Lanes = Self;
+    #[inline(always)]
+    fn group(&self, _: usize) -> Self {
+        *self
+    }
+    #[inline(always)]
+    fn each<G>(
+        &self,
+        _: usize,
+        groups: impl ExactSizeIterator<Item = G>,
+        mut take: impl FnMut(G, Self),
+    ) {
+        for group in groups {
+            take(group, *self);
+        }
+    }
+}
+
+/// Every value has its own.
+impl<A: Real> Source<A> for &Strip<A> {
+    type Lanes = [[A; GROUP]; 5];
+    #[inline(always)]
+    fn group(&self, at: usize) -> Self::Lanes {
+        self.groups(at, 1)(0)
+    }
+    #[inline(always)]
+    fn each<G>(
+        &self,
+        start: usize,
+        groups: impl ExactSizeIterator<Item = G>,
+        mut take: impl FnMut(G, Self::Lanes),
+    ) {
+        let coefs = self.groups(start, groups.len());
+        for (i, group) in groups.enumerate() {
+            take(group, coefs(i));
+        }
+    }
+}
+
+/// Runs of values that have their channel's coefficients in common, of a group's length at least.
+#[derive(Clone, Copy)]
+pub struct Runs<'a, A> {
+    pub strip: &'a Strip<A>,
+    /// Of the first value: its place in the strip.
+    pub channel: usize,
+    /// Values of that channel's run from the first one on.
+    pub left: usize,
+    /// Values of a run.
+    pub inner: usize,
+}
+
+impl<A> Runs<'_, A> {
+    /// The place in the strip of value `at`, and the value behind its run.
+    #[inline(always)]
+    fn run(&self, at: usize) -> (usize, usize) {
+        let Self { channel, left, inner, .. } = *self;
+        let runs = if at < left { 0 } else { 1 + (at - left) / inner };
+        (channel + runs, left + runs * inner)
+    }
+}
+
+impl<A: Real> Source<A> for Runs<'_, A> {
+    type Lanes = Two<A>;
+    #[inline(always)]
+    fn group(&self, at: usize) -> Two<A> {
+        let (channel, end) = self.run(at);
+        Two::new([self.strip.at(channel), self.strip.at(channel + 1)], end - at)
+    }
+    /// The whole groups of a run, then the one that it shares with the next: so every group is stored once
+    /// and where it is aligned, however long the runs are.
+    #[inline(always)]
+    fn each<G>(
+        &self,
+        mut at: usize,
+        mut groups: impl ExactSizeIterator<Item = G>,
+        mut take: impl FnMut(G, Two<A>),
+    ) {
+        let (mut channel, mut end) = self.run(at);
+        let mut first = self.strip.at(channel);
+        loop {
+            for _ in 0..(end - at) / GROUP {
+                let Some(group) = groups.next() else { return };
+                take(group, Two::new([first, first], GROUP));
+                at += GROUP;
+            }
+            channel += 1;
+            let second = self.strip.at(channel);
+            if at < end {
+                let Some(group) = groups.next() else { return };
+                take(group, Two::new([first, second], end - at));
+                at += GROUP;
+            }
+            (first, end) = (second, end + self.inner);
+        }
+    }
+}
+
+/// Those of two channels.
+pub struct Two<A> {
+    coefs: [Coef<A>; 2],
+    /// Lanes of the first. No `usize`, for one vector of lanes to be compared as it is.
+    left: i32,
+}
+impl<A> Two<A> {
+    #[inline(always)]
+    fn new(coefs: [Coef<A>; 2], left: usize) -> Self {
+        Self { coefs, left: left as i32 } // more than a group's lanes is as good as any
+    }
+}
+impl<A: Real> Lanes<A> for Two<A> {
+    #[inline(always)]
+    fn at(&self, lane: usize) -> Coef<A> {
+        let Self { coefs: [first, second], left } = *self;
+        // A select, for a branch by lanes would make no vector.
+        let of = |first, second| select_unpredictable((lane as i32) < left, first, second);
+        Coef {
+            mean: of(first.mean, second.mean),
+            scale: of(first.scale, second.scale),
+            bias: of(first.bias, second.bias),
+            mean_g: of(first.mean_g, second.mean_g),
+            slope: of(first.slope, second.slope),
+        }
+    }
+}
