@@ -145,3 +145,72 @@ impl<A: Real> Lanes<A> for Two<A> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::simd::tests::every_store;
+    use super::super::super::simd::{BLOCK, LINE};
+    use super::super::super::table::Table;
+    use super::super::super::tiles::numbers_mut;
+    use super::super::elementwise::{At, Piece, normalize};
+    use super::*;
+    use crate::Element;
+
+    /// Every cut of runs of every length, in and past the cache, at any address, against one value at a
+    /// time.
+    #[test]
+    fn runs_have_the_coefficients_of_their_channel() {
+        fn all<E: Element>() {
+            const CHANNELS: usize = 16;
+            let mut fields = vec![0.0; Table::<E::Acc>::FIELDS * CHANNELS];
+            for (i, v) in numbers_mut(&mut fields).iter_mut().enumerate() {
+                *v = E::Acc::from_f64(1.0 + i as f64 / 8.0);
+            }
+            let mut strip = Strip::new();
+            strip.load_channels(0..CHANNELS, &Table::new(&fields, 0..CHANNELS), false);
+            let values = |scale: f64| -> Vec<E> {
+                (0..2 * BLOCK).map(|i| E::narrow(E::Acc::from_f64(scale * i as f64))).collect()
+            };
+            let (all_x, all_r) = (values(1.0), values(-0.5));
+            for inner in [16, 17, 25, 31, 33, 49, 64, 100] {
+                for from in [0, 1, inner - 1, inner, 2 * inner + 5] {
+                    for n in [1, 7, 15, 16, 17, 40, 127, 128, 130, 3 * inner, 5 * inner + 3] {
+                        let runs = Runs {
+                            strip: &strip,
+                            channel: from / inner,
+                            left: inner - from % inner,
+                            inner,
+                        };
+                        let start = (from * 7 + n) % LINE;
+                        let (x, other) = (&all_x[..n], &all_r[..n]);
+                        let expected: Vec<E> = (0..n)
+                            .map(|i| {
+                                let z = strip.at((from + i) / inner).normalize(x[i].widen());
+                                E::narrow(z + other[i].widen())
+                            })
+                            .collect();
+                        let own = start..start + n;
+                        every_store(
+                            2 * BLOCK + LINE,
+                            |store, memory: &mut [E]| {
+                                let (at, out) = (At::Runs(runs), &mut memory[own.clone()]);
+                                let ahead = [std::ptr::null(); 2];
+                                let piece = Piece { store, at, x, other, out, ahead };
+                                normalize(store.simd, true, false, piece);
+                            },
+                            |memory| {
+                                assert_eq!(memory[own.clone()], expected, "{inner} {from} {n}");
+                                let mut outside = memory[..start].iter().chain(&memory[own.end..]);
+                                assert!(outside.all(|v| *v == E::default()));
+                            },
+                        );
+                    }
+                }
+            }
+        }
+        all::<f32>();
+        all::<f64>();
+        all::<half::f16>();
+        all::<half::bf16>();
+    }
+}

@@ -257,6 +257,23 @@ pub(super) mod tests {
     pub fn every_level(mut test: impl FnMut(Simd)) {
         SimdLevel::available().filter_map(Simd::new).for_each(|simd| simd.vectorize(&mut test));
     }
+    /// What `write` has written to zeros, by every level and store.
+    pub fn every_store<E: Element>(
+        len: usize,
+        mut write: impl FnMut(Store, &mut [E]),
+        mut check: impl FnMut(&[E]),
+    ) {
+        every_level(|simd| {
+            // SAFETY: fenced before anything is read.
+            let past = unsafe { Store::past_cache(simd) };
+            for store in [Store::to_cache(simd), past] {
+                let mut memory = vec![E::default(); len];
+                write(store, &mut memory);
+                fence();
+                check(&memory);
+            }
+        });
+    }
 
     #[test]
     fn instructions_convert_as_the_definition_does() {
