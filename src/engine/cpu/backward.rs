@@ -1,5 +1,6 @@
 //! The backward: the sums of every channel, then what they make of the gradients.
 use super::Cpu;
+use super::elementwise::walk;
 use super::extremes::{self, Extreme};
 use super::gate::Gate;
 use super::gradients::{self, Gradients, Parts, Read, wide_sums};
@@ -125,7 +126,7 @@ impl<'a, E: Element> SumsAndGradients<'a, E> {
             self.coefs.gradient(channels.clone(), None, memory);
             let table = Table::new(memory, channels);
             for_each_tile(plan, false, outputs, |tile, outputs: Parts<'_, E>| {
-                Gradients::new(read, self.through, outputs).write(&tile, &table);
+                walk(plan, &tile, &table, &mut Gradients::new(read, self.through, outputs));
             });
         });
     }
@@ -176,7 +177,8 @@ impl<'a, E: Element> TwoPass for SumsAndGradients<'a, E> {
     }
     fn write(&self, tile: &Tile, outputs: Part<'_, Self>, cached: &[f64]) {
         let table = self.table(tile.block, cached);
-        Gradients::new(self.read, self.through, outputs).write(tile, &table);
+        let mut step = Gradients::new(self.read, self.through, outputs);
+        walk(self.read.plan, tile, &table, &mut step);
     }
     fn writes(&self) -> bool {
         self.writes

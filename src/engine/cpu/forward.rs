@@ -1,15 +1,15 @@
 //! The forwards: statistics of the batch, or given ones, then normalization.
-use super::elementwise::{Of, Walk, ahead_of};
+use super::elementwise::{Cut, Step, by_piece, walk};
 use super::extremes::{self, Extreme};
 use super::kernels::convert::{bits_of_positive, narrow};
-use super::kernels::elementwise::{At, Piece, Pieces, normalize};
+use super::kernels::elementwise::{At, Work, ahead_of, normalize};
 use super::kernels::moments as merging;
 use super::moments::{self, Merged, Moments};
 use super::plan::{Plan, Tile};
 use super::schedule::{Part, TwoPass, two_pass, workspace_len};
-use super::simd::{LINE, Scratch, Simd};
+use super::simd::{Scratch, Simd};
 use super::staged::Staged;
-use super::table::{Parameters, Statistics, Table, TableMut};
+use super::table::{Parameters, Statistics, Strip, Table, TableMut};
 use super::tiles::{Elements, TileMut, Writer, clipped, for_each_tile};
 use super::{Cpu, stats, update};
 use crate::engine::saved::{Buffers, Opened};
@@ -225,55 +225,14 @@ impl<E: Element> Output<'_, E> {
         table: &Table<'_, E::Acc>,
         (y, mask): (TileMut<'_, E>, Option<TileMut<'_, u8>>),
     ) {
-        let mut y = Writer::new(self.plan, y, 2, self.x.is_none());
-        let relu = self.activation == Activation::Relu;
-        let is_loop = relu || self.activation == Activation::Identity;
-        let plain = self.x.filter(|_| mask.is_none() && is_loop);
-        let to_line = if mask.is_some() { 0 } else { y.to_line(tile) };
-        let (plan, line, gradient) = (self.plan, LINE / size_of::<E>(), false);
-        let runs = if plain.is_some() { Of::Rows } else { Of::Held };
-        let walk = Walk { plan, tile, table, gradient, to_line, line, runs };
-        match plain {
-            Some(x) => {
-                let pieces = Lines { output: *self, x, y: &mut y, walk };
-                normalize(self.simd, self.residual.is_some(), relu, pieces);
-            }
-            None => {
-                let (held, staged) = (Scratch::new(), Staged::new());
-                let mut step = Normalize { output: *self, y, mask, held, staged };
-                walk.each(|row, cols, at| step.piece(tile, row, cols, at));
-            }
-        }
+        let y = Writer::new(self.plan, y, 2, self.x.is_none());
+        let (held, staged) = (Scratch::new(), Staged::new());
+        let mut step = Normalize { output: *self, y, mask, held, staged };
+        walk(self.plan, tile, table, &mut step);
     }
 }
 
-/// The pieces of a tile that loops take from x and residual to y, and nothing else does.
-struct Lines<'a, 'w, 'p, E: Element> {
-    output: Output<'a, E>,
-    x: &'a [E],
-    y: &'w mut Writer<'p, E>,
-    walk: Walk<'w, E::Acc>,
-}
-
-impl<E: Element> Pieces<E> for Lines<'_, '_, '_, E> {
-    #[inline(always)]
-    fn each(self, mut take: impl FnMut(Piece<'_, E>)) {
-        let Self { output: Output { simd, plan, residual, .. }, x, y, walk } = self;
-        walk.each(
-            #[inline(always)]
-            |row, cols, at| {
-                let range = clipped(row, cols.clone(), plan.width, plan.len());
-                let x = &x[range.clone()];
-                let other = residual.map_or(x, |r| &r[range]);
-                let ahead = ahead_of([x, other], walk.tile.ahead(row, &cols, plan.width));
-                let (store, out) = y.lines(simd, row, cols);
-                take(Piece { store, at, x, other, out, ahead });
-            },
-        );
-    }
-}
-
-/// `y = activation(normalize(x) [+ residual])` over a tile, a piece after the other.
+/// `y = activation(normalize(x) [+ residual])` over a tile.
 struct Normalize<'a, 'p, E: Element> {
     output: Output<'a, E>,
     y: Writer<'p, E>,
@@ -283,7 +242,39 @@ struct Normalize<'a, 'p, E: Element> {
     staged: Staged<E::Acc>,
 }
 
-impl<E: Element> Normalize<'_, '_, E> {
+impl<'a, E: Element> Normalize<'a, '_, E> {
+    /// x, and whether there is a ReLU, where a loop does all that is to be done.
+    fn plain(&self) -> Option<(&'a [E], bool)> {
+        let x = self.output.x.filter(|_| self.mask.is_none())?;
+        match self.output.activation {
+            Activation::Identity => Some((x, false)),
+            Activation::Relu => Some((x, true)),
+            _ => None,
+        }
+    }
+}
+
+impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
+    type Element = E;
+    const GRADIENT: bool = false;
+    fn to_line(&self, tile: &Tile) -> usize {
+        if self.mask.is_some() { 0 } else { self.y.to_line(tile) }
+    }
+    fn cut(&self) -> Cut {
+        if self.plain().is_some() { Cut::Row } else { Cut::Held }
+    }
+    fn columns(&mut self, tile: &Tile, strips: &[(Range<usize>, &Strip<E::Acc>)]) {
+        let Output { simd, plan, residual, .. } = self.output;
+        match self.plain() {
+            Some((x, relu)) => {
+                let from = [x, residual.unwrap_or(x)];
+                let work = Work::Rows { plan, tile, strips, from, out: &mut self.y };
+                normalize(simd, (residual.is_some(), relu), work);
+            }
+            None => by_piece(self, tile, strips),
+        }
+    }
+    #[inline(always)]
     fn piece(&mut self, tile: &Tile, row: usize, cols: Range<usize>, at: At<'_, E::Acc>) {
         let Output { simd, plan, x: all_x, residual, activation, .. } = self.output;
         let range = clipped(row, cols.clone(), plan.width, plan.len());
@@ -292,8 +283,7 @@ impl<E: Element> Normalize<'_, '_, E> {
             None => self.held.copy(self.y.held(row, cols.clone())),
         };
         let residual = residual.map(|r| &r[range]);
-        let other = residual.unwrap_or(x);
-        let ahead = ahead_of([x, other], tile.ahead(row, &cols, plan.width));
+        let ahead = ahead_of([x, residual.unwrap_or(x)], tile.ahead(row, &cols, plan.width));
         let mask = self.mask.as_mut().map(|m| m.row_mut(row, plan.mask_cols(&cols)));
         let relu = match activation {
             Activation::Identity => false,
@@ -304,8 +294,9 @@ impl<E: Element> Normalize<'_, '_, E> {
             }
         };
         self.y.write(simd, row, cols, mask.is_none(), |store, y| {
-            let piece = Piece { store, at, x, other, out: &mut *y, ahead };
-            normalize(simd, residual.is_some(), relu, piece);
+            let (from, out) = ([x, residual.unwrap_or(x)], &mut *y);
+            let work = Work::Piece { store, at, from, out, ahead };
+            normalize(simd, (residual.is_some(), relu), work);
             if let Some(mask) = mask {
                 bits_of_positive(simd, y, mask);
             }

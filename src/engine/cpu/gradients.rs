@@ -1,13 +1,14 @@
 //! The backward's two passes over a tile: the sums of every channel, then the gradients of x and
 //! residual.
-use super::elementwise::{Of, Walk, ahead_of};
+use super::elementwise::{Cut, Step, by_piece};
 use super::gate::Gate;
 use super::kernels::convert::{copy, keep, narrow};
-use super::kernels::elementwise::{At, Piece, Pieces, Through, input_gradient};
+use super::kernels::elementwise::{At, Through, Work, ahead_of, input_gradient};
 use super::kernels::moments::total;
+use super::kernels::source::Runs;
 use super::kernels::sums::{self, Lanes, Rows, STRIP_ROWS};
 use super::plan::{Plan, Tile};
-use super::simd::{BLOCK, LINE, Scratch, Simd, Store};
+use super::simd::{BLOCK, Scratch, Simd};
 use super::staged::{Derivative, Staged};
 use super::table::{Strip, Table};
 use super::tiles::{TileMut, Writer, clipped};
@@ -115,18 +116,22 @@ fn sums_of_runs<E: Element>(
 ) {
     let Read { simd, plan, gate, .. } = *read;
     let run = plan.inner().min(tile.cols.len());
-    let (mut gated, mut staged) = (Scratch::new(), Staged::new());
+    let (mut strip, mut gated, mut staged) = (Strip::new(), Scratch::new(), Staged::new());
     for (k, start) in tile.cols.clone().step_by(run).enumerate() {
-        let coef = table.at(start / plan.inner());
+        let (channel, run_end) = (start / plan.inner(), start + run);
+        let coef = table.at(channel);
+        strip.load_channels(channel..channel + 1, table, false);
         let (mut sum, mut product, mut count) = (Lanes::new(), Lanes::new(), 0);
         for row in tile.rows.clone() {
-            for at in (start..start + run).step_by(BLOCK) {
-                let cols = at..(at + BLOCK).min(start + run);
+            for at in (start..run_end).step_by(BLOCK) {
+                let cols = at..(at + BLOCK).min(run_end);
                 let x = read.x(row, cols.clone());
                 let g = read.grad_y(grad_x, row, cols.clone());
                 let to = (&mut sum, &mut product);
                 if gate.is_staged() {
-                    let from = read.staged(row, &cols, At::Channel(coef), g, &mut staged);
+                    let (strip, left) = (&strip, run_end - at);
+                    let of_channel = At::Runs(Runs { strip, channel: 0, left, inner: left });
+                    let from = read.staged(row, &cols, of_channel, g, &mut staged);
                     sums::gradients(simd, from, coef, false, to);
                 } else {
                     let g = read.masked(row, &cols, g, &mut gated);
@@ -290,36 +295,46 @@ impl<'a, 'p, E: Element> Gradients<'a, 'p, E> {
 }
 
 impl<E: Element> Gradients<'_, '_, E> {
-    /// Writes all of a tile.
-    pub fn write(mut self, tile: &Tile, table: &Table<'_, E::Acc>) {
-        let Read { simd, plan, gate, grad_y, .. } = self.read;
-        let is_loop = matches!(gate, Gate::Open | Gate::Recompute);
-        let to_line = match &self.grad_x {
-            Some(grad_x) if is_loop => grad_x.to_line(tile),
-            _ => 0,
-        };
-        let (line, gradient) = (LINE / size_of::<E>(), true);
-        let runs = match (&self.grad_residual, grad_y) {
-            (None, Some(_)) if is_loop => Of::Rows,
-            (Some(_), Some(_)) if is_loop => Of::Long,
-            _ => Of::Held,
-        };
-        let walk = Walk { plan, tile, table, gradient, to_line, line, runs };
-        if let (Some(grad_y), Some(grad_x), Of::Rows) = (grad_y, &mut self.grad_x, runs) {
-            let (through, recomputes) = (self.through, gate.recomputes());
-            let reads_x = through == Through::Statistics || recomputes;
-            let x = if reads_x { self.read.x } else { grad_y };
-            let pieces = Lines { read: self.read, x, grad_y, grad_x, walk };
-            return input_gradient(simd, (through, recomputes), pieces);
-        }
-        walk.each(|row, cols, at| self.piece(tile, row, cols, at));
+    fn reads_x(&self) -> bool {
+        self.through == Through::Statistics || self.read.gate.recomputes()
     }
+}
+
+impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
+    type Element = E;
+    const GRADIENT: bool = true;
+    fn to_line(&self, tile: &Tile) -> usize {
+        match (self.read.gate, &self.grad_x) {
+            (Gate::Open | Gate::Recompute, Some(grad_x)) => grad_x.to_line(tile),
+            _ => 0,
+        }
+    }
+    fn cut(&self) -> Cut {
+        let is_loop = matches!(self.read.gate, Gate::Open | Gate::Recompute);
+        match (is_loop && self.read.grad_y.is_some(), &self.grad_residual) {
+            (true, None) => Cut::Row,
+            (true, Some(_)) => Cut::Cached,
+            (false, _) => Cut::Held,
+        }
+    }
+    fn columns(&mut self, tile: &Tile, strips: &[(Range<usize>, &Strip<E::Acc>)]) {
+        let (cut, reads_x) = (self.cut(), self.reads_x());
+        let Read { simd, plan, x, gate, grad_y, .. } = self.read;
+        match (grad_y, &mut self.grad_x) {
+            (Some(grad_y), Some(out)) if cut == Cut::Row => {
+                let x = if reads_x { x } else { grad_y };
+                let work = Work::Rows { plan, tile, strips, from: [x, grad_y], out };
+                input_gradient(simd, (self.through, gate.recomputes()), work);
+            }
+            _ => by_piece(self, tile, strips),
+        }
+    }
+    #[inline(always)]
     fn piece(&mut self, tile: &Tile, row: usize, cols: Range<usize>, at: At<'_, E::Acc>) {
         let read = self.read;
         let Read { simd, plan, x, gate, .. } = read;
         let range = clipped(row, cols.clone(), plan.width, plan.len());
-        let (through, recomputes) = (self.through, gate.recomputes());
-        let reads_x = through == Through::Statistics || recomputes;
+        let (through, recomputes, reads_x) = (self.through, gate.recomputes(), self.reads_x());
         let grad_y = match (read.grad_y, &self.grad_x) {
             (Some(grad_y), _) => &grad_y[range.clone()],
             (None, Some(grad_x)) => self.held.copy(grad_x.held(row, cols.clone())),
@@ -332,10 +347,7 @@ impl<E: Element> Gradients<'_, '_, E> {
             }
             if let Some(grad_x) = &mut self.grad_x {
                 let wide = self.wide.values(g.len());
-                let store = Store::to_cache(simd);
-                let out = &mut *wide;
-                let piece = Piece { store, at, x, other: g, out, ahead: [std::ptr::null(); 2] };
-                input_gradient(simd, (through, false), piece);
+                input_gradient(simd, (through, false), Work::piece(simd, at, [x, g], wide));
                 grad_x.write(simd, row, cols, false, |_, out| narrow(simd, wide, out));
             }
             return;
@@ -349,36 +361,9 @@ impl<E: Element> Gradients<'_, '_, E> {
         if let Some(grad_x) = &mut self.grad_x {
             let x = if reads_x { &x[range] } else { g };
             grad_x.write(simd, row, cols, true, |store, out| {
-                let piece = Piece { store, at, x, other: g, out, ahead };
-                input_gradient(simd, (through, recomputes), piece);
+                let work = Work::Piece { store, at, from: [x, g], out, ahead };
+                input_gradient(simd, (through, recomputes), work);
             });
         }
-    }
-}
-
-/// The pieces of a tile that loops take from x and `grad_y` to `grad_x`, and nothing else does.
-struct Lines<'a, 'w, 'p, E: Element> {
-    read: Read<'a, E>,
-    /// `grad_y` where x is not read.
-    x: &'a [E],
-    grad_y: &'a [E],
-    grad_x: &'w mut Writer<'p, E>,
-    walk: Walk<'w, E::Acc>,
-}
-
-impl<E: Element> Pieces<E> for Lines<'_, '_, '_, E> {
-    #[inline(always)]
-    fn each(self, mut take: impl FnMut(Piece<'_, E>)) {
-        let Self { read: Read { simd, plan, .. }, x, grad_y, grad_x, walk } = self;
-        walk.each(
-            #[inline(always)]
-            |row, cols, at| {
-                let range = clipped(row, cols.clone(), plan.width, plan.len());
-                let (x, other) = (&x[range.clone()], &grad_y[range]);
-                let ahead = ahead_of([x, other], walk.tile.ahead(row, &cols, plan.width));
-                let (store, out) = grad_x.lines(simd, row, cols);
-                take(Piece { store, at, x, other, out, ahead });
-            },
-        );
     }
 }

@@ -3,8 +3,8 @@
 //! loops for an activation do not multiply.
 use super::kernels::activation::{self, Block, Kinks};
 use super::kernels::convert;
-use super::kernels::elementwise::{At, Piece, normalize};
-use super::simd::{ROOM, Simd, Store};
+use super::kernels::elementwise::{At, Work, normalize};
+use super::simd::{ROOM, Simd};
 use crate::engine::Activation;
 use crate::{Element, Real};
 
@@ -103,8 +103,7 @@ impl<A: Real> Blocks<A> {
             &self.residual[..n]
         });
         let (x, z) = (&self.x[..n], &mut self.z[..n]);
-        let (store, other) = (Store::to_cache(simd), residual.unwrap_or(x));
-        let piece = Piece { store, at, x, other, out: z, ahead: [std::ptr::null(); 2] };
-        normalize(simd, residual.is_some(), false, piece);
+        let work = Work::piece(simd, at, [x, residual.unwrap_or(x)], z);
+        normalize(simd, (residual.is_some(), false), work);
     }
 }

@@ -1,8 +1,11 @@
 //! Elementwise loops: `out[i] = op(coefficients of i, x[i], other[i])`.
+use super::super::plan::{Plan, Tile};
 use super::super::simd::{GROUP, Simd, Store, prefetch, to_line};
 use super::super::table::{Coef, Lanes, Strip};
+use super::super::tiles::{Writer, clipped};
 use super::source::{Runs, Source};
 use crate::{Element, Real};
+use std::ops::Range;
 
 /// Blocks from here on are worth to be brought to the start of a cache line: vectors that straddle
 /// two lines cost up to a tenth of a long run.
@@ -11,9 +14,7 @@ const ALIGNED: usize = 128;
 /// Where the coefficients of a block come from.
 #[derive(Clone, Copy)]
 pub enum At<'a, A> {
-    /// One channel's.
-    Channel(Coef<A>),
-    /// Several channels'.
+    /// One channel's, or several ones'.
     Runs(Runs<'a, A>),
     /// Every value has its own.
     Columns(&'a Strip<A>),
@@ -23,60 +24,92 @@ pub enum At<'a, A> {
 /// later rows start, of two tensors or twice of one. Nothing is read there.
 pub type Ahead<E> = [*const E; 2];
 
-/// What is done in one place.
-pub struct Piece<'a, E: Element> {
-    pub store: Store,
-    pub at: At<'a, E::Acc>,
-    pub x: &'a [E],
-    /// A residual or a gradient; x where there is neither.
-    pub other: &'a [E],
-    pub out: &'a mut [E],
-    pub ahead: Ahead<E>,
+/// What a call works on. It reads x and, beside it, a residual or a gradient, or twice x.
+pub enum Work<'a, 'p, E: Element> {
+    /// Values that lie together.
+    Piece {
+        store: Store,
+        at: At<'a, E::Acc>,
+        from: [&'a [E]; 2],
+        out: &'a mut [E],
+        ahead: Ahead<E>,
+    },
+    /// Columns of all rows of a tile of tensors, a strip beside the other, written as lines: a call
+    /// for each piece of them would take longer than its arithmetic.
+    Rows {
+        plan: &'a Plan,
+        tile: &'a Tile,
+        strips: &'a [(Range<usize>, &'a Strip<E::Acc>)],
+        from: [&'a [E]; 2],
+        out: &'a mut Writer<'p, E>,
+    },
 }
 
-/// Several, or one.
-pub trait Pieces<E: Element> {
-    /// Calls `take` for each; must be `#[inline(always)]`, as `take` is.
-    fn each(self, take: impl FnMut(Piece<'_, E>));
-}
-impl<E: Element> Pieces<E> for Piece<'_, E> {
-    #[inline(always)]
-    fn each(self, mut take: impl FnMut(Piece<'_, E>)) {
-        take(self);
+impl<'a, E: Element> Work<'a, '_, E> {
+    /// A piece that is written to the cache.
+    pub fn piece(simd: Simd, at: At<'a, E::Acc>, from: [&'a [E]; 2], out: &'a mut [E]) -> Self {
+        let (store, ahead) = (Store::to_cache(simd), [std::ptr::null(); 2]);
+        Work::Piece { store, at, from, out, ahead }
     }
 }
 
 /// Maps every piece.
 #[inline(always)]
-fn map_each<E: Element>(
+fn map_all<E: Element>(
     simd: Simd,
-    pieces: impl Pieces<E>,
+    mut work: Work<'_, '_, E>,
     op: impl Fn(Coef<E::Acc>, E::Acc, E::Acc) -> E::Acc + Copy,
 ) {
-    pieces.each(
+    let (rows, strips) = match &work {
+        Work::Piece { .. } => (0..1, 1),
+        Work::Rows { tile, strips, .. } => (tile.rows.clone(), strips.len()),
+    };
+    for row in rows {
+        for k in 0..strips {
+            // One place that maps: the loops are compiled into it.
+            let (store, at, from, out, ahead) = match &mut work {
+                Work::Piece { store, at, from, out, ahead } => {
+                    (*store, *at, *from, &mut **out, *ahead)
+                }
+                Work::Rows { plan, tile, strips, from, out } => {
+                    let (cols, strip) = &strips[k];
+                    let range = clipped(row, cols.clone(), plan.width, plan.len());
+                    let from = [&from[0][range.clone()], &from[1][range]];
+                    let ahead = ahead_of(from, tile.ahead(row, cols, plan.width));
+                    let (store, out) = out.lines(simd, row, cols.clone());
+                    (store, At::Columns(strip), from, out, ahead)
+                }
+            };
+            map(store.compiled_for(simd), at, from, out, ahead, op);
+        }
+    }
+}
+
+/// What a loop over columns should ask for: `distance` elements later than where it reads.
+#[inline(always)]
+pub fn ahead_of<E>(reads: [&[E]; 2], distance: isize) -> Ahead<E> {
+    reads.map(
         #[inline(always)]
-        |Piece { store, at, x, other, out, ahead }| {
-            map(store.compiled_for(simd), at, [x, other], out, ahead, op);
-        },
-    );
+        |values| values.as_ptr().wrapping_offset(distance),
+    )
 }
 
 /// `y = relu(normalize(x) [+ residual])`, or without the ReLU.
-pub fn normalize<E: Element>(simd: Simd, residual: bool, relu: bool, pieces: impl Pieces<E>) {
+pub fn normalize<E: Element>(simd: Simd, (residual, relu): (bool, bool), work: Work<'_, '_, E>) {
     // Without a ReLU everything is at least minus infinity.
     let least = if relu { E::Acc::default() } else { E::Acc::from_f64(f64::NEG_INFINITY) };
     simd.vectorize(
         #[inline(always)]
         |simd| match residual {
-            false => map_each(
+            false => map_all(
                 simd,
-                pieces,
+                work,
                 #[inline(always)]
                 move |coef, x, _| at_least(least, coef.normalize(x)),
             ),
-            true => map_each(
+            true => map_all(
                 simd,
-                pieces,
+                work,
                 #[inline(always)]
                 move |coef, x, r| at_least(least, coef.normalize(x) + r),
             ),
@@ -110,35 +143,35 @@ pub enum Through {
 pub fn input_gradient<E: Element>(
     simd: Simd,
     (through, relu): (Through, bool),
-    pieces: impl Pieces<E>,
+    work: Work<'_, '_, E>,
 ) {
     simd.vectorize(
         #[inline(always)]
         |simd| match (through, relu) {
-            (Through::Statistics, false) => map_each(
+            (Through::Statistics, false) => map_all(
                 simd,
-                pieces,
+                work,
                 #[inline(always)]
                 |s, x, g| s.scale * (g - s.mean_g - (x - s.mean) * s.slope),
             ),
-            (Through::Statistics, true) => map_each(
+            (Through::Statistics, true) => map_all(
                 simd,
-                pieces,
+                work,
                 #[inline(always)]
                 |s, x, g| {
                     let g = gate::<E, true>(s, x, g);
                     s.scale * (g - s.mean_g - (x - s.mean) * s.slope)
                 },
             ),
-            (Through::Constants, false) => map_each(
+            (Through::Constants, false) => map_all(
                 simd,
-                pieces,
+                work,
                 #[inline(always)]
                 |s, _, g| s.scale * g,
             ),
-            (Through::Constants, true) => map_each(
+            (Through::Constants, true) => map_all(
                 simd,
-                pieces,
+                work,
                 #[inline(always)]
                 |s, x, g| s.scale * gate::<E, true>(s, x, g),
             ),
@@ -156,7 +189,6 @@ fn map<E: Element>(
     op: impl Fn(Coef<E::Acc>, E::Acc, E::Acc) -> E::Acc,
 ) {
     match at {
-        At::Channel(coef) => groups(store, coef, from, out, |_| (), op),
         At::Runs(runs) => groups(store, runs, from, out, |_| (), op),
         At::Columns(strip) => groups(
             store,

@@ -19,26 +19,6 @@ pub trait Source<A> {
     );
 }
 
-/// The same for every value.
-impl<A: Real> Source<A> for Coef<A> {
-    type Lanes = Self;
-    #[inline(always)]
-    fn group(&self, _: usize) -> Self {
-        *self
-    }
-    #[inline(always)]
-    fn each<G>(
-        &self,
-        _: usize,
-        groups: impl ExactSizeIterator<Item = G>,
-        mut take: impl FnMut(G, Self),
-    ) {
-        for group in groups {
-            take(group, *self);
-        }
-    }
-}
-
 /// Every value has its own.
 impl<A: Real> Source<A> for &Strip<A> {
     type Lanes = [[A; GROUP]; 5];
@@ -152,7 +132,7 @@ mod tests {
     use super::super::super::simd::{BLOCK, LINE};
     use super::super::super::table::Table;
     use super::super::super::tiles::numbers_mut;
-    use super::super::elementwise::{At, Piece, normalize};
+    use super::super::elementwise::{At, Work, normalize};
     use super::*;
     use crate::Element;
 
@@ -194,9 +174,9 @@ mod tests {
                             2 * BLOCK + LINE,
                             |store, memory: &mut [E]| {
                                 let (at, out) = (At::Runs(runs), &mut memory[own.clone()]);
-                                let ahead = [std::ptr::null(); 2];
-                                let piece = Piece { store, at, x, other, out, ahead };
-                                normalize(store.simd, true, false, piece);
+                                let (from, ahead) = ([x, other], [std::ptr::null(); 2]);
+                                let work = Work::Piece { store, at, from, out, ahead };
+                                normalize(store.simd, (true, false), work);
                             },
                             |memory| {
                                 assert_eq!(memory[own.clone()], expected, "{inner} {from} {n}");
