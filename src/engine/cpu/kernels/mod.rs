@@ -10,4 +10,5 @@ pub(super) mod elementwise;
 pub(crate) mod math;
 pub(super) mod moments;
 pub(super) mod rows;
+pub(super) mod source;
 pub(super) mod sums;

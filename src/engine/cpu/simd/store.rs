@@ -60,12 +60,6 @@ impl Store {
         // The group is a vector; several groups would become gathered ones.
         compiler_fence(Ordering::SeqCst);
     }
-    /// Rounds and writes values that stay in the cache.
-    #[inline(always)]
-    pub fn put_to_cache<E: Element, const N: usize>(self, values: &[E::Acc; N], to: &mut [E; N]) {
-        *to = self.simd.narrow::<E, N>(values);
-        compiler_fence(Ordering::SeqCst);
-    }
     /// Rounds a group of values and writes it or, past the cache, only lanes `lanes` of it.
     #[inline(always)]
     pub fn put_lanes<E: Element>(
@@ -180,7 +174,7 @@ impl Store {
 }
 
 /// What stores past the cache write at least.
-pub const QUARTER: usize = 16;
+const QUARTER: usize = 16;
 
 /// Writes some lanes of a group, past the cache where they are whole quarters of a line; all of it as
 /// usual. A call, for loops meet it where they begin and where they end.
