@@ -78,6 +78,10 @@ fn regularizers_add_to_gradient_and_loss<G: Engine>(engine: &G) {
     let mut loss = up(engine, &[5.0]);
     bn.regularize(Some(view_mut::<G, f64>(&mut loss))).unwrap();
     assert_eq!(down(engine, &loss), [0.0]);
+    let mut two = up(engine, &[5.0; 2]);
+    let long = Error::Length { what: "loss", expected: 1, got: 2 };
+    let error = bn.regularize(Some(view_mut::<G, f64>(&mut two))).unwrap_err();
+    assert_eq!((error, down(engine, &two)), (long.clone(), vec![5.0; 2]));
     bn.weight_mut().unwrap().regularizer = Regularizer::new(0.0, 0.5);
     bn.bias_mut().unwrap().regularizer = Regularizer::new(0.25, 0.0);
     // The weight is 0.5, -2, 1.25, the bias 0.75, 0.25, -0.5.
@@ -95,16 +99,16 @@ fn regularizers_add_to_gradient_and_loss<G: Engine>(engine: &G) {
     assert_eq!(bn.regularization_loss().unwrap(), 0.375);
     assert_all_near::<f64>("weight", &grad(&bn, "weight").unwrap(), &added);
     assert_ne!(grad(&bn, "bias").unwrap(), bias);
-    // What is refused adds nothing.
+    // What is refused adds nothing, to the parameters before it neither.
+    bn.weight_mut().unwrap().requires_grad = true;
     let before = snapshot(&bn);
     bn.bias_mut().unwrap().regularizer.l1 = -1.0;
     let error = bn.regularize(None).unwrap_err().to_string();
     assert_eq!(error, "l1: expected a finite number from 0 on, got -1");
     assert_eq!(bn.regularization_loss().unwrap_err().to_string(), error);
     bn.bias_mut().unwrap().regularizer.l1 = 1.0;
-    let mut two = up(engine, &[0.0; 2]);
     let error = bn.regularize(Some(view_mut::<G, f64>(&mut two))).unwrap_err();
-    assert_eq!(error, Error::Length { what: "loss", expected: 1, got: 2 });
+    assert_eq!(error, long);
     assert_eq!(snapshot(&bn), before);
 }
 

@@ -11,6 +11,7 @@ engines! { [reference, cpu, cuda, cudnn, gpu] [
     what_is_not_finite_stays_where_it_is,
     penalties_are_those_of_the_reference,
     constraints_are_those_of_keras,
+    numbers_without_meaning_are_refused,
 ] }
 
 pub const ALGORITHMS: [Algorithm; 7] = [
@@ -203,4 +204,56 @@ fn constraints_are_those_of_keras<G: Engine>(engine: &G) {
     }
     // A vector of zeros has no direction.
     assert_eq!(constrained(&[0.0; 3], Constraint::UnitNorm), [0.0; 3]);
+}
+
+/// By the engine itself, whoever calls it: nothing is written.
+fn numbers_without_meaning_are_refused<G: Engine>(engine: &G) {
+    let (sgd, bad_beta) =
+        (Algorithm::sgd(0.0), Algorithm::Adam { beta1: 1.0, beta2: 0.5, eps: 0.0 });
+    let nesterov = Algorithm::Sgd { momentum: 0.0, dampening: 0.0, nesterov: true };
+    for (algorithm, lr_factor, weight_decay, what) in [
+        (bad_beta, 1.0, 0.0, "beta1"),
+        (nesterov, 1.0, 0.0, "nesterov"),
+        (sgd, -1.0, 0.0, "lr_factor"),
+        (sgd, f64::NAN, 0.0, "lr_factor"),
+        (sgd, 1.0, f64::INFINITY, "weight_decay"),
+    ] {
+        let mut vector = Vector::<f64, G>::new(engine, &[1.0, 2.0]);
+        let before = vector.all();
+        let Vector { value, steps, first, second, .. } = &mut vector;
+        let (grad, lr) = (up(engine, &[1.0; 2]), up(engine, &[0.1]));
+        let args = OptimizerStep::<G::Memory, f64>::new(
+            view_mut::<G, f64>(value),
+            view::<G, f64>(&grad),
+            algorithm,
+            view::<G, f64>(&lr),
+            view_mut::<G, f64>(steps),
+        );
+        let args = args.first(view_mut::<G, f64>(first)).second(view_mut::<G, f64>(second));
+        let args = args.lr_factor(lr_factor).weight_decay(weight_decay);
+        let error = engine.optimizer_step(args).unwrap_err();
+        assert!(matches!(error, Error::Invalid { what: got, .. } if got == what), "{error}");
+        assert_eq!(vector.all(), before, "{what}");
+    }
+    for (regularizer, what) in [
+        (Regularizer::new(-1.0, 0.0), "l1"),
+        (Regularizer::new(0.0, -1.0), "l2"),
+        (Regularizer::new(0.5, f64::NAN), "l2"),
+    ] {
+        let (value, mut grad) = (up(engine, &[1.0; 2]), up(engine, &[7.0; 2]));
+        let mut loss = up(engine, &[7.0]);
+        let args = Regularize::<G::Memory, f64>::new(view::<G, f64>(&value), regularizer);
+        let args = args.grad(view_mut::<G, f64>(&mut grad)).loss(view_mut::<G, f64>(&mut loss));
+        let error = engine.regularize(args).unwrap_err();
+        assert!(matches!(error, Error::Invalid { what: got, .. } if got == what), "{error}");
+        assert_eq!((down(engine, &grad), down(engine, &loss)), (vec![7.0; 2], vec![7.0]), "{what}");
+    }
+    let mut value = up(engine, &[3.0, 4.0]);
+    let args = Constrain::<G::Memory, f64>::new(
+        view_mut::<G, f64>(&mut value),
+        Constraint::MaxNorm(f64::NAN),
+    );
+    let error = engine.constrain(args).unwrap_err();
+    assert!(matches!(error, Error::Invalid { what: "constraint", .. }), "{error}");
+    assert_eq!(down(engine, &value), [3.0, 4.0]);
 }
