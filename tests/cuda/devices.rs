@@ -242,6 +242,13 @@ fn statistics_that_are_not_finite_raise_a_flag() {
     step(&engine, &inputs);
     assert!(engine.take_nonfinite().unwrap());
     assert!(!engine.take_nonfinite().unwrap(), "it was taken");
+    let layer = LayerNorm::<f32, Cuda>::new(&engine, 4, LayerNormConfig::default()).unwrap();
+    for (first, raised) in [(0.5, false), (f32::NAN, true)] {
+        let x = [first, 1.0, 2.0, 3.0].repeat(3);
+        let x = engine.memory().upload(&x).unwrap();
+        layer.infer::<f32>(&Shape::new(&[3, 4], 1).unwrap(), x.as_view()).unwrap();
+        assert_eq!(engine.take_nonfinite().unwrap(), raised);
+    }
 }
 
 fn softcuda_mini() -> usize {

@@ -10,6 +10,7 @@ engines! { [reference, cpu, cuda, cudnn, gpu] [
     long_runs_correct_their_bias,
     what_is_not_finite_stays_where_it_is,
     penalties_are_those_of_the_reference,
+    penalties_of_what_is_not_finite,
     constraints_are_those_of_keras,
     numbers_without_meaning_are_refused,
 ] }
@@ -71,7 +72,7 @@ pub fn assert_all_near<P: Real>(what: &str, got: &[f64], right: &[f64]) {
     assert_eq!(got.len(), right.len());
     let bar = if P::DTYPE == DType::F64 { 1e-14 } else { 2.5e-7 };
     for (i, (got, right)) in got.iter().zip(right).enumerate() {
-        let near = (got - right).abs() <= bar * right.abs().max(1.0);
+        let near = (got - right).abs() <= bar * right.abs().max(1.0) || got == right;
         assert!(near || got.is_nan() && right.is_nan(), "{what}: {got} at {i}, not {right}");
     }
 }
@@ -172,6 +173,25 @@ fn penalties_are_those_of_the_reference<G: Engine>(engine: &G) {
                 engine.regularize(args.loss(view_mut::<G, f64>(&mut alone))).unwrap();
                 assert_eq!(down(engine, &alone)[0] + kept(7.0), got);
             }
+        }
+    }
+}
+
+/// A factor of 0 leaves out an infinite value; the gradient of NaN is NaN, that of its neighbours is not.
+fn penalties_of_what_is_not_finite<G: Engine>(engine: &G) {
+    let (infinite, nan) = ([f64::INFINITY, -1.0, 0.0], [f64::NAN, -1.0, 0.0]);
+    for (l1, l2, gradient) in [(0.5, 0.0, 0.5), (0.0, 0.25, f64::INFINITY)] {
+        for (values, loss, first) in
+            [(infinite, f64::INFINITY, gradient), (nan, f64::NAN, f64::NAN)]
+        {
+            let (value, mut grad) = (up(engine, &values), up(engine, &[7.0; 3]));
+            let mut to_loss = up(engine, &[7.0]);
+            let args =
+                Regularize::<G::Memory, f64>::new(view::<G, f64>(&value), Regularizer::new(l1, l2));
+            let args = args.grad(view_mut::<G, f64>(&mut grad));
+            engine.regularize(args.loss(view_mut::<G, f64>(&mut to_loss))).unwrap();
+            let got = [down(engine, &grad), down(engine, &to_loss)].concat();
+            assert_all_near::<f64>(&format!("{l1}, {l2}"), &got, &[first, -0.5, 0.0, loss]);
         }
     }
 }
