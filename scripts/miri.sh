@@ -16,5 +16,10 @@ cargo +nightly miri --version >/dev/null 2>&1 || {
 # queues cast integers to pointers.
 export MIRIFLAGS="-Zmiri-tree-borrows -Zmiri-disable-isolation -Zmiri-ignore-leaks -Zmiri-permissive-provenance ${MIRIFLAGS:-}"
 export RAYON_NUM_THREADS=2
-[ $# -gt 0 ] || set -- definition::cpu interpreted::empty
-cargo +nightly miri test --locked --no-default-features --test suite -- "$@" --test-threads 1
+miri() { cargo +nightly miri test --locked --no-default-features "$@" --test-threads 1; }
+if [ $# -gt 0 ]; then
+    miri --test suite -- "$@"
+    exit
+fi
+miri --lib -- cpu::tiles simd::store
+miri --test suite -- definition::cpu interpreted::empty

@@ -266,7 +266,7 @@ mod tests {
     use crate::Real;
 
     /// From one address to the next; Miri is too slow for all of them.
-    const STEP: usize = if cfg!(miri) { 7 } else { 1 };
+    const STEP: usize = if cfg!(miri) { 13 } else { 1 };
 
     #[test]
     fn streamed_copies_are_copies() {
