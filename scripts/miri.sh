@@ -3,7 +3,7 @@
 # the vector instructions that Miri takes for absent: what `simd.rs` and `store.rs` do with them the library's own
 # tests show. Needs nightly with Miri; `.ci/run` does not call it.
 #
-#   scripts/miri.sh              what takes half a minute
+#   scripts/miri.sh              tiles on threads, stores, and what of the engine takes seconds: about three minutes
 #   scripts/miri.sh FILTER...    others, such as interpreted::columns: a call of the engine takes about a second, and
 #                                each of these makes many; none of them but interpreted::empty has been seen to end
 set -euo pipefail
