@@ -237,7 +237,6 @@ impl<M: Memory, P: Real> Optimizer<M, P> {
     /// the layer has another number of channels; the memory's refusal. All of it is checked before
     /// anything is written.
     pub fn load_state(&mut self, state: &OptimizerState<P>) -> Result<()> {
-        check_from_0("lr", state.lr)?;
         let buffers = self.algorithm.buffers();
         let pairs = [("weight", &self.weight, &state.weight), ("bias", &self.bias, &state.bias)];
         for (what, kept, state) in pairs {

@@ -8,7 +8,11 @@ use batchnorm::{
 };
 use half::f16;
 
-engines! { [reference, cpu, cuda, gpu] [wrong_arguments_are_refused, the_layer_adds_gradients_up] }
+engines! { [reference, cpu, cuda, gpu] [
+    wrong_arguments_are_refused,
+    the_layer_adds_gradients_up,
+    one_saved_serves_shape_after_shape,
+] }
 
 fn wrong_arguments_are_refused<G: Engine>(engine: &G) {
     let (memory, view) = (engine.memory(), G::Memory::view::<f32>);
@@ -144,6 +148,30 @@ fn the_layer_adds_gradients_up<G: Engine>(engine: &G) {
     let mut without = LayerNorm::<f32, G>::new(engine, 5, config.weight(false)).unwrap();
     let error = without.backward::<f32>(&saved, view(&x), view(&grad_y)).map(drop).unwrap_err();
     assert_eq!(error.to_string(), "saved: the forward had weight given, this backward has none");
+}
+
+/// With buffers of other rows, of other features, and of the same.
+fn one_saved_serves_shape_after_shape<G: Engine>(engine: &G) {
+    let mut saved = LayerNormSaved::<G::Memory, f32>::new();
+    for (rows, features) in [(3, 4), (3, 9), (7, 9), (7, 9), (3, 4)] {
+        let inputs = Inputs::new(rows, features, EpsRule::Variance).rounded::<f32>();
+        let config = LayerNormConfig::default().eps(inputs.eps);
+        let mut layer = LayerNorm::<f32, G>::new(engine, features, config).unwrap();
+        layer.weight_mut().unwrap().value = upload::<G, f32>(engine, &inputs.weight);
+        layer.bias_mut().unwrap().value = upload::<G, f32>(engine, &inputs.bias);
+        let [x, grad_y] = [&inputs.x, &inputs.grad_y].map(|host| upload::<G, f32>(engine, host));
+        let (mut y, view) = (upload::<G, f32>(engine, &inputs.x), G::Memory::view::<f32>);
+        let to_y = G::Memory::view_mut(&mut y);
+        layer.forward_into::<f32>(&inputs.shape(), view(&x), to_y, Some(&mut saved)).unwrap();
+        assert_eq!(saved.shape(), Some(inputs.shape()));
+        let grad_x = layer.backward::<f32>(&saved, view(&x), view(&grad_y)).unwrap();
+        let [y, grad_x] =
+            [y, grad_x].map(|buf| run::widen(&engine.memory().download(view(&buf)).unwrap()));
+        let mut expected = inputs.expected();
+        expected.retain(|name, _| ["y", "grad_x"].contains(name));
+        let what = format!("{rows} x {features}");
+        near(DType::F32, rows, &[("y", y), ("grad_x", grad_x)].into(), &expected, &what);
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub mod late;
 pub mod layer;
 pub mod near;
 pub mod oracle;
+pub mod random;
 pub mod rows;
 pub mod rules;
 pub mod run;

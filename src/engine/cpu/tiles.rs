@@ -328,3 +328,7 @@ pub(super) fn clipped(row: usize, cols: Range<usize>, width: usize, len: usize) 
     let start = row * width;
     (start + cols.start).min(len)..(start + cols.end).min(len)
 }
+
+#[cfg(test)]
+#[path = "tiles_tests.rs"]
+mod tests;

@@ -263,16 +263,13 @@ impl Engine for Cudnn {
         args.check(self, shape)?;
         Err(no_call(args.request(), shape))
     }
-    fn optimizer_step<P: Real>(&self, mut args: OptimizerStep<'_, Device, P>) -> Result<()> {
-        args.check(&self.memory)?;
+    fn optimizer_step<P: Real>(&self, args: OptimizerStep<'_, Device, P>) -> Result<()> {
         self.parameters.optimizer_step(&self.memory, args)
     }
-    fn regularize<P: Real>(&self, mut args: Regularize<'_, Device, P>) -> Result<()> {
-        args.check(&self.memory)?;
+    fn regularize<P: Real>(&self, args: Regularize<'_, Device, P>) -> Result<()> {
         self.parameters.regularize(&self.memory, args)
     }
-    fn constrain<P: Real>(&self, mut args: Constrain<'_, Device, P>) -> Result<()> {
-        args.check(&self.memory)?;
+    fn constrain<P: Real>(&self, args: Constrain<'_, Device, P>) -> Result<()> {
         self.parameters.constrain(&self.memory, args)
     }
 }
