@@ -37,7 +37,7 @@ pub use layer_norm::{EpsRule, LayerNormSaved};
 pub use ops::{
     Argument, Arguments, Backward, Constrain, EmptyBatch, ForwardEval, ForwardTrain, Input,
     LayerNormBackward, LayerNormForward, MergeStats, NonFinite, OneValue, Op, OptimizerStep,
-    Regularize, Request, Role, Running, Statistics, Stats, Variance, Visitor,
+    Regularize, Request, Role, Running, RunningRules, Statistics, Stats, Variance, Visitor,
 };
 pub(crate) use optimizer::check_from_0;
 pub use optimizer::{Algorithm, Constraint, Regularizer};
@@ -61,13 +61,17 @@ pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
     fn name(&self) -> &'static str;
     /// Makes and copies buffers for this engine.
     fn memory(&self) -> &Self::Memory;
-    /// Whether it can serve such a request. Engines that serve everything keep this default.
+    /// Whether it can serve such a request: a call of that [`Request`] is refused for the same reason,
+    /// or for none. Engines that serve everything keep this default.
     ///
     /// # Errors
-    /// [`Error::Unsupported`](crate::Error::Unsupported) says what the limit is.
+    /// [`Error::Unsupported`](crate::Error::Unsupported) says what the limit is;
+    /// [`Error::Invalid`](crate::Error::Invalid) where the operation has no meaning for the shape.
     fn supports(&self, shape: &Shape, request: Request) -> Result<()> {
-        let _ = (shape, request);
-        Ok(())
+        match request.op {
+            Op::LayerNorm | Op::LayerNormBackward => ops::check_rows(shape),
+            _ => Ok(()),
+        }
     }
     /// Makes the workspace for a request now instead of in its first step. Engines that need none,
     /// or whose first step makes it at little cost as [`Cpu`]'s does, keep this default: it asks

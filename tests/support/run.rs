@@ -1,9 +1,10 @@
 //! Runs an operation on any engine: inputs from the host, results back on the host.
 use batchnorm::{
-    Activation, Backward, Derivative, Element, EmptyBatch, Engine, ForwardEval, ForwardTrain,
-    Input, Memory, MergeStats, NonFinite, OneValue, Real, Result, Running, Saved, Shape,
-    Statistics, Stats, Variance,
+    Activation, Backward, Derivative, Element, EmptyBatch, Engine, Error, ForwardEval,
+    ForwardTrain, Input, Memory, MergeStats, NonFinite, OneValue, Real, Request, Result, Running,
+    Saved, Shape, Statistics, Stats, Variance,
 };
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 pub use super::rules::Rules;
@@ -173,6 +174,41 @@ pub fn gradient_before(c: usize) -> f64 {
     0.25 * (c % 7) as f64 - 0.5
 }
 
+thread_local! {
+    /// Whether calls are made alone, for tests that count the calls of a library.
+    static ASKS_NOTHING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Makes the calls of this thread alone from now on: whether the engine serves them is not asked beside.
+pub fn ask_nothing() {
+    ASKS_NOTHING.set(true);
+}
+
+/// The call, which must be refused by the engine as [`Engine::supports`] says of it, or not at all. Only
+/// what a library refuses when it is called, nobody can say before.
+///
+/// # Panics
+/// Where they disagree.
+pub fn agree<G: Engine>(
+    engine: &G,
+    shape: &Shape,
+    request: Request,
+    call: impl FnOnce(&G) -> Result<()>,
+) -> Result<()> {
+    let done = call(engine);
+    if ASKS_NOTHING.get() {
+        return done;
+    }
+    let said = engine.supports(shape, request);
+    let is_of_the_call = match &done {
+        Err(Error::Unsupported { reason, .. }) => reason.starts_with("cudnnBatchNormalization"),
+        Err(_) => true, // bad arguments, or what a device refuses
+        Ok(()) => false,
+    };
+    assert!(said == done || is_of_the_call, "{request:?}, {shape}: {said:?}, then {done:?}");
+    done
+}
+
 /// A forward. Outputs start as NaN, so that nothing old in them can pass for a result.
 pub fn forward<E: Element, G: Engine>(
     engine: &G,
@@ -209,7 +245,7 @@ pub fn forward<E: Element, G: Engine>(
             rules.running(mean, var, factor, skipped.as_mut().map(G::Memory::view_mut))
         });
         args.saved = saved.as_deref_mut();
-        engine.forward_train(shape, args)?;
+        agree(engine, shape, args.request(), |engine| engine.forward_train(shape, args))?;
     } else {
         let (x, y) = (G::Memory::view(&x), G::Memory::view_mut(&mut y));
         let (mean, var) = (G::Memory::view(&mean), G::Memory::view(&var));
@@ -226,7 +262,7 @@ pub fn forward<E: Element, G: Engine>(
         if mode == Mode::InPlace {
             args.x = Input::InPlace;
         }
-        engine.forward_eval(shape, args)?;
+        agree(engine, shape, args.request(), |engine| engine.forward_eval(shape, args))?;
     }
     let mut outcome = Outcome::from([("y", widen(&on.download(G::Memory::view(&y))?))]);
     if matches!(mode, Mode::Train(Some(_))) {
@@ -279,7 +315,7 @@ pub fn backward<E: Element, G: Engine>(
     args.grad_bias = want.grad_bias.then(|| G::Memory::view_mut(&mut grad_bias));
     args.sums = want.sums.then(|| G::Memory::view_mut(&mut sums));
     args.total_sums = total_sums.as_ref().map(G::Memory::view);
-    engine.backward(shape, args)?;
+    agree(engine, shape, args.request()?, |engine| engine.backward(shape, args))?;
     let mut outcome = Outcome::new();
     if want.grad_x {
         outcome.insert("grad_x", widen(&on.download(G::Memory::view(&grad_x))?));
@@ -309,7 +345,8 @@ pub fn stats<E: Element, G: Engine>(engine: &G, inputs: &Inputs<E>) -> Result<Ve
     let nan = vec![f64::NAN; 3 * inputs.shape.channels() + 1];
     let mut record = on.upload(&nan)?;
     let (x, out) = (G::Memory::view(&x), G::Memory::view_mut(&mut record));
-    engine.stats(&inputs.shape, Stats::<G::Memory, E>::new(x, out))?;
+    let (shape, args) = (&inputs.shape, Stats::<G::Memory, E>::new(x, out));
+    agree(engine, shape, args.request(), |engine| engine.stats(shape, args))?;
     on.download(G::Memory::view(&record))
 }
 
@@ -350,7 +387,8 @@ pub fn merge_stats_by<P: Real, G: Engine>(
         let var = G::Memory::view_mut(&mut running_var);
         rules.running(mean, var, factor, skipped.as_mut().map(G::Memory::view_mut))
     });
-    engine.merge_stats(args)?;
+    let shape = Shape::new(&[1, channels], 1)?;
+    agree(engine, &shape, args.request(), |engine| engine.merge_stats(args))?;
     let record = on.download(G::Memory::view(&record))?;
     let mut outcome = Outcome::new();
     outcome.insert("mean", record[..channels].to_vec());

@@ -135,7 +135,10 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
         let (forward, _) = self.saved.made()?;
         let op = if forward.batch_statistics { Op::Backward } else { Op::BackwardEval };
         let request = Request::new(op, E::DTYPE).in_place(self.grad_y.is_in_place());
-        Ok(request.activation(forward.activation).residual(forward.residual))
+        let request = request.activation(forward.activation).residual(forward.residual);
+        let request = request.grad_x(self.grad_x.is_some());
+        let request = request.grad_residual(self.grad_residual.is_some());
+        Ok(request.sums(self.sums.is_some() || self.total_sums.is_some()))
     }
     /// The same for a shorter time.
     pub fn reborrow(&mut self) -> Backward<'_, M, E> {
@@ -156,11 +159,7 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
         }
     }
     /// The check every engine makes first.
-    pub(in crate::engine) fn check<G: Engine<Memory = M>>(
-        &mut self,
-        engine: &G,
-        shape: &Shape,
-    ) -> Result<()> {
+    pub(crate) fn check<G: Engine<Memory = M>>(&mut self, engine: &G, shape: &Shape) -> Result<()> {
         let (forward, buffers) = self.saved.made()?;
         forward.check(shape, E::DTYPE, engine.name())?;
         if self.grad_residual.is_some() && !forward.residual {
