@@ -39,7 +39,7 @@ pub use error::{Cause, Error, Result};
 pub use input_spec::InputSpec;
 pub use layer::{
     BatchNorm, Config, Initializer, Keras1, Keras1Std, LayerNorm, LayerNormConfig, LazyBatchNorm,
-    Momentum, Optimizer, OptimizerState, Order, Param, ParamState, Population,
+    Momentum, Optimizer, OptimizerState, Order, Param, ParamState, Part, PartGradients, Population,
     PopulationRule, PopulationStatistics, Progress, RunningStats, SavedParts, Slot,
 };
 #[cfg(feature = "safetensors")]

@@ -23,7 +23,7 @@ mod ptx;
 mod reference;
 mod saved;
 
-pub(crate) use check::{check_eps, check_momentum};
+pub(crate) use check::{check_eps, check_momentum, check_values_per_channel};
 pub use cpu::{Cpu, SimdLevel};
 pub(crate) use cpu::{compiled::CpuOperations, kernels::math::Math};
 #[cfg(feature = "cuda")]
