@@ -159,14 +159,24 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
         }
     }
     /// The check every engine makes first.
-    pub(crate) fn check<G: Engine<Memory = M>>(&mut self, engine: &G, shape: &Shape) -> Result<()> {
+    pub(in crate::engine) fn check<G: Engine<Memory = M>>(
+        &mut self,
+        engine: &G,
+        shape: &Shape,
+    ) -> Result<()> {
+        self.saved.made()?.0.check(shape, E::DTYPE, engine.name())?;
+        self.check_on(engine.memory(), shape)
+    }
+    /// The same by whichever engine made the forward: that of this memory which the caller has chosen may
+    /// pass it on, as [`Gpu`](crate::Gpu) does.
+    pub(crate) fn check_on(&mut self, on: &M, shape: &Shape) -> Result<()> {
         let (forward, buffers) = self.saved.made()?;
-        forward.check(shape, E::DTYPE, engine.name())?;
+        forward.check(shape, E::DTYPE, forward.engine)?;
         if self.grad_residual.is_some() && !forward.residual {
             return Err(Error::saved("residual", "none", "a grad_residual to write"));
         }
-        engine.memory().check_here("saved", &M::view(&buffers.mean))?;
-        self.walk(&mut Check::new(engine.memory(), shape))?;
+        on.check_here("saved", &M::view(&buffers.mean))?;
+        self.walk(&mut Check::new(on, shape))?;
         let from = forward.activation.derivative_from(forward.residual);
         if from == Derivative::FromResidual && self.residual.is_none() {
             let reason = format!(

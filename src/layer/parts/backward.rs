@@ -90,7 +90,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             self.affine.check(&forward.shape)?;
             forward.check_parameters(self.weight().is_some(), self.bias().is_some())?;
             let mut args = part.args(saved);
-            args.check(&engine, &forward.shape)?;
+            args.check_on(engine.memory(), &forward.shape)?;
             engine.supports(&forward.shape, args.request()?)?;
         }
         let channels = self.affine.channels;
