@@ -1,12 +1,12 @@
 //! Runs an operation on any engine: inputs from the host, results back on the host.
 use batchnorm::{
-    Activation, Backward, Derivative, Element, EmptyBatch, Engine, Error, ForwardEval,
-    ForwardTrain, Input, Memory, MergeStats, NonFinite, OneValue, Real, Request, Result, Running,
-    Saved, Shape, Statistics, Stats, Variance,
+    Activation, Backward, Derivative, Element, EmptyBatch, Engine, ForwardEval, ForwardTrain,
+    Input, Memory, MergeStats, NonFinite, OneValue, Real, Result, Running, Saved, Shape,
+    Statistics, Stats, Variance,
 };
-use std::cell::Cell;
 use std::collections::BTreeMap;
 
+pub use super::agree::{agree, ask_nothing};
 pub use super::rules::Rules;
 
 /// Memory of an engine.
@@ -172,41 +172,6 @@ impl Want {
 /// What `grad_weight` and `grad_bias` hold where they are accumulated: exact in every type.
 pub fn gradient_before(c: usize) -> f64 {
     0.25 * (c % 7) as f64 - 0.5
-}
-
-thread_local! {
-    /// Whether calls are made alone, for tests that count the calls of a library.
-    static ASKS_NOTHING: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Makes the calls of this thread alone from now on: whether the engine serves them is not asked beside.
-pub fn ask_nothing() {
-    ASKS_NOTHING.set(true);
-}
-
-/// The call, which must be refused by the engine as [`Engine::supports`] says of it, or not at all. Only
-/// what a library refuses when it is called, nobody can say before.
-///
-/// # Panics
-/// Where they disagree.
-pub fn agree<G: Engine>(
-    engine: &G,
-    shape: &Shape,
-    request: Request,
-    call: impl FnOnce(&G) -> Result<()>,
-) -> Result<()> {
-    let done = call(engine);
-    if ASKS_NOTHING.get() {
-        return done;
-    }
-    let said = engine.supports(shape, request);
-    let is_of_the_call = match &done {
-        Err(Error::Unsupported { reason, .. }) => reason.starts_with("cudnnBatchNormalization"),
-        Err(_) => true, // bad arguments, or what a device refuses
-        Ok(()) => false,
-    };
-    assert!(said == done || is_of_the_call, "{request:?}, {shape}: {said:?}, then {done:?}");
-    done
 }
 
 /// A forward. Outputs start as NaN, so that nothing old in them can pass for a result.
