@@ -16,6 +16,7 @@ mod optimizer;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 mod parameters;
+mod penalty;
 #[cfg(feature = "cuda")]
 mod pointers;
 #[cfg(feature = "cuda")]
@@ -39,8 +40,9 @@ pub use ops::{
     LayerNormBackward, LayerNormForward, MergeStats, NonFinite, OneValue, Op, OptimizerStep,
     Regularize, Request, Role, Running, RunningRules, Statistics, Stats, Variance, Visitor,
 };
+pub use optimizer::Algorithm;
 pub(crate) use optimizer::check_from_0;
-pub use optimizer::{Algorithm, Constraint, Regularizer};
+pub use penalty::{Constraint, Regularizer};
 pub use reference::Reference;
 pub use saved::Saved;
 

@@ -207,7 +207,12 @@ fn a_captured_optimizer_goes_on_counting() {
     let softcuda = softcuda::install().unwrap();
     let device = softcuda.exclusive(softcuda::ordinal("sm_90").unwrap());
     let engine = capturable(device.ordinal());
-    for algorithm in [Algorithm::sgd(0.9), Algorithm::adam(), Algorithm::adam_w()] {
+    for algorithm in [
+        Algorithm::sgd(0.9),
+        Algorithm::keras_sgd(0.9),
+        Algorithm::adam().amsgrad(true),
+        Algorithm::adam_w(),
+    ] {
         // More channels than a block has threads.
         let mut layers = [0, 1].map(|_| {
             let mut bn = BatchNorm::<f32, _>::new(&engine, 600, Config::default()).unwrap();

@@ -8,6 +8,8 @@ engines! { [reference, cpu, cuda, cudnn, gpu] [
     steps_are_those_of_the_reference_f64,
     steps_are_those_of_the_reference_f32,
     long_runs_correct_their_bias,
+    the_last_step_is_taken_again_at_its_own_rate,
+    amsgrad_keeps_the_greatest_moment,
     what_is_not_finite_stays_where_it_is,
     penalties_are_those_of_the_reference,
     constraints_are_those_of_keras,
@@ -16,7 +18,7 @@ engines! { [reference, cpu, cuda, cudnn, gpu] [
     regularizers_add_to_gradient_and_loss,
     a_loaded_state_goes_on_bit_for_bit,
     a_state_that_does_not_fit_changes_nothing,
-    a_state_dict_has_the_names_of_torch,
+    a_state_dict_has_the_names_of_the_buffers,
     numbers_without_meaning_are_refused_with_both_sides,
     a_layer_of_other_parameters_is_refused,
     values_go_in_and_out_in_every_order,
@@ -24,14 +26,22 @@ engines! { [reference, cpu, cuda, cudnn, gpu] [
     parameters_carry_theirs_to_another_engine,
 ] }
 
-const ALGORITHMS: [Algorithm; 7] = [
+const ALGORITHMS: [Algorithm; 15] = [
     Algorithm::sgd(0.0),
     Algorithm::sgd(0.9),
     Algorithm::Sgd { momentum: 0.5, dampening: 0.25, nesterov: false },
     Algorithm::nesterov(0.8),
     Algorithm::adam(),
-    Algorithm::Adam { beta1: 0.0, beta2: 0.5, eps: 0.1 },
+    Algorithm::Adam { beta1: 0.0, beta2: 0.5, eps: 0.1, amsgrad: false },
+    Algorithm::Adam { beta1: 0.5, beta2: 0.25, eps: 0.01, amsgrad: true },
     Algorithm::adam_w(),
+    Algorithm::adam_w().amsgrad(true),
+    Algorithm::keras_sgd(0.0),
+    Algorithm::keras_sgd(0.9),
+    Algorithm::KerasSgd { momentum: 0.8, nesterov: true },
+    Algorithm::keras_adam(),
+    Algorithm::KerasAdam { beta1: 0.5, beta2: 0.25, eps: 0.01, amsgrad: true },
+    Algorithm::MatlabSgdm { momentum: 0.9 },
 ];
 
 /// A vector and what is kept of it, on an engine.
@@ -41,13 +51,15 @@ struct Vector<P: Real, G: Engine> {
     steps: Buf<G, f64>,
     first: Buf<G, P>,
     second: Buf<G, P>,
+    third: Buf<G, P>,
 }
 
 impl<P: Real, G: Engine> Vector<P, G> {
     fn new(engine: &G, values: &[P]) -> Self {
         let zeros = || up(engine, &vec![P::default(); values.len()]);
         let (value, steps) = (up(engine, values), up(engine, &[0.0; 2]));
-        Self { engine: engine.clone(), value, steps, first: zeros(), second: zeros() }
+        let [first, second, third] = [zeros(), zeros(), zeros()];
+        Self { engine: engine.clone(), value, steps, first, second, third }
     }
     fn step(&mut self, algorithm: Algorithm, grad: &[P], lr: f64, factor: f64, decay: f64) {
         let (grad, lr) = (up(&self.engine, grad), up(&self.engine, &[lr]));
@@ -66,10 +78,14 @@ impl<P: Real, G: Engine> Vector<P, G> {
         if algorithm.buffers().len() > 1 {
             args = args.second(view_mut::<G, P>(&mut self.second));
         }
+        if algorithm.buffers().len() > 2 {
+            args = args.third(view_mut::<G, P>(&mut self.third));
+        }
         self.engine.optimizer_step(args).unwrap();
     }
     fn all(&self) -> Vec<f64> {
-        let buffers = [&self.value, &self.first, &self.second].map(|buf| down(&self.engine, buf));
+        let buffers = [&self.value, &self.first, &self.second, &self.third];
+        let buffers = buffers.map(|buf| down(&self.engine, buf));
         let steps = down(&self.engine, &self.steps);
         buffers.iter().flatten().map(|v| v.to_f64()).chain(steps).collect()
     }
@@ -101,7 +117,7 @@ fn steps_are_those_of_the_reference<P: Real, G: Engine>(engine: &G) {
                     let what = format!("{algorithm:?}, {len} values, step {step}");
                     assert_all_near::<P>(&what, &got.all(), &right.all());
                 }
-                let [steps, word] = got.all()[3 * len..] else { panic!("two numbers") };
+                let [steps, word] = got.all()[4 * len..] else { panic!("two numbers") };
                 assert_eq!((steps, word), (6.0, 0.0));
                 assert_ne!(down(engine, &got.value), values);
             }
@@ -128,6 +144,52 @@ fn long_runs_correct_their_bias<G: Engine>(engine: &G) {
         // 1 - 0.999 itself is off by 1e-14.
         assert!((got - right).abs() < 1e-13, "{before}: {got}, not {right}");
         assert_eq!(down(engine, &vector.steps), [t, 0.0]);
+    }
+}
+
+/// MATLAB's rule as it is documented, by the parameter before the last step; and torch's, which is another
+/// one as soon as the rate changes.
+fn the_last_step_is_taken_again_at_its_own_rate<G: Engine>(engine: &G) {
+    let values = numbers::<f64>(7, 1);
+    let [mut matlab, mut keras, mut torch] =
+        std::array::from_fn(|_| Vector::<f64, G>::new(engine, &values));
+    let (mut right, mut before) = (values.clone(), values.clone());
+    for (step, lr) in [0.1, 0.1, 0.01, 0.2].into_iter().enumerate() {
+        let grad = numbers::<f64>(7, 2 + step as u64);
+        matlab.step(Algorithm::MatlabSgdm { momentum: 0.9 }, &grad, lr, 1.0, 0.25);
+        keras.step(Algorithm::keras_sgd(0.9), &grad, lr, 1.0, 0.0);
+        torch.step(Algorithm::sgd(0.9), &grad, lr, 1.0, 0.0);
+        let moved = (0..7).map(|i| {
+            let g = grad[i] + 0.25 * right[i];
+            right[i] - lr * g + 0.9 * (right[i] - before[i])
+        });
+        (before, right) = (right.clone(), moved.collect());
+        assert_all_near::<f64>("matlab", &down(engine, &matlab.value), &right);
+        let [keras, torch] = [&keras, &torch].map(|vector| down(engine, &vector.value));
+        let apart = keras.iter().zip(&torch).map(|(k, t)| (k - t).abs()).fold(0.0, f64::max);
+        assert_eq!(apart > 1e-3, step >= 2, "step {step}: {apart}");
+    }
+}
+
+/// The denominator does not forget a gradient that was large once; NaN is one that it keeps for ever.
+fn amsgrad_keeps_the_greatest_moment<G: Engine>(engine: &G) {
+    let (beta1, beta2, eps, amsgrad) = (0.9, 0.5, 1e-8, true);
+    for algorithm in [
+        Algorithm::Adam { beta1, beta2, eps, amsgrad },
+        Algorithm::AdamW { beta1, beta2, eps, amsgrad },
+        Algorithm::KerasAdam { beta1, beta2, eps, amsgrad },
+    ] {
+        let mut vector = Vector::<f64, G>::new(engine, &[1.0; 2]);
+        for (step, grad) in [8.0, 0.5, 0.25, 0.0].into_iter().enumerate() {
+            vector.step(algorithm, &[grad, 0.0], 0.1, 1.0, 0.0);
+            let (second, third) = (down(engine, &vector.second), down(engine, &vector.third));
+            assert_eq!(third[0], 0.5 * 64.0, "{algorithm:?}");
+            assert_eq!(second[0] < third[0], step > 0, "{algorithm:?}, {step}: {second:?}");
+        }
+        vector.step(algorithm, &[f64::NAN, 0.0], 0.1, 1.0, 0.0);
+        vector.step(algorithm, &[0.0; 2], 0.1, 1.0, 0.0);
+        let third = down(engine, &vector.third);
+        assert!(third[0].is_nan() && third[1] == 0.0, "{algorithm:?}: {third:?}");
     }
 }
 
@@ -353,19 +415,21 @@ fn a_state_that_does_not_fit_changes_nothing<G: Engine>(engine: &G) {
     }
 }
 
-fn a_state_dict_has_the_names_of_torch<G: Engine>(engine: &G) {
+fn a_state_dict_has_the_names_of_the_buffers<G: Engine>(engine: &G) {
     let mut bn = with_gradients(engine);
     for (algorithm, buffers) in [
         (Algorithm::sgd(0.0), &[][..]),
         (Algorithm::sgd(0.5), &["momentum_buffer"]),
         (Algorithm::adam(), &["exp_avg", "exp_avg_sq"]),
+        (Algorithm::keras_adam().amsgrad(true), &["momentum", "velocity", "velocity_hat"]),
     ] {
         let mut optimizer = Optimizer::new(&bn, algorithm, 0.25).unwrap();
         optimizer.step(&mut bn).unwrap();
         let dict = optimizer.state_dict("optimizer.bn1.").unwrap();
         let of = |param: &'static str| {
-            let names = buffers.iter().copied().chain(["step"]);
-            names.map(move |name| format!("optimizer.bn1.{param}.{name}"))
+            let mut names: Vec<_> = buffers.iter().copied().chain(["step"]).collect();
+            names.sort_unstable();
+            names.into_iter().map(move |name| format!("optimizer.bn1.{param}.{name}"))
         };
         let names = of("bias").chain(["optimizer.bn1.lr".to_owned()]).chain(of("weight"));
         assert!(dict.names().map(str::to_owned).eq(names), "{dict:?}");
@@ -395,13 +459,26 @@ fn a_state_dict_has_the_names_of_torch<G: Engine>(engine: &G) {
 
 fn numbers_without_meaning_are_refused_with_both_sides<G: Engine>(engine: &G) {
     let mut bn = with_gradients(engine);
-    let adam = |beta1, beta2, eps| Algorithm::Adam { beta1, beta2, eps };
+    let adam = |beta1, beta2, eps| Algorithm::Adam { beta1, beta2, eps, amsgrad: false };
     let sgd = |momentum, dampening, nesterov| Algorithm::Sgd { momentum, dampening, nesterov };
     for (algorithm, said) in [
         (adam(1.0, 0.9, 0.0), "beta1: expected 0 to below 1, got 1"),
         (adam(0.9, -0.1, 0.0), "beta2: expected 0 to below 1, got -0.1"),
         (adam(f64::NAN, 0.9, 0.0), "beta1: expected 0 to below 1, got NaN"),
         (adam(0.9, 0.9, -1.0), "eps: expected a finite number from 0 on, got -1"),
+        (adam(0.9, 2.0, 0.0).amsgrad(true), "beta2: expected 0 to below 1, got 2"),
+        (
+            Algorithm::KerasAdam { beta1: -1.0, beta2: 0.5, eps: 0.0, amsgrad: false },
+            "beta1: expected 0 to below 1, got -1",
+        ),
+        (
+            Algorithm::KerasSgd { momentum: f64::NAN, nesterov: true },
+            "momentum: expected a finite number from 0 on, got NaN",
+        ),
+        (
+            Algorithm::MatlabSgdm { momentum: -1.0 },
+            "momentum: expected a finite number from 0 on, got -1",
+        ),
         (sgd(-0.5, 0.0, false), "momentum: expected a finite number from 0 on, got -0.5"),
         (sgd(0.5, f64::INFINITY, false), "dampening: expected a finite number, got inf"),
         (
@@ -475,6 +552,17 @@ fn a_layer_of_other_parameters_is_refused<G: Engine>(engine: &G) {
     );
     let error = engine.optimizer_step(args).unwrap_err().to_string();
     assert_eq!(error, "first: expected the momentum_buffer of sgd, got none");
+    let [mut first, mut second] = [up(engine, &[0.0; 2]), up(engine, &[0.0; 2])];
+    let args = OptimizerStep::<G::Memory, f64>::new(
+        view_mut::<G, f64>(&mut value),
+        view::<G, f64>(&grad),
+        Algorithm::adam().amsgrad(true),
+        view::<G, f64>(&lr),
+        view_mut::<G, f64>(&mut steps),
+    );
+    let args = args.first(view_mut::<G, f64>(&mut first)).second(view_mut::<G, f64>(&mut second));
+    let error = engine.optimizer_step(args).unwrap_err().to_string();
+    assert_eq!(error, "third: expected the max_exp_avg_sq of adam, got none");
     assert_eq!((down(engine, &value), down(engine, &steps)), (vec![1.0; 2], vec![0.0; 2]));
 }
 
