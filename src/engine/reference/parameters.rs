@@ -39,7 +39,10 @@ pub(super) fn optimizer_step<P: Real>(args: OptimizerStep<'_, Host, P>) {
         };
         let decayed = if decay == 0.0 { g } else { g + decay * w };
         value[i] = P::from_f64(match algorithm {
-            Algorithm::Sgd { momentum: 0.0, .. } => w - lr * decayed,
+            Algorithm::Sgd { momentum: 0.0, .. } | Algorithm::MatlabSgdm { momentum: 0.0 } => {
+                w - lr * decayed
+            }
+            Algorithm::KerasSgd { momentum: 0.0, .. } => w * (1.0 - lr * decay) - lr * g,
             Algorithm::Sgd { momentum, dampening, nesterov } => {
                 let b = match t {
                     1.0 => decayed,
