@@ -137,10 +137,13 @@ impl Parameters {
             Family::Adam => 1,
             Family::Velocity => 2,
         };
-        let switches = u32::from(nesterov) * StepOptions::NESTEROV
-            | u32::from(decay_apart) * StepOptions::DECAY_APART
-            | u32::from(amsgrad) * StepOptions::AMSGRAD
-            | u32::from(eps_first) * StepOptions::EPS_FIRST;
+        let switches = [
+            (nesterov, StepOptions::NESTEROV),
+            (decay_apart, StepOptions::DECAY_APART),
+            (amsgrad, StepOptions::AMSGRAD),
+            (eps_first, StepOptions::EPS_FIRST),
+        ];
+        let switches = switches.iter().filter(|(on, _)| *on).map(|(_, bit)| bit).sum();
         let (lr_factor, weight_decay) = (args.lr_factor, args.weight_decay);
         let options = StepOptions { lr_factor, weight_decay, beta1, beta2, eps, family, switches };
         let (lr, steps) = (pointers.read(lr), pointers.write(steps));
