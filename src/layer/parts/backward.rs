@@ -8,7 +8,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// [`Param::grad`](crate::Param::grad), summed over the list.
     ///
     /// # Errors
-    /// As [`backward`](Self::backward), of any of the parts; [`Error::Saved`] for a list of another length.
+    /// As [`backward`](Self::backward), of any of the parts; [`Error::Saved`](crate::Error::Saved) for a
+    /// list of another length.
     #[allow(clippy::type_complexity)] // pairs of views
     pub fn backward_parts<E: Element<Acc = P>>(
         &mut self,

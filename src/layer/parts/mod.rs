@@ -7,8 +7,8 @@ use crate::{
 mod backward;
 mod forward;
 
-/// One input of [`BatchNorm::forward_parts_into`], and where its output goes. N is the number of elements
-/// of its shape.
+/// One input of [`BatchNorm::forward_parts_into`](crate::BatchNorm::forward_parts_into), and where its
+/// output goes. N is the number of elements of its shape.
 #[non_exhaustive]
 pub struct Part<'a, M: Memory, E: Element> {
     /// Its shape: all that the inputs of a list share is the number of channels.
@@ -32,8 +32,8 @@ impl<'a, M: Memory, E: Element> Part<'a, M, E> {
     }
 }
 
-/// One part of [`BatchNorm::backward_parts_into`]: what its forward was given, and the gradients asked for.
-/// Of length N each, the number of elements of that forward's shape.
+/// One part of [`BatchNorm::backward_parts_into`](crate::BatchNorm::backward_parts_into): what its forward
+/// was given, and the gradients asked for. Of length N each, the number of elements of that forward's shape.
 #[non_exhaustive]
 pub struct PartGradients<'a, M: Memory, E: Element> {
     /// As in the forward.
@@ -96,8 +96,9 @@ impl<'a, M: Memory, E: Element> PartGradients<'a, M, E> {
     }
 }
 
-/// What [`BatchNorm::forward_parts`] leaves for [`BatchNorm::backward_parts`], and what both work in. It
-/// is reusable: a forward of a list of the same shapes makes no memory.
+/// What [`BatchNorm::forward_parts`](crate::BatchNorm::forward_parts) leaves for
+/// [`BatchNorm::backward_parts`](crate::BatchNorm::backward_parts), and what both work in. It is reusable:
+/// a forward of a list of the same shapes makes no memory.
 pub struct SavedParts<M: Memory, P: Real> {
     parts: Vec<Saved<M, P>>,
     shared: Option<Shared<M, P>>,
