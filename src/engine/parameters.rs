@@ -3,10 +3,11 @@
 //! What makes a launch sound is checked before it: a [`Ptr`] comes from a view of this context, `check`
 //! of the arguments has compared every length with that of the parameter, and the kernels stay below the
 //! `count` that they are given.
-use super::optimizer::Norms;
+use super::optimizer::{Family, Rule};
+use super::penalty::Norms;
 use super::pointers::{Pointers, Ptr};
 use super::ptx::{capability, function, load};
-use super::{Algorithm, Constrain, OptimizerStep, Regularize, Regularizer};
+use super::{Constrain, OptimizerStep, Regularize, Regularizer};
 use crate::memory::refused;
 use crate::{DType, Device, Error, Real, Result};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, result};
@@ -27,8 +28,16 @@ struct StepOptions {
     beta1: f64,
     beta2: f64,
     eps: f64,
-    algorithm: u32,
-    nesterov: u32,
+    family: u32,
+    /// Bits: [`StepOptions::NESTEROV`] and its like.
+    switches: u32,
+}
+
+impl StepOptions {
+    const NESTEROV: u32 = 1;
+    const DECAY_APART: u32 = 2;
+    const AMSGRAD: u32 = 4;
+    const EPS_FIRST: u32 = 8;
 }
 
 /// The numbers of a constraint.
@@ -120,25 +129,31 @@ impl Parameters {
     ) -> Result<()> {
         args.check(on)?;
         let (loaded, mut pointers) = (self.loaded(on.stream())?, Pointers::new(on.stream()));
-        let OptimizerStep { value, grad, algorithm, lr, steps, first, second, .. } = args;
+        let OptimizerStep { value, grad, algorithm, lr, steps, first, second, third, .. } = args;
         let len = value.len();
-        let (algorithm, nesterov, beta1, beta2, eps) = match algorithm {
-            Algorithm::Sgd { momentum, dampening, nesterov } => {
-                (0, nesterov.into(), momentum, dampening, 0.0)
-            }
-            Algorithm::Adam { beta1, beta2, eps } => (1, 0, beta1, beta2, eps),
-            Algorithm::AdamW { beta1, beta2, eps } => (2, 0, beta1, beta2, eps),
+        let Rule { family, beta1, beta2, eps, nesterov, decay_apart, amsgrad, eps_first } =
+            algorithm.rule();
+        let family = match family {
+            Family::Momentum => 0,
+            Family::Adam => 1,
+            Family::Velocity => 2,
         };
+        let switches = [
+            (nesterov, StepOptions::NESTEROV),
+            (decay_apart, StepOptions::DECAY_APART),
+            (amsgrad, StepOptions::AMSGRAD),
+            (eps_first, StepOptions::EPS_FIRST),
+        ];
+        let switches = switches.iter().filter(|(on, _)| *on).map(|(_, bit)| bit).sum();
         let (lr_factor, weight_decay) = (args.lr_factor, args.weight_decay);
-        let options =
-            StepOptions { lr_factor, weight_decay, beta1, beta2, eps, algorithm, nesterov };
+        let options = StepOptions { lr_factor, weight_decay, beta1, beta2, eps, family, switches };
         let (lr, steps) = (pointers.read(lr), pointers.write(steps));
         let (value, grad) = (pointers.write(value), pointers.read(grad));
-        let (first, second) = (pointers.write_some(first), pointers.write_some(second));
+        let [first, second, third] = [first, second, third].map(|buf| pointers.write_some(buf));
         // One block at least, which counts the step.
         let blocks = len.div_ceil(BLOCK as usize).clamp(1, BLOCKS) as u32;
         let count = len as u64;
-        let arguments = arguments![count, options, lr, steps, value, grad, first, second];
+        let arguments = arguments![count, options, lr, steps, value, grad, first, second, third];
         submit(on.stream(), &loaded.kernels::<P>().optimizer_step, blocks, arguments)
     }
 
@@ -200,7 +215,7 @@ mod tests {
     fn arguments_lie_as_the_kernels_declare_them() {
         assert_layout! {
             include_str!("../../kernels/parameters.cu");
-            "StepOptions": StepOptions { lr_factor, weight_decay, beta1, beta2, eps, algorithm, nesterov }
+            "StepOptions": StepOptions { lr_factor, weight_decay, beta1, beta2, eps, family, switches }
             "NormOptions": NormOptions { least, most, rate, non_negative, reserved }
         }
     }

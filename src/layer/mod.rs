@@ -27,7 +27,7 @@ pub use lazy::LazyBatchNorm;
 pub use momentum::Momentum;
 pub use optimizer::{Optimizer, OptimizerState, ParamState};
 pub use param::Param;
-pub use parts::SavedParts;
+pub use parts::{Part, PartGradients, SavedParts};
 pub use population::{Population, PopulationRule, PopulationStatistics, Progress};
 pub use presets::{Keras1, Keras1Std};
 pub use running::RunningStats;

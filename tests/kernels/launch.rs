@@ -188,8 +188,8 @@ pub struct StepOptions {
     pub weight_decay: f64,
     pub betas: [f64; 2],
     pub eps: f64,
-    pub algorithm: u32,
-    pub nesterov: u32,
+    pub family: u32,
+    pub switches: u32,
 }
 
 /// The norms that a constraint allows, and the share of the way there; or that values are not negative.

@@ -41,16 +41,31 @@ fn launch<P: Parameter>(device: &Device, kernel: &str, blocks: usize, args: &[Ar
 
 /// As the kernels are told.
 fn options(algorithm: Algorithm) -> StepOptions {
-    let (algorithm, nesterov, betas, eps) = match algorithm {
-        Algorithm::Sgd { momentum, dampening, nesterov } => {
-            (0, nesterov, [momentum, dampening], 0.0)
+    const NESTEROV: u32 = 1;
+    const DECAY_APART: u32 = 2;
+    const AMSGRAD: u32 = 4;
+    const EPS_FIRST: u32 = 8;
+    let (momentum, adam, velocity) = (0, 1, 2);
+    let bit = |is_set, bit| if is_set { bit } else { 0 };
+    let (family, switches, betas, eps) = match algorithm {
+        Algorithm::Sgd { momentum: beta, dampening, nesterov } => {
+            (momentum, bit(nesterov, NESTEROV), [beta, dampening], 0.0)
         }
-        Algorithm::Adam { beta1, beta2, eps } => (1, false, [beta1, beta2], eps),
-        Algorithm::AdamW { beta1, beta2, eps } => (2, false, [beta1, beta2], eps),
+        Algorithm::Adam { beta1, beta2, eps, amsgrad } => {
+            (adam, bit(amsgrad, AMSGRAD), [beta1, beta2], eps)
+        }
+        Algorithm::AdamW { beta1, beta2, eps, amsgrad } => {
+            (adam, DECAY_APART | bit(amsgrad, AMSGRAD), [beta1, beta2], eps)
+        }
+        Algorithm::KerasAdam { beta1, beta2, eps, amsgrad } => {
+            (adam, EPS_FIRST | bit(amsgrad, AMSGRAD), [beta1, beta2], eps)
+        }
+        Algorithm::KerasSgd { momentum, nesterov } => {
+            (velocity, DECAY_APART | bit(nesterov, NESTEROV), [momentum, 0.0], 0.0)
+        }
         other => panic!("{other:?} has no kernel here"),
     };
-    let nesterov = nesterov.into();
-    StepOptions { lr_factor: 0.5, weight_decay: 0.1, betas, eps, algorithm, nesterov }
+    StepOptions { lr_factor: 0.5, weight_decay: 0.1, betas, eps, family, switches }
 }
 
 /// Steps, by fewer blocks than there are values for, as many, and more.
@@ -60,13 +75,16 @@ fn steps_agree<P: Parameter>() {
         Algorithm::Sgd { momentum: 0.5, dampening: 0.25, nesterov: false },
         Algorithm::nesterov(0.8),
         Algorithm::adam(),
-        Algorithm::adam_w(),
+        Algorithm::adam_w().amsgrad(true),
+        Algorithm::keras_adam(),
+        Algorithm::keras_sgd(0.9),
+        Algorithm::KerasSgd { momentum: 0.8, nesterov: true },
     ] {
         for (seed, blocks) in [(1, 1), (2, 2), (3, 3), (4, 8)] {
             let device = Device::new("sm_90");
             device.set_seed(seed);
             let (zeros, lr) = (vec![P::default(); LEN], [0.25]);
-            let mut right = [numbers::<P>(1), zeros.clone(), zeros];
+            let mut right = [numbers::<P>(1), zeros.clone(), zeros.clone(), zeros];
             let mut right_steps = [0.0; 2];
             let got = right.each_ref().map(|values| device.upload(values, 0));
             let (to_lr, steps) = (device.upload(&lr, 0), device.upload(&[0f64; 2], 0));
@@ -74,11 +92,12 @@ fn steps_agree<P: Parameter>() {
             for step in 0..3 {
                 let grad = numbers::<P>(10 + step);
                 let to_grad = device.upload(&grad, 0);
-                let tensors = [got[0].ptr(), to_grad.ptr(), got[1].ptr(), got[2].ptr()].map(ptr);
+                let [value, first, second, third] = got.each_ref().map(|memory| memory.ptr());
+                let tensors = [value, to_grad.ptr(), first, second, third].map(ptr);
                 let first = [Arg::Step(options(algorithm)), ptr(to_lr.ptr()), ptr(steps.ptr())];
                 launch::<P>(&device, "optimizer_step", blocks, &[&first[..], &tensors].concat());
 
-                let [value, first, second] = &mut right;
+                let [value, first, second, third] = &mut right;
                 let mut args =
                     OptimizerStep::<Host, P>::new(value, &grad, algorithm, &lr, &mut right_steps)
                         .lr_factor(0.5)
@@ -86,6 +105,7 @@ fn steps_agree<P: Parameter>() {
                 let buffers = algorithm.buffers().len();
                 args.first = (buffers > 0).then_some(first);
                 args.second = (buffers > 1).then_some(second);
+                args.third = (buffers > 2).then_some(third);
                 Reference.optimizer_step(args).unwrap();
                 let what = format!("{algorithm:?}, {blocks} blocks, step {step}");
                 for (got, right) in got.iter().zip(&right) {

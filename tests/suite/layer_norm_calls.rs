@@ -1,10 +1,10 @@
 //! Layer normalization: wrong arguments, and the layer.
 use crate::support::engines::engines;
 use crate::support::rows::{Inputs, near, upload};
-use crate::support::run::{self, Buf};
+use crate::support::run::{self, Buf, agree};
 use batchnorm::{
     Cpu, DType, Engine, EpsRule, Error, Keras1, LayerNorm, LayerNormBackward, LayerNormConfig,
-    LayerNormForward, LayerNormSaved, Memory, Reference, Shape,
+    LayerNormForward, LayerNormSaved, Memory, Op, Reference, Request, Shape,
 };
 use half::f16;
 
@@ -23,7 +23,8 @@ fn wrong_arguments_are_refused<G: Engine>(engine: &G) {
         let [x, weight, bias, mut y] = lens.map(zeros);
         let args = LayerNormForward::<G::Memory, f32>::new(view(&x), G::Memory::view_mut(&mut y));
         let args = args.weight(view(&weight)).bias(view(&bias)).eps(eps).eps_rule(rule);
-        let done = engine.layer_norm(shape, args.saved(saved));
+        let args = args.saved(saved);
+        let done = agree(engine, shape, args.request(), |engine| engine.layer_norm(shape, args));
         let is_untouched = memory.download(view(&y)).unwrap().iter().all(|y| *y == 7.0);
         assert!(done.is_ok() || is_untouched);
         done.map_err(|error| error.to_string())
@@ -52,6 +53,8 @@ fn wrong_arguments_are_refused<G: Engine>(engine: &G) {
     }
     let first = Shape::new(&[4, 3], 0).unwrap();
     let error = forward(right, &first, 1e-5, by, &mut saved).unwrap_err();
+    let said = engine.supports(&first, Request::new(Op::LayerNorm, DType::F32)).unwrap_err();
+    assert_eq!(said.to_string(), error);
     let start = "shape: expected the channels, which are the features, on the last axis, got ";
     assert!(error.starts_with(start), "{error}");
     assert_eq!(saved.shape(), None, "none of them saved anything");
@@ -62,7 +65,8 @@ fn wrong_arguments_are_refused<G: Engine>(engine: &G) {
             .grad_x(G::Memory::view_mut(&mut grad_x))
             .grad_weight(G::Memory::view_mut(&mut grad_weight))
             .grad_bias(G::Memory::view_mut(&mut grad_bias));
-        let done = engine.layer_norm_backward(shape, args);
+        let request = args.request();
+        let done = agree(engine, shape, request, |engine| engine.layer_norm_backward(shape, args));
         for to in [&grad_x, &grad_weight, &grad_bias] {
             let is_untouched = memory.download(view(to)).unwrap().iter().all(|v| *v == 7.0);
             assert!(done.is_ok() || is_untouched);

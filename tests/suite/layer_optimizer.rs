@@ -11,7 +11,7 @@ engines! { [reference, cpu, cuda, cudnn, gpu] [
     regularizers_add_to_gradient_and_loss,
     a_loaded_state_goes_on_bit_for_bit,
     a_state_that_does_not_fit_changes_nothing,
-    a_state_dict_has_the_names_of_torch,
+    a_state_dict_has_the_names_of_the_buffers,
     numbers_without_meaning_are_refused_with_both_sides,
     a_layer_of_other_parameters_is_refused,
     values_go_in_and_out_in_every_order,
@@ -160,19 +160,21 @@ fn a_state_that_does_not_fit_changes_nothing<G: Engine>(engine: &G) {
     }
 }
 
-fn a_state_dict_has_the_names_of_torch<G: Engine>(engine: &G) {
+fn a_state_dict_has_the_names_of_the_buffers<G: Engine>(engine: &G) {
     let mut bn = with_gradients(engine);
     for (algorithm, buffers) in [
         (Algorithm::sgd(0.0), &[][..]),
         (Algorithm::sgd(0.5), &["momentum_buffer"]),
         (Algorithm::adam(), &["exp_avg", "exp_avg_sq"]),
+        (Algorithm::keras_adam().amsgrad(true), &["momentum", "velocity", "velocity_hat"]),
     ] {
         let mut optimizer = Optimizer::new(&bn, algorithm, 0.25).unwrap();
         optimizer.step(&mut bn).unwrap();
         let dict = optimizer.state_dict("optimizer.bn1.").unwrap();
         let of = |param: &'static str| {
-            let names = buffers.iter().copied().chain(["step"]);
-            names.map(move |name| format!("optimizer.bn1.{param}.{name}"))
+            let mut names: Vec<_> = buffers.iter().copied().chain(["step"]).collect();
+            names.sort_unstable();
+            names.into_iter().map(move |name| format!("optimizer.bn1.{param}.{name}"))
         };
         let names = of("bias").chain(["optimizer.bn1.lr".to_owned()]).chain(of("weight"));
         assert!(dict.names().map(str::to_owned).eq(names), "{dict:?}");
@@ -202,13 +204,26 @@ fn a_state_dict_has_the_names_of_torch<G: Engine>(engine: &G) {
 
 fn numbers_without_meaning_are_refused_with_both_sides<G: Engine>(engine: &G) {
     let mut bn = with_gradients(engine);
-    let adam = |beta1, beta2, eps| Algorithm::Adam { beta1, beta2, eps };
+    let adam = |beta1, beta2, eps| Algorithm::Adam { beta1, beta2, eps, amsgrad: false };
     let sgd = |momentum, dampening, nesterov| Algorithm::Sgd { momentum, dampening, nesterov };
     for (algorithm, said) in [
         (adam(1.0, 0.9, 0.0), "beta1: expected 0 to below 1, got 1"),
         (adam(0.9, -0.1, 0.0), "beta2: expected 0 to below 1, got -0.1"),
         (adam(f64::NAN, 0.9, 0.0), "beta1: expected 0 to below 1, got NaN"),
         (adam(0.9, 0.9, -1.0), "eps: expected a finite number from 0 on, got -1"),
+        (adam(0.9, 2.0, 0.0).amsgrad(true), "beta2: expected 0 to below 1, got 2"),
+        (
+            Algorithm::KerasAdam { beta1: -1.0, beta2: 0.5, eps: 0.0, amsgrad: false },
+            "beta1: expected 0 to below 1, got -1",
+        ),
+        (
+            Algorithm::KerasSgd { momentum: f64::NAN, nesterov: true },
+            "momentum: expected a finite number from 0 on, got NaN",
+        ),
+        (
+            Algorithm::MatlabSgdm { momentum: -1.0 },
+            "momentum: expected a finite number from 0 on, got -1",
+        ),
         (sgd(-0.5, 0.0, false), "momentum: expected a finite number from 0 on, got -0.5"),
         (sgd(0.5, f64::INFINITY, false), "dampening: expected a finite number, got inf"),
         (
@@ -282,6 +297,17 @@ fn a_layer_of_other_parameters_is_refused<G: Engine>(engine: &G) {
     );
     let error = engine.optimizer_step(args).unwrap_err().to_string();
     assert_eq!(error, "first: expected the momentum_buffer of sgd, got none");
+    let [mut first, mut second] = [up(engine, &[0.0; 2]), up(engine, &[0.0; 2])];
+    let args = OptimizerStep::<G::Memory, f64>::new(
+        view_mut::<G, f64>(&mut value),
+        view::<G, f64>(&grad),
+        Algorithm::adam().amsgrad(true),
+        view::<G, f64>(&lr),
+        view_mut::<G, f64>(&mut steps),
+    );
+    let args = args.first(view_mut::<G, f64>(&mut first)).second(view_mut::<G, f64>(&mut second));
+    let error = engine.optimizer_step(args).unwrap_err().to_string();
+    assert_eq!(error, "third: expected the max_exp_avg_sq of adam, got none");
     assert_eq!((down(engine, &value), down(engine, &steps)), (vec![1.0; 2], vec![0.0; 2]));
 }
 

@@ -8,6 +8,8 @@ engines! { [reference, cpu, cuda, cudnn, gpu] [
     steps_are_those_of_the_reference_f64,
     steps_are_those_of_the_reference_f32,
     long_runs_correct_their_bias,
+    the_last_step_is_taken_again_at_its_own_rate,
+    amsgrad_keeps_the_greatest_moment,
     what_is_not_finite_stays_where_it_is,
     penalties_are_those_of_the_reference,
     penalties_of_what_is_not_finite,
@@ -15,14 +17,22 @@ engines! { [reference, cpu, cuda, cudnn, gpu] [
     numbers_without_meaning_are_refused,
 ] }
 
-pub const ALGORITHMS: [Algorithm; 7] = [
+pub const ALGORITHMS: [Algorithm; 15] = [
     Algorithm::sgd(0.0),
     Algorithm::sgd(0.9),
     Algorithm::Sgd { momentum: 0.5, dampening: 0.25, nesterov: false },
     Algorithm::nesterov(0.8),
     Algorithm::adam(),
-    Algorithm::Adam { beta1: 0.0, beta2: 0.5, eps: 0.1 },
+    Algorithm::Adam { beta1: 0.0, beta2: 0.5, eps: 0.1, amsgrad: false },
+    Algorithm::Adam { beta1: 0.5, beta2: 0.25, eps: 0.01, amsgrad: true },
     Algorithm::adam_w(),
+    Algorithm::adam_w().amsgrad(true),
+    Algorithm::keras_sgd(0.0),
+    Algorithm::keras_sgd(0.9),
+    Algorithm::KerasSgd { momentum: 0.8, nesterov: true },
+    Algorithm::keras_adam(),
+    Algorithm::KerasAdam { beta1: 0.5, beta2: 0.25, eps: 0.01, amsgrad: true },
+    Algorithm::MatlabSgdm { momentum: 0.9 },
 ];
 
 /// A vector and what is kept of it, on an engine.
@@ -32,13 +42,15 @@ struct Vector<P: Real, G: Engine> {
     steps: Buf<G, f64>,
     first: Buf<G, P>,
     second: Buf<G, P>,
+    third: Buf<G, P>,
 }
 
 impl<P: Real, G: Engine> Vector<P, G> {
     fn new(engine: &G, values: &[P]) -> Self {
         let zeros = || up(engine, &vec![P::default(); values.len()]);
         let (value, steps) = (up(engine, values), up(engine, &[0.0; 2]));
-        Self { engine: engine.clone(), value, steps, first: zeros(), second: zeros() }
+        let [first, second, third] = [zeros(), zeros(), zeros()];
+        Self { engine: engine.clone(), value, steps, first, second, third }
     }
     fn step(&mut self, algorithm: Algorithm, grad: &[P], lr: f64, factor: f64, decay: f64) {
         let (grad, lr) = (up(&self.engine, grad), up(&self.engine, &[lr]));
@@ -57,10 +69,14 @@ impl<P: Real, G: Engine> Vector<P, G> {
         if algorithm.buffers().len() > 1 {
             args = args.second(view_mut::<G, P>(&mut self.second));
         }
+        if algorithm.buffers().len() > 2 {
+            args = args.third(view_mut::<G, P>(&mut self.third));
+        }
         self.engine.optimizer_step(args).unwrap();
     }
     fn all(&self) -> Vec<f64> {
-        let buffers = [&self.value, &self.first, &self.second].map(|buf| down(&self.engine, buf));
+        let buffers = [&self.value, &self.first, &self.second, &self.third];
+        let buffers = buffers.map(|buf| down(&self.engine, buf));
         let steps = down(&self.engine, &self.steps);
         buffers.iter().flatten().map(|v| v.to_f64()).chain(steps).collect()
     }
@@ -92,7 +108,7 @@ fn steps_are_those_of_the_reference<P: Real, G: Engine>(engine: &G) {
                     let what = format!("{algorithm:?}, {len} values, step {step}");
                     assert_all_near::<P>(&what, &got.all(), &right.all());
                 }
-                let [steps, word] = got.all()[3 * len..] else { panic!("two numbers") };
+                let [steps, word] = got.all()[4 * len..] else { panic!("two numbers") };
                 assert_eq!((steps, word), (6.0, 0.0));
                 assert_ne!(down(engine, &got.value), values);
             }
@@ -119,6 +135,52 @@ fn long_runs_correct_their_bias<G: Engine>(engine: &G) {
         // 1 - 0.999 itself is off by 1e-14.
         assert!((got - right).abs() < 1e-13, "{before}: {got}, not {right}");
         assert_eq!(down(engine, &vector.steps), [t, 0.0]);
+    }
+}
+
+/// MATLAB's rule as it is documented, by the parameter before the last step; and torch's, which is another
+/// one as soon as the rate changes.
+fn the_last_step_is_taken_again_at_its_own_rate<G: Engine>(engine: &G) {
+    let values = numbers::<f64>(7, 1);
+    let [mut matlab, mut keras, mut torch] =
+        std::array::from_fn(|_| Vector::<f64, G>::new(engine, &values));
+    let (mut right, mut before) = (values.clone(), values.clone());
+    for (step, lr) in [0.1, 0.1, 0.01, 0.2].into_iter().enumerate() {
+        let grad = numbers::<f64>(7, 2 + step as u64);
+        matlab.step(Algorithm::MatlabSgdm { momentum: 0.9 }, &grad, lr, 1.0, 0.25);
+        keras.step(Algorithm::keras_sgd(0.9), &grad, lr, 1.0, 0.0);
+        torch.step(Algorithm::sgd(0.9), &grad, lr, 1.0, 0.0);
+        let moved = (0..7).map(|i| {
+            let g = grad[i] + 0.25 * right[i];
+            right[i] - lr * g + 0.9 * (right[i] - before[i])
+        });
+        (before, right) = (right.clone(), moved.collect());
+        assert_all_near::<f64>("matlab", &down(engine, &matlab.value), &right);
+        let [keras, torch] = [&keras, &torch].map(|vector| down(engine, &vector.value));
+        let apart = keras.iter().zip(&torch).map(|(k, t)| (k - t).abs()).fold(0.0, f64::max);
+        assert_eq!(apart > 1e-3, step >= 2, "step {step}: {apart}");
+    }
+}
+
+/// The denominator does not forget a gradient that was large once; NaN is one that it keeps for ever.
+fn amsgrad_keeps_the_greatest_moment<G: Engine>(engine: &G) {
+    let (beta1, beta2, eps, amsgrad) = (0.9, 0.5, 1e-8, true);
+    for algorithm in [
+        Algorithm::Adam { beta1, beta2, eps, amsgrad },
+        Algorithm::AdamW { beta1, beta2, eps, amsgrad },
+        Algorithm::KerasAdam { beta1, beta2, eps, amsgrad },
+    ] {
+        let mut vector = Vector::<f64, G>::new(engine, &[1.0; 2]);
+        for (step, grad) in [8.0, 0.5, 0.25, 0.0].into_iter().enumerate() {
+            vector.step(algorithm, &[grad, 0.0], 0.1, 1.0, 0.0);
+            let (second, third) = (down(engine, &vector.second), down(engine, &vector.third));
+            assert_eq!(third[0], 0.5 * 64.0, "{algorithm:?}");
+            assert_eq!(second[0] < third[0], step > 0, "{algorithm:?}, {step}: {second:?}");
+        }
+        vector.step(algorithm, &[f64::NAN, 0.0], 0.1, 1.0, 0.0);
+        vector.step(algorithm, &[0.0; 2], 0.1, 1.0, 0.0);
+        let third = down(engine, &vector.third);
+        assert!(third[0].is_nan() && third[1] == 0.0, "{algorithm:?}: {third:?}");
     }
 }
 
@@ -229,7 +291,7 @@ fn constraints_are_those_of_keras<G: Engine>(engine: &G) {
 /// By the engine itself, whoever calls it: nothing is written.
 fn numbers_without_meaning_are_refused<G: Engine>(engine: &G) {
     let (sgd, bad_beta) =
-        (Algorithm::sgd(0.0), Algorithm::Adam { beta1: 1.0, beta2: 0.5, eps: 0.0 });
+        (Algorithm::sgd(0.0), Algorithm::Adam { beta1: 1.0, beta2: 0.5, eps: 0.0, amsgrad: false });
     let nesterov = Algorithm::Sgd { momentum: 0.0, dampening: 0.0, nesterov: true };
     for (algorithm, lr_factor, weight_decay, what) in [
         (bad_beta, 1.0, 0.0, "beta1"),

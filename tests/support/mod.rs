@@ -1,6 +1,7 @@
 //! What tests and the `conformance` example share.
 #![allow(dead_code, unused_imports, unused_macros)] // each of them uses a part
 
+pub mod agree;
 pub mod blank;
 pub mod call;
 #[cfg(all(feature = "cuda", target_os = "linux"))]
