@@ -58,7 +58,7 @@ fn options(algorithm: Algorithm) -> StepOptions {
             (adam, DECAY_APART | bit(amsgrad, AMSGRAD), [beta1, beta2], eps)
         }
         Algorithm::KerasAdam { beta1, beta2, eps, amsgrad } => {
-            (adam, EPS_FIRST | bit(amsgrad, AMSGRAD), [beta1, beta2], eps)
+            (adam, EPS_FIRST | DECAY_APART | bit(amsgrad, AMSGRAD), [beta1, beta2], eps)
         }
         Algorithm::KerasSgd { momentum, nesterov } => {
             (velocity, DECAY_APART | bit(nesterov, NESTEROV), [momentum, 0.0], 0.0)
