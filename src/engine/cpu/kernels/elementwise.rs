@@ -3,7 +3,7 @@ use super::super::plan::{Plan, Tile};
 use super::super::simd::{GROUP, Simd, Store, prefetch, to_line};
 use super::super::table::{Coef, Lanes, Strip};
 use super::super::tiles::{Writer, clipped};
-use super::source::{Runs, Source};
+use super::source::{Groups, Runs, Source};
 use crate::{Element, Real};
 use std::ops::Range;
 
@@ -249,21 +249,21 @@ fn groups<E: Element>(
         if whole.is_empty() {
             continue;
         }
-        let [xs, others] = [x, other].map(
+        let from = [x, other].map(
             #[inline(always)]
             |values| values[whole.clone()].as_chunks().0,
         );
-        let outs = to[whole.clone()].as_chunks_mut().0;
+        let out = to[whole.clone()].as_chunks_mut().0;
         source.each(
             whole.start,
-            xs.iter().zip(others).zip(outs).enumerate(),
+            Groups { from, out },
             #[inline(always)]
-            |(i, ((x, other), out)), coef| {
+            |at, (from, out), coef| {
                 store.put(
-                    &group(store, [x, other], coef, &op),
+                    &group(store, from, coef, &op),
                     out,
                     #[inline(always)]
-                    || ahead(whole.start + i * GROUP),
+                    || ahead(at),
                 );
             },
         );

@@ -9,14 +9,42 @@ pub trait Source<A> {
     type Lanes: Lanes<A>;
     /// Those of the group that starts with value `at`.
     fn group(&self, at: usize) -> Self::Lanes;
-    /// Calls `take` for every one of `groups`, which follow each other, the first one from value `start`
-    /// on. Must be `#[inline(always)]`, as `take` is.
-    fn each<G>(
+    /// Calls `take` for every one of `groups`, the first one of which starts with value `at`, with where
+    /// it starts. Must be `#[inline(always)]`, as `take` is.
+    fn each<E>(
         &self,
-        start: usize,
-        groups: impl ExactSizeIterator<Item = G>,
-        take: impl FnMut(G, Self::Lanes),
+        at: usize,
+        groups: Groups<'_, E>,
+        take: impl FnMut(usize, One<'_, E>, Self::Lanes),
     );
+}
+
+/// Groups of values that follow each other, of what is read and of what is written.
+pub struct Groups<'a, E> {
+    pub from: [&'a [[E; GROUP]]; 2],
+    pub out: &'a mut [[E; GROUP]],
+}
+/// One of them.
+type One<'a, E> = ([&'a [E; GROUP]; 2], &'a mut [E; GROUP]);
+
+impl<'a, E> Groups<'a, E> {
+    /// Takes the first `n`, or all.
+    #[inline(always)]
+    fn take(&mut self, n: usize) -> Self {
+        let n = n.min(self.out.len());
+        let ((x, more_x), (other, more)) = (self.from[0].split_at(n), self.from[1].split_at(n));
+        let (out, more_out) = std::mem::take(&mut self.out).split_at_mut(n);
+        *self = Self { from: [more_x, more], out: more_out };
+        Self { from: [x, other], out }
+    }
+    #[inline(always)]
+    fn each(self) -> impl ExactSizeIterator<Item = One<'a, E>> {
+        let Self { from: [x, other], out } = self;
+        x.iter().zip(other).zip(out).map(
+            #[inline(always)]
+            |((x, other), out)| ([x, other], out),
+        )
+    }
 }
 
 /// Every value has its own.
@@ -27,15 +55,15 @@ impl<A: Real> Source<A> for &Strip<A> {
         self.groups(at, 1)(0)
     }
     #[inline(always)]
-    fn each<G>(
+    fn each<E>(
         &self,
-        start: usize,
-        groups: impl ExactSizeIterator<Item = G>,
-        mut take: impl FnMut(G, Self::Lanes),
+        at: usize,
+        groups: Groups<'_, E>,
+        mut take: impl FnMut(usize, One<'_, E>, Self::Lanes),
     ) {
-        let coefs = self.groups(start, groups.len());
-        for (i, group) in groups.enumerate() {
-            take(group, coefs(i));
+        let coefs = self.groups(at, groups.out.len());
+        for (i, group) in groups.each().enumerate() {
+            take(at + i * GROUP, group, coefs(i));
         }
     }
 }
@@ -72,26 +100,29 @@ impl<A: Real> Source<A> for Runs<'_, A> {
     /// The whole groups of a run, then the one that it shares with the next: so every group is stored once
     /// and where it is aligned, however long the runs are.
     #[inline(always)]
-    fn each<G>(
+    fn each<E>(
         &self,
         mut at: usize,
-        mut groups: impl ExactSizeIterator<Item = G>,
-        mut take: impl FnMut(G, Two<A>),
+        mut groups: Groups<'_, E>,
+        mut take: impl FnMut(usize, One<'_, E>, Two<A>),
     ) {
         let (mut channel, mut end) = self.run(at);
         let mut first = self.strip.at(channel);
         loop {
-            for _ in 0..(end - at) / GROUP {
-                let Some(group) = groups.next() else { return };
-                take(group, Two::new([first, first], GROUP));
+            for group in groups.take((end - at) / GROUP).each() {
+                take(at, group, Two::new([first, first], GROUP));
                 at += GROUP;
+            }
+            if groups.out.is_empty() {
+                return;
             }
             channel += 1;
             let second = self.strip.at(channel);
             if at < end {
-                let Some(group) = groups.next() else { return };
-                take(group, Two::new([first, second], end - at));
-                at += GROUP;
+                for group in groups.take(1).each() {
+                    take(at, group, Two::new([first, second], end - at));
+                    at += GROUP;
+                }
             }
             (first, end) = (second, end + self.inner);
         }
