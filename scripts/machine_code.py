@@ -188,7 +188,7 @@ class Loop:
         self.branches = sum(each.operation.split(".")[0] in ("BRA", "BRX", "BSYNC") for each in code) - 1
         # An integer division takes a reciprocal of what I2F has rounded up, or, of 64 bits, a call; others call for what
         # is subnormal.
-        self.divisions = sum(bool(re.match(r"I2F.*\.RP|CALL", each.operation)) for each in code)
+        self.divisions = sum(bool(re.match(r"I2F.*\.RP|.*CALL.*\$__internal", each.text)) for each in code)
         self.wide = any(is_wide(each, kind) for each in code for kind in ("LDG", "STG"))
 
     def fly(self, code, flights):
