@@ -98,8 +98,8 @@ impl<M: Memory, P: Real> std::fmt::Debug for RunningStats<M, P> {
 /// Updates that a layer has skipped, see [`NonFinite::Skip`](crate::NonFinite::Skip).
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// How many updates of the running statistics each channel has skipped since the layer was made or reset, or
-    /// loaded a state dict: all 0 unless the layer has [`NonFinite::Skip`]. Waits for the device, as no
-    /// forward does.
+    /// loaded a state dict: all 0 unless the layer has [`NonFinite::Skip`](crate::NonFinite::Skip). Waits for the
+    /// device, as no forward does.
     ///
     /// # Errors
     /// The memory's refusal.
