@@ -3,7 +3,7 @@
 use super::kernels::elementwise::At;
 use super::kernels::source::Runs;
 use super::plan::{Plan, Tile};
-use super::simd::{BLOCK, GROUP, LINE};
+use super::simd::{BLOCK, GROUP, LINE, TWICE};
 use super::table::{Strip, Table};
 use crate::Real;
 use std::ops::Range;
@@ -43,9 +43,9 @@ pub(super) fn by_piece<A, S: Step<A>>(
 pub(super) enum Cut {
     /// Not at all: what a tile has of a row.
     Row,
-    /// To what fits the first cache, of two tensors and f32: it is read twice.
-    Cached,
-    /// To what fits scratch memory (see [`ROOM`](super::simd::ROOM)), and whole bytes of a mask.
+    /// To [`TWICE`] values, and whole bytes of a mask.
+    Twice,
+    /// To blocks that fit [`ROOM`](super::simd::ROOM), and whole bytes of a mask.
     Held,
 }
 
@@ -66,11 +66,14 @@ pub(super) fn walk<A: Real, S: Step<A>>(
 fn walk_runs<A: Real, S: Step<A>>(plan: &Plan, tile: &Tile, table: &Table<'_, A>, step: &mut S) {
     let (inner, Range { start, end }) = (plan.inner(), tile.cols.clone());
     let mut strip = Strip::new();
-    let piece = plan.piece_of_runs();
+    let pieces_of = |most: usize| {
+        let piece = plan.piece_of_runs(most);
+        (piece > inner, piece.min(most))
+    };
     let (several, most) = match step.cut() {
         Cut::Row => (true, usize::MAX),
-        Cut::Cached => (true, 8 * BLOCK),
-        Cut::Held => (piece > inner, piece.min(BLOCK)),
+        Cut::Twice => pieces_of(TWICE),
+        Cut::Held => pieces_of(BLOCK),
     };
     let channels = start / inner..end.div_ceil(inner);
     for first in channels.clone().step_by(BLOCK) {

@@ -261,7 +261,12 @@ impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
         if self.mask.is_some() { 0 } else { self.y.to_line(tile) }
     }
     fn cut(&self) -> Cut {
-        if self.plain().is_some() { Cut::Row } else { Cut::Held }
+        let is_loop = matches!(self.output.activation, Activation::Identity | Activation::Relu);
+        match (self.plain(), self.output.x) {
+            (Some(_), _) => Cut::Row,
+            (None, Some(_)) if is_loop => Cut::Twice,
+            _ => Cut::Held,
+        }
     }
     fn columns(&mut self, tile: &Tile, strips: &[(Range<usize>, &Strip<E::Acc>)]) {
         let Output { simd, plan, residual, .. } = self.output;

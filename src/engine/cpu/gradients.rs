@@ -8,7 +8,7 @@ use super::kernels::moments::total;
 use super::kernels::source::Runs;
 use super::kernels::sums::{self, Lanes, Rows, STRIP_ROWS};
 use super::plan::{Plan, Tile};
-use super::simd::{BLOCK, Scratch, Simd};
+use super::simd::{BLOCK, Scratch, Simd, TWICE};
 use super::staged::{Derivative, Staged};
 use super::table::{Strip, Table};
 use super::tiles::{TileMut, Writer, clipped};
@@ -55,12 +55,12 @@ impl<'a, E: Element> Read<'a, E> {
         &mask[clipped(row, self.plan.mask_cols(cols), self.plan.mask_width(), mask.len())]
     }
     /// `grad_y` where the mask lets it pass, 0 elsewhere; without a mask, all of it.
-    fn masked<'s>(
+    fn masked<'s, const N: usize>(
         &self,
         row: usize,
         cols: &Range<usize>,
         grad_y: &'s [E],
-        gated: &'s mut Scratch<E>,
+        gated: &'s mut Scratch<E, N>,
     ) -> &'s [E] {
         let Gate::Mask(mask) = self.gate else { return grad_y };
         let g = gated.values(grad_y.len());
@@ -116,7 +116,8 @@ fn sums_of_runs<E: Element>(
 ) {
     let Read { simd, plan, gate, .. } = *read;
     let run = plan.inner().min(tile.cols.len());
-    let (mut strip, mut gated, mut staged) = (Strip::new(), Scratch::new(), Staged::new());
+    let mut gated: Scratch<E> = Scratch::new();
+    let (mut strip, mut staged) = (Strip::new(), Staged::new());
     for (k, start) in tile.cols.clone().step_by(run).enumerate() {
         let (channel, run_end) = (start / plan.inner(), start + run);
         let coef = table.at(channel);
@@ -162,7 +163,8 @@ fn sums_of_columns<E: Element>(
     let mut strip = Strip::new();
     let zeros = [E::Acc::default(); BLOCK];
     let (mut sum, mut product) = (zeros, zeros);
-    let (mut gated, mut staged) = ([Scratch::new(), Scratch::new()], Staged::new());
+    let mut gated: [Scratch<E>; 2] = [Scratch::new(), Scratch::new()];
+    let mut staged = Staged::new();
     // A mask's rows are brought to memory of their own, two at a time.
     let most = if matches!(gate, Gate::Mask(_)) { gated.len() } else { STRIP_ROWS };
     for start in tile.cols.clone().step_by(BLOCK) {
@@ -267,7 +269,7 @@ pub(super) struct Gradients<'a, 'p, E: Element> {
     /// For what `grad_x` held.
     held: Scratch<E>,
     /// For what passes the mask.
-    gated: Scratch<E>,
+    gated: Scratch<E, TWICE>,
     staged: Staged<E::Acc>,
     /// For gradients of the accumulating type.
     wide: Scratch<E::Acc>,
@@ -310,11 +312,12 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
         }
     }
     fn cut(&self) -> Cut {
-        let is_loop = matches!(self.read.gate, Gate::Open | Gate::Recompute);
-        match (is_loop && self.read.grad_y.is_some(), &self.grad_residual) {
-            (true, None) => Cut::Row,
-            (true, Some(_)) => Cut::Cached,
-            (false, _) => Cut::Held,
+        let Read { gate, grad_y, .. } = self.read;
+        let is_loop = matches!(gate, Gate::Open | Gate::Recompute);
+        match (grad_y, &self.grad_residual) {
+            (Some(_), None) if is_loop => Cut::Row,
+            (Some(_), _) if !gate.is_staged() => Cut::Twice,
+            _ => Cut::Held,
         }
     }
     fn columns(&mut self, tile: &Tile, strips: &[(Range<usize>, &Strip<E::Acc>)]) {

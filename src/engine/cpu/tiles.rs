@@ -1,7 +1,7 @@
 //! Tasks that write disjoint tiles of the same memory, on all threads. What it
 //! offers is safe.
 use super::plan::{Plan, Tile};
-use super::simd::{self, Scratch, Simd, Store};
+use super::simd::{self, Scratch, Simd, Store, TWICE};
 use crate::{Element, Real};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -249,7 +249,7 @@ impl<T> TileMut<'_, T> {
 pub(super) struct Writer<'p, E> {
     tile: TileMut<'p, E>,
     past_cache: bool,
-    buffer: Scratch<E>,
+    buffer: Scratch<E, TWICE>,
 }
 
 impl<'p, E: Element> Writer<'p, E> {

@@ -7,7 +7,7 @@ pub use level::SimdLevel;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 pub(super) use store::{Store, fence, prefetch};
-pub(super) use units::{BLOCK, GROUP, LINE, ROOM, Scratch, to_line};
+pub(super) use units::{BLOCK, GROUP, LINE, ROOM, Scratch, TWICE, to_line};
 
 mod level;
 mod store;
