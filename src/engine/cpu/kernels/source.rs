@@ -95,7 +95,8 @@ impl<A: Real> Source<A> for Runs<'_, A> {
     #[inline(always)]
     fn group(&self, at: usize) -> Two<A> {
         let (channel, end) = self.run(at);
-        Two::new([self.strip.at(channel), self.strip.at(channel + 1)], end - at)
+        let left = (end - at).min(GROUP);
+        Two::new([self.strip.at(channel), self.strip.at(channel + 1)], left)
     }
     /// The whole groups of a run, then the one that it shares with the next: so every group is stored once
     /// and where it is aligned, however long the runs are.
@@ -136,9 +137,10 @@ pub struct Two<A> {
     left: i32,
 }
 impl<A> Two<A> {
+    /// `left` is a group's lanes at most.
     #[inline(always)]
     fn new(coefs: [Coef<A>; 2], left: usize) -> Self {
-        Self { coefs, left: left as i32 } // more than a group's lanes is as good as any
+        Self { coefs, left: left as i32 }
     }
 }
 impl<A: Real> Lanes<A> for Two<A> {
@@ -166,6 +168,20 @@ mod tests {
     use super::super::elementwise::{At, Work, normalize};
     use super::*;
     use crate::Element;
+
+    /// No count of lanes is cut to fewer bits before it is compared.
+    #[test]
+    fn a_run_of_any_length_has_its_own_coefficients() {
+        let mut fields = vec![0.0; Table::<f32>::FIELDS * 2];
+        numbers_mut::<f32>(&mut fields)[..2].copy_from_slice(&[1.0, 2.0]); // the means
+        let mut strip = Strip::<f32>::new();
+        strip.load_channels(0..2, &Table::new(&fields, 0..2), false);
+        for left in [16, usize::MAX >> 33, usize::MAX >> 32, usize::MAX >> 31, usize::MAX / 2] {
+            let runs = Runs { strip: &strip, channel: 0, left, inner: left };
+            let lanes = runs.group(0);
+            assert!((0..GROUP).all(|lane| lanes.at(lane).mean == 1.0), "{left}");
+        }
+    }
 
     /// Every cut of runs of every length, in and past the cache, at any address, against one value at a
     /// time.
