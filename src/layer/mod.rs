@@ -4,6 +4,7 @@ use crate::{Activation, Engine, Error, Memory, NonFinite, Plain, Real, Result};
 
 mod affine;
 mod config;
+mod fold;
 mod initializer;
 mod layer_norm;
 mod lazy;
@@ -21,6 +22,7 @@ mod slots;
 mod state;
 
 pub use config::Config;
+pub use fold::{Folded, ScaleShift, WeightLayout};
 pub use initializer::Initializer;
 pub use layer_norm::{LayerNorm, LayerNormConfig};
 pub use lazy::LazyBatchNorm;

@@ -129,6 +129,10 @@ impl Document {
         let tensor = self.tensors.get_mut(name).map(|tensor| &mut tensor.values);
         tensor.with_context(|| format!("{}: {name}: is missing", self.name))
     }
+    /// Says a number that the file leaves out.
+    pub fn set_count(&mut self, key: &str, count: usize) {
+        self.metadata.insert(key.to_owned(), count.into());
+    }
     /// Of all tensors.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)

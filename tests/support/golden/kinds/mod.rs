@@ -9,6 +9,7 @@ use batchnorm::{Element, Engine, Error};
 use std::collections::BTreeMap;
 
 mod batch_always;
+mod fold;
 mod frozen;
 mod keras_old_std;
 mod layer;
@@ -94,6 +95,7 @@ type Runner<G> = fn(&G, &Document) -> Result<Outcome>;
 fn runner<G: Engine, E: Element>(kind: &str) -> Option<Runner<G>> {
     Some(match kind {
         "batch_always" => batch_always::run::<G, E>,
+        "fold" => fold::run::<G, E>,
         "frozen" => frozen::run::<G, E>,
         "keras_old_std" => keras_old_std::run::<G, E>,
         "sample_wise" => sample_wise::run::<G, E>,
