@@ -55,85 +55,130 @@ template <class A, int W> struct Sums {
     }
 };
 
-/// A few vectors of a thread.
-template <class T, int W, unsigned AHEAD, class Index, class Act> struct Batch {
-    using A = AccOf<T>;
-    Vector<T, W> x[AHEAD], g[AHEAD], residual[Act::GENERAL ? AHEAD : 1];
-    unsigned ones[AHEAD];
-    Index at[AHEAD];
-    unsigned count;
+/// What the derivative of the activation is taken from: known where a loop is compiled, or asked for in it.
+template <int SOURCE> struct From {
+    static constexpr bool ASKED = SOURCE < 0;
+    template <class T> static __device__ bool is(const Tensors<T> &t, Source source) {
+        return ASKED ? t.source == source : SOURCE == source;
+    }
+};
+using FromAny = From<-1>;
 
-    Batch() = default;
-    __device__ Batch(const Geometry &geometry, const Tensors<T> &t, Walk<Index> &walk, unsigned begin, bool reads_x) {
-        count = min(at_once<W>(AHEAD, geometry.aligned), walk.count - begin);
-#pragma unroll
-        for (unsigned k = 0; k < AHEAD; k++) {
-            if (k < count) {
-                read(t, k, walk.at, reads_x, k > 0 || geometry.aligned, false);
-                walk.next(geometry);
-            }
-        }
+/// Calls `loop` for the source of a ReLU's derivatives: a loop of its own for each.
+template <class Loop> __device__ void by_source(unsigned source, Loop loop) {
+    if (source == FROM_X) {
+        loop(From<FROM_X>());
+    } else if (source == FROM_MASK) {
+        loop(From<FROM_MASK>());
+    } else {
+        loop(From<ONE>());
     }
-    /// Reads the k-th vector. `last`: it will not be read again.
-    __device__ void read(const Tensors<T> &t, unsigned k, Index place, bool reads_x, bool aligned, bool last) {
-        at[k] = place;
-        if (reads_x) x[k] = last ? load_last<T, W>(t.x, place, aligned) : load<T, W>(t.x, place, aligned);
-        g[k] = last ? load_last<T, W>(t.grad_y, place, aligned) : load<T, W>(t.grad_y, place, aligned);
-        look(t, k, aligned);
+}
+
+/// A vector of x and of the gradient of y, and what else its derivatives take.
+template <class T, int W, class Act, class Known> struct Pair {
+    using A = AccOf<T>;
+    Vector<T, W> x, g, residual;
+    unsigned ones;
+
+    Pair() = default;
+    /// `last`: it will not be read again.
+    __device__ Pair(const Tensors<T> &t, u64 at, bool reads_x, bool aligned, bool last) {
+        if (reads_x) x = last ? load_last<T, W>(t.x, at, aligned) : load<T, W>(t.x, at, aligned);
+        g = last ? load_last<T, W>(t.grad_y, at, aligned) : load<T, W>(t.grad_y, at, aligned);
+        look(t, at, aligned);
     }
-    /// Reads what else the derivatives of the k-th take.
-    __device__ void look(const Tensors<T> &t, unsigned k, bool aligned) {
-        ones[k] = t.source == FROM_MASK ? t.mask[at[k]] : ~0u;
+    /// Reads what else the derivatives take.
+    __device__ void look(const Tensors<T> &t, u64 at, bool aligned) {
+        ones = Known::is(t, FROM_MASK) ? t.mask[at] : ~0u;
         if constexpr (Act::GENERAL) {
-            if (t.source == FROM_RESIDUAL) residual[k] = load<T, W>(t.residual, at[k], aligned);
+            if (Known::is(t, FROM_RESIDUAL)) residual = load<T, W>(t.residual, at, aligned);
         }
     }
-    /// The k-th gradient of z. Of a ReLU it takes the place of that of y.
-    __device__ auto passed(const Coefs<A, W> &coefs, const Tensors<T> &t, const Act &act, unsigned k) {
+    /// The gradient of z. Of a ReLU it takes the place of that of y.
+    __device__ auto passed(const Coefs<A, W> &coefs, const Tensors<T> &t, const Act &act) {
         using E = Element<T>;
         if constexpr (Act::GENERAL) {
             Wide<A, W> wide;
 #pragma unroll
-            for (int i = 0; i < W; i++) wide.element[i] = E::widen(g[k].get(i));
+            for (int i = 0; i < W; i++) wide.element[i] = E::widen(g.get(i));
+            if (t.source == ONE) return wide;
             if (t.source == FROM_MASK) {
 #pragma unroll
                 for (int i = 0; i < W; i++) {
-                    if (!(ones[k] >> i & 1)) wide.element[i] = times(act.slope, wide.element[i]);
+                    if (!(ones >> i & 1)) wide.element[i] = times(act.slope, wide.element[i]);
                 }
                 return wide;
             }
             act.with([&](const auto &activation) {
 #pragma unroll
                 for (int i = 0; i < W; i++) {
-                    A z = coefs.normalize(i, E::widen(x[k].get(i)));
-                    if (t.source == FROM_RESIDUAL) z = add_rn(z, E::widen(residual[k].get(i)));
+                    A z = coefs.normalize(i, E::widen(x.get(i)));
+                    if (t.source == FROM_RESIDUAL) z = add_rn(z, E::widen(residual.get(i)));
                     wide.element[i] = times(activation.template derivative<T>(z), wide.element[i]);
                 }
             });
             return wide;
         } else {
-            if (t.source == FROM_X) {
-                ones[k] = 0;
+            if (Known::is(t, FROM_X)) {
+                ones = 0;
 #pragma unroll
                 for (int i = 0; i < W; i++) {
-                    const A z = coefs.normalize(i, E::widen(x[k].get(i)));
-                    ones[k] |= unsigned(act.template is_one<T>(z)) << i;
+                    const A z = coefs.normalize(i, E::widen(x.get(i)));
+                    ones |= unsigned(act.template is_one<T>(z)) << i;
                 }
             }
-            if (t.source != ONE) g[k].keep(ones[k]);
-            return g[k];
+            if (!Known::is(t, ONE)) g.keep(ones);
+            return g;
         }
     }
-    /// Adds what has passed of the k-th.
+    /// Adds what has passed.
     template <class Passed>
-    __device__ void add_to(Sums<A, W> &sums, const Coefs<A, W> &coefs, unsigned k, const Passed &passed) const {
+    __device__ void add_to(Sums<A, W> &sums, const Coefs<A, W> &coefs, const Passed &passed) const {
 #pragma unroll
         for (int i = 0; i < W; i++) {
-            const A distance = Element<T>::widen(x[k].get(i)) - coefs.mean[i];
+            const A distance = Element<T>::widen(x.get(i)) - coefs.mean[i];
             sums.add(i, widened<T>(passed, i), distance);
         }
     }
 };
+
+/// Pairs of a batch of straight code, of one where there are 64-bit places beside the sums, and of others.
+constexpr unsigned PAIRS = 4, LESS = 3, FEW = 2;
+
+/// Adds a thread's pairs: first those before the last `whole`, `N` at a time, then these in batches of
+/// `BATCH`. `write(pair,
+/// passed, at, aligned)` is called with the former, `keep` with the latter.
+template <bool LAST, unsigned N, unsigned BATCH, class T, int W, class Act, class Index, class Write, class Other,
+          class Keep>
+__device__ __forceinline__ void read_pairs(const Geometry &g, Walk<Index> &walk, unsigned whole, bool aligned,
+                                           Sums<AccOf<T>, W> &sums, const Coefs<AccOf<T>, W> &coefs,
+                                           const Tensors<T> &t, const Act &act, Write write, Other other, Keep keep) {
+    unsigned done = 0;
+    const auto after = [&](unsigned n) {
+        done += n;
+        if (ends_segment(done, n)) sums.end_segment();
+    };
+    const auto load = [&](auto known, bool last) {
+        return
+            [&t, last](Index at, bool aligned) { return Pair<T, W, Act, decltype(known)>(t, at, true, aligned, last); };
+    };
+    const auto use = [&](auto keep) {
+        return [&, keep](auto pair, Index at, bool aligned) {
+            if constexpr (Act::GENERAL) keep(pair); // as it is, and registers are free
+            const auto passed = pair.passed(coefs, t, act);
+            pair.add_to(sums, coefs, passed);
+            write(passed, at, aligned);
+            if constexpr (!Act::GENERAL) keep(pair);
+        };
+    };
+    in_turn<N, Forth>(g, walk, walk.count - whole, aligned, load(FromAny(), false), use(other), Nothing(), after);
+    if constexpr (!Act::GENERAL && W > 1) {
+        by_source(t.source,
+                  [&](auto known) { in_batches<BATCH, Forth>(g, walk, whole, load(known, LAST), use(keep), after); });
+    }
+    sums.end_segment();
+}
 
 /// The gradients of a thread's vectors, as far as there is room for them in `t`; `coefs` as in `backward_apply`. What
 /// passes is added up where there are `parts`: see `finish_gradients`. An extreme channel changes no bit of another.
@@ -189,7 +234,6 @@ template <class T, int W, class Act>
 __device__ void backward_sums(const Geometry &g, const Channels<AccOf<T>> &by, const Tensors<T> &t, const Act &act,
                               double2 *partials) {
     using A = AccOf<T>;
-    constexpr unsigned AHEAD = Act::GENERAL ? 1 : 2;
     __shared__ Shared<A> shared;
     auto walk = Walk<u64>::of_block(g, false);
     Part parts[W];
@@ -202,30 +246,14 @@ __device__ void backward_sums(const Geometry &g, const Channels<AccOf<T>> &by, c
     }
     const Coefs<A, W> coefs(g, walk, shared.values());
     Sums<A, W> sums;
-    for (unsigned begin = 0; begin < walk.count;) {
-        Batch<T, W, AHEAD, u64, Act> batch(g, t, walk, begin, true);
-        const auto write = [&](unsigned k, const auto &passed) {
-            if (t.grad_residual) store<T, W>(t.grad_residual, batch.at[k], rounded<T>(passed), k > 0 || g.aligned);
-            if (t.grad_x) { store<T, W>(t.grad_x, batch.at[k], coefs.template scaled<T>(passed), k > 0 || g.aligned); }
-        };
-#pragma unroll
-        for (unsigned k = 0; k < AHEAD; k++) {
-            if (k < batch.count) {
-                const auto passed = batch.passed(coefs, t, act, k);
-                batch.add_to(sums, coefs, k, passed);
-                if constexpr (Act::GENERAL) write(k, passed);
-            }
-        }
-        if constexpr (!Act::GENERAL) {
-#pragma unroll
-            for (unsigned k = 0; k < AHEAD; k++) {
-                if (k < batch.count) write(k, batch.g[k]);
-            }
-        }
-        begin += batch.count;
-        if (begin % SEGMENT == 0) sums.end_segment();
-    }
-    sums.end_segment();
+    const bool aligned = W == 1 || g.aligned, writes = t.grad_x || t.grad_residual;
+    const auto write = [&](const auto &passed, u64 at, bool aligned) {
+        if (t.grad_residual) store<T, W>(t.grad_residual, at, rounded<T>(passed), aligned);
+        if (t.grad_x) store<T, W>(t.grad_x, at, coefs.template scaled<T>(passed), aligned);
+    };
+    const bool hot = !Act::GENERAL && W > 1 && aligned && !writes;
+    const unsigned whole = hot ? walk.count / LESS * LESS : 0;
+    read_pairs<false, FEW, LESS>(g, walk, whole, aligned, sums, coefs, t, act, write, Nothing(), Nothing());
 #pragma unroll
     for (int i = 0; i < W; i++) parts[i] = {0, double(sums.sum[i]), double(sums.product[i])};
     reduce<A, W, Add>(g, walk, parts, partials, shared);
@@ -317,8 +345,9 @@ template <class A, int W> struct Through {
             table.at(4, k) = coefs ? coefs[g.channels + c] : A(0);
         }
         __syncthreads();
-        table.lanes(3, g, walk, mean_g);
-        table.lanes(4, g, walk, slope);
+        const Lanes<W> lanes(g, walk);
+        table.read(3, lanes, walk.count > 0, mean_g);
+        table.read(4, lanes, walk.count > 0, slope);
     }
     /// The gradient of x.
     template <class T, class Passed>
@@ -339,7 +368,6 @@ template <class T, int W, class Act>
 __device__ void backward_apply(const Geometry &g, const Channels<AccOf<T>> &by, const Tensors<T> &t, const Act &act,
                                const AccOf<T> *further) {
     using A = AccOf<T>;
-    constexpr unsigned AHEAD = Act::GENERAL ? 1 : 2;
     __shared__ Shared<A> shared;
     auto walk = Walk<u64>::of_block(g, true);
     if (Coefs<A, W>::prepare(g, walk.slice, by, shared.values())) {
@@ -347,20 +375,32 @@ __device__ void backward_apply(const Geometry &g, const Channels<AccOf<T>> &by, 
     }
     const Coefs<A, W> coefs(g, walk, shared.values());
     const Through<A, W> through(g, walk, further, shared.values());
+    const bool aligned = W == 1 || g.aligned;
     const bool reads_x = further || t.source == FROM_X || t.source == FROM_RESIDUAL;
-    for (unsigned begin = 0; begin < walk.count;) {
-        Batch<T, W, AHEAD, u64, Act> batch(g, t, walk, begin, reads_x);
-#pragma unroll
-        for (unsigned k = 0; k < AHEAD; k++) {
-            if (k < batch.count) {
-                const auto passed = batch.passed(coefs, t, act, k);
-                if (t.grad_residual) store<T, W>(t.grad_residual, batch.at[k], rounded<T>(passed), k > 0 || g.aligned);
-                if (!t.grad_x) continue;
-                const auto grad_x =
-                    further ? through.gradient(coefs, batch.x[k], passed) : coefs.template scaled<T>(passed);
-                store<T, W>(t.grad_x, batch.at[k], grad_x, k > 0 || g.aligned);
-            }
-        }
-        begin += batch.count;
+    const bool hot = !Act::GENERAL && W > 1 && aligned && further && t.grad_x;
+    const unsigned whole = hot ? walk.count / PAIRS * PAIRS : 0;
+    const auto write = [&](const auto &passed, u64 at, bool aligned) {
+        if (t.grad_residual) store<T, W>(t.grad_residual, at, rounded<T>(passed), aligned);
+    };
+    const auto load = [&](u64 at, bool aligned) { return Pair<T, W, Act, FromAny>(t, at, reads_x, aligned, true); };
+    const auto use = [&](auto pair, u64 at, bool aligned) {
+        const auto passed = pair.passed(coefs, t, act);
+        write(passed, at, aligned);
+        if (!t.grad_x) return;
+        const auto grad_x = further ? through.gradient(coefs, pair.x, passed) : coefs.template scaled<T>(passed);
+        store<T, W>(t.grad_x, at, grad_x, aligned);
+    };
+    in_turn<FEW, Forth>(g, walk, walk.count - whole, aligned, load, use, Nothing(), Nothing());
+    if constexpr (!Act::GENERAL && W > 1) {
+        by_source(t.source, [&](auto known) {
+            using Item = Pair<T, W, Act, decltype(known)>;
+            const auto load = [&](u64 at, bool) { return Item(t, at, true, true, true); };
+            const auto use = [&](Item pair, u64 at, bool) {
+                const auto passed = pair.passed(coefs, t, act);
+                write(passed, at, true);
+                store<T, W>(t.grad_x, at, through.gradient(coefs, pair.x, passed), true);
+            };
+            in_batches<PAIRS, Forth>(g, walk, whole, load, use, Nothing());
+        });
     }
 }

@@ -60,6 +60,25 @@ template <class T, int W> struct alignas(W * sizeof(T)) Vector {
     }
 };
 
+/// What the compiler is to compute here and not before, where it would be kept in registers for a path that is hardly
+/// ever taken.
+__device__ inline unsigned anew(unsigned value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+__device__ inline u64 anew(u64 value) {
+    asm volatile("" : "+l"(value));
+    return value;
+}
+__device__ inline double anew(double value) {
+    asm volatile("" : "+d"(value));
+    return value;
+}
+template <class P> __device__ P *anew(P *value) {
+    asm volatile("" : "+l"(value));
+    return value;
+}
+
 /// The same values before they are rounded.
 template <class A, int W> struct Wide {
     A element[W];
@@ -143,10 +162,6 @@ template <class T, int W> __device__ __forceinline__ void store(T *to, u64 at, V
         for (int i = 0; i < W; i++) to[at * W + i] = vector.get(i);
     }
 }
-
-/// Vectors that are loaded before the first is used. Of a tensor that is not aligned only one, the first: that path is
-/// there to be right, and its code is long.
-template <int W> __device__ unsigned at_once(unsigned ahead, bool aligned) { return W == 1 || aligned ? ahead : 1; }
 
 // Rounded once each, and never fused otherwise: forward and backward compute the same bits.
 __device__ inline float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }

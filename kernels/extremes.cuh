@@ -46,24 +46,13 @@ template <class A> __device__ bool any_extreme(const Geometry &g, unsigned slice
     return __syncthreads_or(any);
 }
 
-/// What the compiler is to compute here and not before, where it would be kept in registers for a path that is hardly
-/// ever taken.
-__device__ inline unsigned anew(unsigned value) {
-    asm volatile("" : "+r"(value));
-    return value;
-}
-template <class P> __device__ P *anew(P *value) {
-    asm volatile("" : "+l"(value));
-    return value;
-}
-
 /// As `apply`, of a thread's vectors.
 template <int W, class T, class Index, class Act>
 __device__ void apply_slowly(const Geometry &g, Walk<Index> walk, const Channels<AccOf<T>> &by, const T *x,
                              const T *residual, T *y, unsigned char *mask, const Act &act) {
     using E = Element<T>;
     using A = AccOf<T>;
-    const unsigned inner = anew(g.inner), each = anew(g.slice_channels);
+    const unsigned inner = anew(unsigned(g.inner)), each = anew(g.slice_channels);
     x = anew(x), y = anew(y);
 #pragma unroll 1
     for (; walk.count > 0; walk.count--, walk.next(g)) {

@@ -51,9 +51,10 @@ template <class A, int W> struct Coefs {
     }
     /// Those that the table holds.
     template <class Index> __device__ Coefs(const Geometry &g, const Walk<Index> &walk, const Table<A> &table) {
-        table.lanes(0, g, walk, mean);
-        table.lanes(1, g, walk, scale);
-        table.lanes(2, g, walk, bias);
+        const Lanes<W> lanes(g, walk);
+        table.read(0, lanes, walk.count > 0, mean);
+        table.read(1, lanes, walk.count > 0, scale);
+        table.read(2, lanes, walk.count > 0, bias);
     }
     /// The one expression of forward, and of backward where it recomputes the ReLU: the same bits.
     __device__ A normalize(int i, A x) const { return fma_rn(add_rn(x, -mean[i]), scale[i], bias[i]); }
@@ -82,3 +83,22 @@ template <class A, int W> struct Coefs {
         return gradient;
     }
 };
+
+/// Whether there is a tensor: known where a loop is compiled, or asked for in it.
+enum Presence { ABSENT, PRESENT, ASKED };
+template <Presence PRESENCE> struct Has {
+    static __device__ bool is(const void *tensor) {
+        return PRESENCE == ASKED ? tensor != nullptr : PRESENCE == PRESENT;
+    }
+};
+
+/// Calls `loop` for what there is of residual and mask, which comes with a residual alone: a loop of its own for each.
+template <class Loop> __device__ void by_epilogue(const void *residual, const void *mask, Loop loop) {
+    if (mask) {
+        loop(Has<PRESENT>(), Has<PRESENT>());
+    } else if (residual) {
+        loop(Has<PRESENT>(), Has<ABSENT>());
+    } else {
+        loop(Has<ABSENT>(), Has<ABSENT>());
+    }
+}

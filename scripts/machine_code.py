@@ -30,6 +30,15 @@ FIGURES = ROOT / "kernels/machine-code.txt"
 TARGETS = (80, 90)
 
 MOST_REGISTERS = 128  # two blocks of 256 threads for each multiprocessor
+# Kernels that walk over vectors, but those for any activation, which compute longer than they load: 16-byte loads that
+# the best loop of each has in flight, at least. No other loop that loads as many has less than LEAST, and none divides.
+IN_FLIGHT = {
+    r"(stats|apply|backward_apply)_[a-z]+\d+_v|(forward|backward)_resident_[a-z]+\d+": 8,
+    r"backward_sums_[a-z]+\d+_v": 6,
+}
+LEAST = 4
+# Where ptxas uses the first pair of a batch before it loads the others, whatever the order of the source.
+EXCEPT = {("backward_resident_f32", 80)}
 
 
 def cached(requirements, folder):
@@ -188,7 +197,7 @@ class Loop:
         self.branches = sum(each.operation.split(".")[0] in ("BRA", "BRX", "BSYNC") for each in code) - 1
         # An integer division takes a reciprocal of what I2F has rounded up, or, of 64 bits, a call; others call for what
         # is subnormal.
-        self.divisions = sum(bool(re.match(r"I2F.*\.RP|CALL", each.operation)) for each in code)
+        self.divisions = sum(bool(re.match(r"I2F.*\.RP|.*CALL.*\$__internal", each.text)) for each in code)
         self.wide = any(is_wide(each, kind) for each in code for kind in ("LDG", "STG"))
 
     def fly(self, code, flights):
@@ -273,6 +282,14 @@ def figures(module, target):
         name = f"{kernel.name} for sm_{target}"
         if registers > MOST_REGISTERS or local:
             wrong.append(f"{name}: {registers} registers and {local} bytes of local memory")
+        bound = next((least for names, least in IN_FLIGHT.items() if re.fullmatch(names, kernel.name)), None)
+        if bound and max(loop.in_flight for loop in loops) < bound:
+            wrong.append(f"{name}: no loop has {bound} loads in flight")
+        free = (kernel.name, target) in EXCEPT
+        if bound and not free and any(loop.in_flight < LEAST <= loop.loads for loop in loops):
+            wrong.append(f"{name}: a loop has less than {LEAST} loads in flight")
+        if bound and any(loop.divisions for loop in loops):
+            wrong.append(f"{name}: divides in a loop over vectors")
     return lines, wrong
 
 

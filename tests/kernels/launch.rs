@@ -1,6 +1,6 @@
 //! Devices, memory and launches: parameters as kernels/README.md lists them.
 use batchnorm::Shape;
-use cudarc::driver::sys::CUfunction_attribute;
+use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use cudarc::driver::{
     CudaContext, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig,
     PushKernelArg, ValidAsZeroBits,
@@ -273,6 +273,12 @@ impl Device {
 
     pub fn download<T: DeviceRepr + Clone + Default>(&self, mem: &Mem<T>) -> Vec<T> {
         self.stream.clone_dtoh(&mem.slice.slice(mem.lead..)).unwrap()
+    }
+
+    /// Bytes of shared memory that a block may have.
+    pub fn most_shared(&self) -> usize {
+        let most = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        self.stream.context().attribute(most).unwrap() as usize
     }
 
     /// Launches `kernel` of the module of this family and type of elements.

@@ -114,13 +114,14 @@ impl<E: Kernels> Step<'_, E> {
         let (threads, lanes) = (geometry.threads as usize, self.layout.width_of::<E>());
         let steps = (geometry.vectors as usize).div_ceil(threads);
         let of_block = steps.div_ceil(cut.blocks);
-        let kept = cut.kept.min(of_block);
         geometry.tile = (of_block * threads) as u64;
         let (block, channels) = (threads.next_multiple_of(32), geometry.slice_channels as usize);
         let width = if channels == 1 { 1 } else { geometry.width as usize };
         let slots = if width <= 32 { block / 32 } else { threads / width };
-        let scratch = 16 + 40 * channels + 8 * lanes * width * slots;
-        let shared = 16 * threads * kept * tensors + scratch.next_multiple_of(16);
+        let scratch = 16 + (40 * channels).next_multiple_of(16) + 16 * lanes * width * slots;
+        let room = (self.device.most_shared() - scratch) / (16 * threads * tensors);
+        let kept = cut.kept.min(of_block).min(room);
+        let shared = 16 * threads * kept * tensors + scratch;
         let blocks = cut.blocks * cut.groups;
         let partials = self.device.unwritten::<f64>(2 * blocks * channels, 0);
         let group = Group {

@@ -295,9 +295,10 @@ mod tests {
                 pair[0].1
             );
         }
-        // Half of it is kernels for any activation. The package may have 1.5 MB.
+        // Half of it is kernels for any activation; loops of their own for what a ReLU's derivatives are taken from, and for
+        // a residual, are 7 % of it. The package may have 1.5 MB.
         let packed: usize = PTX.iter().map(|(_, _, packed)| packed.len()).sum();
-        assert!(packed < 1_150_000, "{packed}");
+        assert!(packed < 1_210_000, "{packed}");
     }
 
     #[test]
