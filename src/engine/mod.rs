@@ -27,7 +27,7 @@ pub(crate) use check::{check_eps, check_momentum};
 pub use cpu::{Cpu, SimdLevel};
 pub(crate) use cpu::{compiled::CpuOperations, kernels::math::Math};
 #[cfg(feature = "cuda")]
-pub use cuda::{Cuda, Family, Tuning};
+pub use cuda::{Costs, Cuda, Family, Tuning};
 #[cfg(feature = "cudnn")]
 pub use cudnn::Cudnn;
 pub use epilogue::{Activation, Derivative};

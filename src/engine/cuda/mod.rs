@@ -24,10 +24,12 @@ use resident::{Plans, Resident, Step};
 use std::sync::Arc;
 use workspace::{Layout, Workspace};
 
+pub use costs::Costs;
 pub use tuning::{Family, Tuning};
 
 mod arguments;
 mod backward;
+mod costs;
 mod forward;
 #[allow(unsafe_code)]
 mod launch;
@@ -244,6 +246,10 @@ fn figures(context: &CudaContext) -> Result<Figures> {
         )?,
         cache: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
         cooperative: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
+        costs: Costs::of((
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ))?,
     })
 }
 

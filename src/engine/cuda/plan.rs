@@ -1,6 +1,7 @@
 //! How a tensor is cut into blocks: a pure function of shape, size of an element and device figures.
 //!
 //! `kernels/README.md` says what the kernels make of it.
+use super::costs::Costs;
 use crate::{Error, Result, Shape};
 
 /// What of a device decides a plan.
@@ -19,6 +20,8 @@ pub(super) struct Figures {
     pub cache: u32,
     /// Whether blocks of a launch may wait for each other.
     pub cooperative: bool,
+    /// What launches cost beside the memory they move.
+    pub costs: Costs,
 }
 
 impl Figures {
@@ -31,6 +34,7 @@ impl Figures {
         shared_reserved: 0,
         cache: 0,
         cooperative: false,
+        costs: Costs::H200,
     };
 }
 

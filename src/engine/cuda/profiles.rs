@@ -1,4 +1,5 @@
 //! Devices and shapes that plans are tested with.
+use super::costs::Costs;
 use super::plan::Figures;
 use crate::Shape;
 
@@ -11,6 +12,7 @@ const H200: Figures = Figures {
     shared_reserved: KIB,
     cache: 60 << 20,
     cooperative: true,
+    costs: Costs::H200,
 };
 
 /// H200, A100, RTX 3090, T4, one that is very small, one without cooperative launches, and less than
@@ -30,6 +32,7 @@ pub(super) const PROFILES: [Figures; 7] = [
         shared: 100 * KIB,
         shared_block: 99 * KIB,
         cache: 6 << 20,
+        costs: Costs::SLOW_F64,
         ..H200
     },
     Figures {
@@ -39,6 +42,7 @@ pub(super) const PROFILES: [Figures; 7] = [
         shared_block: 64 * KIB,
         shared_reserved: 0,
         cache: 4 << 20,
+        costs: Costs::SLOW_F64,
         ..H200
     },
     Figures {

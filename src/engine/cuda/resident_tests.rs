@@ -147,7 +147,7 @@ fn tensors_of_networks_stay_on_the_device() {
     let cases: [([usize; 2], [f64; 2]); 6] = [
         // channels, plane; how much of what is read is read again, forward and backward, at most
         ([64, 112 * 112], [0.94, 0.97]),
-        ([64, 56 * 56], [0.45, 0.74]),
+        ([64, 56 * 56], [0.75, 0.88]), // a slice of all channels: two would wait for each other, too
         ([256, 56 * 56], [0.45, 0.74]),
         ([512, 28 * 28], [0.0, 0.46]),
         ([1024, 14 * 14], [0.0, 0.0]),
@@ -200,4 +200,67 @@ fn spared_multiprocessors_are_left_alone() {
     assert!(grid(0) > 224);
     assert!((200..=224).contains(&grid(20)), "{}", grid(20));
     assert!(grid(1000) <= 2);
+}
+
+/// One group of all blocks moves nothing while it waits: a plan has it only where there is one slice.
+#[test]
+fn where_there_are_two_slices_there_are_two_groups() {
+    let (mut sizes, mut plans) = (Sizes(5), 0);
+    for round in 0..4000 {
+        let (shape, step) = (sizes.shape(), STEPS[round % 2]);
+        let Some(plan) = plan(&shape, 2, step, &PROFILES[round % 5], &Tuning::default()) else {
+            continue;
+        };
+        assert!(plan.groups > 1 || plan.geometry.slices == 1, "{shape}: {plan}");
+        plans += 1;
+    }
+    assert!(plans > 100, "{plans}");
+}
+
+#[test]
+fn dear_barriers_are_avoided_and_cheap_ones_are_not() {
+    let shape = Shape::new(&[256 * 14 * 14, 256], 1).unwrap();
+    let of = |barrier| {
+        let costs = Costs { barrier, ..Costs::H200 };
+        let tuning = Tuning::default().costs(costs);
+        plan(&shape, 2, Step::Forward, &PROFILES[0], &tuning)
+    };
+    assert!(of(1).is_some());
+    assert_eq!(of(100_000), None);
+}
+
+#[test]
+fn what_is_forced_is_planned() {
+    let shape = Shape::new(&[256 * 14 * 14, 256], 1).unwrap();
+    let forced = Tuning::new(Family::Resident { blocks: NonZeroU32::new(7) });
+    let of = |tuning: Tuning| plan(&shape, 2, Step::Forward, &PROFILES[0], &tuning).unwrap();
+    for (asked, got) in [(1, 8), (8, 8), (100, 64), (128, 128), (10_000, 256)] {
+        let plan = of(forced.channels(NonZeroU32::new(asked).unwrap()));
+        assert_eq!((plan.blocks, plan.geometry.slice_channels), (7, got), "{plan}");
+    }
+    assert_eq!(of(forced.kept(3)).kept, 3);
+    assert_eq!(of(forced.kept(0)).kept, 0);
+}
+
+/// For looking at them: `cargo test --lib plans_of_networks -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints, and checks nothing"]
+fn plans_of_networks() {
+    for samples in [64, 256] {
+        for (channels, side) in
+            [(64, 112), (64, 56), (256, 56), (512, 28), (256, 14), (1024, 14), (2048, 7), (512, 7)]
+        {
+            for (dims, element, what) in [
+                (&[samples * side * side, channels][..], 2, "f16 NHWC"),
+                (&[samples, channels, side * side], 4, "f32 NCHW"),
+            ] {
+                let shape = Shape::new(dims, 1).unwrap();
+                for step in STEPS {
+                    let plan = plan(&shape, element, step, &PROFILES[0], &Tuning::default());
+                    let plan = plan.map_or("split".to_string(), |plan| plan.to_string());
+                    println!("{what} N{samples} {channels}x{side}x{side} {step:?}: {plan}");
+                }
+            }
+        }
+    }
 }
