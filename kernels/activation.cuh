@@ -34,7 +34,8 @@ struct Relu {
     static constexpr bool GENERAL = false;
     bool relu;
 
-    template <class A> __device__ A value(A z) const { return relu && z <= 0 ? A(0) : z; } // NaN stays
+    // NaN stays, and the sign of a zero.
+    template <class A> __device__ A value(A z) const { return relu && z < 0 ? A(0) : z; }
     template <class T> __device__ bool is_one(AccOf<T> z) const { return !(z <= Element<T>::ZERO); }
     template <class Use> __device__ void with(Use use) const { use(*this); }
 };
@@ -46,7 +47,7 @@ template <class A> struct LeakyRelu {
     template <class T> __device__ A derivative(A z) const { return is_one<T>(z) ? A(1) : slope; }
 };
 template <class A> struct Relu6 {
-    __device__ A value(A z) const { return z <= 0 ? A(0) : z >= 6 ? A(6) : z; }
+    __device__ A value(A z) const { return z < 0 ? A(0) : z >= 6 ? A(6) : z; }
     template <class T> __device__ bool is_one(A z) const {
         return !(z <= Element<T>::ZERO || z >= 6 - 2 * Element<T>::STEP);
     }

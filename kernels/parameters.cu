@@ -7,10 +7,13 @@
 #include <cstddef>
 
 #define KERNEL extern "C" __global__ void __launch_bounds__(256)
+// Four blocks are enough for memory that is so small: with more the compiler spills registers around its divisions.
+#define STEP_KERNEL extern "C" __global__ void __launch_bounds__(256, 4)
 
 constexpr unsigned BLOCK = 256;
 
-enum Algorithm : unsigned { SGD = 0, ADAM = 1, ADAM_W = 2 };
+enum Family : unsigned { MOMENTUM = 0, ADAM = 1, VELOCITY = 2 };
+enum Switch : unsigned { NESTEROV = 1, DECAY_APART = 2, AMSGRAD = 4, EPS_FIRST = 8 };
 
 struct StepOptions {
     double lr_factor, weight_decay;
@@ -19,7 +22,7 @@ struct StepOptions {
     /// The dampening of SGD, or beta2.
     double beta2;
     double eps;
-    unsigned algorithm, nesterov;
+    unsigned family, switches;
 };
 
 struct NormOptions {
@@ -37,8 +40,8 @@ FIELD(StepOptions, weight_decay, 8);
 FIELD(StepOptions, beta1, 16);
 FIELD(StepOptions, beta2, 24);
 FIELD(StepOptions, eps, 32);
-FIELD(StepOptions, algorithm, 40);
-FIELD(StepOptions, nesterov, 44);
+FIELD(StepOptions, family, 40);
+FIELD(StepOptions, switches, 44);
 SIZE(NormOptions, 32);
 FIELD(NormOptions, least, 0);
 FIELD(NormOptions, most, 8);
@@ -59,49 +62,80 @@ __device__ inline double power(double base, double exponent) {
 
 /// What is the same for every value in a step.
 struct Step {
-    double lr, taken, correction1, root2;
+    double lr, taken;
+    /// Of Adam, by the uncorrected moments: the rate, both corrections within, and what eps comes to.
+    double rate, eps;
 };
+
+/// One value: the parameter after the step. Buffers that the rule does not have are not touched.
+template <Family FAMILY, class A>
+__device__ inline double stepped(const StepOptions &by, const Step &step, double w, double g, A *first, A *second,
+                                 A *third) {
+    if (by.weight_decay != 0) { // 0 adds none of an infinite value
+        if (by.switches & DECAY_APART)
+            w = mul_rn(w, add_rn(1.0, -mul_rn(step.lr, by.weight_decay)));
+        else
+            g = add_rn(g, mul_rn(by.weight_decay, w));
+    }
+    if (FAMILY == ADAM) {
+        const double m = add_rn(mul_rn(by.beta1, double(*first)), mul_rn(add_rn(1.0, -by.beta1), g));
+        double v = add_rn(mul_rn(by.beta2, double(*second)), mul_rn(add_rn(1.0, -by.beta2), mul_rn(g, g)));
+        *first = A(m);
+        *second = A(v);
+        if (by.switches & AMSGRAD) {
+            const double before = *third;
+            v = v > before || v != v ? v : before; // NaN stays
+            *third = A(v);
+        }
+        return add_rn(w, -mul_rn(step.rate, m / add_rn(sqrt(v), step.eps)));
+    }
+    const bool keeps = by.beta1 != 0, nesterov = by.switches & NESTEROV;
+    if (FAMILY == VELOCITY) {
+        const double own = -mul_rn(step.lr, g);
+        if (!keeps) return add_rn(w, own);
+        const double velocity = add_rn(mul_rn(by.beta1, double(*first)), own);
+        *first = A(velocity);
+        return add_rn(w, nesterov ? add_rn(mul_rn(by.beta1, velocity), own) : velocity);
+    }
+    if (keeps) {
+        const double before = *first;
+        const double buffer = step.taken == 1 ? g : add_rn(mul_rn(by.beta1, before), mul_rn(add_rn(1.0, -by.beta2), g));
+        *first = A(buffer);
+        g = nesterov ? add_rn(g, mul_rn(by.beta1, buffer)) : buffer;
+    }
+    return add_rn(w, -mul_rn(step.lr, g));
+}
+
+template <Family FAMILY, class A>
+__device__ inline void step_all(u64 count, const StepOptions &by, const Step &step, A *value, const A *grad, A *first,
+                                A *second, A *third) {
+#pragma unroll 1
+    for (u64 i = u64(blockIdx.x) * BLOCK + threadIdx.x; i < count; i += u64(gridDim.x) * BLOCK)
+        value[i] = A(stepped<FAMILY>(by, step, value[i], grad[i], first + i, second + i, third + i));
+}
 
 /// `steps` holds the number of steps taken so far, and a word in which blocks count themselves: a step adds 1 to the
 /// one and leaves the other 0, so that a graph that is replayed goes on counting.
 template <class A>
 __device__ void optimizer_step(u64 count, const StepOptions &by, const double *lr, double *steps, A *value,
-                               const A *grad, A *first, A *second) {
+                               const A *grad, A *first, A *second, A *third) {
     __shared__ Step step;
-    const bool adam = by.algorithm != SGD;
     if (threadIdx.x == 0) {
         step.lr = mul_rn(*lr, by.lr_factor);
         step.taken = add_rn(steps[0], 1.0);
-        step.correction1 = adam ? add_rn(1.0, -power(by.beta1, step.taken)) : 1;
-        step.root2 = adam ? sqrt(add_rn(1.0, -power(by.beta2, step.taken))) : 1;
+        if (by.family == ADAM) {
+            const double root2 = sqrt(add_rn(1.0, -power(by.beta2, step.taken)));
+            step.rate = mul_rn(step.lr, root2) / add_rn(1.0, -power(by.beta1, step.taken));
+            step.eps = by.switches & EPS_FIRST ? by.eps : mul_rn(by.eps, root2);
+        }
     }
     __syncthreads();
-    for (u64 i = u64(blockIdx.x) * BLOCK + threadIdx.x; i < count; i += u64(gridDim.x) * BLOCK) {
-        double w = value[i], g = grad[i];
-        if (by.algorithm == ADAM_W) {
-            w = mul_rn(w, add_rn(1.0, -mul_rn(step.lr, by.weight_decay)));
-        } else if (by.weight_decay != 0) {
-            g = add_rn(g, mul_rn(by.weight_decay, w));
-        }
-        if (adam) {
-            const double m = add_rn(mul_rn(by.beta1, double(first[i])), mul_rn(add_rn(1.0, -by.beta1), g));
-            const double v = add_rn(mul_rn(by.beta2, double(second[i])), mul_rn(add_rn(1.0, -by.beta2), mul_rn(g, g)));
-            first[i] = A(m);
-            second[i] = A(v);
-            const double denominator = add_rn(sqrt(v) / step.root2, by.eps);
-            w = add_rn(w, -mul_rn(step.lr / step.correction1, m / denominator));
-        } else {
-            if (by.beta1 != 0) {
-                const double before = first[i];
-                const double buffer =
-                    step.taken == 1 ? g : add_rn(mul_rn(by.beta1, before), mul_rn(add_rn(1.0, -by.beta2), g));
-                first[i] = A(buffer);
-                g = by.nesterov ? add_rn(g, mul_rn(by.beta1, buffer)) : buffer;
-            }
-            w = add_rn(w, -mul_rn(step.lr, g));
-        }
-        value[i] = A(w);
-    }
+    if (by.family == ADAM)
+        step_all<ADAM>(count, by, step, value, grad, first, second, third);
+    else if (by.family == VELOCITY)
+        step_all<VELOCITY>(count, by, step, value, grad, first, second, third);
+    else
+        step_all<MOMENTUM>(count, by, step, value, grad, first, second, third);
     // Whoever arrives last counts the step: all have read the number by then.
     __syncthreads();
     if (threadIdx.x > 0) return;
@@ -170,9 +204,9 @@ template <class A> __device__ void constrain(u64 count, const NormOptions &to, A
 }
 
 #define ENTRIES(name, A)                                                                                               \
-    KERNEL optimizer_step_##name(u64 count, const StepOptions by, const double *lr, double *steps, A *value,           \
-                                 const A *grad, A *first, A *second) {                                                 \
-        optimizer_step(count, by, lr, steps, value, grad, first, second);                                              \
+    STEP_KERNEL optimizer_step_##name(u64 count, const StepOptions by, const double *lr, double *steps, A *value,      \
+                                      const A *grad, A *first, A *second, A *third) {                                  \
+        optimizer_step(count, by, lr, steps, value, grad, first, second, third);                                       \
     }                                                                                                                  \
     KERNEL regularize_##name(u64 count, double l1, double l2, const A *value, A *grad, double *loss,                   \
                              unsigned accumulate_grad, unsigned accumulate_loss) {                                     \

@@ -3,7 +3,7 @@
 # the vector instructions that Miri takes for absent: what `simd.rs` and `store.rs` do with them the library's own
 # tests show. Needs nightly with Miri; `.ci/run` does not call it.
 #
-#   scripts/miri.sh              what takes half a minute
+#   scripts/miri.sh              tiles on threads, stores, and what of the engine takes seconds: about three minutes
 #   scripts/miri.sh FILTER...    others, such as interpreted::columns: a call of the engine takes about a second, and
 #                                each of these makes many; none of them but interpreted::empty has been seen to end
 set -euo pipefail
@@ -16,5 +16,10 @@ cargo +nightly miri --version >/dev/null 2>&1 || {
 # queues cast integers to pointers.
 export MIRIFLAGS="-Zmiri-tree-borrows -Zmiri-disable-isolation -Zmiri-ignore-leaks -Zmiri-permissive-provenance ${MIRIFLAGS:-}"
 export RAYON_NUM_THREADS=2
-[ $# -gt 0 ] || set -- definition::cpu interpreted::empty
-cargo +nightly miri test --locked --no-default-features --test suite -- "$@" --test-threads 1
+miri() { cargo +nightly miri test --locked --no-default-features "$@" --test-threads 1; }
+if [ $# -gt 0 ]; then
+    miri --test suite -- "$@"
+    exit
+fi
+miri --lib -- cpu::tiles simd::store
+miri --test suite -- definition::cpu interpreted::empty

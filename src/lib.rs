@@ -28,8 +28,8 @@ pub use engine::{
     Activation, Algorithm, Argument, Arguments, Backward, Constrain, Constraint, Cpu, Derivative,
     EmptyBatch, Engine, EpsRule, ForwardEval, ForwardTrain, Input, LayerNormBackward,
     LayerNormForward, LayerNormSaved, MergeStats, NonFinite, OneValue, Op, OptimizerStep,
-    Reference, Regularize, Regularizer, Request, Role, Running, Saved, SimdLevel, Statistics,
-    Stats, Variance, Visitor,
+    Reference, Regularize, Regularizer, Request, Role, Running, RunningRules, Saved, SimdLevel,
+    Statistics, Stats, Variance, Visitor,
 };
 #[cfg(feature = "cudnn")]
 pub use engine::{Choice, Cudnn, Gpu, Rule};
@@ -39,8 +39,8 @@ pub use error::{Cause, Error, Result};
 pub use input_spec::InputSpec;
 pub use layer::{
     BatchNorm, Config, Initializer, Keras1, Keras1Std, LayerNorm, LayerNormConfig, LazyBatchNorm,
-    Momentum, Optimizer, OptimizerState, Order, Param, ParamState, Population, PopulationRule,
-    PopulationStatistics, Progress, RunningStats, SavedParts, Slot,
+    Momentum, Optimizer, OptimizerState, Order, Param, ParamState, Part, PartGradients, Population,
+    PopulationRule, PopulationStatistics, Progress, RunningStats, SavedParts, Slot,
 };
 #[cfg(feature = "safetensors")]
 pub use layer::{LoadReport, Mismatch, StateDict, Strict};

@@ -2,7 +2,8 @@
 #![allow(unsafe_code)] // a global allocator is unsafe to implement
 
 use batchnorm::{
-    Activation, Backward, Cpu, Element, Engine, ForwardTrain, Host, Reference, Saved, Shape,
+    Activation, Backward, BatchNorm, Config, Cpu, Element, Engine, ForwardTrain, Host, Part,
+    PartGradients, Reference, Saved, SavedParts, Shape,
 };
 use half::f16;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -76,6 +77,42 @@ fn second_step<E: Element, G: Engine<Memory = Host>>(engine: &G, shape: &Shape) 
     };
     step();
     step() as f64 / size_of_val(&x[..]) as f64
+}
+
+/// Bytes that the second of two equal training steps over a list of two inputs allocates, over those of
+/// all inputs.
+fn second_step_of_parts(shape: &Shape) -> f64 {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let config = Config::default().activation(Activation::Relu);
+    let mut bn = BatchNorm::<f32, Cpu>::new(&Cpu::default(), shape.channels(), config).unwrap();
+    let x: Vec<f32> = (0..shape.len()).map(|i| (i as f32 * 0.37).sin()).collect();
+    let mut ys = [x.clone(), x.clone()];
+    let mut gradients = [x.clone(), x.clone(), x.clone(), x.clone()];
+    let mut saved = SavedParts::new();
+    let mut step = || {
+        let before = BYTES.load(Ordering::Relaxed);
+        let parts = ys.iter_mut().map(|y| Part::<Host, f32>::new(*shape, &x, y).residual(&x));
+        let mut parts: Vec<_> = parts.collect();
+        bn.forward_parts_into(&mut parts, &mut saved).unwrap();
+        let parts = gradients.chunks_exact_mut(2).map(|to| {
+            let [to_x, to_residual] = to else { panic!("two") };
+            let part = PartGradients::<Host, f32>::new(&x, &x).residual(&x);
+            part.grad_x(to_x).grad_residual(to_residual)
+        });
+        let mut parts: Vec<_> = parts.collect();
+        bn.backward_parts_into(&mut saved, &mut parts).unwrap();
+        BYTES.load(Ordering::Relaxed) - before
+    };
+    step();
+    step() as f64 / (2 * size_of_val(&x[..])) as f64
+}
+
+#[test]
+fn a_second_list_allocates_no_tensor() {
+    for shape in shapes() {
+        let bytes = second_step_of_parts(&shape);
+        assert!(bytes < LIMIT, "{shape}: {bytes} of the inputs");
+    }
 }
 
 /// What a step may allocate, over the size of x: handles and partial sums, no tensor.

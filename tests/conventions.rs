@@ -101,6 +101,7 @@ fn no_row_has_a_gap() {
         "Keras 3",
         "Flax",
         "Haiku",
+        "Equinox",
         "ONNX",
         "MXNet",
     ];
@@ -228,5 +229,5 @@ fn defaults_are_those_of_the_presets() {
             checked += 1;
         }
     }
-    assert!(checked >= 26, "{checked} defaults");
+    assert!(checked >= 29, "{checked} defaults");
 }

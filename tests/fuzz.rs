@@ -36,6 +36,11 @@ fn arguments() {
     fuzz(targets::arguments, right.collect(), 500_000);
 }
 #[test]
+fn rows() {
+    let right = (0..8).map(|k| [&[k % 4, k / 4, 3, 6][..], &[1; 20]].concat());
+    fuzz(targets::rows, right.collect(), 500_000);
+}
+#[test]
 fn plans() {
     let dtypes = (0..4).map(|dtype| vec![dtype, 0, 3, 0, 3, 0, 4, 0]);
     fuzz(targets::plans, dtypes.collect(), 500);

@@ -5,8 +5,12 @@
 #[path = "kernels/launch.rs"]
 #[allow(unsafe_code)]
 mod launch; // parameters as kernels/README.md lists them
+#[path = "kernels/parameters.rs"]
+mod parameters;
 #[path = "kernels/resident.rs"]
 mod resident;
+#[path = "kernels/rows.rs"]
+mod rows;
 #[path = "kernels/step.rs"]
 mod step; // the steps of each operation
 #[path = "support/mod.rs"]

@@ -35,6 +35,8 @@ mod mnist;
 #[cfg(unix)]
 #[path = "train/program.rs"]
 mod program;
+#[path = "train/start.rs"]
+mod start;
 
 /// A new folder for one test.
 fn folder(test: &str) -> PathBuf {

@@ -100,6 +100,11 @@ impl<'a, M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>> Experiment<'a
         })
     }
 
+    /// The training images of a step, counted from 0, whichever step the networks are at.
+    pub fn batch(&mut self, step: u64) -> &[usize] {
+        self.sampler.batch(step)
+    }
+
     /// One step of both networks on the same images, at the same time where there are threads.
     pub fn step(&mut self) -> Result<()> {
         let Self { with, without, batch, backend, .. } = self;

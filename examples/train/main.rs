@@ -41,6 +41,7 @@ pub(crate) mod random;
 pub(crate) mod report;
 #[allow(unsafe_code)]
 pub(crate) mod signals;
+pub(crate) mod start;
 
 /// Steps from one checkpoint to the next.
 const CHECKPOINT_EVERY: u64 = 1000;
@@ -84,6 +85,11 @@ pub(crate) fn train<M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>>(
     };
     let (settings, steps) = (options.settings(), options.steps());
     let mut run = Experiment::new(engine, backend, settings, &data)?;
+    // Before a checkpoint takes the place of the initial weights.
+    let exported = match &options.export_start {
+        Some(path) => Some((path, start::to_bytes(&mut run, steps)?)),
+        None => None,
+    };
     if let Some(path) = &options.resume {
         let context = || format!("{}: cannot be resumed", path.display());
         let bytes = fs::read(path).with_context(context)?;
@@ -100,6 +106,9 @@ pub(crate) fn train<M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>>(
     let (png, svg) = (out.join("accuracy.png"), out.join("accuracy.svg"));
     for path in [&png, &svg].into_iter().chain(&options.checkpoint) {
         files::check_writable(path)?;
+    }
+    if let Some((path, bytes)) = exported {
+        files::write(path, &bytes)?;
     }
     let mut saves = Saves::to(options.checkpoint.as_deref());
 

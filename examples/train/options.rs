@@ -56,6 +56,11 @@ pub struct Options {
     /// options must be the same, but --steps may be more.
     #[arg(long, value_name = "FILE")]
     pub resume: Option<PathBuf>,
+    /// Write what the run starts from to this file, as safetensors, for another program to train on the
+    /// same: the initial weights of both networks (with.layer1.weight, ..., without.layer4.bias) and
+    /// the training images of every step, counted from 0 (batches, --steps x --batch).
+    #[arg(long, value_name = "FILE")]
+    pub export_start: Option<PathBuf>,
     /// Where the plots go: accuracy.png, accuracy.svg.
     #[arg(long, value_name = "DIR", default_value = "target/train")]
     pub out: PathBuf,

@@ -20,7 +20,7 @@ pub(super) fn total_count(counts: impl Iterator<Item = (usize, f64)>) -> Result<
 
 /// Training with one value per channel has no variance, and is refused unless a rule says what it is. None
 /// at all is an empty batch, no error.
-pub(super) fn check_values_per_channel(
+pub(crate) fn check_values_per_channel(
     what: &'static str,
     m: usize,
     one_value: OneValue,

@@ -16,8 +16,9 @@ use std::hash::{Hash, Hasher};
 /// | `HardSwish` | `z * min(max(z + 3, 0), 6) / 6` | 0 where `z <= -3`, `z / 3 + 1 / 2` where `z < 3`, else 1 |
 /// | `Gelu` | `z * p`, `p = (1 + erf(z / sqrt(2))) / 2` | `p + z * exp(-z * z / 2) / sqrt(2 * pi)` |
 ///
-/// NaN stays NaN. At a kink it is z as a number of the tensor's type that decides, as it does where
-/// the normalization and the activation are two steps.
+/// NaN stays NaN, and a zero keeps its sign, as on PyTorch's CPU: ReLU of -0 is -0. At a kink it is z as a
+/// number of the tensor's type that decides, as it does where the normalization and the activation are
+/// two steps.
 #[derive(Debug, Clone, Copy, Default)]
 #[cfg_attr(
     feature = "serde",
@@ -115,7 +116,7 @@ impl Activation {
         match self {
             Self::Identity => z,
             Self::Relu => {
-                if z <= 0.0 {
+                if z < 0.0 {
                     0.0
                 } else {
                     z
@@ -128,7 +129,7 @@ impl Activation {
                     negative_slope * z
                 }
             }
-            // `clamp` keeps NaN.
+            // `clamp` keeps NaN, and the sign of a zero.
             Self::Relu6 => z.clamp(0.0, 6.0),
             Self::Silu => z / (1.0 + (-z).exp()),
             Self::HardSwish => z * (z + 3.0).clamp(0.0, 6.0) / 6.0,

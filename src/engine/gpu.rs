@@ -154,7 +154,9 @@ impl Gpu {
     pub fn explain(&self, shape: &Shape, request: Request) -> Result<String> {
         Ok(match self.pick(shape, request) {
             Pick::Cuda(why) => format!("{}; {why}", self.cuda.explain(shape, request)?),
-            Pick::Cudnn(cudnn, why) => format!("{}; {why}", cudnn.explain(shape, request)?),
+            Pick::Cudnn(cudnn, why) => {
+                format!("{}; {why}", cudnn.explain(shape, unsaved(request))?)
+            }
         })
     }
 
@@ -183,11 +185,16 @@ impl Gpu {
             let reason = "cuDNN's backward through a ReLU gives not all gradients";
             return Pick::Cuda(format!("{why} it would be cuDNN, but {reason}"));
         }
-        match cudnn.supports(shape, request) {
+        match cudnn.supports(shape, unsaved(request)) {
             Ok(()) => Pick::Cudnn(cudnn, why),
             Err(error) => Pick::Cuda(format!("{why} it would be cuDNN, but {error}")),
         }
     }
+}
+
+/// What cuDNN is asked for: what an evaluation saves, our kernels save.
+fn unsaved(request: Request) -> Request {
+    request.saves(request.saves && request.op != Op::ForwardEval)
 }
 
 /// `None` where the engine does not serve it, and nothing has been done.
@@ -212,7 +219,7 @@ impl Engine for Gpu {
     }
     fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
         if let Pick::Cudnn(cudnn, _) = self.pick(shape, request) {
-            cudnn.prepare(shape, request)?;
+            cudnn.prepare(shape, unsaved(request))?;
         }
         self.cuda.prepare(shape, request)
     }
@@ -221,7 +228,7 @@ impl Engine for Gpu {
         let own = self.cuda.reserve_len(shape, request);
         match self.pick(shape, request) {
             Pick::Cuda(_) => own,
-            Pick::Cudnn(cudnn, _) => own.max(cudnn.reserve_len(shape, request)),
+            Pick::Cudnn(cudnn, _) => own.max(cudnn.reserve_len(shape, unsaved(request))),
         }
     }
 

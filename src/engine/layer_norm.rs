@@ -1,5 +1,5 @@
 //! What layer normalization divides by, and what travels from its forward to its backward.
-use super::saved::{check_parameters, check_source};
+use super::saved::{Opening, SavedBuffers, check_parameters, check_source};
 use crate::{DType, Error, Memory, Real, Result, Shape};
 
 /// What eps is added to, where a row is divided by its deviation.
@@ -80,10 +80,7 @@ impl EpsRule {
 ///
 /// It belongs to the caller and is reusable: the first forward of a shape makes its buffers, later ones
 /// write into them. Two forwards before a backward take one each. x alone is the caller's to keep.
-pub struct LayerNormSaved<M: Memory, P: Real> {
-    forward: Option<Forward>,
-    buffers: Option<Buffers<M, P>>,
-}
+pub struct LayerNormSaved<M: Memory, P: Real>(SavedBuffers<Forward, Buffers<M, P>>);
 
 /// The forward that filled a [`LayerNormSaved`].
 #[derive(Debug, Clone, Copy)]
@@ -110,82 +107,52 @@ pub(crate) struct Buffers<M: Memory, P: Real> {
     features: usize,
 }
 
-/// What a forward is about to fill, and the mark that it did.
-pub(crate) struct Opened<'s, M: Memory, P: Real> {
-    pub buffers: &'s mut Buffers<M, P>,
-    pub mark: Mark<'s>,
-}
-
-/// What a [`LayerNormSaved`] is marked with once a forward has filled it.
-#[must_use = "without it a backward finds nothing saved"]
-pub(crate) struct Mark<'s> {
-    place: &'s mut Option<Forward>,
-    forward: Forward,
-}
-
-impl Mark<'_> {
-    pub fn filled(self) {
-        *self.place = Some(self.forward);
-    }
-}
-
-impl<'s, M: Memory, P: Real> Opened<'s, M, P> {
-    /// For an engine that cannot fail any more.
-    pub fn filled(self) -> &'s mut Buffers<M, P> {
-        self.mark.filled();
-        self.buffers
-    }
-}
+/// An [`Opening`] of a [`LayerNormSaved`].
+pub(crate) type Opened<'s, M, P> = Opening<'s, Forward, Buffers<M, P>>;
 
 impl<M: Memory, P: Real> LayerNormSaved<M, P> {
     /// Nothing saved, nothing allocated.
     pub fn new() -> Self {
-        Self { forward: None, buffers: None }
+        Self(SavedBuffers::NONE)
     }
     /// The shape of the forward; none before the first.
     pub fn shape(&self) -> Option<Shape> {
-        self.forward.map(|forward| forward.shape)
+        self.0.forward().map(|forward| forward.shape)
     }
     /// The mean of every row, rounded to the parameters' type: length N for x `[N, C]`.
     pub fn mean(&self) -> Option<M::View<'_, P>> {
-        self.forward.and(self.buffers.as_ref()).map(|buffers| M::view(&buffers.mean))
+        self.0.filled().map(|buffers| M::view(&buffers.mean))
     }
     /// The root that every row was divided by, before an eps outside of it: `sqrt(var + eps)`, or `sqrt(var)`
     /// under [`EpsRule::Std`]. Length N for x `[N, C]`.
     pub fn std(&self) -> Option<M::View<'_, P>> {
-        self.forward.and(self.buffers.as_ref()).map(|buffers| M::view(&buffers.root))
+        self.0.filled().map(|buffers| M::view(&buffers.root))
     }
 
     /// Buffers for a forward that is about to run. Until it says that they are filled, nothing is saved.
     pub(crate) fn open(&mut self, memory: &M, forward: Forward) -> Result<Opened<'_, M, P>> {
-        self.forward = None;
         let shape = forward.shape;
         let (rows, features) = (shape.len() / shape.channels(), shape.channels());
-        let fits = |buffers: &Buffers<M, P>| {
+        let fit = |buffers: &Buffers<M, P>| {
             let here = memory.check_here("saved", &M::view(&buffers.mean)).is_ok();
             here && buffers.rows == rows && buffers.features == features
         };
-        let buffers = match self.buffers.take() {
-            Some(buffers) if fits(&buffers) => buffers,
-            _ => Buffers {
+        let make = || {
+            Ok(Buffers {
                 mean: memory.zeros(rows)?,
                 mean_rest: memory.zeros(rows)?,
                 root: memory.zeros(rows)?,
                 weight: memory.zeros(features)?,
                 rows,
                 features,
-            },
+            })
         };
-        let buffers = self.buffers.insert(buffers);
-        Ok(Opened { buffers, mark: Mark { place: &mut self.forward, forward } })
+        self.0.open(forward, fit, make)
     }
 
     /// What a forward left, if there was one.
     pub(crate) fn made(&self) -> Result<(&Forward, &Buffers<M, P>)> {
-        match (&self.forward, &self.buffers) {
-            (Some(forward), Some(buffers)) => Ok((forward, buffers)),
-            _ => Err(Error::invalid("saved", "expected what a forward saved, got an empty one")),
-        }
+        self.0.made()
     }
 }
 
@@ -197,7 +164,7 @@ impl<M: Memory, P: Real> Default for LayerNormSaved<M, P> {
 
 impl<M: Memory, P: Real> std::fmt::Debug for LayerNormSaved<M, P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LayerNormSaved").field("forward", &self.forward).finish_non_exhaustive()
+        f.debug_struct("LayerNormSaved").field("forward", &self.0.forward()).finish_non_exhaustive()
     }
 }
 

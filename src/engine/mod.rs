@@ -16,6 +16,7 @@ mod optimizer;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 mod parameters;
+mod penalty;
 #[cfg(feature = "cuda")]
 mod pointers;
 #[cfg(feature = "cuda")]
@@ -23,7 +24,7 @@ mod ptx;
 mod reference;
 mod saved;
 
-pub(crate) use check::{check_eps, check_momentum};
+pub(crate) use check::{check_eps, check_momentum, check_values_per_channel};
 pub use cpu::{Cpu, SimdLevel};
 pub(crate) use cpu::{compiled::CpuOperations, kernels::math::Math};
 #[cfg(feature = "cuda")]
@@ -37,10 +38,11 @@ pub use layer_norm::{EpsRule, LayerNormSaved};
 pub use ops::{
     Argument, Arguments, Backward, Constrain, EmptyBatch, ForwardEval, ForwardTrain, Input,
     LayerNormBackward, LayerNormForward, MergeStats, NonFinite, OneValue, Op, OptimizerStep,
-    Regularize, Request, Role, Running, Statistics, Stats, Variance, Visitor,
+    Regularize, Request, Role, Running, RunningRules, Statistics, Stats, Variance, Visitor,
 };
+pub use optimizer::Algorithm;
 pub(crate) use optimizer::check_from_0;
-pub use optimizer::{Algorithm, Constraint, Regularizer};
+pub use penalty::{Constraint, Regularizer};
 pub use reference::Reference;
 pub use saved::Saved;
 
@@ -61,13 +63,17 @@ pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
     fn name(&self) -> &'static str;
     /// Makes and copies buffers for this engine.
     fn memory(&self) -> &Self::Memory;
-    /// Whether it can serve such a request. Engines that serve everything keep this default.
+    /// Whether it can serve such a request: a call of that [`Request`] is refused for the same reason,
+    /// or for none. Engines that serve everything keep this default.
     ///
     /// # Errors
-    /// [`Error::Unsupported`](crate::Error::Unsupported) says what the limit is.
+    /// [`Error::Unsupported`](crate::Error::Unsupported) says what the limit is;
+    /// [`Error::Invalid`](crate::Error::Invalid) where the operation has no meaning for the shape.
     fn supports(&self, shape: &Shape, request: Request) -> Result<()> {
-        let _ = (shape, request);
-        Ok(())
+        match request.op {
+            Op::LayerNorm | Op::LayerNormBackward => ops::check_rows(shape),
+            _ => Ok(()),
+        }
     }
     /// Makes the workspace for a request now instead of in its first step. Engines that need none,
     /// or whose first step makes it at little cost as [`Cpu`]'s does, keep this default: it asks

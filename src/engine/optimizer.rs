@@ -1,8 +1,8 @@
-//! What changes a parameter beside its gradient: an optimizer's rule, a regularizer, a constraint.
+//! The rules by which a parameter follows its gradient.
 use crate::{Error, Result};
 
-/// The rule by which a parameter follows its gradient, with the numbers of
-/// [`torch.optim`](https://docs.pytorch.org/docs/stable/optim.html).
+/// The rule by which a parameter follows its gradient: those of
+/// [`torch.optim`](https://docs.pytorch.org/docs/stable/optim.html), of Keras and of MATLAB.
 ///
 /// With gradient g, parameter w, learning rate lr and the weight decay d of
 /// [`OptimizerStep`](crate::OptimizerStep), in step t from 1 on:
@@ -10,14 +10,21 @@ use crate::{Error, Result};
 /// | | |
 /// |---|---|
 /// | [`Sgd`](Self::Sgd) | `g += d * w`; `b = g` in the first step, then `momentum * b + (1 - dampening) * g`; `w -= lr * b`, Nesterov: `w -= lr * (g + momentum * b)` |
-/// | [`Adam`](Self::Adam) | `g += d * w`; `m = beta1 * m + (1 - beta1) * g`; `v = beta2 * v + (1 - beta2) * g * g`; `w -= lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps)` |
+/// | [`Adam`](Self::Adam) | `g += d * w`; `m = beta1 * m + (1 - beta1) * g`; `v = beta2 * v + (1 - beta2) * g * g`; `w -= lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps)`; AMSGrad: the greatest v so far for v |
 /// | [`AdamW`](Self::AdamW) | `w *= 1 - lr * d` first, and Adam without `d * w` |
+/// | [`KerasSgd`](Self::KerasSgd) | `w *= 1 - lr * d`; `b = momentum * b - lr * g`; `w += b`, Nesterov: `w += momentum * b - lr * g` |
+/// | [`KerasAdam`](Self::KerasAdam) | `w *= 1 - lr * d`; m and v as Adam; `w -= lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps)` |
+/// | [`MatlabSgdm`](Self::MatlabSgdm) | `g += d * w`; `b = momentum * b - lr * g`; `w += b` |
+///
+/// While the learning rate stays, Keras' and MATLAB's SGD without decay are torch's. Where it changes,
+/// their momentum goes on at the rate of its own steps, torch's at the new one.
 ///
 /// ```
 /// # use batchnorm::Algorithm;
-/// assert_eq!(Algorithm::adam(), Algorithm::Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8 });
+/// assert_eq!(Algorithm::adam().name(), "adam");
 /// assert_eq!(Algorithm::sgd(0.9).buffers(), ["momentum_buffer"]);
-/// assert!(Algorithm::Adam { beta1: 1.0, beta2: 0.999, eps: 1e-8 }.check().is_err());
+/// assert_eq!(Algorithm::keras_adam().buffers(), ["momentum", "velocity"]);
+/// assert!(Algorithm::MatlabSgdm { momentum: -0.5 }.check().is_err());
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(
@@ -44,6 +51,9 @@ pub enum Algorithm {
         beta2: f64,
         /// Added to the root of the second moment: 0 or more.
         eps: f64,
+        /// AMSGrad: divides by the root of the greatest second moment so far.
+        #[cfg_attr(feature = "serde", serde(default))]
+        amsgrad: bool,
     },
     /// Adam with weight decay apart from the gradient.
     #[cfg_attr(feature = "serde", serde(rename = "adamw"))]
@@ -54,7 +64,64 @@ pub enum Algorithm {
         beta2: f64,
         /// As in [`Adam`](Self::Adam).
         eps: f64,
+        /// As in [`Adam`](Self::Adam).
+        #[cfg_attr(feature = "serde", serde(default))]
+        amsgrad: bool,
     },
+    /// SGD of Keras, any version: the learning rate is within the velocity. Weight decay is apart from
+    /// the gradient, as Keras 3 has it. With a momentum of 0 it keeps nothing between steps.
+    KerasSgd {
+        /// The share of the velocity that stays: 0 or more.
+        momentum: f64,
+        /// Nesterov's momentum, in Keras' form.
+        nesterov: bool,
+    },
+    /// Adam of Keras: eps is added to the root before its bias is corrected, so that it weighs more in
+    /// the first steps. Weight decay is apart from the gradient.
+    KerasAdam {
+        /// As in [`Adam`](Self::Adam).
+        beta1: f64,
+        /// As in [`Adam`](Self::Adam).
+        beta2: f64,
+        /// As in [`Adam`](Self::Adam).
+        eps: f64,
+        /// As in [`Adam`](Self::Adam).
+        #[cfg_attr(feature = "serde", serde(default))]
+        amsgrad: bool,
+    },
+    /// SGD of MATLAB, `sgdm`: the last step times the momentum is taken again. Weight decay,
+    /// `L2Regularization` there, is part of the gradient. With a momentum of 0 it keeps nothing.
+    MatlabSgdm {
+        /// The share of the last step that is taken again: 0 or more.
+        momentum: f64,
+    },
+}
+
+/// What an engine computes a step by: every algorithm is one of three loops and some switches.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Rule {
+    pub family: Family,
+    /// The momentum, or Adam's `beta1`.
+    pub beta1: f64,
+    /// The dampening, or Adam's `beta2`.
+    pub beta2: f64,
+    pub eps: f64,
+    pub nesterov: bool,
+    /// Weight decay shrinks the parameter instead of adding to the gradient.
+    pub decay_apart: bool,
+    pub amsgrad: bool,
+    /// eps is added before the bias of the second moment is corrected.
+    pub eps_first: bool,
+}
+
+/// Which loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    /// A buffer of gradients.
+    Momentum,
+    /// A buffer of steps.
+    Velocity,
+    Adam,
 }
 
 impl Algorithm {
@@ -66,31 +133,85 @@ impl Algorithm {
     pub const fn nesterov(momentum: f64) -> Self {
         Self::Sgd { momentum, dampening: 0.0, nesterov: true }
     }
-    /// Adam with betas 0.9 and 0.999 and eps 1e-8.
+    /// Adam with betas 0.9 and 0.999 and eps 1e-8, without AMSGrad.
     pub const fn adam() -> Self {
-        Self::Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8 }
+        Self::Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8, amsgrad: false }
     }
-    /// AdamW with betas 0.9 and 0.999 and eps 1e-8.
+    /// AdamW with betas 0.9 and 0.999 and eps 1e-8, without AMSGrad.
     pub const fn adam_w() -> Self {
-        Self::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8 }
+        Self::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, amsgrad: false }
     }
-    /// `sgd`, `adam` or `adamw`.
+    /// Keras' SGD with this momentum, not Nesterov's.
+    pub const fn keras_sgd(momentum: f64) -> Self {
+        Self::KerasSgd { momentum, nesterov: false }
+    }
+    /// Keras' Adam with betas 0.9 and 0.999 and eps 1e-7, without AMSGrad.
+    pub const fn keras_adam() -> Self {
+        Self::KerasAdam { beta1: 0.9, beta2: 0.999, eps: 1e-7, amsgrad: false }
+    }
+    /// The same with AMSGrad, or without; one that has no second moment stays as it is.
+    pub const fn amsgrad(mut self, on: bool) -> Self {
+        if let Self::Adam { amsgrad, .. }
+        | Self::AdamW { amsgrad, .. }
+        | Self::KerasAdam { amsgrad, .. } = &mut self
+        {
+            *amsgrad = on;
+        }
+        self
+    }
+    /// As it is written: `sgd`, `adam`, `adamw`, `keras_sgd`, `keras_adam` or `matlab_sgdm`.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Sgd { .. } => "sgd",
             Self::Adam { .. } => "adam",
             Self::AdamW { .. } => "adamw",
+            Self::KerasSgd { .. } => "keras_sgd",
+            Self::KerasAdam { .. } => "keras_adam",
+            Self::MatlabSgdm { .. } => "matlab_sgdm",
         }
     }
-    /// What it keeps of a parameter between steps, by the names of torch's state, in the order of
-    /// [`OptimizerStep::first`](crate::OptimizerStep::first) and
-    /// [`second`](crate::OptimizerStep::second). Each has the parameter's length.
+    /// What it keeps of a parameter between steps, by the names of torch's state or of Keras' variables,
+    /// in the order of [`OptimizerStep::first`](crate::OptimizerStep::first),
+    /// [`second`](crate::OptimizerStep::second) and [`third`](crate::OptimizerStep::third). Each has the
+    /// parameter's length.
     pub const fn buffers(&self) -> &'static [&'static str] {
         match self {
-            Self::Sgd { momentum: 0.0, .. } => &[],
+            Self::Sgd { momentum: 0.0, .. }
+            | Self::KerasSgd { momentum: 0.0, .. }
+            | Self::MatlabSgdm { momentum: 0.0 } => &[],
             Self::Sgd { .. } => &["momentum_buffer"],
-            Self::Adam { .. } | Self::AdamW { .. } => &["exp_avg", "exp_avg_sq"],
+            Self::KerasSgd { .. } => &["momentum"],
+            Self::MatlabSgdm { .. } => &["velocity"],
+            Self::Adam { amsgrad: false, .. } | Self::AdamW { amsgrad: false, .. } => {
+                &["exp_avg", "exp_avg_sq"]
+            }
+            Self::Adam { .. } | Self::AdamW { .. } => &["exp_avg", "exp_avg_sq", "max_exp_avg_sq"],
+            Self::KerasAdam { amsgrad: false, .. } => &["momentum", "velocity"],
+            Self::KerasAdam { .. } => &["momentum", "velocity", "velocity_hat"],
         }
+    }
+
+    pub(super) const fn rule(self) -> Rule {
+        let (family, nesterov) = match self {
+            Self::Sgd { nesterov, .. } => (Family::Momentum, nesterov),
+            Self::KerasSgd { nesterov, .. } => (Family::Velocity, nesterov),
+            Self::MatlabSgdm { .. } => (Family::Velocity, false),
+            Self::Adam { .. } | Self::AdamW { .. } | Self::KerasAdam { .. } => {
+                (Family::Adam, false)
+            }
+        };
+        let (beta1, beta2, eps, amsgrad) = match self {
+            Self::Sgd { momentum, dampening, .. } => (momentum, dampening, 0.0, false),
+            Self::KerasSgd { momentum, .. } | Self::MatlabSgdm { momentum } => {
+                (momentum, 0.0, 0.0, false)
+            }
+            Self::Adam { beta1, beta2, eps, amsgrad }
+            | Self::AdamW { beta1, beta2, eps, amsgrad }
+            | Self::KerasAdam { beta1, beta2, eps, amsgrad } => (beta1, beta2, eps, amsgrad),
+        };
+        let eps_first = matches!(self, Self::KerasAdam { .. });
+        let decay_apart = eps_first || matches!(self, Self::AdamW { .. } | Self::KerasSgd { .. });
+        Rule { family, beta1, beta2, eps, nesterov, decay_apart, amsgrad, eps_first }
     }
 
     /// Refuses numbers that have no meaning, NaN among them.
@@ -114,7 +235,12 @@ impl Algorithm {
                 }
                 Ok(())
             }
-            Self::Adam { beta1, beta2, eps } | Self::AdamW { beta1, beta2, eps } => {
+            Self::KerasSgd { momentum, .. } | Self::MatlabSgdm { momentum } => {
+                check_from_0("momentum", momentum)
+            }
+            Self::Adam { beta1, beta2, eps, .. }
+            | Self::AdamW { beta1, beta2, eps, .. }
+            | Self::KerasAdam { beta1, beta2, eps, .. } => {
                 for (what, beta) in [("beta1", beta1), ("beta2", beta2)] {
                     if !(0.0..1.0).contains(&beta) {
                         let reason = format!("expected 0 to below 1, got {beta}");
@@ -124,126 +250,6 @@ impl Algorithm {
                 check_from_0("eps", eps)
             }
         }
-    }
-}
-
-/// A penalty on a parameter: `l1 * sum(|w|) + l2 * sum(w^2)` is added to the loss, and so
-/// `l1 * sign(w) + 2 * l2 * w` to the gradient, where the sign of 0 is 0.
-///
-/// ```
-/// # use batchnorm::Regularizer;
-/// assert_eq!(Regularizer::halved(0.0, 0.01), Regularizer::new(0.0, 0.005));
-/// ```
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(default, deny_unknown_fields)
-)]
-#[non_exhaustive]
-pub struct Regularizer {
-    /// Factor of the sum of absolute values: 0 or more.
-    pub l1: f64,
-    /// Factor of the sum of squares: 0 or more.
-    pub l2: f64,
-}
-
-impl Regularizer {
-    /// As Keras' `L1L2(l1, l2)`; its `L1` and `L2` have 0.01 by default, `L1L2` none.
-    pub const fn new(l1: f64, l2: f64) -> Self {
-        Self { l1, l2 }
-    }
-    /// By the halved rule, `l2 / 2 * sum(w^2)`, whose gradient is `l2 * w`: MATLAB's `L2Factor` times
-    /// `L2Regularization`, and what PyTorch's weight decay comes to.
-    pub const fn halved(l1: f64, l2: f64) -> Self {
-        Self { l1, l2: l2 / 2.0 }
-    }
-    /// Whether it changes nothing.
-    pub fn is_none(&self) -> bool {
-        *self == Self::default()
-    }
-    /// Refuses factors below 0, infinite ones and NaN.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] names the factor.
-    pub fn check(&self) -> Result<()> {
-        check_from_0("l1", self.l1)?;
-        check_from_0("l2", self.l2)
-    }
-}
-
-/// What the values of a parameter are held to after an optimizer's step: those of Keras. The norm is that
-/// of the whole vector, `n = sqrt(sum(w^2))`, and where it is to be `to`, `w` becomes
-/// `w * to / (n + 1e-7)`, as there.
-///
-/// ```
-/// # use batchnorm::{Constrain, Constraint, Cpu, Engine, Host};
-/// let mut weight = [3f32, -4.0];
-/// Cpu::default().constrain(Constrain::<Host, f32>::new(&mut weight, Constraint::MaxNorm(1.0)))?;
-/// assert!((weight[1] + 0.8).abs() < 1e-6);
-/// # Ok::<(), batchnorm::Error>(())
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(rename_all = "snake_case", deny_unknown_fields)
-)]
-#[non_exhaustive]
-pub enum Constraint {
-    /// Values below 0 become 0: `NonNeg`.
-    NonNegative,
-    /// The norm is at most this, which is 0 or more: `MaxNorm`.
-    MaxNorm(f64),
-    /// The norm is 1: `UnitNorm`.
-    UnitNorm,
-    /// The norm goes to the nearest number from `min` to `max`, by a share `rate` of the way:
-    /// `MinMaxNorm`.
-    MinMaxNorm {
-        /// 0 or more.
-        min: f64,
-        /// `min` or more.
-        max: f64,
-        /// 0 to 1.
-        rate: f64,
-    },
-}
-
-/// The norms that a constraint allows, and the share of the way that one goes there.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Norms {
-    pub min: f64,
-    pub max: f64,
-    pub rate: f64,
-}
-
-impl Constraint {
-    /// What is added to a norm before it divides: that of Keras.
-    pub(super) const NORM_EPS: f64 = 1e-7;
-
-    /// None where it is not about the norm.
-    pub(super) const fn norms(self) -> Option<Norms> {
-        match self {
-            Self::NonNegative => None,
-            Self::MaxNorm(max) => Some(Norms { min: 0.0, max, rate: 1.0 }),
-            Self::UnitNorm => Some(Norms { min: 1.0, max: 1.0, rate: 1.0 }),
-            Self::MinMaxNorm { min, max, rate } => Some(Norms { min, max, rate }),
-        }
-    }
-    /// Refuses numbers that have no meaning, NaN among them.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] with what would do and what came.
-    pub fn check(&self) -> Result<()> {
-        let Some(Norms { min, max, rate }) = self.norms() else { return Ok(()) };
-        if !(min >= 0.0 && min <= max && max.is_finite() && (0.0..=1.0).contains(&rate)) {
-            let reason = format!(
-                "expected norms of 0 <= min <= max and a rate of 0 to 1, got min {min}, max {max} and \
-                 rate {rate}"
-            );
-            return Err(Error::invalid("constraint", reason));
-        }
-        Ok(())
     }
 }
 

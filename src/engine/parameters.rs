@@ -3,10 +3,11 @@
 //! What makes a launch sound is checked before it: a [`Ptr`] comes from a view of this context, `check`
 //! of the arguments has compared every length with that of the parameter, and the kernels stay below the
 //! `count` that they are given.
-use super::optimizer::Norms;
+use super::optimizer::{Family, Rule};
+use super::penalty::Norms;
 use super::pointers::{Pointers, Ptr};
 use super::ptx::{capability, function, load};
-use super::{Algorithm, Constrain, OptimizerStep, Regularize, Regularizer};
+use super::{Constrain, OptimizerStep, Regularize, Regularizer};
 use crate::memory::refused;
 use crate::{DType, Device, Error, Real, Result};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, result};
@@ -27,8 +28,16 @@ struct StepOptions {
     beta1: f64,
     beta2: f64,
     eps: f64,
-    algorithm: u32,
-    nesterov: u32,
+    family: u32,
+    /// Bits: [`StepOptions::NESTEROV`] and its like.
+    switches: u32,
+}
+
+impl StepOptions {
+    const NESTEROV: u32 = 1;
+    const DECAY_APART: u32 = 2;
+    const AMSGRAD: u32 = 4;
+    const EPS_FIRST: u32 = 8;
 }
 
 /// The numbers of a constraint.
@@ -116,32 +125,44 @@ impl Parameters {
     pub fn optimizer_step<P: Real>(
         &self,
         on: &Device,
-        args: OptimizerStep<'_, Device, P>,
+        mut args: OptimizerStep<'_, Device, P>,
     ) -> Result<()> {
+        args.check(on)?;
         let (loaded, mut pointers) = (self.loaded(on.stream())?, Pointers::new(on.stream()));
-        let OptimizerStep { value, grad, algorithm, lr, steps, first, second, .. } = args;
+        let OptimizerStep { value, grad, algorithm, lr, steps, first, second, third, .. } = args;
         let len = value.len();
-        let (algorithm, nesterov, beta1, beta2, eps) = match algorithm {
-            Algorithm::Sgd { momentum, dampening, nesterov } => {
-                (0, nesterov.into(), momentum, dampening, 0.0)
-            }
-            Algorithm::Adam { beta1, beta2, eps } => (1, 0, beta1, beta2, eps),
-            Algorithm::AdamW { beta1, beta2, eps } => (2, 0, beta1, beta2, eps),
+        let Rule { family, beta1, beta2, eps, nesterov, decay_apart, amsgrad, eps_first } =
+            algorithm.rule();
+        let family = match family {
+            Family::Momentum => 0,
+            Family::Adam => 1,
+            Family::Velocity => 2,
         };
+        let switches = [
+            (nesterov, StepOptions::NESTEROV),
+            (decay_apart, StepOptions::DECAY_APART),
+            (amsgrad, StepOptions::AMSGRAD),
+            (eps_first, StepOptions::EPS_FIRST),
+        ];
+        let switches = switches.iter().filter(|(on, _)| *on).map(|(_, bit)| bit).sum();
         let (lr_factor, weight_decay) = (args.lr_factor, args.weight_decay);
-        let options =
-            StepOptions { lr_factor, weight_decay, beta1, beta2, eps, algorithm, nesterov };
+        let options = StepOptions { lr_factor, weight_decay, beta1, beta2, eps, family, switches };
         let (lr, steps) = (pointers.read(lr), pointers.write(steps));
         let (value, grad) = (pointers.write(value), pointers.read(grad));
-        let (first, second) = (pointers.write_some(first), pointers.write_some(second));
+        let [first, second, third] = [first, second, third].map(|buf| pointers.write_some(buf));
         // One block at least, which counts the step.
         let blocks = len.div_ceil(BLOCK as usize).clamp(1, BLOCKS) as u32;
         let count = len as u64;
-        let arguments = arguments![count, options, lr, steps, value, grad, first, second];
+        let arguments = arguments![count, options, lr, steps, value, grad, first, second, third];
         submit(on.stream(), &loaded.kernels::<P>().optimizer_step, blocks, arguments)
     }
 
-    pub fn regularize<P: Real>(&self, on: &Device, args: Regularize<'_, Device, P>) -> Result<()> {
+    pub fn regularize<P: Real>(
+        &self,
+        on: &Device,
+        mut args: Regularize<'_, Device, P>,
+    ) -> Result<()> {
+        args.check(on)?;
         let (loaded, mut pointers) = (self.loaded(on.stream())?, Pointers::new(on.stream()));
         let Regularizer { l1, l2 } = args.regularizer;
         let count = args.value.len() as u64;
@@ -152,7 +173,12 @@ impl Parameters {
         submit(on.stream(), &loaded.kernels::<P>().regularize, 1, arguments)
     }
 
-    pub fn constrain<P: Real>(&self, on: &Device, args: Constrain<'_, Device, P>) -> Result<()> {
+    pub fn constrain<P: Real>(
+        &self,
+        on: &Device,
+        mut args: Constrain<'_, Device, P>,
+    ) -> Result<()> {
+        args.check(on)?;
         let (loaded, mut pointers) = (self.loaded(on.stream())?, Pointers::new(on.stream()));
         let norms = args.constraint.norms();
         let non_negative = norms.is_none().into();
@@ -183,26 +209,14 @@ fn submit(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::mem::offset_of;
+    use crate::engine::pointers::assert_layout;
 
-    /// `kernels/parameters.cu` has the same lines, which the kernels' compiler checks.
     #[test]
     fn arguments_lie_as_the_kernels_declare_them() {
-        let mut lines = Vec::new();
-        macro_rules! layout {
-            ($($t:ident { $($field:ident),* })*) => {$(
-                lines.push(format!("SIZE({}, {});", stringify!($t), size_of::<$t>()));
-                $(lines.push(format!(
-                    "FIELD({}, {}, {});", stringify!($t), stringify!($field), offset_of!($t, $field)
-                ));)*
-            )*};
+        assert_layout! {
+            include_str!("../../kernels/parameters.cu");
+            "StepOptions": StepOptions { lr_factor, weight_decay, beta1, beta2, eps, family, switches }
+            "NormOptions": NormOptions { least, most, rate, non_negative, reserved }
         }
-        layout! {
-            StepOptions { lr_factor, weight_decay, beta1, beta2, eps, algorithm, nesterov }
-            NormOptions { least, most, rate, non_negative, reserved }
-        }
-        let text = include_str!("../../kernels/parameters.cu");
-        let declared = |line: &&str| line.starts_with("SIZE(") || line.starts_with("FIELD(");
-        assert_eq!(lines, text.lines().filter(declared).collect::<Vec<_>>());
     }
 }

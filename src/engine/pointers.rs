@@ -71,3 +71,22 @@ impl<'a> Pointers<'a> {
         view.map_or(Ptr::NULL, |view| self.write(view))
     }
 }
+
+/// Asserts that structs which kernels take lie in memory as the lines of a source of the kernels say, which
+/// their compiler checks.
+#[cfg(test)]
+macro_rules! assert_layout {
+    ($text:expr; $($name:literal: $t:ty { $($field:ident),* })*) => {{
+        let mut lines = Vec::new();
+        $(
+            lines.push(format!("SIZE({}, {});", $name, size_of::<$t>()));
+            $(lines.push(format!(
+                "FIELD({}, {}, {});", $name, stringify!($field), std::mem::offset_of!($t, $field)
+            ));)*
+        )*
+        let declared = |line: &&str| line.starts_with("SIZE(") || line.starts_with("FIELD(");
+        assert_eq!(lines, $text.lines().filter(declared).collect::<Vec<_>>());
+    }};
+}
+#[cfg(test)]
+pub(super) use assert_layout;

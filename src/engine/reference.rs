@@ -295,8 +295,9 @@ impl<E: Element> Output<'_, E> {
         let (weight, bias) = (at(self.weight, c, 1.0), at(self.bias, c, 0.0));
         for i in shape.channel(c) {
             let x = wide(if let Input::View(x) = self.x { x[i] } else { self.y[i] });
-            let residual = self.residual.map_or(0.0, |r| wide(r[i]));
-            let z = weight * by.xhat(x) + bias + residual;
+            let z = weight * by.xhat(x) + bias;
+            // None is not 0, which would take its sign from a -0.
+            let z = self.residual.map_or(z, |r| z + wide(r[i]));
             self.y[i] = narrow(self.activation.value(z));
             let ones = self.saved.as_mut().filter(|_| has_mask(self.activation));
             if let Some(ones) = ones.and_then(|saved| saved.reserve.as_mut()) {

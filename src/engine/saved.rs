@@ -9,9 +9,13 @@ use crate::{DType, Error, Memory, Real, Result, Shape};
 /// ones write into them. Two forwards before a backward take one each. What changes between
 /// forward and backward (weight and bias by an optimizer's step, running statistics) does not reach
 /// into it; x alone is the caller's to keep.
-pub struct Saved<M: Memory, P: Real> {
-    forward: Option<Forward>,
-    buffers: Option<Buffers<M, P>>,
+pub struct Saved<M: Memory, P: Real>(SavedBuffers<Forward, Buffers<M, P>>);
+
+/// What is inside of a [`Saved`], and of what other operations save: buffers, and by which forward they have
+/// been filled, if one has filled them.
+pub(super) struct SavedBuffers<F, B> {
+    forward: Option<F>,
+    buffers: Option<B>,
 }
 
 /// The forward that filled a [`Saved`].
@@ -50,52 +54,90 @@ pub(crate) struct Buffers<M: Memory, P: Real> {
 }
 
 /// What a forward is about to fill, and the mark that it did.
-pub(crate) struct Opened<'s, M: Memory, P: Real> {
-    pub buffers: &'s mut Buffers<M, P>,
-    pub mark: Mark<'s>,
+pub(crate) struct Opening<'s, F, B> {
+    pub buffers: &'s mut B,
+    pub mark: Mark<'s, F>,
 }
 
-/// What a [`Saved`] is marked with once a forward has filled it.
+/// An [`Opening`] of a [`Saved`].
+pub(crate) type Opened<'s, M, P> = Opening<'s, Forward, Buffers<M, P>>;
+
+/// What is noted once a forward has filled the buffers.
 #[must_use = "without it a backward finds nothing saved"]
-pub(crate) struct Mark<'s> {
-    place: &'s mut Option<Forward>,
-    forward: Forward,
+pub(crate) struct Mark<'s, F> {
+    place: &'s mut Option<F>,
+    forward: F,
 }
 
-impl Mark<'_> {
+impl<F> Mark<'_, F> {
     pub fn filled(self) {
         *self.place = Some(self.forward);
     }
 }
 
-impl<'s, M: Memory, P: Real> Opened<'s, M, P> {
+impl<'s, F, B> Opening<'s, F, B> {
     /// For an engine that cannot fail any more.
-    pub fn filled(self) -> &'s mut Buffers<M, P> {
+    pub fn filled(self) -> &'s mut B {
         self.mark.filled();
         self.buffers
+    }
+}
+
+impl<F, B> SavedBuffers<F, B> {
+    /// No forward, nothing allocated.
+    pub const NONE: Self = Self { forward: None, buffers: None };
+
+    /// The forward that has filled them, if one has.
+    pub fn forward(&self) -> Option<&F> {
+        self.forward.as_ref()
+    }
+    /// The buffers that a forward has filled.
+    pub fn filled(&self) -> Option<&B> {
+        self.forward.as_ref().and(self.buffers.as_ref())
+    }
+    /// Buffers for a forward that is about to run, those of the last one if they `fit`. Until it says that they
+    /// are filled, nothing is saved.
+    pub fn open(
+        &mut self,
+        forward: F,
+        fit: impl FnOnce(&B) -> bool,
+        make: impl FnOnce() -> Result<B>,
+    ) -> Result<Opening<'_, F, B>> {
+        self.forward = None;
+        let buffers = match self.buffers.take().filter(fit) {
+            Some(buffers) => buffers,
+            None => make()?,
+        };
+        let buffers = self.buffers.insert(buffers);
+        Ok(Opening { buffers, mark: Mark { place: &mut self.forward, forward } })
+    }
+    /// What a forward left, if there was one.
+    pub fn made(&self) -> Result<(&F, &B)> {
+        let none = || Error::invalid("saved", "expected what a forward saved, got an empty one");
+        self.forward.as_ref().zip(self.buffers.as_ref()).ok_or_else(none)
     }
 }
 
 impl<M: Memory, P: Real> Saved<M, P> {
     /// Nothing saved, nothing allocated.
     pub fn new() -> Self {
-        Self { forward: None, buffers: None }
+        Self(SavedBuffers::NONE)
     }
     /// The shape of the forward; none before the first.
     pub fn shape(&self) -> Option<Shape> {
-        self.forward.map(|f| f.shape)
+        self.0.forward().map(|forward| forward.shape)
     }
     /// The mean that the forward subtracted, rounded to the parameters' type, length C.
     pub fn mean(&self) -> Option<M::View<'_, P>> {
-        self.forward.and(self.buffers.as_ref()).map(|b| M::view(&b.mean))
+        self.0.filled().map(|buffers| M::view(&buffers.mean))
     }
     /// What the forward multiplied by, `1 / sqrt(var + eps)`, length C.
     pub fn invstd(&self) -> Option<M::View<'_, P>> {
-        self.forward.and(self.buffers.as_ref()).map(|b| M::view(&b.invstd))
+        self.0.filled().map(|buffers| M::view(&buffers.invstd))
     }
     /// Whether the statistics were frozen: a forward by running statistics.
     pub fn is_frozen(&self) -> Option<bool> {
-        self.forward.map(|f| !f.batch_statistics)
+        self.0.forward().map(|forward| !forward.batch_statistics)
     }
 
     /// Buffers for a forward that is about to run. Until it says that they are filled, nothing is
@@ -106,43 +148,34 @@ impl<M: Memory, P: Real> Saved<M, P> {
         forward: Forward,
         reserve_len: usize,
     ) -> Result<Opened<'_, M, P>> {
-        self.forward = None;
-        let channels = forward.shape.channels();
+        let (channels, engine) = (forward.shape.channels(), forward.engine);
         // Buffers of another engine may hold what this one neither writes nor wants to find, and those
         // of another device are not to be written from here.
-        let fits = |b: &Buffers<M, P>| {
+        let fit = |b: &Buffers<M, P>| {
             let here = memory.check_here("saved", &M::view(&b.mean)).is_ok();
-            let alike = b.engine == forward.engine && b.channels == channels;
+            let alike = b.engine == engine && b.channels == channels;
             here && alike && b.reserve_len >= reserve_len
         };
-        let buffers = match self.buffers.take() {
-            Some(buffers) if fits(&buffers) => buffers,
-            _ => {
-                let reserve = (reserve_len > 0).then(|| memory.zeros(reserve_len)).transpose()?;
-                let zeros = || memory.zeros(channels);
-                Buffers {
-                    mean: zeros()?,
-                    mean_rest: zeros()?,
-                    invstd: zeros()?,
-                    weight: zeros()?,
-                    bias: zeros()?,
-                    reserve,
-                    engine: forward.engine,
-                    channels,
-                    reserve_len,
-                }
-            }
+        let make = || {
+            let zeros = || memory.zeros(channels);
+            Ok(Buffers {
+                reserve: (reserve_len > 0).then(|| memory.zeros(reserve_len)).transpose()?,
+                mean: zeros()?,
+                mean_rest: zeros()?,
+                invstd: zeros()?,
+                weight: zeros()?,
+                bias: zeros()?,
+                engine,
+                channels,
+                reserve_len,
+            })
         };
-        let buffers = self.buffers.insert(buffers);
-        Ok(Opened { buffers, mark: Mark { place: &mut self.forward, forward } })
+        self.0.open(forward, fit, make)
     }
 
     /// What a forward left, if there was one.
     pub(crate) fn made(&self) -> Result<(&Forward, &Buffers<M, P>)> {
-        match (&self.forward, &self.buffers) {
-            (Some(forward), Some(buffers)) => Ok((forward, buffers)),
-            _ => Err(Error::invalid("saved", "expected what a forward saved, got an empty one")),
-        }
+        self.0.made()
     }
 }
 
@@ -154,7 +187,7 @@ impl<M: Memory, P: Real> Default for Saved<M, P> {
 
 impl<M: Memory, P: Real> std::fmt::Debug for Saved<M, P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Saved").field("forward", &self.forward).finish_non_exhaustive()
+        f.debug_struct("Saved").field("forward", &self.0.forward()).finish_non_exhaustive()
     }
 }
 

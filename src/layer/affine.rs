@@ -56,20 +56,33 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         saved: Option<&mut Saved<M, P>>,
     ) -> Result<()> {
         self.check(shape)?;
+        let (x, residual) = (x.as_ref().map(M::reborrow), residual.as_ref().map(M::reborrow));
+        let args = self.given(x, residual, M::reborrow_mut(&mut y), given, saved);
+        self.engine.forward_eval(shape, args)
+    }
+
+    /// What normalizes by given statistics is given.
+    pub fn given<'a, E: Element<Acc = P>>(
+        &'a self,
+        x: Input<M::View<'a, E>>,
+        residual: Option<M::View<'a, E>>,
+        y: M::ViewMut<'a, E>,
+        given: Given<'a, M, P>,
+        saved: Option<&'a mut Saved<M, P>>,
+    ) -> ForwardEval<'a, M, E> {
         let statistics = match given {
             Given::Running(running) => {
                 Statistics::Given { mean: M::view(&running.mean), var: M::view(&running.var) }
             }
             Given::Record(record) => Statistics::Record(M::view(record)),
         };
-        let x = x.as_ref().map(M::reborrow);
-        let mut args = ForwardEval::<M, E>::with_input(x, M::reborrow_mut(&mut y), statistics);
-        args.residual = residual.as_ref().map(M::reborrow);
+        let mut args = ForwardEval::<M, E>::with_input(x, y, statistics);
+        args.residual = residual;
         args.weight = self.weight.as_ref().map(|p| M::view(&p.value));
         args.bias = self.bias.as_ref().map(|p| M::view(&p.value));
         args.saved = saved;
         let Config { activation, eps, .. } = self.config;
-        self.engine.forward_eval(shape, args.activation(activation).eps(eps))
+        args.activation(activation).eps(eps)
     }
 
     /// The gradients asked for, those of the parameters among them.

@@ -14,6 +14,7 @@ mod parts;
 mod passes;
 mod population;
 mod presets;
+mod regularize;
 mod running;
 mod slots;
 #[cfg(feature = "safetensors")]
@@ -26,7 +27,7 @@ pub use lazy::LazyBatchNorm;
 pub use momentum::Momentum;
 pub use optimizer::{Optimizer, OptimizerState, ParamState};
 pub use param::Param;
-pub use parts::SavedParts;
+pub use parts::{Part, PartGradients, SavedParts};
 pub use population::{Population, PopulationRule, PopulationStatistics, Progress};
 pub use presets::{Keras1, Keras1Std};
 pub use running::RunningStats;
@@ -248,63 +249,6 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     pub fn zero_grad(&mut self) {
         self.named_parameters_mut().for_each(|(_, param)| param.zero_grad());
     }
-    /// Adds the gradients of the parameters' regularizers to their gradients, and writes what these add to
-    /// the loss to `loss` (length 1), where that is given. To be called once for each step, between the
-    /// backward and the optimizer. The regularizer of a frozen parameter does not count, as in Keras 3.
-    ///
-    /// ```
-    /// # use batchnorm::{BatchNorm, Config, Reference, Regularizer};
-    /// let mut bn = BatchNorm::<f64, _>::new(&Reference, 2, Config::default())?;
-    /// bn.weight_mut().unwrap().regularizer = Regularizer::new(0.0, 0.5);
-    /// let mut loss = [0.0];
-    /// bn.regularize(Some(&mut loss))?; // the weight is 1
-    /// assert_eq!((loss[0], bn.weight().unwrap().grad()), (1.0, Some(&vec![1.0; 2])));
-    /// # Ok::<(), batchnorm::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] where a factor of a regularizer is not a finite number from 0 on;
-    /// [`Error::Length`]; the memory's refusal. All of it is checked before anything is written.
-    pub fn regularize(&mut self, loss: Option<M::ViewMut<'_, f64>>) -> Result<()> {
-        self.check_regularizers()?;
-        let Affine { engine, weight, bias, .. } = &mut self.affine;
-        let mut loss = loss;
-        if let Some(loss) = &loss {
-            let got = M::len(&M::as_view(loss));
-            if got != 1 {
-                return Err(Error::Length { what: "loss", expected: 1, got });
-            }
-            engine.memory().check_here("loss", &M::as_view(loss))?;
-        }
-        let mut counted = false;
-        for param in [weight, bias].into_iter().flatten() {
-            counted |= param.regularize(engine, loss.as_mut().map(M::reborrow_mut), counted)?;
-        }
-        match loss {
-            Some(loss) if !counted => engine.memory().zero(loss),
-            _ => Ok(()),
-        }
-    }
-    /// What the parameters' regularizers add to the loss: waits for the device, where there is one.
-    ///
-    /// # Errors
-    /// As [`regularize`](Self::regularize).
-    pub fn regularization_loss(&self) -> Result<f64> {
-        self.check_regularizers()?;
-        let memory = self.engine().memory();
-        let mut loss = memory.zeros(1)?;
-        for (_, param) in self.named_parameters() {
-            param.penalty(self.engine(), M::view_mut(&mut loss))?;
-        }
-        Ok(memory.download(M::view(&loss))?[0])
-    }
-    fn check_regularizers(&self) -> Result<()> {
-        self.named_parameters().try_for_each(|(name, param)| {
-            param.check(name, self.channels())?;
-            self.engine().memory().check_here(name, &M::view(&param.value))?;
-            param.regularizer.check()
-        })
-    }
 
     /// Running mean 0, running variance 1, no batches.
     ///
@@ -315,40 +259,6 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         self.check_lengths()?;
         let memory = self.affine.engine.memory();
         self.running.as_mut().map_or(Ok(()), |running| running.reset(memory))
-    }
-
-    /// How many updates of the running statistics each channel has skipped since the layer was made or reset, or
-    /// loaded a state dict: all 0 unless the layer has [`NonFinite::Skip`]. Waits for the device, as no
-    /// forward does.
-    ///
-    /// # Errors
-    /// The memory's refusal.
-    pub fn skipped_updates(&self) -> Result<Vec<u64>> {
-        let skipped = self.running.as_ref().and_then(|running| running.skipped.as_ref());
-        let Some(skipped) = skipped else { return Ok(vec![0; self.channels()]) };
-        let counts = self.affine.engine.memory().download(M::view(skipped))?;
-        Ok(counts.into_iter().map(|count| count as u64).collect())
-    }
-
-    /// Fails where [`skipped_updates`](Self::skipped_updates) has grown since the last such call: call it once
-    /// in a while, at the end of an epoch say, to learn of batches that were not finite. Waits for the device.
-    ///
-    /// # Errors
-    /// [`Error::NonFinite`] says in how many channels; the memory's refusal.
-    pub fn check_skipped_updates(&mut self) -> Result<()> {
-        let counts = self.skipped_updates()?;
-        let Some(running) = &mut self.running else { return Ok(()) };
-        let known = std::mem::replace(&mut running.known_skipped, counts);
-        let before = |c: usize| known.get(c).copied().unwrap_or(0);
-        let grown = running.known_skipped.iter().enumerate();
-        let grown = grown.filter(|(c, count)| **count > before(*c));
-        let (channels, updates, first) = grown.fold((0, 0, None), |(n, sum, first), (c, count)| {
-            (n + 1, sum + (count - before(c)), first.or(Some(c)))
-        });
-        match first {
-            Some(first) => Err(Error::NonFinite { channels, first, updates }),
-            None => Ok(()),
-        }
     }
     /// Weight 1, bias 0, and [`reset_running_stats`](Self::reset_running_stats), as in PyTorch.
     /// Gradients stay.

@@ -44,7 +44,7 @@ struct Kept<M: Memory, P: Real> {
     /// Length 2: the number of steps, and the engine's number.
     steps: M::Buf<f64>,
     /// Length C each, as many as the algorithm has.
-    buffers: [Option<M::Buf<P>>; 2],
+    buffers: [Option<M::Buf<P>>; 3],
 }
 
 /// What an [`Optimizer`] keeps, on the host: to be written somewhere and loaded again.
@@ -97,7 +97,7 @@ impl<M: Memory, P: Real> Kept<M, P> {
             true => memory.zeros(channels).map(Some),
             false => Ok(None),
         };
-        Ok(Self { steps: memory.zeros(2)?, buffers: [buffer(0)?, buffer(1)?] })
+        Ok(Self { steps: memory.zeros(2)?, buffers: [buffer(0)?, buffer(1)?, buffer(2)?] })
     }
 }
 
@@ -125,7 +125,7 @@ impl<M: Memory, P: Real> Optimizer<M, P> {
 
     /// With this weight decay, which every parameter multiplies by its
     /// [`weight_decay_factor`](Param::weight_decay_factor). MATLAB's `L2Regularization` with
-    /// [`Algorithm::Sgd`] and [`Algorithm::Adam`].
+    /// [`Algorithm::MatlabSgdm`] and [`Algorithm::Adam`]; Keras' `weight_decay` with its algorithms.
     ///
     /// # Errors
     /// [`Error::Invalid`] where it is not a finite number from 0 on.
@@ -200,12 +200,13 @@ impl<M: Memory, P: Real> Optimizer<M, P> {
             else {
                 continue;
             };
-            let Kept { steps, buffers: [first, second] } = kept;
+            let Kept { steps, buffers: [first, second, third] } = kept;
             let (lr, steps) = (M::view(lr), M::view_mut(steps));
             let (to, grad) = (M::view_mut(value), M::view(grad));
             let mut args = OptimizerStep::<M, P>::new(to, grad, *algorithm, lr, steps);
             args.first = first.as_mut().map(M::view_mut);
             args.second = second.as_mut().map(M::view_mut);
+            args.third = third.as_mut().map(M::view_mut);
             engine.optimizer_step(args.lr_factor(factor).weight_decay(decay))?;
             if let Some(constraint) = constraint {
                 engine.constrain(Constrain::<M, P>::new(M::view_mut(value), constraint))?;
@@ -237,7 +238,6 @@ impl<M: Memory, P: Real> Optimizer<M, P> {
     /// the layer has another number of channels; the memory's refusal. All of it is checked before
     /// anything is written.
     pub fn load_state(&mut self, state: &OptimizerState<P>) -> Result<()> {
-        check_from_0("lr", state.lr)?;
         let buffers = self.algorithm.buffers();
         let pairs = [("weight", &self.weight, &state.weight), ("bias", &self.bias, &state.bias)];
         for (what, kept, state) in pairs {

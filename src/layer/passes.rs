@@ -71,14 +71,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         if !self.training {
             return self.evaluate(shape, Input::View(x), residual, y, Some(saved));
         }
-        let (momentum, memory) = (self.affine.config.momentum, self.affine.engine.memory());
-        let updates = self.updates_running;
+        self.check_capture()?;
+        let (momentum, updates) = (self.affine.config.momentum, self.updates_running);
         let mut running = self.running.as_mut().filter(|_| updates);
-        if momentum.counts() && running.is_some() && memory.is_capturing()? {
-            let reason = "expected an exponential momentum while a graph is captured: the weight of \
-                          this batch in a cumulative average would be that of every replay";
-            return Err(Error::invalid("momentum", reason));
-        }
         let tracked = running.as_deref_mut();
         self.affine.by_batch(shape, x, residual, y, tracked, Some(saved))?;
         // Only now: a batch that was refused is none.
@@ -201,6 +196,19 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         grad_residual: Option<M::ViewMut<'_, E>>,
     ) -> Result<()> {
         self.affine.backward(saved, x, residual, grad_y, grad_x, grad_residual)
+    }
+
+    /// Refuses a training forward whose weight in the running statistics changes with every batch, where
+    /// a graph would repeat it.
+    pub(super) fn check_capture(&self) -> Result<()> {
+        let updates = self.training && self.updates_running && self.running.is_some();
+        let counts = updates && self.affine.config.momentum.counts();
+        if counts && self.affine.engine.memory().is_capturing()? {
+            let reason = "expected an exponential momentum while a graph is captured: the weight of \
+                          this batch in a cumulative average would be that of every replay";
+            return Err(Error::invalid("momentum", reason));
+        }
+        Ok(())
     }
 
     /// What an owned form checks before it makes memory as large as the shape says: the channels, and

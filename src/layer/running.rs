@@ -1,7 +1,7 @@
 //! Running statistics, and how much of them a new batch replaces.
-use super::{Momentum, copy, fill};
+use super::{BatchNorm, Momentum, copy, fill};
 use crate::memory::filled;
-use crate::{Error, Memory, Real, Result, Running};
+use crate::{Engine, Error, Memory, Real, Result, Running};
 
 /// Running mean and variance of C channels, and how many batches went in.
 ///
@@ -92,5 +92,42 @@ impl<M: Memory, P: Real> std::fmt::Debug for RunningStats<M, P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut debug = f.debug_struct("RunningStats");
         debug.field("num_batches_tracked", &self.num_batches_tracked).finish_non_exhaustive()
+    }
+}
+
+/// Updates that a layer has skipped, see [`NonFinite::Skip`](crate::NonFinite::Skip).
+impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
+    /// How many updates of the running statistics each channel has skipped since the layer was made or reset, or
+    /// loaded a state dict: all 0 unless the layer has [`NonFinite::Skip`](crate::NonFinite::Skip). Waits for the
+    /// device, as no forward does.
+    ///
+    /// # Errors
+    /// The memory's refusal.
+    pub fn skipped_updates(&self) -> Result<Vec<u64>> {
+        let skipped = self.running.as_ref().and_then(|running| running.skipped.as_ref());
+        let Some(skipped) = skipped else { return Ok(vec![0; self.channels()]) };
+        let counts = self.affine.engine.memory().download(M::view(skipped))?;
+        Ok(counts.into_iter().map(|count| count as u64).collect())
+    }
+
+    /// Fails where [`skipped_updates`](Self::skipped_updates) has grown since the last such call: call it once
+    /// in a while, at the end of an epoch say, to learn of batches that were not finite. Waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] says in how many channels; the memory's refusal.
+    pub fn check_skipped_updates(&mut self) -> Result<()> {
+        let counts = self.skipped_updates()?;
+        let Some(running) = &mut self.running else { return Ok(()) };
+        let known = std::mem::replace(&mut running.known_skipped, counts);
+        let before = |c: usize| known.get(c).copied().unwrap_or(0);
+        let grown = running.known_skipped.iter().enumerate();
+        let grown = grown.filter(|(c, count)| **count > before(*c));
+        let (channels, updates, first) = grown.fold((0, 0, None), |(n, sum, first), (c, count)| {
+            (n + 1, sum + (count - before(c)), first.or(Some(c)))
+        });
+        match first {
+            Some(first) => Err(Error::NonFinite { channels, first, updates }),
+            None => Ok(()),
+        }
     }
 }

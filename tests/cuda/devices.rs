@@ -4,8 +4,9 @@ use crate::support::faults::refuses_memory_of_another_device;
 use crate::support::files::checkout;
 use crate::support::golden::{Case, compute, files, judge};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
-use batchnorm::{Activation, DType, Op, Shape};
-use batchnorm::{Cuda, Engine, Error, Memory, MergeStats, Request, Tuning};
+use batchnorm::{Activation, Algorithm, BatchNorm, Config, DType, LayerNorm, LayerNormConfig};
+use batchnorm::{Cuda, Engine, Error, Memory, MergeStats, Op, Optimizer, Regularizer, Request};
+use batchnorm::{Shape, Tuning};
 
 /// Every golden case on a device that nobody else has, by every family, and nothing that the device
 /// complains about.
@@ -151,6 +152,64 @@ fn a_saved_belongs_to_the_device_of_its_last_forward() {
     }
 }
 
+/// What a layer is given of another device is refused by its name, and nothing is changed.
+#[test]
+fn a_layer_trains_by_what_lies_on_its_device() {
+    let softcuda = softcuda::install().unwrap();
+    let ordinals = ["sm_80", "sm_75"].map(|name| softcuda::ordinal(name).unwrap());
+    let devices = ordinals.map(|ordinal| softcuda.exclusive(ordinal));
+    let engines = ordinals.map(|ordinal| on_device(ordinal).unwrap());
+    let mut layers = engines.each_ref().map(|engine| {
+        let mut bn = BatchNorm::<f32, Cuda>::new(engine, 4, Config::default()).unwrap();
+        for (_, param) in bn.named_parameters_mut() {
+            param.regularizer = Regularizer::new(0.0, 0.5);
+            param.set_grad(engine.memory().upload(&[0.5; 4]).unwrap()).unwrap();
+        }
+        bn
+    });
+    let [bn, other] = &mut layers;
+    let weight = |bn: &BatchNorm<f32, Cuda>| {
+        let weight = bn.weight().unwrap();
+        let grad = weight.grad().unwrap().as_view();
+        [weight.value.as_view(), grad].map(|buf| bn.engine().memory().download(buf).unwrap())
+    };
+    let refused = |error: Error, by: &str| {
+        assert!(matches!(error, Error::Invalid { what, .. } if what == by), "{by}: {error}");
+    };
+    let before = weight(bn);
+    let mut foreign = Optimizer::new(other, Algorithm::adam(), 0.5).unwrap();
+    refused(foreign.step(bn).unwrap_err(), "optimizer");
+    let mut loss = engines[1].memory().zeros(1).unwrap();
+    refused(bn.regularize(Some(loss.as_view_mut())).unwrap_err(), "loss");
+    // Of the second parameter: the first is not changed either.
+    let mut optimizer = Optimizer::new(bn, Algorithm::adam(), 0.5).unwrap();
+    std::mem::swap(&mut bn.bias_mut().unwrap().value, &mut other.bias_mut().unwrap().value);
+    refused(optimizer.step(bn).unwrap_err(), "bias");
+    refused(bn.regularize(None).unwrap_err(), "bias");
+    assert_eq!(weight(bn), before);
+
+    // A layer normalization's `Saved` goes where the forward runs that fills it.
+    let (shape, mut saved) = (Shape::new(&[3, 4], 1).unwrap(), None);
+    for k in [0, 1, 0] {
+        let [x, mut y] = [(); 2].map(|()| engines[k].memory().upload(&[0.25f32; 12]).unwrap());
+        let rows = |k: usize| {
+            LayerNorm::<f32, Cuda>::new(&engines[k], 4, LayerNormConfig::default()).unwrap()
+        };
+        let saved = saved.get_or_insert_default();
+        rows(k).forward_into(&shape, x.as_view(), y.as_view_mut(), Some(saved)).unwrap();
+        rows(k).backward::<f32>(saved, x.as_view(), y.as_view()).unwrap();
+        let there = engines[1 - k].memory().upload(&[0.25f32; 12]).unwrap();
+        let error = rows(1 - k).backward::<f32>(saved, there.as_view(), there.as_view());
+        refused(error.unwrap_err(), "saved");
+    }
+    drop((saved, loss, foreign, optimizer, layers, engines));
+    for device in devices {
+        assert_eq!(device.faults(), [""; 0]);
+        assert_eq!(device.refusals(), [""; 0]);
+        assert_eq!(device.leaks(), [""; 0]);
+    }
+}
+
 #[test]
 fn a_stream_per_thread_is_refused() {
     let engine = on_device(softcuda_mini()).unwrap();
@@ -183,6 +242,13 @@ fn statistics_that_are_not_finite_raise_a_flag() {
     step(&engine, &inputs);
     assert!(engine.take_nonfinite().unwrap());
     assert!(!engine.take_nonfinite().unwrap(), "it was taken");
+    let layer = LayerNorm::<f32, Cuda>::new(&engine, 4, LayerNormConfig::default()).unwrap();
+    for (first, raised) in [(0.5, false), (f32::NAN, true)] {
+        let x = [first, 1.0, 2.0, 3.0].repeat(3);
+        let x = engine.memory().upload(&x).unwrap();
+        layer.infer::<f32>(&Shape::new(&[3, 4], 1).unwrap(), x.as_view()).unwrap();
+        assert_eq!(engine.take_nonfinite().unwrap(), raised);
+    }
 }
 
 fn softcuda_mini() -> usize {

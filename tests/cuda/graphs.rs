@@ -5,8 +5,9 @@ use batchnorm::cudarc::driver::CudaSlice;
 use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use batchnorm::{
     Activation, Algorithm, Backward, BatchNorm, Config, Constraint, Cuda, DType, Device, Engine,
-    Error, ForwardTrain, Input, Memory, Momentum, Op, Optimizer, PopulationRule,
-    PopulationStatistics, Regularizer, Request, Result, Saved, Shape, Strict, Tuning,
+    Error, ForwardTrain, Input, Memory, Momentum, Op, Optimizer, Part, PartGradients,
+    PopulationRule, PopulationStatistics, Regularizer, Request, Result, Saved, SavedParts, Shape,
+    Strict, Tuning,
 };
 
 const MODE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -206,7 +207,12 @@ fn a_captured_optimizer_goes_on_counting() {
     let softcuda = softcuda::install().unwrap();
     let device = softcuda.exclusive(softcuda::ordinal("sm_90").unwrap());
     let engine = capturable(device.ordinal());
-    for algorithm in [Algorithm::sgd(0.9), Algorithm::adam(), Algorithm::adam_w()] {
+    for algorithm in [
+        Algorithm::sgd(0.9),
+        Algorithm::keras_sgd(0.9),
+        Algorithm::adam().amsgrad(true),
+        Algorithm::adam_w(),
+    ] {
         // More channels than a block has threads.
         let mut layers = [0, 1].map(|_| {
             let mut bn = BatchNorm::<f32, _>::new(&engine, 600, Config::default()).unwrap();
@@ -245,6 +251,60 @@ fn a_captured_optimizer_goes_on_counting() {
         }
         assert_eq!(optimizer.state().unwrap(), by.state().unwrap());
         assert_eq!(optimizer.state().unwrap().weight.unwrap().steps, 5);
+    }
+    assert_eq!(device.faults(), [""; 0]);
+}
+
+/// A list of inputs, too: its second step makes no memory and copies nothing.
+#[test]
+fn a_list_of_inputs_is_captured_as_one_step() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_90").unwrap());
+    let engine = capturable(device.ordinal());
+    let on = engine.memory();
+    let shapes = [&[9, 6, 16][..], &[2, 6, 5]].map(|dims| Shape::new(dims, 1).unwrap());
+    let config = Config::default().activation(Activation::Silu);
+    let mut xs = shapes.map(|shape| on.upload(&values(shape.len(), 3)).unwrap());
+    let grad_ys = shapes.map(|shape| on.upload(&values(shape.len(), 4)).unwrap());
+    let mut lists = [0, 1].map(|_| {
+        let zeros = || shapes.map(|shape| on.zeros::<f32>(shape.len()).unwrap());
+        let bn = BatchNorm::<f32, Cuda>::new(&engine, 6, config).unwrap();
+        (bn, SavedParts::new(), zeros(), zeros())
+    });
+    type List =
+        (BatchNorm<f32, Cuda>, SavedParts<Device, f32>, [CudaSlice<f32>; 2], [CudaSlice<f32>; 2]);
+    let step = |xs: &[CudaSlice<f32>; 2], (bn, saved, ys, grad_xs): &mut List| {
+        let parts = shapes.iter().zip(xs).zip(ys).map(|((shape, x), y)| {
+            Part::<Device, f32>::new(*shape, x.as_view(), y.as_view_mut()).residual(x.as_view())
+        });
+        bn.forward_parts_into(&mut parts.collect::<Vec<_>>(), saved).unwrap();
+        let parts = xs.iter().zip(&grad_ys).zip(grad_xs).map(|((x, grad_y), grad_x)| {
+            let part = PartGradients::<Device, f32>::new(x.as_view(), grad_y.as_view());
+            part.residual(x.as_view()).grad_x(grad_x.as_view_mut())
+        });
+        bn.backward_parts_into(saved, &mut parts.collect::<Vec<_>>()).unwrap();
+    };
+    let [replayed, right] = &mut lists;
+    step(&xs, replayed);
+    step(&xs, right);
+    let stream = engine.stream().clone();
+    stream.synchronize().unwrap();
+    stream.begin_capture(MODE).unwrap();
+    step(&xs, replayed);
+    let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+    for seed in 5..8 {
+        for (shape, x) in shapes.iter().zip(&mut xs) {
+            on.write(&values(shape.len(), seed), x.as_view_mut()).unwrap();
+        }
+        graph.launch().unwrap();
+        step(&xs, right);
+        let of = |(bn, _, ys, grad_xs): &List| {
+            let running = bn.running().unwrap();
+            let all = ys.iter().chain(grad_xs).chain([&running.mean, &running.var]);
+            let all = all.chain(bn.weight().unwrap().grad());
+            all.map(|buf| on.download(buf.as_view()).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(replayed), of(right), "{seed}");
     }
     assert_eq!(device.faults(), [""; 0]);
 }

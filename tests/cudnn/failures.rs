@@ -49,6 +49,7 @@ const CALLS: [&str; 15] = [
 
 #[test]
 fn every_call_that_fails_is_an_error_that_names_it() {
+    run::ask_nothing();
     let softcuda = softcuda::install().unwrap();
     let device = softcuda.exclusive(softcuda::ordinal("sm_80").unwrap());
     let cudnn = softcudnn::install().unwrap();

@@ -215,6 +215,12 @@ fn rules_of_running_statistics_are_refused_by_name() {
         assert_eq!(error.to_string(), format!("cudnn: {expected}"), "{rules:?}");
         let got = run::forward(&gpu(), &inputs, mode, None).unwrap();
         judge("gpu", DType::F32, shape, &got, &oracle::forward(&inputs, mode));
+        // Both say so beforehand.
+        let request = Request::new(Op::ForwardTrain, DType::F32).running(rules.of_request(0.25));
+        assert_eq!(engine().supports(shape, request), Err(error.clone()), "{rules:?}");
+        assert_eq!(engine().explain(shape, request), Err(error), "{rules:?}");
+        let text = gpu().explain(shape, request).unwrap();
+        assert!(text.ends_with(&format!("it would be cuDNN, but cudnn: {expected}")), "{text}");
     };
     let biased = Rules { variance: Variance::Biased, ..Rules::default() };
     refused(
@@ -291,6 +297,14 @@ fn arguments_beyond_a_limit_are_refused_by_name() {
     let error = run::backward(&engine, &inputs, want, &saved, None).unwrap_err();
     let expected = "cudnn: backward writes every tensor: expected a grad_residual, got none";
     assert_eq!(error.to_string(), expected);
+
+    // `Gpu` says beforehand which of them fall to our kernels.
+    let eval = Request::new(Op::ForwardEval, DType::F32);
+    let text = |request| gpu().explain(&shape, request).unwrap();
+    let record = "it would be cuDNN, but cudnn: statistics are mean and variance: expected these, \
+                  got a record";
+    assert!(text(eval.by_record(true)).ends_with(record), "{}", text(eval.by_record(true)));
+    assert!(text(eval.saves(true)).starts_with("cudnn: "), "{}", text(eval.saves(true)));
 
     let error = run::stats(&engine, &inputs).unwrap_err();
     assert_eq!(error.to_string(), "cudnn: there is no call for statistics alone");

@@ -332,13 +332,18 @@ impl<'i, E: Element> Call<'i, E> {
         let [(eps, four), (lr_factor, five), (decay, six)] =
             [most; 3].map(|end| self.factor_below(end));
         let nesterov = self.input.one_in(3);
-        let (algorithm, meant) = match self.input.below(3) {
+        let (eps, amsgrad) = (eps + 0.125, self.input.one_in(3));
+        let moments = one && two && four;
+        let (algorithm, meant) = match self.input.below(6) {
             0 => {
                 let sgd = Algorithm::Sgd { momentum, dampening: 0.0, nesterov };
                 (sgd, three && (!nesterov || momentum > 0.0))
             }
-            1 => (Algorithm::Adam { beta1, beta2, eps: eps + 0.125 }, one && two && four),
-            _ => (Algorithm::AdamW { beta1, beta2, eps: eps + 0.125 }, one && two && four),
+            1 => (Algorithm::Adam { beta1, beta2, eps, amsgrad }, moments),
+            2 => (Algorithm::AdamW { beta1, beta2, eps, amsgrad }, moments),
+            3 => (Algorithm::KerasAdam { beta1, beta2, eps, amsgrad }, moments),
+            4 => (Algorithm::KerasSgd { momentum, nesterov }, three),
+            _ => (Algorithm::MatlabSgdm { momentum }, three),
         };
         let steps = self.input.below(1000) as f64;
         let (mut blank, sizes) = (Blank::<E, G>::new(engine), self.sizes());
@@ -352,7 +357,7 @@ impl<'i, E: Element> Call<'i, E> {
         });
         self.held.lend(&mut args, Whole);
         let result = engine.optimizer_step(args);
-        let given = ["first", "second"].iter().zip(algorithm.buffers());
+        let given = ["first", "second", "third"].iter().zip(algorithm.buffers());
         let given = given.into_iter().all(|(name, _)| self.held.has(name));
         // Another length of the value may be that of all, where the shape's is another one.
         let lawful = meant && five && six && given;

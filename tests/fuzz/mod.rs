@@ -6,10 +6,12 @@ mod arguments;
 pub mod bytes;
 mod given;
 mod plans;
+mod rows;
 mod shapes;
 mod states;
 
 pub use arguments::run as arguments;
 pub use plans::run as plans;
+pub use rows::run as rows;
 pub use shapes::run as shapes;
 pub use states::run as states;

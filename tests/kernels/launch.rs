@@ -164,6 +164,44 @@ pub struct AnyActivation<A> {
     pub slope: A,
 }
 
+/// Rows of a tensor, and what they are divided by.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct LayerNorm {
+    pub rows: u64,
+    pub features: u64,
+    pub eps: f64,
+    pub rule: u32,
+    pub team: u32,
+}
+
+/// `mean`, `mean_rest`, `std`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Rows(pub [u64; 3]);
+
+/// The numbers of an optimizer's step.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct StepOptions {
+    pub lr_factor: f64,
+    pub weight_decay: f64,
+    pub betas: [f64; 2],
+    pub eps: f64,
+    pub family: u32,
+    pub switches: u32,
+}
+
+/// The norms that a constraint allows, and the share of the way there; or that values are not negative.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct NormOptions {
+    pub norms: [f64; 2],
+    pub rate: f64,
+    pub non_negative: u32,
+    pub reserved: u32,
+}
+
 // SAFETY: it has the layout of the kernels' structure; padding is not read.
 unsafe impl DeviceRepr for AnyActivation<f32> {}
 // SAFETY: as above.
@@ -180,6 +218,14 @@ unsafe impl DeviceRepr for Merge {}
 unsafe impl DeviceRepr for Outputs {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for Gradients {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for LayerNorm {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for Rows {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for StepOptions {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for NormOptions {}
 
 /// One parameter.
 #[derive(Debug, Clone, Copy)]
@@ -190,11 +236,16 @@ pub enum Arg {
     Merge(Merge),
     Outputs(Outputs),
     Gradients(Gradients),
+    LayerNorm(LayerNorm),
+    Rows(Rows),
+    Step(StepOptions),
+    Norms(NormOptions),
     Any32(AnyActivation<f32>),
     Any64(AnyActivation<f64>),
     Pointer(u64),
     U32(u32),
     U64(u64),
+    F64(f64),
 }
 
 /// How a kernel is launched.
@@ -301,11 +352,16 @@ impl Device {
                 Arg::Merge(v) => builder.arg(v),
                 Arg::Outputs(v) => builder.arg(v),
                 Arg::Gradients(v) => builder.arg(v),
+                Arg::LayerNorm(v) => builder.arg(v),
+                Arg::Rows(v) => builder.arg(v),
+                Arg::Step(v) => builder.arg(v),
+                Arg::Norms(v) => builder.arg(v),
                 Arg::Any32(v) => builder.arg(v),
                 Arg::Any64(v) => builder.arg(v),
                 Arg::Pointer(v) => builder.arg(v),
                 Arg::U32(v) => builder.arg(v),
                 Arg::U64(v) => builder.arg(v),
+                Arg::F64(v) => builder.arg(v),
             };
         }
         let shape = LaunchConfig {

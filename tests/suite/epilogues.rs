@@ -11,6 +11,12 @@ engines! { [reference, cpu, cuda, gpu] [
     a_residual_is_asked_for_again_where_the_derivative_takes_it,
 ] }
 
+/// What cuDNN's ReLU makes of -0, NVIDIA does not say.
+mod without_cudnn {
+    use super::*;
+    engines! { [reference, cpu, cuda] [a_zero_keeps_its_sign] }
+}
+
 /// Frozen statistics by which z is x, and a gradient of ones: `grad_x` is the derivative.
 fn kinks_and_special_values_are_as_defined<G: Engine>(engine: &G) {
     fn all<E: Element, G: Engine>(engine: &G) {
@@ -54,6 +60,35 @@ fn kinks_and_special_values_are_as_defined<G: Engine>(engine: &G) {
                     let what = format!("{}, {}, {epilogue:?} of {z}", engine.name(), E::DTYPE);
                     assert!(agrees(got, right, bar, E::DTYPE), "{what}: {got}, expected {right}");
                 }
+            }
+        }
+    }
+    all::<f64, G>(engine);
+    all::<f32, G>(engine);
+    all::<f16, G>(engine);
+    all::<bf16, G>(engine);
+}
+
+/// As PyTorch's activations have it on a CPU, in whole vectors and at their ends, in channels of ordinary
+/// statistics and in those whose scale leaves no digits to the loops.
+fn a_zero_keeps_its_sign<G: Engine>(engine: &G) {
+    fn all<E: Element, G: Engine>(engine: &G) {
+        let eps = 2f64.powi(if E::DTYPE == batchnorm::DType::F64 { -900 } else { -80 });
+        for (activation, residual) in
+            Activation::ALL.into_iter().flat_map(|a| [(a, false), (a, true)])
+        {
+            for (dims, zero) in [(&[37, 2][..], 0.0), (&[37, 2], -0.0), (&[3, 2, 45], -0.0)] {
+                let epilogue = Epilogue { activation, residual, ..Epilogue::PLAIN };
+                let mut inputs = Inputs::<E>::new(&Shape::new(dims, 1).unwrap(), epilogue, 1);
+                inputs.x.fill(run::narrow(zero));
+                inputs.residual.fill(run::narrow(zero));
+                inputs.weight.fill(Real::from_f64(1.0));
+                inputs.bias.fill(Real::from_f64(zero));
+                inputs.mean.fill(Real::from_f64(0.0));
+                (inputs.var, inputs.eps) = ([1.0, 0.0].map(Real::from_f64).to_vec(), eps);
+                let y = &run::forward(engine, &inputs, Mode::Eval, None).unwrap()["y"];
+                let is_kept = |y: &f64| y.to_bits() == zero.to_bits();
+                assert!(y.iter().all(is_kept), "{}, {epilogue:?}, {dims:?}: {y:?}", E::DTYPE);
             }
         }
     }

@@ -148,14 +148,15 @@ fn rows_that_are_not_finite_are_nan_alone<G: Engine>(engine: &G) {
     check::<f16, G>(engine);
 }
 
-/// Rows of `size` and `-size` in turn: xhat is 1 and -1 whatever the size, where eps is nothing beside it.
+/// Rows of `size` and `-size`, in turn or one beside many, from which it lies further than the type's range:
+/// xhat is that of 1 and -1 whatever the size, where eps is nothing beside it.
 fn numbers_at_the_ends_of_the_range<G: Engine>(engine: &G) {
     fn check<E: Element, G: Engine>(engine: &G, size: f64, rule: EpsRule, eps: f64) {
-        for features in [6, 1100] {
+        for (features, period) in [(6, 2), (1100, 2), (6, 6), (1100, 1100)] {
             let mut inputs = Inputs::new(2, features, rule).rounded::<E>();
             let size = run::narrow::<E>(size).widen().to_f64();
             (inputs.weight, inputs.bias, inputs.eps) = (Vec::new(), Vec::new(), eps);
-            let signs = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
+            let signs = |i: usize| if i.is_multiple_of(period) { 1.0 } else { -1.0 };
             inputs.x = (0..2 * features).map(|i| signs(i) * size).collect();
             let mut unit = inputs.clone();
             unit.x = (0..2 * features).map(signs).collect();

@@ -1,14 +1,18 @@
 //! Layer normalization: wrong arguments, and the layer.
 use crate::support::engines::engines;
 use crate::support::rows::{Inputs, near, upload};
-use crate::support::run::{self, Buf};
+use crate::support::run::{self, Buf, agree};
 use batchnorm::{
     Cpu, DType, Engine, EpsRule, Error, Keras1, LayerNorm, LayerNormBackward, LayerNormConfig,
-    LayerNormForward, LayerNormSaved, Memory, Reference, Shape,
+    LayerNormForward, LayerNormSaved, Memory, Op, Reference, Request, Shape,
 };
 use half::f16;
 
-engines! { [reference, cpu, cuda, gpu] [wrong_arguments_are_refused, the_layer_adds_gradients_up] }
+engines! { [reference, cpu, cuda, gpu] [
+    wrong_arguments_are_refused,
+    the_layer_adds_gradients_up,
+    one_saved_serves_shape_after_shape,
+] }
 
 fn wrong_arguments_are_refused<G: Engine>(engine: &G) {
     let (memory, view) = (engine.memory(), G::Memory::view::<f32>);
@@ -19,7 +23,8 @@ fn wrong_arguments_are_refused<G: Engine>(engine: &G) {
         let [x, weight, bias, mut y] = lens.map(zeros);
         let args = LayerNormForward::<G::Memory, f32>::new(view(&x), G::Memory::view_mut(&mut y));
         let args = args.weight(view(&weight)).bias(view(&bias)).eps(eps).eps_rule(rule);
-        let done = engine.layer_norm(shape, args.saved(saved));
+        let args = args.saved(saved);
+        let done = agree(engine, shape, args.request(), |engine| engine.layer_norm(shape, args));
         let is_untouched = memory.download(view(&y)).unwrap().iter().all(|y| *y == 7.0);
         assert!(done.is_ok() || is_untouched);
         done.map_err(|error| error.to_string())
@@ -48,6 +53,8 @@ fn wrong_arguments_are_refused<G: Engine>(engine: &G) {
     }
     let first = Shape::new(&[4, 3], 0).unwrap();
     let error = forward(right, &first, 1e-5, by, &mut saved).unwrap_err();
+    let said = engine.supports(&first, Request::new(Op::LayerNorm, DType::F32)).unwrap_err();
+    assert_eq!(said.to_string(), error);
     let start = "shape: expected the channels, which are the features, on the last axis, got ";
     assert!(error.starts_with(start), "{error}");
     assert_eq!(saved.shape(), None, "none of them saved anything");
@@ -58,7 +65,8 @@ fn wrong_arguments_are_refused<G: Engine>(engine: &G) {
             .grad_x(G::Memory::view_mut(&mut grad_x))
             .grad_weight(G::Memory::view_mut(&mut grad_weight))
             .grad_bias(G::Memory::view_mut(&mut grad_bias));
-        let done = engine.layer_norm_backward(shape, args);
+        let request = args.request();
+        let done = agree(engine, shape, request, |engine| engine.layer_norm_backward(shape, args));
         for to in [&grad_x, &grad_weight, &grad_bias] {
             let is_untouched = memory.download(view(to)).unwrap().iter().all(|v| *v == 7.0);
             assert!(done.is_ok() || is_untouched);
@@ -144,6 +152,30 @@ fn the_layer_adds_gradients_up<G: Engine>(engine: &G) {
     let mut without = LayerNorm::<f32, G>::new(engine, 5, config.weight(false)).unwrap();
     let error = without.backward::<f32>(&saved, view(&x), view(&grad_y)).map(drop).unwrap_err();
     assert_eq!(error.to_string(), "saved: the forward had weight given, this backward has none");
+}
+
+/// With buffers of other rows, of other features, and of the same.
+fn one_saved_serves_shape_after_shape<G: Engine>(engine: &G) {
+    let mut saved = LayerNormSaved::<G::Memory, f32>::new();
+    for (rows, features) in [(3, 4), (3, 9), (7, 9), (7, 9), (3, 4)] {
+        let inputs = Inputs::new(rows, features, EpsRule::Variance).rounded::<f32>();
+        let config = LayerNormConfig::default().eps(inputs.eps);
+        let mut layer = LayerNorm::<f32, G>::new(engine, features, config).unwrap();
+        layer.weight_mut().unwrap().value = upload::<G, f32>(engine, &inputs.weight);
+        layer.bias_mut().unwrap().value = upload::<G, f32>(engine, &inputs.bias);
+        let [x, grad_y] = [&inputs.x, &inputs.grad_y].map(|host| upload::<G, f32>(engine, host));
+        let (mut y, view) = (upload::<G, f32>(engine, &inputs.x), G::Memory::view::<f32>);
+        let to_y = G::Memory::view_mut(&mut y);
+        layer.forward_into::<f32>(&inputs.shape(), view(&x), to_y, Some(&mut saved)).unwrap();
+        assert_eq!(saved.shape(), Some(inputs.shape()));
+        let grad_x = layer.backward::<f32>(&saved, view(&x), view(&grad_y)).unwrap();
+        let [y, grad_x] =
+            [y, grad_x].map(|buf| run::widen(&engine.memory().download(view(&buf)).unwrap()));
+        let mut expected = inputs.expected();
+        expected.retain(|name, _| ["y", "grad_x"].contains(name));
+        let what = format!("{rows} x {features}");
+        near(DType::F32, rows, &[("y", y), ("grad_x", grad_x)].into(), &expected, &what);
+    }
 }
 
 #[test]

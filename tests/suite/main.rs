@@ -16,11 +16,13 @@ mod gradients; // finite differences
 mod host; // slices and offsets
 mod interpreted; // what Miri runs
 mod layer; // modes, forward, backward
+mod layer_calls; // forms of a call: with memory, in place, from threads, on another engine
 mod layer_norm; // rows by their own statistics
 mod layer_norm_calls; // the same: wrong arguments, the layer
+mod layer_optimizer; // optimizers, regularizers, constraints, values by name
 mod lazy; // channels from the first input or a state dict
 mod nonfinite; // NaN, infinities, the largest values, constants
-mod optimizer; // steps, regularizers, constraints, values by name
+mod optimizer; // steps, penalties and constraints of a vector
 mod parameters; // parameters, gradients, moving, display
 mod parts; // a list of inputs as one batch
 mod population; // statistics of a whole data set

@@ -11,6 +11,9 @@ engines! { [reference, cpu, cuda, gpu] [
     layers_without_statistics_take_those_of_the_list,
     the_rules_of_one_tensor_are_those_of_a_list,
     bad_lists_say_both_sides_and_change_nothing,
+    residuals_are_added_part_by_part,
+    lists_into_memory_have_the_same_bits,
+    residuals_that_do_not_fit_are_refused,
 ] }
 #[cfg(all(feature = "cudnn", target_os = "linux"))]
 engines! { [cudnn] [an_engine_without_records_refuses_and_changes_nothing] }
@@ -234,4 +237,166 @@ fn an_engine_without_records_refuses_and_changes_nothing<G: Engine>(engine: &G) 
     let error = bn.forward_parts(&on_engine.with(&shapes)).err().unwrap();
     assert!(matches!(error, Error::Unsupported { .. }), "{error}");
     assert_eq!(snapshot(&bn), before);
+}
+
+/// With every activation: the list is one tensor, with one residual.
+fn residuals_are_added_part_by_part<G: Engine>(engine: &G) {
+    fn one<E: Element, G: Engine>(engine: &G) {
+        let shapes = shapes();
+        for (seed, activation) in (10..).zip(Activation::ALL) {
+            let config = Config::default().activation(activation);
+            let [xs, residuals, grad_ys] = [0, 100, 200].map(|of| random::<E>(&shapes, seed + of));
+            let [x, residual, grad_y] =
+                [&xs, &residuals, &grad_ys].map(|parts| Uploaded::<G, E>::new(engine, parts));
+            let mut bn: BatchNorm<E::Acc, G> = layer(engine, config);
+            let parts = x.with(&shapes).into_iter().zip(residual.views());
+            let parts: Vec<_> = parts.map(|((shape, x), added)| (shape, x, added)).collect();
+            let (ys, mut saved) = bn.forward_parts_add(&parts).unwrap();
+            let again = activation.derivative_from(true) == Derivative::FromResidual;
+            let parts = x.views().zip(residual.views()).zip(grad_y.views());
+            let parts = parts.map(|((x, added), grad_y)| (x, again.then_some(added), grad_y));
+            let grads = bn.backward_parts_add(&mut saved, &parts.collect::<Vec<_>>()).unwrap();
+            let (grad_xs, grad_residuals): (Vec<_>, Vec<_>) = grads.into_iter().unzip();
+
+            let mut right: BatchNorm<f64, Reference> = layer(&Reference, config);
+            let (whole, _) = by_channel(&shapes, &xs);
+            let [x, added, grad_y] =
+                [&xs, &residuals, &grad_ys].map(|parts| wide(&by_channel(&shapes, parts).1));
+            let (y, saved) = right.forward_add(&whole, &x, &added).unwrap();
+            let (grad_x, grad_residual) =
+                right.backward_add(&saved, &x, again.then_some(&added), &grad_y).unwrap();
+            for (got, right) in [(ys, y), (grad_xs, grad_x), (grad_residuals, grad_residual)] {
+                let got = by_channel(&shapes, &downloaded::<G, E>(engine, &got)).1;
+                assert_near(&got, &right, Kind::Element);
+            }
+            let m = shapes.iter().map(Shape::per_channel).sum();
+            for (got, right) in snapshot(&bn).grads.iter().zip(snapshot(&right).grads) {
+                assert_near(got.as_ref().unwrap(), &right.unwrap(), Kind::Sum(m));
+            }
+        }
+    }
+    one::<f64, G>(engine);
+    one::<f32, G>(engine);
+    one::<f16, G>(engine);
+    one::<bf16, G>(engine);
+}
+
+/// The owned forms and those into memory, which is used twice; gradients apart and in place.
+fn lists_into_memory_have_the_same_bits<G: Engine>(engine: &G) {
+    let (shapes, config) = (shapes(), Config::default().activation(Activation::Silu));
+    let [xs, added, grad_ys] = [7, 8, 9].map(|seed| random::<f32>(&shapes, seed));
+    let [x, residual, grad_y] =
+        [&xs, &added, &grad_ys].map(|parts| Uploaded::<G, f32>::new(engine, parts));
+    for training in [true, false] {
+        let mut owned: BatchNorm<f32, G> = layer(engine, config);
+        owned.train(training);
+        let parts = x.with(&shapes).into_iter().zip(residual.views());
+        let parts: Vec<_> = parts.map(|((shape, x), added)| (shape, x, added)).collect();
+        let (ys, mut saved) = owned.forward_parts_add(&parts).unwrap();
+        let parts = x.views().zip(residual.views()).zip(grad_y.views());
+        let parts = parts.map(|((x, added), grad_y)| (x, Some(added), grad_y));
+        let grads = owned.backward_parts_add(&mut saved, &parts.collect::<Vec<_>>()).unwrap();
+        let (grad_xs, grad_residuals): (Vec<_>, Vec<_>) = grads.into_iter().unzip();
+        let right = [ys, grad_xs, grad_residuals].map(|bufs| downloaded::<G, f32>(engine, &bufs));
+
+        let mut saved = SavedParts::new();
+        // Another list before it, and the same one twice.
+        let mut first: BatchNorm<f32, G> = layer(engine, config);
+        first.train(training);
+        let mut outputs = xs.iter().map(|x| up(engine, x)).collect::<Vec<Buf<G, f32>>>();
+        let parts = x.views().zip(&mut outputs).zip(&shapes);
+        let mut parts: Vec<_> = parts
+            .map(|((x, y), shape)| Part::<G::Memory, f32>::new(*shape, x, view_mut::<G, f32>(y)))
+            .skip(1)
+            .collect();
+        first.forward_parts_into(&mut parts, &mut saved).unwrap();
+        drop(parts);
+        assert_eq!((saved.len(), saved.is_frozen()), (3, !training));
+        for in_place in [false, true] {
+            let mut bn: BatchNorm<f32, G> = layer(engine, config);
+            bn.train(training);
+            let parts = x.with(&shapes).into_iter().zip(residual.views()).zip(&mut outputs);
+            let parts = parts.map(|(((shape, x), added), y)| {
+                Part::<G::Memory, f32>::new(shape, x, view_mut::<G, f32>(y)).residual(added)
+            });
+            bn.forward_parts_into(&mut parts.collect::<Vec<_>>(), &mut saved).unwrap();
+            let upload = |parts: &[Vec<f32>]| parts.iter().map(|part| up(engine, part)).collect();
+            let mut grad_xs: Vec<Buf<G, f32>> = upload(if in_place { &grad_ys } else { &xs });
+            let mut grad_residuals: Vec<Buf<G, f32>> = upload(&xs);
+            let to = grad_xs.iter_mut().zip(&mut grad_residuals);
+            let parts = x.views().zip(residual.views()).zip(grad_y.views()).zip(to);
+            let parts = parts.map(|(((x, added), grad_y), (to_x, to_residual))| {
+                let to_x = view_mut::<G, f32>(to_x);
+                let part = match in_place {
+                    true => PartGradients::<G::Memory, f32>::in_place(x, to_x),
+                    false => PartGradients::new(x, grad_y).grad_x(to_x),
+                };
+                part.residual(added).grad_residual(view_mut::<G, f32>(to_residual))
+            });
+            bn.backward_parts_into(&mut saved, &mut parts.collect::<Vec<_>>()).unwrap();
+            let got = [&outputs, &grad_xs, &grad_residuals]
+                .map(|bufs| downloaded::<G, f32>(engine, bufs));
+            assert_eq!(got, right, "training {training}, in place {in_place}");
+            assert_eq!(snapshot(&bn), snapshot(&owned));
+        }
+    }
+}
+
+fn residuals_that_do_not_fit_are_refused<G: Engine>(engine: &G) {
+    let (shapes, config) = (shapes(), Config::default().activation(Activation::Gelu));
+    let [xs, short] = [shapes.clone(), vec![small(); 4]].map(|shapes| random::<f32>(&shapes, 5));
+    let [x, other] = [&xs, &short].map(|parts| Uploaded::<G, f32>::new(engine, parts));
+    let mut bn: BatchNorm<f32, G> = layer(engine, config);
+    let before = snapshot(&bn);
+    let parts = x.with(&shapes).into_iter().zip(x.views());
+    let mut parts: Vec<_> = parts.map(|((shape, x), added)| (shape, x, added)).collect();
+    let (_, mut saved) = bn.forward_parts_add(&parts).unwrap();
+    let after = snapshot(&bn);
+    assert_ne!(after.running, before.running);
+    parts[3].2 = other.views().next().unwrap();
+    let error = bn.forward_parts_add(&parts).err().unwrap();
+    assert_eq!(error, Error::Length { what: "residual", expected: 60, got: small().len() });
+
+    // Into memory: in some parts only; nothing is written, what was saved stays.
+    let mut ys = xs.iter().map(|x| up(engine, &vec![7.0; x.len()])).collect::<Vec<Buf<G, f32>>>();
+    let mut into =
+        |with: [bool; 4], long: Option<usize>, saved: &mut SavedParts<G::Memory, f32>| {
+            let parts = x.with(&shapes).into_iter().zip(x.views()).zip(&mut ys).enumerate();
+            let parts = parts.map(|(k, (((shape, x), added), y))| {
+                let mut part = Part::<G::Memory, f32>::new(shape, x, view_mut::<G, f32>(y));
+                part.residual = with[k].then_some(added);
+                if long == Some(k) {
+                    part.residual = other.views().next();
+                }
+                part
+            });
+            let error = bn.forward_parts_into(&mut parts.collect::<Vec<_>>(), saved).unwrap_err();
+            assert!(ys.iter().flat_map(|y| down(engine, y)).all(|y| y == 7.0));
+            assert_eq!(snapshot(&bn), after);
+            error
+        };
+    let error = into([true, true, false, true], None, &mut saved);
+    assert_eq!(error.to_string(), "residual: expected one in each of 4 parts or in none, got 3");
+    let error = into([true; 4], Some(3), &mut saved);
+    assert_eq!(error, Error::Length { what: "residual", expected: 60, got: small().len() });
+
+    // The derivative takes them again, of every part.
+    let args = |k: usize| {
+        let parts = x.views().zip(x.views()).zip(x.views()).enumerate();
+        let args = parts.map(|(i, ((x, added), grad_y))| (x, (i != k).then_some(added), grad_y));
+        args.collect::<Vec<_>>()
+    };
+    let error = bn.backward_parts_add(&mut saved, &args(3)).err().unwrap();
+    assert!(error.to_string().starts_with("residual: expected that of the forward"), "{error}");
+    let mut wrong = args(4);
+    wrong[3].1 = other.views().next();
+    let error = bn.backward_parts_add(&mut saved, &wrong).err().unwrap();
+    assert_eq!(error, Error::Length { what: "residual", expected: 60, got: small().len() });
+    assert_eq!(snapshot(&bn), after);
+    bn.backward_parts_add(&mut saved, &args(4)).unwrap();
+    // A forward without residuals has no gradient for any.
+    let (_, mut saved) = bn.forward_parts(&x.with(&shapes)).unwrap();
+    let error = bn.backward_parts_add(&mut saved, &args(4)).err().unwrap();
+    let said = "saved: the forward had residual none, this backward has a grad_residual to write";
+    assert_eq!(error.to_string(), said);
 }

@@ -350,6 +350,11 @@ fn skipped_updates_are_told<G: Engine>(engine: &G) {
     assert_eq!(bn.check_skipped_updates(), Err(error));
     bn.reset_running_stats().unwrap();
     assert_eq!(bn.skipped_updates().unwrap(), [0; 3]);
+    // Counted anew: fewer than were told before the reset.
+    feed(&mut bn, &shape, &bad).unwrap();
+    let error = Error::NonFinite { channels: 2, first: 1, updates: 2 };
+    assert_eq!(bn.check_skipped_updates(), Err(error));
+    bn.reset_running_stats().unwrap();
     assert_eq!(bn.check_skipped_updates(), Ok(()));
     // A layer that skips nothing has nothing to tell.
     let bn = BatchNorm::<f64, G>::new(engine, 3, Config::default()).unwrap();

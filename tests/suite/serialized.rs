@@ -107,7 +107,17 @@ fn optimizers_and_what_parameters_carry_are_written_in_words() {
     }
     let sgd = r#"{"sgd":{"momentum":0.5,"dampening":0.0,"nesterov":true}}"#;
     written(Algorithm::nesterov(0.5), sgd);
-    for algorithm in [Algorithm::sgd(0.0), Algorithm::adam(), Algorithm::adam_w()] {
+    let adam = r#"{"adam":{"beta1":0.5,"beta2":0.25,"eps":0.125}}"#;
+    let plain = Algorithm::Adam { beta1: 0.5, beta2: 0.25, eps: 0.125, amsgrad: false };
+    assert_eq!(serde_json::from_str::<Algorithm>(adam).unwrap(), plain);
+    for algorithm in [
+        Algorithm::sgd(0.0),
+        Algorithm::adam().amsgrad(true),
+        Algorithm::adam_w(),
+        Algorithm::keras_sgd(0.5),
+        Algorithm::keras_adam(),
+        Algorithm::MatlabSgdm { momentum: 0.5 },
+    ] {
         let text = serde_json::to_string(&algorithm).unwrap();
         assert!(text.starts_with(&format!("{{\"{}\":", algorithm.name())), "{text}");
         written(algorithm, &text);

@@ -242,6 +242,24 @@ impl Called {
     }
 }
 
+/// A call of `$desk`: its arguments are made once to see which buffers they want (`$content`, by the walk
+/// over them), and once more to lend them these.
+macro_rules! call {
+    ($desk:ident, $views:ident, |$blank:ident: $e:ty| $make:expr, |$engine:ident, $args:ident| $run:expr) => {{
+        let content = |_: Argument| None;
+        call!($desk, $views, |$blank: $e| $make, content, |$engine, $args| $run)
+    }};
+    ($desk:ident, $views:ident, |$blank:ident: $e:ty| $make:expr, $content:ident, |$engine:ident, $args:ident| $run:expr) => {{
+        let mut $blank = Blank::<$e, G>::new($desk.on.engine);
+        let mut held = $desk.held(&mut $make, $content);
+        let mut $args = $make;
+        held.lend(&mut $args, $views);
+        let $engine = $desk.on.engine;
+        let result = $run;
+        Called { held, result }
+    }};
+}
+
 impl<G: Engine> Desk<'_, G> {
     /// Buffers for all that may be given, by a pattern where `content` says nothing else.
     fn held<'a>(
@@ -275,13 +293,10 @@ impl<G: Engine> Desk<'_, G> {
         saved: Option<&mut SavedOn<G, E>>,
         views: impl Views<G::Memory>,
     ) -> Called {
-        let mut blank = Blank::<E, G>::new(self.on.engine);
-        let mut held = self.held(&mut blank.train(self.fault), |_| None);
-        let mut args = blank.train(self.fault);
-        args.saved = saved;
-        held.lend(&mut args, views);
-        let result = self.on.engine.forward_train(shape, args);
-        Called { held, result }
+        call!(self, views, |blank: E| blank.train(self.fault), |engine, args| {
+            args.saved = saved;
+            engine.forward_train(shape, args)
+        })
     }
     fn eval<E: Element>(
         &self,
@@ -289,13 +304,10 @@ impl<G: Engine> Desk<'_, G> {
         saved: Option<&mut SavedOn<G, E>>,
         views: impl Views<G::Memory>,
     ) -> Called {
-        let mut blank = Blank::<E, G>::new(self.on.engine);
-        let mut held = self.held(&mut blank.eval(self.fault), |_| None);
-        let mut args = blank.eval(self.fault);
-        args.saved = saved;
-        held.lend(&mut args, views);
-        let result = self.on.engine.forward_eval(shape, args);
-        Called { held, result }
+        call!(self, views, |blank: E| blank.eval(self.fault), |engine, args| {
+            args.saved = saved;
+            engine.forward_eval(shape, args)
+        })
     }
     fn backward<E: Element>(
         &self,
@@ -303,12 +315,8 @@ impl<G: Engine> Desk<'_, G> {
         saved: &SavedOn<G, E>,
         views: impl Views<G::Memory>,
     ) -> Called {
-        let mut blank = Blank::<E, G>::new(self.on.engine);
-        let mut held = self.held(&mut blank.backward(self.fault, saved), |_| None);
-        let mut args = blank.backward(self.fault, saved);
-        held.lend(&mut args, views);
-        let result = self.on.engine.backward(shape, args);
-        Called { held, result }
+        call!(self, views, |blank: E| blank.backward(self.fault, saved), |engine, args| engine
+            .backward(shape, args))
     }
     fn layer_norm<E: Element>(
         &self,
@@ -316,13 +324,10 @@ impl<G: Engine> Desk<'_, G> {
         saved: Option<&mut RowsOn<G, E>>,
         views: impl Views<G::Memory>,
     ) -> Called {
-        let mut blank = Blank::<E, G>::new(self.on.engine);
-        let mut held = self.held(&mut blank.layer_norm(self.fault), |_| None);
-        let mut args = blank.layer_norm(self.fault);
-        args.saved = saved;
-        held.lend(&mut args, views);
-        let result = self.on.engine.layer_norm(shape, args);
-        Called { held, result }
+        call!(self, views, |blank: E| blank.layer_norm(self.fault), |engine, args| {
+            args.saved = saved;
+            engine.layer_norm(shape, args)
+        })
     }
     fn layer_norm_backward<E: Element>(
         &self,
@@ -330,54 +335,27 @@ impl<G: Engine> Desk<'_, G> {
         saved: &RowsOn<G, E>,
         views: impl Views<G::Memory>,
     ) -> Called {
-        let mut blank = Blank::<E, G>::new(self.on.engine);
-        let mut held = self.held(&mut blank.layer_norm_backward(saved), |_| None);
-        let mut args = blank.layer_norm_backward(saved);
-        held.lend(&mut args, views);
-        let result = self.on.engine.layer_norm_backward(shape, args);
-        Called { held, result }
+        call!(self, views, |blank: E| blank.layer_norm_backward(saved), |engine, args| engine
+            .layer_norm_backward(shape, args))
     }
     fn stats<E: Element>(&self, shape: &Shape, views: impl Views<G::Memory>) -> Called {
-        let mut blank = Blank::<E, G>::new(self.on.engine);
-        let mut held = self.held(&mut blank.stats(), |_| None);
-        let mut args = blank.stats();
-        held.lend(&mut args, views);
-        let result = self.on.engine.stats(shape, args);
-        Called { held, result }
+        call!(self, views, |blank: E| blank.stats(), |engine, args| engine.stats(shape, args))
     }
     /// `records` apart, as their content says how many values there are.
     fn merge<P: Real>(&self, records: &[f64], views: impl Views<G::Memory>) -> Called {
-        let mut blank = Blank::<P, G>::new(self.on.engine);
         let content = |a: Argument| (a.role == Role::Records).then(|| records.to_vec());
-        let mut held = self.held(&mut blank.merge(self.fault), content);
-        let mut args = blank.merge(self.fault);
-        held.lend(&mut args, views);
-        let result = self.on.engine.merge_stats(args);
-        Called { held, result }
+        call!(self, views, |blank: P| blank.merge(self.fault), content, |engine, args| engine
+            .merge_stats(args))
     }
     fn optimizer_step<E: Element>(&self, views: impl Views<G::Memory>) -> Called {
-        let mut blank = Blank::<E, G>::new(self.on.engine);
-        let mut held = self.held(&mut blank.optimizer_step(), |_| None);
-        let mut args = blank.optimizer_step();
-        held.lend(&mut args, views);
-        let result = self.on.engine.optimizer_step(args);
-        Called { held, result }
+        call!(self, views, |blank: E| blank.optimizer_step(), |engine, args| engine
+            .optimizer_step(args))
     }
     fn regularize<E: Element>(&self, views: impl Views<G::Memory>) -> Called {
-        let mut blank = Blank::<E, G>::new(self.on.engine);
-        let mut held = self.held(&mut blank.regularize(), |_| None);
-        let mut args = blank.regularize();
-        held.lend(&mut args, views);
-        let result = self.on.engine.regularize(args);
-        Called { held, result }
+        call!(self, views, |blank: E| blank.regularize(), |engine, args| engine.regularize(args))
     }
     fn constrain<E: Element>(&self, views: impl Views<G::Memory>) -> Called {
-        let mut blank = Blank::<E, G>::new(self.on.engine);
-        let mut held = self.held(&mut blank.constrain(), |_| None);
-        let mut args = blank.constrain();
-        held.lend(&mut args, views);
-        let result = self.on.engine.constrain(args);
-        Called { held, result }
+        call!(self, views, |blank: E| blank.constrain(), |engine, args| engine.constrain(args))
     }
 }
 

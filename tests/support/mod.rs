@@ -1,6 +1,7 @@
 //! What tests and the `conformance` example share.
 #![allow(dead_code, unused_imports, unused_macros)] // each of them uses a part
 
+pub mod agree;
 pub mod blank;
 pub mod call;
 #[cfg(all(feature = "cuda", target_os = "linux"))]
@@ -16,6 +17,7 @@ pub mod late;
 pub mod layer;
 pub mod near;
 pub mod oracle;
+pub mod random;
 pub mod rows;
 pub mod rules;
 pub mod run;

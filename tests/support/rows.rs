@@ -133,7 +133,8 @@ pub fn step<E: Element, G: Engine>(engine: &G, inputs: &Inputs) -> Result<Outcom
         LayerNormForward::<G::Memory, E>::new(G::Memory::view(&x), G::Memory::view_mut(&mut y));
     args.weight = weight.as_ref().map(G::Memory::view);
     args.bias = bias.as_ref().map(G::Memory::view);
-    engine.layer_norm(&shape, args.eps(inputs.eps).eps_rule(inputs.rule).saved(&mut saved))?;
+    let args = args.eps(inputs.eps).eps_rule(inputs.rule).saved(&mut saved);
+    run::agree(engine, &shape, args.request(), |engine| engine.layer_norm(&shape, args))?;
     let args = LayerNormBackward::<G::Memory, E>::new(
         &saved,
         G::Memory::view(&x),
@@ -144,7 +145,7 @@ pub fn step<E: Element, G: Engine>(engine: &G, inputs: &Inputs) -> Result<Outcom
         .grad_weight(G::Memory::view_mut(&mut grad_weight))
         .grad_bias(G::Memory::view_mut(&mut grad_bias))
         .accumulate(inputs.before.is_some());
-    engine.layer_norm_backward(&shape, args)?;
+    run::agree(engine, &shape, args.request(), |engine| engine.layer_norm_backward(&shape, args))?;
     let tensor = |buf: &Buf<G, E>| memory.download(G::Memory::view(buf)).map(|v| run::widen(&v));
     let sums = |buf: &Buf<G, E::Acc>| memory.download(G::Memory::view(buf)).map(|v| run::widen(&v));
     Ok([

@@ -1,5 +1,5 @@
 //! Rules of running statistics, for tests.
-use batchnorm::{EmptyBatch, Memory, NonFinite, OneValue, Real, Running, Variance};
+use batchnorm::{EmptyBatch, Memory, NonFinite, OneValue, Real, Running, RunningRules, Variance};
 
 /// How a batch moves running statistics, where it is not as [`Running::new`] has it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -16,6 +16,15 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// What a request says of running statistics by these rules and with this weight of the new mean.
+    pub fn of_request(&self, factor: f64) -> RunningRules {
+        RunningRules::default()
+            .variance(self.variance)
+            .empty_batch(self.empty_batch)
+            .non_finite(self.non_finite)
+            .separate_factors(self.var_factor.is_some_and(|var_factor| var_factor != factor))
+            .factor_per_channel(self.averages && self.skipped.is_some())
+    }
     /// Running statistics by these rules.
     pub fn running<'a, M: Memory, P: Real>(
         &self,

@@ -6,6 +6,8 @@ use batchnorm::{
 };
 use std::collections::BTreeMap;
 
+pub use super::agree::{agree, ask_nothing};
+pub use super::random::Random;
 pub use super::rules::Rules;
 
 /// Memory of an engine.
@@ -209,7 +211,7 @@ pub fn forward<E: Element, G: Engine>(
             rules.running(mean, var, factor, skipped.as_mut().map(G::Memory::view_mut))
         });
         args.saved = saved.as_deref_mut();
-        engine.forward_train(shape, args)?;
+        agree(engine, shape, args.request(), |engine| engine.forward_train(shape, args))?;
     } else {
         let (x, y) = (G::Memory::view(&x), G::Memory::view_mut(&mut y));
         let (mean, var) = (G::Memory::view(&mean), G::Memory::view(&var));
@@ -226,7 +228,7 @@ pub fn forward<E: Element, G: Engine>(
         if mode == Mode::InPlace {
             args.x = Input::InPlace;
         }
-        engine.forward_eval(shape, args)?;
+        agree(engine, shape, args.request(), |engine| engine.forward_eval(shape, args))?;
     }
     let mut outcome = Outcome::from([("y", widen(&on.download(G::Memory::view(&y))?))]);
     if matches!(mode, Mode::Train(Some(_))) {
@@ -279,7 +281,7 @@ pub fn backward<E: Element, G: Engine>(
     args.grad_bias = want.grad_bias.then(|| G::Memory::view_mut(&mut grad_bias));
     args.sums = want.sums.then(|| G::Memory::view_mut(&mut sums));
     args.total_sums = total_sums.as_ref().map(G::Memory::view);
-    engine.backward(shape, args)?;
+    agree(engine, shape, args.request()?, |engine| engine.backward(shape, args))?;
     let mut outcome = Outcome::new();
     if want.grad_x {
         outcome.insert("grad_x", widen(&on.download(G::Memory::view(&grad_x))?));
@@ -309,7 +311,8 @@ pub fn stats<E: Element, G: Engine>(engine: &G, inputs: &Inputs<E>) -> Result<Ve
     let nan = vec![f64::NAN; 3 * inputs.shape.channels() + 1];
     let mut record = on.upload(&nan)?;
     let (x, out) = (G::Memory::view(&x), G::Memory::view_mut(&mut record));
-    engine.stats(&inputs.shape, Stats::<G::Memory, E>::new(x, out))?;
+    let (shape, args) = (&inputs.shape, Stats::<G::Memory, E>::new(x, out));
+    agree(engine, shape, args.request(), |engine| engine.stats(shape, args))?;
     on.download(G::Memory::view(&record))
 }
 
@@ -350,7 +353,8 @@ pub fn merge_stats_by<P: Real, G: Engine>(
         let var = G::Memory::view_mut(&mut running_var);
         rules.running(mean, var, factor, skipped.as_mut().map(G::Memory::view_mut))
     });
-    engine.merge_stats(args)?;
+    let shape = Shape::new(&[1, channels], 1)?;
+    agree(engine, &shape, args.request(), |engine| engine.merge_stats(args))?;
     let record = on.download(G::Memory::view(&record))?;
     let mut outcome = Outcome::new();
     outcome.insert("mean", record[..channels].to_vec());
@@ -389,21 +393,4 @@ pub fn same_bits(a: &Outcome, b: &Outcome) -> bool {
         o.iter().map(|(name, v)| (*name, v.iter().map(|v| v.to_bits()).collect())).collect()
     };
     bits(a) == bits(b)
-}
-
-/// Splitmix64: small, and the same values everywhere.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
-    /// Mean 0, variance 1, never beyond 3.5: a sum of four uniform values.
-    pub fn normal(&mut self) -> f64 {
-        3f64.sqrt() * ((0..4).map(|_| self.uniform()).sum::<f64>() - 2.0)
-    }
 }

@@ -1,8 +1,9 @@
 //! Elementwise steps over a tile: which columns of which rows are taken at a time, with coefficients
 //! from where.
-use super::kernels::elementwise::{Ahead, At};
+use super::kernels::elementwise::At;
+use super::kernels::source::Runs;
 use super::plan::{Plan, Tile};
-use super::simd::{BLOCK, GROUP, LINE};
+use super::simd::{BLOCK, GROUP, LINE, TWICE};
 use super::table::{Strip, Table};
 use crate::Real;
 use std::ops::Range;
@@ -16,15 +17,37 @@ pub(super) trait Step<A> {
     /// Values of the tile's first row until its output starts a cache line, if pieces may begin
     /// there.
     fn to_line(&self, tile: &Tile) -> usize;
-    /// Whether pieces wait in scratch memory, and so must fit [`ROOM`](super::simd::ROOM). Longer ones,
-    /// of one channel, save what it costs to begin and to end within a cache line.
-    fn is_held(&self) -> bool;
+    /// How runs are cut.
+    fn cut(&self) -> Cut;
     fn piece(&mut self, tile: &Tile, row: usize, cols: Range<usize>, at: At<'_, A>);
+    /// The same columns of all rows of the tile, a strip beside the other: [`by_piece`], or better.
+    fn columns(&mut self, tile: &Tile, strips: &[(Range<usize>, &Strip<A>)]);
 }
 
-/// Values of one channel that a step takes at a time, unless it holds them: of two tensors and f32,
-/// what fits the first cache, for a step may read them twice.
-const LONG_PIECE: usize = 8 * BLOCK;
+/// Takes columns a piece after the other, in the order of memory.
+pub(super) fn by_piece<A, S: Step<A>>(
+    step: &mut S,
+    tile: &Tile,
+    strips: &[(Range<usize>, &Strip<A>)],
+) {
+    for row in tile.rows.clone() {
+        for (cols, strip) in strips {
+            step.piece(tile, row, cols.clone(), At::Columns(strip));
+        }
+    }
+}
+
+/// How runs of channels are cut into pieces. Long ones save what it costs to begin and to end within a
+/// cache line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// Not at all: what a tile has of a row.
+    Row,
+    /// To [`TWICE`] values, and whole bytes of a mask.
+    Twice,
+    /// To blocks that fit [`ROOM`](super::simd::ROOM), and whole bytes of a mask.
+    Held,
+}
 
 /// Takes `step` over a tile, in the order of memory.
 pub(super) fn walk<A: Real, S: Step<A>>(
@@ -43,12 +66,14 @@ pub(super) fn walk<A: Real, S: Step<A>>(
 fn walk_runs<A: Real, S: Step<A>>(plan: &Plan, tile: &Tile, table: &Table<'_, A>, step: &mut S) {
     let (inner, Range { start, end }) = (plan.inner(), tile.cols.clone());
     let mut strip = Strip::new();
-    let piece = plan.piece_of_runs();
-    let several = piece > inner;
-    let most = match several {
-        true => piece,
-        false if step.is_held() => BLOCK,
-        false => LONG_PIECE,
+    let pieces_of = |most: usize| {
+        let piece = plan.piece_of_runs(most);
+        (piece > inner, piece.min(most))
+    };
+    let (several, most) = match step.cut() {
+        Cut::Row => (true, usize::MAX),
+        Cut::Twice => pieces_of(TWICE),
+        Cut::Held => pieces_of(BLOCK),
     };
     let channels = start / inner..end.div_ceil(inner);
     for first in channels.clone().step_by(BLOCK) {
@@ -64,14 +89,9 @@ fn walk_runs<A: Real, S: Step<A>>(plan: &Plan, tile: &Tile, table: &Table<'_, A>
                     false => (start.max((first + k) * inner), end.min((first + k + 1) * inner)),
                 };
                 for at in (from..to).step_by(most) {
-                    let coefs = match several {
-                        true => {
-                            let (channel, left) = (at / inner - first, inner - at % inner);
-                            At::Runs { strip: &strip, channel, left, inner }
-                        }
-                        false => At::Channel(strip.at(k)),
-                    };
-                    step.piece(tile, row, at..(at + most).min(to), coefs);
+                    let (channel, left) = (at / inner - first, inner - at % inner);
+                    let runs = At::Runs(Runs { strip: &strip, channel, left, inner });
+                    step.piece(tile, row, at..at.saturating_add(most).min(to), runs);
                 }
             }
         }
@@ -103,15 +123,6 @@ fn walk_columns<A: Real, S: Step<A>>(plan: &Plan, tile: &Tile, table: &Table<'_,
         at = more.end;
         let strips = [(cols, &strip), (more, &next)];
         let strips = if strips[1].0.is_empty() { &strips[..1] } else { &strips[..] };
-        for row in tile.rows.clone() {
-            for (cols, strip) in strips {
-                step.piece(tile, row, cols.clone(), At::Columns(strip));
-            }
-        }
+        step.columns(tile, strips);
     }
-}
-
-/// What a loop over columns should ask for: `distance` elements later than where it reads.
-pub(super) fn ahead_of<E>(reads: [&[E]; 2], distance: isize) -> Ahead<E> {
-    reads.map(|values| values.as_ptr().wrapping_offset(distance))
 }

@@ -180,8 +180,8 @@ impl<E: Element> Forward<'_, E> {
     pub fn write(&self, extremes: &[Extreme], y: &mut [E], mut mask: Option<&mut [u8]>) {
         for (e, x) in extremes.iter().zip(&self.x) {
             for (i, x) in self.shape.channel(e.c).zip(x) {
-                let residual = self.residual.map_or(0.0, |r| r[i].widen().to_f64());
-                let z = e.normalize(x.widen().to_f64()) + residual;
+                let z = e.normalize(x.widen().to_f64());
+                let z = self.residual.map_or(z, |r| z + r[i].widen().to_f64()); // none is not 0
                 y[i] = E::narrow(E::Acc::from_f64(self.activation.value(z)));
                 if let Some(mask) = &mut mask {
                     let width = self.plan.width;

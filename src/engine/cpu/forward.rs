@@ -1,15 +1,15 @@
 //! The forwards: statistics of the batch, or given ones, then normalization.
-use super::elementwise::{Step, ahead_of, walk};
+use super::elementwise::{Cut, Step, by_piece, walk};
 use super::extremes::{self, Extreme};
 use super::kernels::convert::{bits_of_positive, narrow};
-use super::kernels::elementwise::{At, normalize};
+use super::kernels::elementwise::{At, Work, ahead_of, normalize};
 use super::kernels::moments as merging;
 use super::moments::{self, Merged, Moments};
 use super::plan::{Plan, Tile};
 use super::schedule::{Part, TwoPass, two_pass, workspace_len};
 use super::simd::{Scratch, Simd};
 use super::staged::Staged;
-use super::table::{Parameters, Statistics, Table, TableMut};
+use super::table::{Parameters, Statistics, Strip, Table, TableMut};
 use super::tiles::{Elements, TileMut, Writer, clipped, for_each_tile};
 use super::{Cpu, stats, update};
 use crate::engine::saved::{Buffers, Opened};
@@ -242,17 +242,42 @@ struct Normalize<'a, 'p, E: Element> {
     staged: Staged<E::Acc>,
 }
 
+impl<'a, E: Element> Normalize<'a, '_, E> {
+    /// x, and whether there is a ReLU, where a loop does all that is to be done.
+    fn plain(&self) -> Option<(&'a [E], bool)> {
+        let x = self.output.x.filter(|_| self.mask.is_none())?;
+        match self.output.activation {
+            Activation::Identity => Some((x, false)),
+            Activation::Relu => Some((x, true)),
+            _ => None,
+        }
+    }
+}
+
 impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
     type Element = E;
     const GRADIENT: bool = false;
     fn to_line(&self, tile: &Tile) -> usize {
         if self.mask.is_some() { 0 } else { self.y.to_line(tile) }
     }
-    fn is_held(&self) -> bool {
-        let Output { x, activation, .. } = self.output;
-        x.is_none()
-            || self.mask.is_some()
-            || !matches!(activation, Activation::Identity | Activation::Relu)
+    fn cut(&self) -> Cut {
+        let is_loop = matches!(self.output.activation, Activation::Identity | Activation::Relu);
+        match (self.plain(), self.output.x) {
+            (Some(_), _) => Cut::Row,
+            (None, Some(_)) if is_loop => Cut::Twice,
+            _ => Cut::Held,
+        }
+    }
+    fn columns(&mut self, tile: &Tile, strips: &[(Range<usize>, &Strip<E::Acc>)]) {
+        let Output { simd, plan, residual, .. } = self.output;
+        match self.plain() {
+            Some((x, relu)) => {
+                let from = [x, residual.unwrap_or(x)];
+                let work = Work::Rows { plan, tile, strips, from, out: &mut self.y };
+                normalize(simd, (residual.is_some(), relu), work);
+            }
+            None => by_piece(self, tile, strips),
+        }
     }
     #[inline(always)]
     fn piece(&mut self, tile: &Tile, row: usize, cols: Range<usize>, at: At<'_, E::Acc>) {
@@ -273,9 +298,10 @@ impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
                 return self.y.write(simd, row, cols, false, |_, y| narrow(simd, values, y));
             }
         };
-        let as_lines = at.has_lines::<E>(x.len()) && mask.is_none();
-        self.y.write(simd, row, cols, as_lines, |store, y| {
-            normalize(store, at, (x, residual), relu, y, ahead);
+        self.y.write(simd, row, cols, mask.is_none(), |store, y| {
+            let (from, out) = ([x, residual.unwrap_or(x)], &mut *y);
+            let work = Work::Piece { store, at, from, out, ahead };
+            normalize(simd, (residual.is_some(), relu), work);
             if let Some(mask) = mask {
                 bits_of_positive(simd, y, mask);
             }

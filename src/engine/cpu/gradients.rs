@@ -1,13 +1,14 @@
 //! The backward's two passes over a tile: the sums of every channel, then the gradients of x and
 //! residual.
-use super::elementwise::{Step, ahead_of};
+use super::elementwise::{Cut, Step, by_piece};
 use super::gate::Gate;
 use super::kernels::convert::{copy, keep, narrow};
-use super::kernels::elementwise::{At, Through, input_gradient};
+use super::kernels::elementwise::{At, Through, Work, ahead_of, input_gradient};
 use super::kernels::moments::total;
+use super::kernels::source::Runs;
 use super::kernels::sums::{self, Lanes, Rows, STRIP_ROWS};
 use super::plan::{Plan, Tile};
-use super::simd::{BLOCK, Scratch, Simd, Store};
+use super::simd::{BLOCK, Scratch, Simd, TWICE};
 use super::staged::{Derivative, Staged};
 use super::table::{Strip, Table};
 use super::tiles::{TileMut, Writer, clipped};
@@ -54,12 +55,12 @@ impl<'a, E: Element> Read<'a, E> {
         &mask[clipped(row, self.plan.mask_cols(cols), self.plan.mask_width(), mask.len())]
     }
     /// `grad_y` where the mask lets it pass, 0 elsewhere; without a mask, all of it.
-    fn masked<'s>(
+    fn masked<'s, const N: usize>(
         &self,
         row: usize,
         cols: &Range<usize>,
         grad_y: &'s [E],
-        gated: &'s mut Scratch<E>,
+        gated: &'s mut Scratch<E, N>,
     ) -> &'s [E] {
         let Gate::Mask(mask) = self.gate else { return grad_y };
         let g = gated.values(grad_y.len());
@@ -115,18 +116,23 @@ fn sums_of_runs<E: Element>(
 ) {
     let Read { simd, plan, gate, .. } = *read;
     let run = plan.inner().min(tile.cols.len());
-    let (mut gated, mut staged) = (Scratch::new(), Staged::new());
+    let mut gated: Scratch<E> = Scratch::new();
+    let (mut strip, mut staged) = (Strip::new(), Staged::new());
     for (k, start) in tile.cols.clone().step_by(run).enumerate() {
-        let coef = table.at(start / plan.inner());
+        let (channel, run_end) = (start / plan.inner(), start + run);
+        let coef = table.at(channel);
+        strip.load_channels(channel..channel + 1, table, false);
         let (mut sum, mut product, mut count) = (Lanes::new(), Lanes::new(), 0);
         for row in tile.rows.clone() {
-            for at in (start..start + run).step_by(BLOCK) {
-                let cols = at..(at + BLOCK).min(start + run);
+            for at in (start..run_end).step_by(BLOCK) {
+                let cols = at..(at + BLOCK).min(run_end);
                 let x = read.x(row, cols.clone());
                 let g = read.grad_y(grad_x, row, cols.clone());
                 let to = (&mut sum, &mut product);
                 if gate.is_staged() {
-                    let from = read.staged(row, &cols, At::Channel(coef), g, &mut staged);
+                    let (strip, left) = (&strip, run_end - at);
+                    let of_channel = At::Runs(Runs { strip, channel: 0, left, inner: left });
+                    let from = read.staged(row, &cols, of_channel, g, &mut staged);
                     sums::gradients(simd, from, coef, false, to);
                 } else {
                     let g = read.masked(row, &cols, g, &mut gated);
@@ -157,7 +163,8 @@ fn sums_of_columns<E: Element>(
     let mut strip = Strip::new();
     let zeros = [E::Acc::default(); BLOCK];
     let (mut sum, mut product) = (zeros, zeros);
-    let (mut gated, mut staged) = ([Scratch::new(), Scratch::new()], Staged::new());
+    let mut gated: [Scratch<E>; 2] = [Scratch::new(), Scratch::new()];
+    let mut staged = Staged::new();
     // A mask's rows are brought to memory of their own, two at a time.
     let most = if matches!(gate, Gate::Mask(_)) { gated.len() } else { STRIP_ROWS };
     for start in tile.cols.clone().step_by(BLOCK) {
@@ -262,7 +269,7 @@ pub(super) struct Gradients<'a, 'p, E: Element> {
     /// For what `grad_x` held.
     held: Scratch<E>,
     /// For what passes the mask.
-    gated: Scratch<E>,
+    gated: Scratch<E, TWICE>,
     staged: Staged<E::Acc>,
     /// For gradients of the accumulating type.
     wide: Scratch<E::Acc>,
@@ -289,6 +296,12 @@ impl<'a, 'p, E: Element> Gradients<'a, 'p, E> {
     }
 }
 
+impl<E: Element> Gradients<'_, '_, E> {
+    fn reads_x(&self) -> bool {
+        self.through == Through::Statistics || self.read.gate.recomputes()
+    }
+}
+
 impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
     type Element = E;
     const GRADIENT: bool = true;
@@ -298,17 +311,33 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
             _ => 0,
         }
     }
-    fn is_held(&self) -> bool {
-        let is_looped = matches!(self.read.gate, Gate::Open | Gate::Recompute);
-        self.read.grad_y.is_none() || !is_looped
+    fn cut(&self) -> Cut {
+        let Read { gate, grad_y, .. } = self.read;
+        let is_loop = matches!(gate, Gate::Open | Gate::Recompute);
+        match (grad_y, &self.grad_residual) {
+            (Some(_), None) if is_loop => Cut::Row,
+            (Some(_), _) if !gate.is_staged() => Cut::Twice,
+            _ => Cut::Held,
+        }
+    }
+    fn columns(&mut self, tile: &Tile, strips: &[(Range<usize>, &Strip<E::Acc>)]) {
+        let (cut, reads_x) = (self.cut(), self.reads_x());
+        let Read { simd, plan, x, gate, grad_y, .. } = self.read;
+        match (grad_y, &mut self.grad_x) {
+            (Some(grad_y), Some(out)) if cut == Cut::Row => {
+                let x = if reads_x { x } else { grad_y };
+                let work = Work::Rows { plan, tile, strips, from: [x, grad_y], out };
+                input_gradient(simd, (self.through, gate.recomputes()), work);
+            }
+            _ => by_piece(self, tile, strips),
+        }
     }
     #[inline(always)]
     fn piece(&mut self, tile: &Tile, row: usize, cols: Range<usize>, at: At<'_, E::Acc>) {
         let read = self.read;
         let Read { simd, plan, x, gate, .. } = read;
         let range = clipped(row, cols.clone(), plan.width, plan.len());
-        let (through, recomputes) = (self.through, gate.recomputes());
-        let reads_x = through == Through::Statistics || recomputes;
+        let (through, recomputes, reads_x) = (self.through, gate.recomputes(), self.reads_x());
         let grad_y = match (read.grad_y, &self.grad_x) {
             (Some(grad_y), _) => &grad_y[range.clone()],
             (None, Some(grad_x)) => self.held.copy(grad_x.held(row, cols.clone())),
@@ -321,8 +350,7 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
             }
             if let Some(grad_x) = &mut self.grad_x {
                 let wide = self.wide.values(g.len());
-                let store = Store::to_cache(simd);
-                input_gradient(store, at, (x, g), (through, false), wide, [std::ptr::null(); 2]);
+                input_gradient(simd, (through, false), Work::piece(simd, at, [x, g], wide));
                 grad_x.write(simd, row, cols, false, |_, out| narrow(simd, wide, out));
             }
             return;
@@ -335,8 +363,9 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
         }
         if let Some(grad_x) = &mut self.grad_x {
             let x = if reads_x { &x[range] } else { g };
-            grad_x.write(simd, row, cols, at.has_lines::<E>(x.len()), |store, out| {
-                input_gradient(store, at, (x, g), (through, recomputes), out, ahead);
+            grad_x.write(simd, row, cols, true, |store, out| {
+                let work = Work::Piece { store, at, from: [x, g], out, ahead };
+                input_gradient(simd, (through, recomputes), work);
             });
         }
     }

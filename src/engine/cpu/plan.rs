@@ -150,9 +150,9 @@ impl Plan {
     pub fn has_runs(&self) -> bool {
         self.long_runs || self.inner() >= RUN && !self.is_joined()
     }
-    /// Columns that an elementwise step takes at a time where it takes runs: several, but whole bytes
-    /// of the mask; or one run, in blocks.
-    pub fn piece_of_runs(&self) -> usize {
+    /// Columns that an elementwise step takes at a time where it takes runs, of `most` columns: several
+    /// runs, but whole bytes of the mask; or one, in blocks.
+    pub fn piece_of_runs(&self, most: usize) -> usize {
         if self.long_runs {
             return self.inner();
         }
@@ -160,8 +160,8 @@ impl Plan {
         while !whole.is_multiple_of(8) {
             whole *= 2;
         }
-        match BLOCK / whole {
-            0 => BLOCK,
+        match most / whole {
+            0 => most,
             runs => runs * whole,
         }
     }

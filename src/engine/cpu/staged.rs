@@ -3,8 +3,8 @@
 //! loops for an activation do not multiply.
 use super::kernels::activation::{self, Block, Kinks};
 use super::kernels::convert;
-use super::kernels::elementwise::{At, normalize};
-use super::simd::{ROOM, Simd, Store};
+use super::kernels::elementwise::{At, Work, normalize};
+use super::simd::{ROOM, Simd};
 use crate::engine::Activation;
 use crate::{Element, Real};
 
@@ -103,6 +103,7 @@ impl<A: Real> Blocks<A> {
             &self.residual[..n]
         });
         let (x, z) = (&self.x[..n], &mut self.z[..n]);
-        normalize(Store::to_cache(simd), at, (x, residual), false, z, [std::ptr::null(); 2]);
+        let work = Work::piece(simd, at, [x, residual.unwrap_or(x)], z);
+        normalize(simd, (residual.is_some(), false), work);
     }
 }

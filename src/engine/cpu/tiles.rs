@@ -1,7 +1,7 @@
 //! Tasks that write disjoint tiles of the same memory, on all threads. What it
 //! offers is safe.
 use super::plan::{Plan, Tile};
-use super::simd::{self, Scratch, Simd, Store};
+use super::simd::{self, Scratch, Simd, Store, TWICE};
 use crate::{Element, Real};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -249,7 +249,7 @@ impl<T> TileMut<'_, T> {
 pub(super) struct Writer<'p, E> {
     tile: TileMut<'p, E>,
     past_cache: bool,
-    buffer: Scratch<E>,
+    buffer: Scratch<E, TWICE>,
 }
 
 impl<'p, E: Element> Writer<'p, E> {
@@ -270,6 +270,17 @@ impl<'p, E: Element> Writer<'p, E> {
         assert!(!self.past_cache, "what is written past the cache is not read");
         self.tile.row(row, cols)
     }
+    /// Columns `cols` of `row`, and how they are to be written: as lines, each value once.
+    #[inline(always)]
+    pub fn lines(&mut self, simd: Simd, row: usize, cols: Range<usize>) -> (Store, &mut [E]) {
+        let store = match self.past_cache {
+            // SAFETY: nothing but this writer has the tile, it does not read what it writes so (see
+            // `held`), and it lives within a task of `for_each_tile`, which fences.
+            true => unsafe { Store::past_cache(simd) },
+            false => Store::to_cache(simd),
+        };
+        (store, self.tile.row_mut(row, cols))
+    }
     /// Lets `fill` write columns `cols` of `row`. What it does not write `as_lines`, or reads again,
     /// and is to go past the cache, waits in a buffer until it has done.
     #[inline(always)]
@@ -281,22 +292,20 @@ impl<'p, E: Element> Writer<'p, E> {
         as_lines: bool,
         fill: impl FnOnce(Store, &mut [E]),
     ) {
-        let to = self.tile.row_mut(row, cols);
-        // SAFETY: nothing but this writer has the tile, it does not read what it writes so (see
-        // `held`; nor does `fill`, by `as_lines`), and it lives within a task of `for_each_tile`,
-        // which fences.
-        let past = unsafe { Store::past_cache(simd) };
         let buffered = self.past_cache && !as_lines;
-        let store = if self.past_cache && as_lines { past } else { Store::to_cache(simd) };
-        let values = if buffered { self.buffer.values(to.len()) } else { &mut *to };
-        fill(store, values);
-        if buffered {
-            let values = &*self.buffer.values(to.len());
-            simd.vectorize(
-                #[inline(always)]
-                |simd| past.compiled_for(simd).copy(values, to),
-            );
+        if !buffered {
+            let (store, to) = self.lines(simd, row, cols);
+            return fill(store, to);
         }
+        let len = clipped(row, cols.clone(), self.tile.width, self.tile.len).len();
+        fill(Store::to_cache(simd), self.buffer.values(len));
+        let Self { tile, buffer, .. } = self;
+        // SAFETY: as in `lines`.
+        let past = unsafe { Store::past_cache(simd) };
+        simd.vectorize(
+            #[inline(always)]
+            |simd| past.compiled_for(simd).copy(buffer.values(len), tile.row_mut(row, cols)),
+        );
     }
 }
 
@@ -319,3 +328,7 @@ pub(super) fn clipped(row: usize, cols: Range<usize>, width: usize, len: usize) 
     let start = row * width;
     (start + cols.start).min(len)..(start + cols.end).min(len)
 }
+
+#[cfg(test)]
+#[path = "tiles_tests.rs"]
+mod tests;

@@ -164,21 +164,12 @@ impl<E: Element> Tensors<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::mem::offset_of;
+    use crate::engine::pointers::assert_layout;
 
-    /// `kernels/layout.cuh` has the same lines, which the kernels' compiler checks.
     #[test]
     fn arguments_lie_as_the_kernels_declare_them() {
-        let mut lines = Vec::new();
-        macro_rules! layout {
-            ($($name:literal: $t:ty { $($field:ident),* })*) => {$(
-                lines.push(format!("SIZE({}, {});", $name, size_of::<$t>()));
-                $(lines.push(format!(
-                    "FIELD({}, {}, {});", $name, stringify!($field), offset_of!($t, $field)
-                ));)*
-            )*};
-        }
-        layout! {
+        assert_layout! {
+            include_str!("../../../kernels/layout.cuh");
             "Geometry": Geometry { vectors, tile, row, width, inner, slices, slice_channels, channels, threads, aligned, reserved }
             "Channels<float>": Channels<f32> { mean, mean_rest, invstd, weight, bias }
             "Merge": Merge { count, tile_count, tiles, channels, inner, lanes, reserved }
@@ -189,9 +180,6 @@ mod tests {
             "AnyActivation<float>": AnyActivation<f32> { activation, slope }
             "AnyActivation<double>": AnyActivation<f64> { activation, slope }
         }
-        let text = include_str!("../../../kernels/layout.cuh");
-        let declared = |line: &&str| line.starts_with("SIZE(") || line.starts_with("FIELD(");
-        assert_eq!(lines, text.lines().filter(declared).collect::<Vec<_>>());
         assert_eq!(size_of::<Ptr<f64>>(), 8);
     }
 }

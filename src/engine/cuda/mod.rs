@@ -5,6 +5,7 @@
 //! `kernels/` holds, `launch` starts them, `forward` and `backward` are the order in which they follow
 //! each other.
 use super::check::{check_values_per_channel, total_count};
+use super::ops::check_rows;
 use super::parameters::Parameters;
 use super::pointers::{Pointers, Ptr};
 use super::{
@@ -264,13 +265,16 @@ impl Engine for Cuda {
     }
     fn supports(&self, shape: &Shape, request: Request) -> Result<()> {
         match request.op {
-            Op::LayerNorm | Op::LayerNormBackward => layer_norm::check_features(shape),
+            Op::LayerNorm | Op::LayerNormBackward => {
+                check_rows(shape)?;
+                layer_norm::check_features(shape)
+            }
             _ => self.cut(shape, request.dtype).map(drop),
         }
     }
     fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
         if matches!(request.op, Op::LayerNorm | Op::LayerNormBackward) {
-            layer_norm::check_features(shape)?;
+            self.supports(shape, request)?;
             self.shared.modules.layer_norm(request.dtype)?;
             return self.shared.workspace.room(&self.memory, layer_norm::layout(shape)).map(drop);
         }
@@ -338,16 +342,13 @@ impl Engine for Cuda {
         self.launch_merge_stats(channels, args)
     }
 
-    fn optimizer_step<P: Real>(&self, mut args: OptimizerStep<'_, Device, P>) -> Result<()> {
-        args.check(&self.memory)?;
+    fn optimizer_step<P: Real>(&self, args: OptimizerStep<'_, Device, P>) -> Result<()> {
         self.shared.parameters.optimizer_step(&self.memory, args)
     }
-    fn regularize<P: Real>(&self, mut args: Regularize<'_, Device, P>) -> Result<()> {
-        args.check(&self.memory)?;
+    fn regularize<P: Real>(&self, args: Regularize<'_, Device, P>) -> Result<()> {
         self.shared.parameters.regularize(&self.memory, args)
     }
-    fn constrain<P: Real>(&self, mut args: Constrain<'_, Device, P>) -> Result<()> {
-        args.check(&self.memory)?;
+    fn constrain<P: Real>(&self, args: Constrain<'_, Device, P>) -> Result<()> {
         self.shared.parameters.constrain(&self.memory, args)
     }
 

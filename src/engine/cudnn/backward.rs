@@ -1,7 +1,6 @@
 //! The backward through the batch's own statistics.
 use super::form::Form;
 use super::launch::Gradients;
-use super::limits::Details;
 use super::{Cudnn, Space};
 use crate::engine::pointers::{Pointers, Ptr};
 use crate::engine::{Backward, Input};
@@ -14,13 +13,7 @@ impl Cudnn {
         args: Backward<'_, Device, E>,
     ) -> Result<()> {
         let (_, saved) = args.saved.made()?;
-        let details = Details {
-            lacks_grad_x: args.grad_x.is_none(),
-            lacks_grad_residual: args.grad_residual.is_none(),
-            sums: args.sums.is_some() || args.total_sums.is_some(),
-            ..Details::default()
-        };
-        let form = Form::new(shape, args.request()?, details, self.persistent)?;
+        let form = Form::new(shape, args.request()?, self.persistent)?;
         let Input::View(grad_y) = args.grad_y else { return Ok(()) }; // a limit
 
         let mut desk = self.desk();

@@ -1,7 +1,7 @@
 //! How a tensor is described to cuDNN, and by which of its calls it is served: pure, and tested on
 //! its own.
 use super::desk::Sizes;
-use super::limits::{self, Ask, Details, is_channels_last};
+use super::limits::{self, Ask, is_channels_last};
 use crate::engine::{Activation, Op, Request};
 use crate::{DType, Result, Shape};
 use cudarc::cudnn::sys::{
@@ -26,13 +26,8 @@ pub(super) struct Form {
 impl Form {
     /// Of a request that no limit forbids. With `persistent` the persistent mode serves tensors
     /// with their channels first, too.
-    pub fn new(
-        shape: &Shape,
-        request: Request,
-        details: Details,
-        persistent: bool,
-    ) -> Result<Self> {
-        limits::check(&Ask { shape, request, details })?;
+    pub fn new(shape: &Shape, request: Request, persistent: bool) -> Result<Self> {
+        limits::check(&Ask { shape, request })?;
         let is_channels_last = is_channels_last(shape);
         let rows = shape.per_channel();
         let n = match is_channels_last {
@@ -106,7 +101,7 @@ mod tests {
 
     fn form(shape: Result<Shape>, op: Op, dtype: DType, activation: Activation) -> Form {
         let request = Request::new(op, dtype).activation(activation);
-        Form::new(&shape.unwrap(), request, Details::default(), false).unwrap()
+        Form::new(&shape.unwrap(), request, false).unwrap()
     }
 
     #[test]
@@ -144,7 +139,7 @@ mod tests {
         let request = Request::new(Op::ForwardTrain, DType::F32).activation(Activation::Relu);
         let refused = |dims: &[usize], request| {
             let shape = Shape::new(dims, 1).unwrap();
-            Form::new(&shape, request, Details::default(), false).unwrap_err().to_string()
+            Form::new(&shape, request, false).unwrap_err().to_string()
         };
         assert_eq!(
             refused(&[4, 6, 5], request),
@@ -163,9 +158,8 @@ mod tests {
     fn what_is_unknown_is_not_refused() {
         let request = Request::new(Op::ForwardTrain, DType::Bf16);
         let shape = Shape::new(&[880_802, 4], 1).unwrap();
-        let details = Details::default();
-        assert!(Form::new(&shape, request, details, false).is_ok());
-        let unknown = limits::unknown(&Ask { shape: &shape, request, details });
+        assert!(Form::new(&shape, request, false).is_ok());
+        let unknown = limits::unknown(&Ask { shape: &shape, request });
         assert_eq!(unknown, ["bf16", "a batch of more than 880801, here 880802"]);
     }
 }

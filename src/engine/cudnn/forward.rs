@@ -1,30 +1,11 @@
 //! Both forwards.
 use super::form::Form;
 use super::launch::{Inference, Training};
-use super::limits::Details;
 use super::{Cudnn, Space};
 use crate::engine::pointers::{Pointers, Ptr};
 use crate::engine::saved::{Buffers, Mark};
-use crate::engine::{ForwardEval, ForwardTrain, Input, NonFinite, Running, Statistics, Variance};
-use crate::{Device, Element, Memory, Real, Result, Shape};
-
-const ONE_VALUE: &str =
-    "the unbiased variance is over m - 1: expected more than 1 value per channel, got 1";
-
-/// By what the update of running statistics differs from cuDNN's, if it does.
-fn rule_of_ours<P: Real>(running: &Running<'_, Device, P>) -> Option<&'static str> {
-    if running.variance != Variance::Unbiased {
-        return Some("running statistics take the unbiased variance: expected that, got biased");
-    }
-    if running.var_factor != running.factor {
-        return Some("running statistics have one factor: expected equal ones, got two");
-    }
-    if running.non_finite != NonFinite::Propagate {
-        return Some("running statistics take what is not finite: expected propagate, got skip");
-    }
-    let reason = "running statistics have one factor: expected it for all channels, got skipped";
-    (running.averages && running.skipped.is_some()).then_some(reason)
-}
+use crate::engine::{ForwardEval, ForwardTrain, Input, Running, Statistics};
+use crate::{Device, Element, Memory, Result, Shape};
 
 impl Cudnn {
     pub(super) fn launch_forward_train<E: Element>(
@@ -32,10 +13,7 @@ impl Cudnn {
         shape: &Shape,
         mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
-        let own_running = args.running.as_ref().and_then(rule_of_ours);
-        let own_running = own_running.or((shape.per_channel() == 1).then_some(ONE_VALUE));
-        let details = Details { own_running, ..Details::default() };
-        let form = Form::new(shape, args.request(), details, self.persistent)?;
+        let form = Form::new(shape, args.request(), self.persistent)?;
         // Refuses what is unknown before anything is saved.
         let kept = form.kept(&self.desk().describe(&form)?);
 
@@ -99,12 +77,7 @@ impl Cudnn {
         shape: &Shape,
         args: ForwardEval<'_, Device, E>,
     ) -> Result<()> {
-        let details = Details {
-            by_record: matches!(args.statistics, Statistics::Record(_)),
-            saves_frozen: args.saved.is_some(),
-            ..Details::default()
-        };
-        let form = Form::new(shape, args.request(), details, self.persistent)?;
+        let form = Form::new(shape, args.request(), self.persistent)?;
         let ForwardEval { x, weight, bias, statistics, eps, y, .. } = args;
         let Statistics::Given { mean, var } = statistics else { return Ok(()) }; // a limit
         let mut desk = self.desk();

@@ -2,7 +2,7 @@
 //!
 //! A row is documented (NVIDIA's reference manual for cuDNN 9), measured (on the library that it
 //! names), or unknown. What is unknown is called, and a refusal of cuDNN becomes the same error.
-use crate::engine::{Activation, Op, Request};
+use crate::engine::{Activation, NonFinite, Op, Request, RunningRules, Variance};
 use crate::{DType, Error, Result, Shape};
 
 /// How a limit is known.
@@ -18,28 +18,28 @@ pub(super) enum Known {
 pub(super) struct Ask<'a> {
     pub shape: &'a Shape,
     pub request: Request,
-    pub details: Details,
-}
-
-/// What a request does not say about a call's arguments.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Details {
-    /// An evaluation is by a record.
-    pub by_record: bool,
-    /// An evaluation is to leave something for a backward.
-    pub saves_frozen: bool,
-    pub lacks_grad_x: bool,
-    pub lacks_grad_residual: bool,
-    /// Sums of a part of a batch are asked for, or given.
-    pub sums: bool,
-    /// Running statistics move by a rule of ours.
-    pub own_running: Option<&'static str>,
 }
 
 pub(super) struct Limit {
     pub known: Known,
     /// What is expected and what came, where it came to more than the limit.
     pub exceeded: fn(&Ask) -> Option<String>,
+}
+
+/// By what the update of running statistics differs from cuDNN's, if it does: that has one
+/// exponentialAverageFactor.
+fn rule_of_ours(rules: RunningRules) -> Option<&'static str> {
+    if rules.variance != Variance::Unbiased {
+        return Some("running statistics take the unbiased variance: expected that, got biased");
+    }
+    if rules.separate_factors {
+        return Some("running statistics have one factor: expected equal ones, got two");
+    }
+    if rules.non_finite != NonFinite::Propagate {
+        return Some("running statistics take what is not finite: expected propagate, got skip");
+    }
+    let reason = "running statistics have one factor: expected it for all channels, got skipped";
+    rules.factor_per_channel.then_some(reason)
 }
 
 /// Whether something follows the normalization.
@@ -74,7 +74,8 @@ pub(super) const LIMITS: &[Limit] = &[
         known: Known::Documented,
         exceeded: |ask| {
             let reason = "there is no backward through frozen statistics: expected nothing to save";
-            ask.details.saves_frozen.then(|| reason.into())
+            let Request { op, saves, .. } = ask.request;
+            (op == Op::ForwardEval && saves).then(|| reason.into())
         },
     },
     Limit {
@@ -82,7 +83,7 @@ pub(super) const LIMITS: &[Limit] = &[
         known: Known::Documented,
         exceeded: |ask| {
             let reason = "statistics are mean and variance: expected these, got a record";
-            ask.details.by_record.then(|| reason.into())
+            ask.request.by_record.then(|| reason.into())
         },
     },
     Limit {
@@ -91,23 +92,34 @@ pub(super) const LIMITS: &[Limit] = &[
         exceeded: |ask| {
             let reason =
                 "backward has no sums of a part of a batch: expected no sums, no total_sums";
-            ask.details.sums.then(|| reason.into())
+            ask.request.sums.then(|| reason.into())
         },
     },
     Limit {
-        // Running statistics: one exponentialAverageFactor, the unbiased variance, what is not finite too.
+        // Rules of running statistics.
         known: Known::Documented,
-        exceeded: |ask| ask.details.own_running.map(str::to_owned),
+        exceeded: |ask| ask.request.running.and_then(rule_of_ours).map(str::to_owned),
+    },
+    Limit {
+        // The running variance, running or not: cuDNN computes it for both.
+        known: Known::Documented,
+        exceeded: |ask| {
+            let reason = "the unbiased variance is over m - 1: expected more than 1 value per \
+                          channel, got 1";
+            let is_one = ask.request.op == Op::ForwardTrain && ask.shape.per_channel() == 1;
+            is_one.then(|| reason.into())
+        },
     },
     Limit {
         // All gradients.
         known: Known::Documented,
         exceeded: |ask| {
-            let Details { lacks_grad_x, lacks_grad_residual, .. } = ask.details;
-            let what = match (lacks_grad_x, lacks_grad_residual && ask.request.residual) {
-                (true, _) => "grad_x",
-                (false, true) => "grad_residual",
-                (false, false) => return None,
+            let Request { op, grad_x, grad_residual, residual, .. } = ask.request;
+            let what = match (grad_x, grad_residual || !residual) {
+                _ if op != Op::Backward => return None,
+                (false, _) => "grad_x",
+                (true, false) => "grad_residual",
+                (true, true) => return None,
             };
             Some(format!("backward writes every tensor: expected a {what}, got none"))
         },

@@ -15,7 +15,7 @@ use cudarc::cudnn::sys::{cudnnErrQueryMode_t, cudnnStatus_t};
 use cudarc::driver::CudaStream;
 use desk::{Constants, Desk, Space};
 use form::Form;
-use limits::{Ask, Details};
+use limits::Ask;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 mod backward;
@@ -133,8 +133,7 @@ impl Cudnn {
         if is_ours(request.op) {
             return Ok(format!("{NAME}: {:?} by a kernel of ours", request.op));
         }
-        let details = Details::default();
-        let form = Form::new(shape, request, details, self.persistent)?;
+        let form = Form::new(shape, request, self.persistent)?;
         let calls = match (form.is_extended, request.op) {
             (_, Op::ForwardEval) => "ForwardInference",
             (false, Op::Backward) => "Backward",
@@ -143,7 +142,7 @@ impl Cudnn {
             (true, _) => "ForwardTrainingEx",
         };
         let mut text = format!("{NAME}: cudnnBatchNormalization{calls}, {form}");
-        for unknown in limits::unknown(&Ask { shape, request, details }) {
+        for unknown in limits::unknown(&Ask { shape, request }) {
             text += &format!("; not known before the call: {unknown}");
         }
         Ok(text)
@@ -190,14 +189,14 @@ impl Engine for Cudnn {
         if is_ours(request.op) {
             return Ok(());
         }
-        let form = Form::new(shape, request, Details::default(), self.persistent)?;
+        let form = Form::new(shape, request, self.persistent)?;
         self.desk().describe(&form).map(drop)
     }
     fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
         if is_ours(request.op) {
             return self.parameters.load(self.stream());
         }
-        let form = Form::new(shape, request, Details::default(), self.persistent)?;
+        let form = Form::new(shape, request, self.persistent)?;
         let mut desk = self.desk();
         let sizes = desk.describe(&form)?;
         desk.spaces(&self.memory, &sizes)?;
@@ -209,7 +208,7 @@ impl Engine for Cudnn {
     /// What cuDNN asks for; and y, which it wants again where a ReLU follows. 0 for what it does
     /// not serve.
     fn reserve_len(&self, shape: &Shape, request: Request) -> usize {
-        let form = Form::new(shape, request, Details::default(), self.persistent);
+        let form = Form::new(shape, request, self.persistent);
         form.and_then(|form| Ok(form.kept(&self.desk().describe(&form)?))).unwrap_or(0)
     }
 
@@ -263,16 +262,13 @@ impl Engine for Cudnn {
         args.check(self, shape)?;
         Err(no_call(args.request(), shape))
     }
-    fn optimizer_step<P: Real>(&self, mut args: OptimizerStep<'_, Device, P>) -> Result<()> {
-        args.check(&self.memory)?;
+    fn optimizer_step<P: Real>(&self, args: OptimizerStep<'_, Device, P>) -> Result<()> {
         self.parameters.optimizer_step(&self.memory, args)
     }
-    fn regularize<P: Real>(&self, mut args: Regularize<'_, Device, P>) -> Result<()> {
-        args.check(&self.memory)?;
+    fn regularize<P: Real>(&self, args: Regularize<'_, Device, P>) -> Result<()> {
         self.parameters.regularize(&self.memory, args)
     }
-    fn constrain<P: Real>(&self, mut args: Constrain<'_, Device, P>) -> Result<()> {
-        args.check(&self.memory)?;
+    fn constrain<P: Real>(&self, args: Constrain<'_, Device, P>) -> Result<()> {
         self.parameters.constrain(&self.memory, args)
     }
 }
@@ -284,7 +280,7 @@ const fn is_ours(op: Op) -> bool {
 
 /// The limit that forbids an operation.
 fn no_call(request: Request, shape: &Shape) -> Error {
-    let refused = limits::check(&Ask { shape, request, details: Details::default() }).err();
+    let refused = limits::check(&Ask { shape, request }).err();
     let op = request.op;
     refused.unwrap_or_else(|| Error::invalid("op", format!("expected a limit for {op:?}")))
 }

@@ -135,7 +135,10 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
         let (forward, _) = self.saved.made()?;
         let op = if forward.batch_statistics { Op::Backward } else { Op::BackwardEval };
         let request = Request::new(op, E::DTYPE).in_place(self.grad_y.is_in_place());
-        Ok(request.activation(forward.activation).residual(forward.residual))
+        let request = request.activation(forward.activation).residual(forward.residual);
+        let request = request.grad_x(self.grad_x.is_some());
+        let request = request.grad_residual(self.grad_residual.is_some());
+        Ok(request.sums(self.sums.is_some() || self.total_sums.is_some()))
     }
     /// The same for a shorter time.
     pub fn reborrow(&mut self) -> Backward<'_, M, E> {
@@ -161,13 +164,19 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
         engine: &G,
         shape: &Shape,
     ) -> Result<()> {
+        self.saved.made()?.0.check(shape, E::DTYPE, engine.name())?;
+        self.check_on(engine.memory(), shape)
+    }
+    /// The same by whichever engine made the forward: that of this memory which the caller has chosen may
+    /// pass it on, as [`Gpu`](crate::Gpu) does.
+    pub(crate) fn check_on(&mut self, on: &M, shape: &Shape) -> Result<()> {
         let (forward, buffers) = self.saved.made()?;
-        forward.check(shape, E::DTYPE, engine.name())?;
+        forward.check(shape, E::DTYPE, forward.engine)?;
         if self.grad_residual.is_some() && !forward.residual {
             return Err(Error::saved("residual", "none", "a grad_residual to write"));
         }
-        engine.memory().check_here("saved", &M::view(&buffers.mean))?;
-        self.walk(&mut Check::new(engine.memory(), shape))?;
+        on.check_here("saved", &M::view(&buffers.mean))?;
+        self.walk(&mut Check::new(on, shape))?;
         let from = forward.activation.derivative_from(forward.residual);
         if from == Derivative::FromResidual && self.residual.is_none() {
             let reason = format!(

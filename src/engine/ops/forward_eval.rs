@@ -181,9 +181,10 @@ impl<'a, M: Memory, E: Element> ForwardEval<'a, M, E> {
 
     /// What is asked of an engine.
     pub fn request(&self) -> Request {
-        let Self { x, activation, residual, .. } = self;
+        let Self { x, activation, residual, statistics, saved, .. } = self;
         let request = Request::new(Op::ForwardEval, E::DTYPE).in_place(x.is_in_place());
-        request.activation(*activation).residual(residual.is_some())
+        let request = request.activation(*activation).residual(residual.is_some());
+        request.by_record(matches!(statistics, Statistics::Record(_))).saves(saved.is_some())
     }
     /// The same for a shorter time.
     pub fn reborrow(&mut self) -> ForwardEval<'_, M, E> {
@@ -201,7 +202,7 @@ impl<'a, M: Memory, E: Element> ForwardEval<'a, M, E> {
         }
     }
     /// The check every engine makes first, for the memory that it works on.
-    pub(in crate::engine) fn check(&mut self, on: &M, shape: &Shape) -> Result<()> {
+    pub(crate) fn check(&mut self, on: &M, shape: &Shape) -> Result<()> {
         if self.x.is_in_place() && self.saved.is_some() {
             let reason = "in place leaves no x for a backward: expected no saved, got one";
             return Err(Error::invalid("x", reason));

@@ -111,9 +111,10 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
 
     /// What is asked of an engine.
     pub fn request(&self) -> Request {
-        let Self { activation, residual, .. } = self;
-        let request = Request::new(Op::ForwardTrain, E::DTYPE);
-        request.activation(*activation).residual(residual.is_some())
+        let Self { activation, residual, running, saved, .. } = self;
+        let request = Request::new(Op::ForwardTrain, E::DTYPE).saves(saved.is_some());
+        let request = request.activation(*activation).residual(residual.is_some());
+        Request { running: running.as_ref().map(Running::rules), ..request }
     }
     /// The same for a shorter time.
     pub fn reborrow(&mut self) -> ForwardTrain<'_, M, E> {

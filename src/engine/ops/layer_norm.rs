@@ -238,7 +238,7 @@ impl<'a, M: Memory, E: Element> Arguments<'a, M> for LayerNormBackward<'a, M, E>
 }
 
 /// Refuses a shape whose features do not lie side by side.
-fn check_rows(shape: &Shape) -> Result<()> {
+pub(in crate::engine) fn check_rows(shape: &Shape) -> Result<()> {
     if shape.inner() == 1 {
         return Ok(());
     }

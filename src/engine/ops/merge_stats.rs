@@ -54,7 +54,8 @@ impl<'a, M: Memory, P: Real> MergeStats<'a, M, P> {
     }
     /// What is asked of an engine.
     pub fn request(&self) -> Request {
-        Request::new(Op::MergeStats, P::DTYPE)
+        let running = self.running.as_ref().map(Running::rules);
+        Request { running, ..Request::new(Op::MergeStats, P::DTYPE) }
     }
     /// The same for a shorter time.
     pub fn reborrow(&mut self) -> MergeStats<'_, M, P> {

@@ -37,8 +37,10 @@ pub struct OptimizerStep<'a, M: Memory, P: Real> {
     pub first: Option<M::ViewMut<'a, P>>,
     /// Length C, zeros before the first step: the second of them. Not read where it has none.
     pub second: Option<M::ViewMut<'a, P>>,
-    /// The learning rate of this parameter is `lr * lr_factor`: 0 or more. With [`Algorithm::AdamW`] it
-    /// so scales the decay too.
+    /// Length C, zeros before the first step: the third of them. Not read where it has none.
+    pub third: Option<M::ViewMut<'a, P>>,
+    /// The learning rate of this parameter is `lr * lr_factor`: 0 or more. Where the decay is apart from the
+    /// gradient, as in [`Algorithm::AdamW`], it so scales that too.
     pub lr_factor: f64,
     /// Weight decay: 0 or more.
     pub weight_decay: f64,
@@ -54,8 +56,9 @@ impl<'a, M: Memory, P: Real> OptimizerStep<'a, M, P> {
         lr: M::View<'a, f64>,
         steps: M::ViewMut<'a, f64>,
     ) -> Self {
-        let (first, second, lr_factor, weight_decay) = (None, None, 1.0, 0.0);
-        Self { value, grad, algorithm, lr, steps, first, second, lr_factor, weight_decay }
+        let (first, second, third) = (None, None, None);
+        let (lr_factor, weight_decay) = (1.0, 0.0);
+        Self { value, grad, algorithm, lr, steps, first, second, third, lr_factor, weight_decay }
     }
     /// With the first buffer of the algorithm (length C).
     pub fn first(self, first: M::ViewMut<'a, P>) -> Self {
@@ -64,6 +67,10 @@ impl<'a, M: Memory, P: Real> OptimizerStep<'a, M, P> {
     /// With the second buffer of the algorithm (length C).
     pub fn second(self, second: M::ViewMut<'a, P>) -> Self {
         Self { second: Some(second), ..self }
+    }
+    /// With the third buffer of the algorithm (length C).
+    pub fn third(self, third: M::ViewMut<'a, P>) -> Self {
+        Self { third: Some(third), ..self }
     }
     /// With this factor of the learning rate.
     pub fn lr_factor(self, lr_factor: f64) -> Self {
@@ -79,18 +86,18 @@ impl<'a, M: Memory, P: Real> OptimizerStep<'a, M, P> {
     }
     /// The same for a shorter time.
     pub fn reborrow(&mut self) -> OptimizerStep<'_, M, P> {
-        let Self { value, grad, algorithm, lr, steps, first, second, lr_factor, weight_decay } =
-            self;
+        let Self { value, grad, lr, steps, first, second, third, .. } = self;
         OptimizerStep {
             value: M::reborrow_mut(value),
             grad: M::reborrow(grad),
-            algorithm: *algorithm,
+            algorithm: self.algorithm,
             lr: M::reborrow(lr),
             steps: M::reborrow_mut(steps),
             first: first.as_mut().map(M::reborrow_mut),
             second: second.as_mut().map(M::reborrow_mut),
-            lr_factor: *lr_factor,
-            weight_decay: *weight_decay,
+            third: third.as_mut().map(M::reborrow_mut),
+            lr_factor: self.lr_factor,
+            weight_decay: self.weight_decay,
         }
     }
     /// The check every engine makes first, for the memory that it works on. What comes back is the
@@ -101,7 +108,11 @@ impl<'a, M: Memory, P: Real> OptimizerStep<'a, M, P> {
         self.algorithm.check()?;
         check_from_0("lr_factor", self.lr_factor)?;
         check_from_0("weight_decay", self.weight_decay)?;
-        let given = [("first", self.first.is_some()), ("second", self.second.is_some())];
+        let given = [
+            ("first", self.first.is_some()),
+            ("second", self.second.is_some()),
+            ("third", self.third.is_some()),
+        ];
         for (buffer, (what, given)) in self.algorithm.buffers().iter().zip(given) {
             if !given {
                 let name = self.algorithm.name();
@@ -116,13 +127,24 @@ impl<'a, M: Memory, P: Real> OptimizerStep<'a, M, P> {
 impl<'a, M: Memory, P: Real> Arguments<'a, M> for OptimizerStep<'a, M, P> {
     #[inline]
     fn walk<V: Visitor<'a, M>>(&mut self, visitor: &mut V) -> Result<()> {
-        let Self { value, grad, lr, steps, first, second, .. } = self;
-        let Self { algorithm: _, lr_factor: _, weight_decay: _, .. } = self;
+        let Self {
+            value,
+            grad,
+            algorithm: _,
+            lr,
+            steps,
+            first,
+            second,
+            third,
+            lr_factor: _,
+            weight_decay: _,
+        } = self;
         visitor.write(channel("value"), value)?;
         visitor.read(channel("grad"), grad)?;
         visitor.read(scalars("lr", 1), lr)?;
         visitor.write(scalars("steps", 2), steps)?;
         visitor.write_some(channel("first"), first)?;
-        visitor.write_some(channel("second"), second)
+        visitor.write_some(channel("second"), second)?;
+        visitor.write_some(channel("third"), third)
     }
 }

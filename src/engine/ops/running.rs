@@ -1,5 +1,7 @@
 //! Running statistics as an argument: of a training forward, and of a merge of statistics.
-use super::{EmptyBatch, NonFinite, OneValue, Variance, Visitor, channel, check_momentum};
+use super::{
+    EmptyBatch, NonFinite, OneValue, RunningRules, Variance, Visitor, channel, check_momentum,
+};
 use crate::{Host, Memory, Real, Result};
 
 /// Running statistics to update: `r <- (1 - factor) * r + factor * batch`.
@@ -80,6 +82,16 @@ impl<'a, M: Memory, P: Real> Running<'a, M, P> {
     /// Counts here (length C) what is skipped.
     pub fn skipped(self, skipped: M::ViewMut<'a, f64>) -> Self {
         Self { skipped: Some(skipped), ..self }
+    }
+    /// What is asked of an engine.
+    pub fn rules(&self) -> RunningRules {
+        RunningRules {
+            variance: self.variance,
+            empty_batch: self.empty_batch,
+            non_finite: self.non_finite,
+            separate_factors: self.var_factor != self.factor,
+            factor_per_channel: self.averages && self.skipped.is_some(),
+        }
     }
     /// The same for a shorter time.
     pub fn reborrow(&mut self) -> Running<'_, M, P> {

@@ -1,9 +1,11 @@
 //! The definition of what changes a parameter: every formula as it stands in the documentation.
-use crate::engine::optimizer::Norms;
+use crate::engine::penalty::Norms;
 use crate::{Algorithm, Constrain, Constraint, Host, OptimizerStep, Real, Regularize, Regularizer};
 
 pub(super) fn optimizer_step<P: Real>(args: OptimizerStep<'_, Host, P>) {
-    let OptimizerStep { value, grad, algorithm, lr, steps, mut first, mut second, .. } = args;
+    let OptimizerStep {
+        value, grad, algorithm, lr, steps, mut first, mut second, mut third, ..
+    } = args;
     let (lr, decay) = (lr[0] * args.lr_factor, args.weight_decay);
     let t = steps[0] + 1.0;
     steps[0] = t;
@@ -15,18 +17,32 @@ pub(super) fn optimizer_step<P: Real>(args: OptimizerStep<'_, Host, P>) {
                 buffer[i] = P::from_f64(v);
             }
         };
-        // The moments of Adam, and its step without the learning rate.
-        let mut adam = |g: f64, beta1: f64, beta2: f64, eps: f64| {
+        // The moments of Adam: the first, and the second or the greatest of all second ones.
+        let mut moments = |g: f64, beta1: f64, beta2: f64, amsgrad: bool| {
             let m = beta1 * load(&first) + (1.0 - beta1) * g;
             let v = beta2 * load(&second) + (1.0 - beta2) * g * g;
             store(&mut first, m);
             store(&mut second, v);
+            if !amsgrad {
+                return (m, v);
+            }
+            let before = load(&third);
+            let most = if v > before || v.is_nan() { v } else { before };
+            store(&mut third, most);
+            (m, most)
+        };
+        // Its step without the learning rate.
+        let mut adam = |g: f64, beta1: f64, beta2: f64, eps: f64, amsgrad: bool| {
+            let (m, v) = moments(g, beta1, beta2, amsgrad);
             let (m, v) = (m / (1.0 - beta1.powf(t)), v / (1.0 - beta2.powf(t)));
             m / (v.sqrt() + eps)
         };
         let decayed = if decay == 0.0 { g } else { g + decay * w };
         value[i] = P::from_f64(match algorithm {
-            Algorithm::Sgd { momentum: 0.0, .. } => w - lr * decayed,
+            Algorithm::Sgd { momentum: 0.0, .. } | Algorithm::MatlabSgdm { momentum: 0.0 } => {
+                w - lr * decayed
+            }
+            Algorithm::KerasSgd { momentum: 0.0, .. } => w * (1.0 - lr * decay) - lr * g,
             Algorithm::Sgd { momentum, dampening, nesterov } => {
                 let b = match t {
                     1.0 => decayed,
@@ -35,9 +51,26 @@ pub(super) fn optimizer_step<P: Real>(args: OptimizerStep<'_, Host, P>) {
                 store(&mut first, b);
                 w - lr * if nesterov { decayed + momentum * b } else { b }
             }
-            Algorithm::Adam { beta1, beta2, eps } => w - lr * adam(decayed, beta1, beta2, eps),
-            Algorithm::AdamW { beta1, beta2, eps } => {
-                w * (1.0 - lr * decay) - lr * adam(g, beta1, beta2, eps)
+            Algorithm::Adam { beta1, beta2, eps, amsgrad } => {
+                w - lr * adam(decayed, beta1, beta2, eps, amsgrad)
+            }
+            Algorithm::AdamW { beta1, beta2, eps, amsgrad } => {
+                w * (1.0 - lr * decay) - lr * adam(g, beta1, beta2, eps, amsgrad)
+            }
+            Algorithm::KerasAdam { beta1, beta2, eps, amsgrad } => {
+                let (m, v) = moments(g, beta1, beta2, amsgrad);
+                let alpha = lr * (1.0 - beta2.powf(t)).sqrt() / (1.0 - beta1.powf(t));
+                w * (1.0 - lr * decay) - alpha * m / (v.sqrt() + eps)
+            }
+            Algorithm::KerasSgd { momentum, nesterov } => {
+                let b = momentum * load(&first) - lr * g;
+                store(&mut first, b);
+                w * (1.0 - lr * decay) + if nesterov { momentum * b - lr * g } else { b }
+            }
+            Algorithm::MatlabSgdm { momentum } => {
+                let b = momentum * load(&first) - lr * decayed;
+                store(&mut first, b);
+                w + b
             }
         });
     }

@@ -4,8 +4,9 @@ use crate::{Error, LoadReport, Memory, Optimizer, OptimizerState, ParamState, Re
 
 impl<M: Memory, P: Real> Optimizer<M, P> {
     /// What it keeps, each name behind `prefix`: `lr` and, of every parameter that the layer has, `step`
-    /// (f64 scalars) and what the algorithm keeps of it (shape `[C]`, type `P`), by torch's names:
-    /// `weight.momentum_buffer`, `bias.exp_avg`, `bias.exp_avg_sq`.
+    /// (f64 scalars) and what the algorithm keeps of it (shape `[C]`, type `P`), by the names of
+    /// [`Algorithm::buffers`](crate::Algorithm::buffers): `weight.momentum_buffer`, `bias.exp_avg`,
+    /// `bias.exp_avg_sq`.
     ///
     /// # Errors
     /// The memory's refusal.

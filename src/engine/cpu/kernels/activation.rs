@@ -34,7 +34,7 @@ impl<A: Real> Kinks<A> {
     }
 }
 
-/// Replaces the first `n` values by their activations.
+/// Replaces the first `n` values by their activations. A zero keeps its sign.
 pub fn values<A: Real>(simd: Simd, activation: Activation, z: &mut Block<A>, n: usize) {
     let (zero, one, six) = (A::default(), A::from_f64(1.0), A::from_f64(6.0));
     simd.vectorize(
@@ -45,7 +45,7 @@ pub fn values<A: Real>(simd: Simd, activation: Activation, z: &mut Block<A>, n: 
                 z,
                 n,
                 #[inline(always)]
-                |z| if z <= zero { zero } else { z },
+                |z| if z < zero { zero } else { z },
             ),
             Activation::LeakyRelu { negative_slope } => {
                 let slope = A::from_f64(negative_slope);

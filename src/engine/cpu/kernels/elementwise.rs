@@ -1,87 +1,118 @@
 //! Elementwise loops: `out[i] = op(coefficients of i, x[i], other[i])`.
-use super::super::simd::{GROUP, QUARTER, Store, prefetch, to_line};
+use super::super::plan::{Plan, Tile};
+use super::super::simd::{GROUP, Simd, Store, prefetch, to_line};
 use super::super::table::{Coef, Lanes, Strip};
+use super::super::tiles::{Writer, clipped};
+use super::source::{Groups, Runs, Source};
 use crate::{Element, Real};
+use std::ops::Range;
 
 /// Blocks from here on are worth to be brought to the start of a cache line: vectors that straddle
 /// two lines cost up to a tenth of a long run.
 const ALIGNED: usize = 128;
 
-/// So few values of a short run are not worth a group: a vector that straddles two lines is slow to
-/// store, and in rows of 7 x 7 every one does.
-const FEW: usize = 4;
-
 /// Where the coefficients of a block come from.
 #[derive(Clone, Copy)]
 pub enum At<'a, A> {
-    /// One channel's.
-    Channel(Coef<A>),
-    /// Runs of values that have their channel's coefficients in common.
-    Runs {
-        strip: &'a Strip<A>,
-        /// Of the first value: its place in the strip.
-        channel: usize,
-        /// Values of that channel's run from the first one on.
-        left: usize,
-        /// Values of a run.
-        inner: usize,
-    },
+    /// One channel's, or several ones'.
+    Runs(Runs<'a, A>),
     /// Every value has its own.
     Columns(&'a Strip<A>),
 }
 
-impl<A: Real> At<'_, A> {
-    /// Whether a block of `n` values can be stored past the cache as it is computed: in whole lines, so
-    /// not where short runs end within one.
-    pub fn has_lines<E>(&self, n: usize) -> bool {
-        match self {
-            At::Channel(_) => true,
-            At::Runs { left, inner, .. } => {
-                *left >= n || (inner * size_of::<E>()).is_multiple_of(QUARTER)
-            }
-            At::Columns(_) => true,
-        }
-    }
-}
 /// What loops ask for ahead of themselves where they store past the cache: where the same columns of
 /// later rows start, of two tensors or twice of one. Nothing is read there.
 pub type Ahead<E> = [*const E; 2];
 
-/// `y = relu(normalize(x) [+ residual])`, or without the ReLU.
-pub fn normalize<E: Element>(
-    store: Store,
-    at: At<'_, E::Acc>,
-    (x, residual): (&[E], Option<&[E]>),
-    relu: bool,
-    y: &mut [E],
-    ahead: Ahead<E>,
+/// What a call works on. It reads x and, beside it, a residual or a gradient, or twice x.
+pub enum Work<'a, 'p, E: Element> {
+    /// Values that lie together.
+    Piece {
+        store: Store,
+        at: At<'a, E::Acc>,
+        from: [&'a [E]; 2],
+        out: &'a mut [E],
+        ahead: Ahead<E>,
+    },
+    /// Columns of all rows of a tile of tensors, a strip beside the other, written as lines: a call
+    /// for each piece of them would take longer than its arithmetic.
+    Rows {
+        plan: &'a Plan,
+        tile: &'a Tile,
+        strips: &'a [(Range<usize>, &'a Strip<E::Acc>)],
+        from: [&'a [E]; 2],
+        out: &'a mut Writer<'p, E>,
+    },
+}
+
+impl<'a, E: Element> Work<'a, '_, E> {
+    /// A piece that is written to the cache.
+    pub fn piece(simd: Simd, at: At<'a, E::Acc>, from: [&'a [E]; 2], out: &'a mut [E]) -> Self {
+        let (store, ahead) = (Store::to_cache(simd), [std::ptr::null(); 2]);
+        Work::Piece { store, at, from, out, ahead }
+    }
+}
+
+/// Maps every piece.
+#[inline(always)]
+fn map_all<E: Element>(
+    simd: Simd,
+    mut work: Work<'_, '_, E>,
+    op: impl Fn(Coef<E::Acc>, E::Acc, E::Acc) -> E::Acc + Copy,
 ) {
+    let (rows, strips) = match &work {
+        Work::Piece { .. } => (0..1, 1),
+        Work::Rows { tile, strips, .. } => (tile.rows.clone(), strips.len()),
+    };
+    for row in rows {
+        for k in 0..strips {
+            // One place that maps: the loops are compiled into it.
+            let (store, at, from, out, ahead) = match &mut work {
+                Work::Piece { store, at, from, out, ahead } => {
+                    (*store, *at, *from, &mut **out, *ahead)
+                }
+                Work::Rows { plan, tile, strips, from, out } => {
+                    let (cols, strip) = &strips[k];
+                    let range = clipped(row, cols.clone(), plan.width, plan.len());
+                    let from = [&from[0][range.clone()], &from[1][range]];
+                    let ahead = ahead_of(from, tile.ahead(row, cols, plan.width));
+                    let (store, out) = out.lines(simd, row, cols.clone());
+                    (store, At::Columns(strip), from, out, ahead)
+                }
+            };
+            map(store.compiled_for(simd), at, from, out, ahead, op);
+        }
+    }
+}
+
+/// What a loop over columns should ask for: `distance` elements later than where it reads.
+#[inline(always)]
+pub fn ahead_of<E>(reads: [&[E]; 2], distance: isize) -> Ahead<E> {
+    reads.map(
+        #[inline(always)]
+        |values| values.as_ptr().wrapping_offset(distance),
+    )
+}
+
+/// `y = relu(normalize(x) [+ residual])`, or without the ReLU.
+pub fn normalize<E: Element>(simd: Simd, (residual, relu): (bool, bool), work: Work<'_, '_, E>) {
     // Without a ReLU everything is at least minus infinity.
     let least = if relu { E::Acc::default() } else { E::Acc::from_f64(f64::NEG_INFINITY) };
-    store.simd.vectorize(
+    simd.vectorize(
         #[inline(always)]
-        |simd| {
-            let store = store.compiled_for(simd);
-            match residual {
-                None => map(
-                    store,
-                    at,
-                    [x, x],
-                    y,
-                    ahead,
-                    #[inline(always)]
-                    move |coef, x, _| at_least(least, coef.normalize(x)),
-                ),
-                Some(residual) => map(
-                    store,
-                    at,
-                    [x, residual],
-                    y,
-                    ahead,
-                    #[inline(always)]
-                    move |coef, x, r| at_least(least, coef.normalize(x) + r),
-                ),
-            }
+        |simd| match residual {
+            false => map_all(
+                simd,
+                work,
+                #[inline(always)]
+                move |coef, x, _| at_least(least, coef.normalize(x)),
+            ),
+            true => map_all(
+                simd,
+                work,
+                #[inline(always)]
+                move |coef, x, r| at_least(least, coef.normalize(x) + r),
+            ),
         },
     );
 }
@@ -110,59 +141,40 @@ pub enum Through {
 
 /// `grad_x`, `g` being `grad_y` where a ReLU that is computed again from x passes it, or all of it.
 pub fn input_gradient<E: Element>(
-    store: Store,
-    at: At<'_, E::Acc>,
-    (x, grad_y): (&[E], &[E]),
+    simd: Simd,
     (through, relu): (Through, bool),
-    grad_x: &mut [E],
-    ahead: Ahead<E>,
+    work: Work<'_, '_, E>,
 ) {
-    let from = [x, grad_y];
-    store.simd.vectorize(
+    simd.vectorize(
         #[inline(always)]
-        |simd| {
-            let store = store.compiled_for(simd);
-            match (through, relu) {
-                (Through::Statistics, false) => map(
-                    store,
-                    at,
-                    from,
-                    grad_x,
-                    ahead,
-                    #[inline(always)]
-                    |s, x, g| s.scale * (g - s.mean_g - (x - s.mean) * s.slope),
-                ),
-                (Through::Statistics, true) => map(
-                    store,
-                    at,
-                    from,
-                    grad_x,
-                    ahead,
-                    #[inline(always)]
-                    |s, x, g| {
-                        let g = gate::<E, true>(s, x, g);
-                        s.scale * (g - s.mean_g - (x - s.mean) * s.slope)
-                    },
-                ),
-                (Through::Constants, false) => map(
-                    store,
-                    at,
-                    from,
-                    grad_x,
-                    ahead,
-                    #[inline(always)]
-                    |s, _, g| s.scale * g,
-                ),
-                (Through::Constants, true) => map(
-                    store,
-                    at,
-                    from,
-                    grad_x,
-                    ahead,
-                    #[inline(always)]
-                    |s, x, g| s.scale * gate::<E, true>(s, x, g),
-                ),
-            }
+        |simd| match (through, relu) {
+            (Through::Statistics, false) => map_all(
+                simd,
+                work,
+                #[inline(always)]
+                |s, x, g| s.scale * (g - s.mean_g - (x - s.mean) * s.slope),
+            ),
+            (Through::Statistics, true) => map_all(
+                simd,
+                work,
+                #[inline(always)]
+                |s, x, g| {
+                    let g = gate::<E, true>(s, x, g);
+                    s.scale * (g - s.mean_g - (x - s.mean) * s.slope)
+                },
+            ),
+            (Through::Constants, false) => map_all(
+                simd,
+                work,
+                #[inline(always)]
+                |s, _, g| s.scale * g,
+            ),
+            (Through::Constants, true) => map_all(
+                simd,
+                work,
+                #[inline(always)]
+                |s, x, g| s.scale * gate::<E, true>(s, x, g),
+            ),
         },
     );
 }
@@ -174,107 +186,32 @@ fn map<E: Element>(
     from: [&[E]; 2],
     out: &mut [E],
     ahead: Ahead<E>,
-    op: impl Fn(Coef<E::Acc>, E::Acc, E::Acc) -> E::Acc + Copy,
+    op: impl Fn(Coef<E::Acc>, E::Acc, E::Acc) -> E::Acc,
 ) {
-    let n = out.len();
-    let (runs, mut channel, left, inner) = match at {
-        At::Columns(strip) => {
-            return groups(
-                store,
-                from,
-                out,
-                #[inline(always)]
-                |i, count| strip.groups(i, count),
-                #[inline(always)]
-                |i| ahead.iter().for_each(|row| prefetch(row.wrapping_add(i))),
-                op,
-            );
-        }
-        At::Channel(coef) => (Err(coef), 0, n, n),
-        At::Runs { strip, channel, left, inner } => (Ok(strip), channel, left, inner),
-    };
-    let (mut start, mut end) = (0, left.min(n));
-    while start < n {
-        let coef = match runs {
-            Ok(strip) => strip.at(channel),
-            Err(coef) => coef,
-        };
-        let (from, out) = (
-            from.map(
-                #[inline(always)]
-                |values| &values[start..end],
-            ),
-            &mut out[start..end],
-        );
-        let next = (end, (end + inner).min(n), channel + 1);
-        if !store.is_past_cache() && (GROUP..ALIGNED).contains(&out.len()) {
-            short(store, from, out, coef, op);
-            (start, end, channel) = next;
-            continue;
-        }
-        groups(
+    match at {
+        At::Runs(runs) => groups(store, runs, from, out, |_| (), op),
+        At::Columns(strip) => groups(
             store,
+            strip,
             from,
             out,
             #[inline(always)]
-            |_, _| {
-                #[inline(always)]
-                move |_| coef
-            },
-            |_| (),
+            |i| ahead.iter().for_each(|row| prefetch(row.wrapping_add(i))),
             op,
-        );
-        (start, end, channel) = next;
+        ),
     }
 }
 
-/// Groups of a short run, the last of which ends where `out` does: they may overlap, as nothing that is
-/// written is read. Inference over runs of 49 values takes a quarter fewer instructions so than by
-/// [`groups`].
+/// `out[i] = op(coefficients of i, x[i], other[i])`, in groups: a first one that starts at its own size or
+/// at a cache line, whole groups from there on, a last one that ends where `out` does. They overlap, which
+/// is harmless as nothing that is read is written; stores past the cache leave out what another group
+/// writes.
 #[inline(always)]
-fn short<E: Element>(
+fn groups<E: Element>(
     store: Store,
-    [x, other]: [&[E]; 2],
-    out: &mut [E],
-    coef: Coef<E::Acc>,
-    op: impl Fn(Coef<E::Acc>, E::Acc, E::Acc) -> E::Acc,
-) {
-    let n = out.len();
-    let (x, other) = (&x[..n], &other[..n]);
-    let (xs, others, outs) = (x.as_chunks::<GROUP>().0, other.as_chunks().0, out.as_chunks_mut().0);
-    for ((x, other), out) in xs.iter().zip(others).zip(outs) {
-        store.put_to_cache(&group(store, [x, other], coef, &op), out);
-    }
-    match n % GROUP {
-        0 => (),
-        1..=FEW => last::<E, FEW>(store, [x, other], out, coef, op),
-        _ => last::<E, GROUP>(store, [x, other], out, coef, op),
-    }
-}
-/// The last values, of `N` at least.
-#[inline(always)]
-fn last<E: Element, const N: usize>(
-    store: Store,
-    [x, other]: [&[E]; 2],
-    out: &mut [E],
-    coef: Coef<E::Acc>,
-    op: impl Fn(Coef<E::Acc>, E::Acc, E::Acc) -> E::Acc,
-) {
-    let last = (x.last_chunk::<N>(), other.last_chunk(), out.last_chunk_mut());
-    if let (Some(x), Some(other), Some(out)) = last {
-        store.put_to_cache(&group(store, [x, other], coef, &op), out);
-    }
-}
-
-/// A group that ends where one in `out` starts at its own size or at a cache line, whole groups
-/// from there on, a last one that ends where `out` does. They overlap, which is harmless as nothing
-/// that is read is written; stores past the cache leave out what another group writes.
-#[inline(always)]
-fn groups<E: Element, L: Lanes<E::Acc>, C: Fn(usize) -> L>(
-    store: Store,
+    source: impl Source<E::Acc>,
     [mut x, mut other]: [&[E]; 2],
     out: &mut [E],
-    coefs: impl Fn(usize, usize) -> C,
     ahead: impl Fn(usize),
     op: impl Fn(Coef<E::Acc>, E::Acc, E::Acc) -> E::Acc,
 ) {
@@ -302,7 +239,7 @@ fn groups<E: Element, L: Lanes<E::Acc>, C: Fn(usize) -> L>(
                 #[inline(always)]
                 |values| values[at..].first_chunk().unwrap(),
             );
-            let values = group(store, [x, other], coefs(at, 1)(0), &op);
+            let values = group(store, [x, other], source.group(at), &op);
             let lanes = own.start - at..own.end - at;
             store.put_lanes(&values, to[at..].first_chunk_mut().unwrap(), lanes);
             if store.is_past_cache() {
@@ -312,21 +249,24 @@ fn groups<E: Element, L: Lanes<E::Acc>, C: Fn(usize) -> L>(
         if whole.is_empty() {
             continue;
         }
-        let [xs, others] = [x, other].map(
+        let from = [x, other].map(
             #[inline(always)]
             |values| values[whole.clone()].as_chunks().0,
         );
-        let outs = to[whole.clone()].as_chunks_mut().0;
-        let coefs = coefs(whole.start, whole.len() / GROUP);
-        for i in 0..outs.len() {
-            let values = group(store, [&xs[i], &others[i]], coefs(i), &op);
-            store.put(
-                &values,
-                &mut outs[i],
-                #[inline(always)]
-                || ahead(whole.start + i * GROUP),
-            );
-        }
+        let out = to[whole.clone()].as_chunks_mut().0;
+        source.each(
+            whole.start,
+            Groups { from, out },
+            #[inline(always)]
+            |at, (from, out), coef| {
+                store.put(
+                    &group(store, from, coef, &op),
+                    out,
+                    #[inline(always)]
+                    || ahead(at),
+                );
+            },
+        );
     }
     if let Some([.., short]) = &short {
         out.copy_from_slice(&short[..n]);
@@ -334,18 +274,18 @@ fn groups<E: Element, L: Lanes<E::Acc>, C: Fn(usize) -> L>(
 }
 
 #[inline(always)]
-fn group<E: Element, const N: usize>(
+fn group<E: Element>(
     store: Store,
-    from: [&[E; N]; 2],
+    from: [&[E; GROUP]; 2],
     coef: impl Lanes<E::Acc>,
     op: &impl Fn(Coef<E::Acc>, E::Acc, E::Acc) -> E::Acc,
-) -> [E::Acc; N] {
+) -> [E::Acc; GROUP] {
     let [x, other] = from.map(
         #[inline(always)]
         |values| store.simd.widen(values),
     );
-    let mut values = [E::Acc::default(); N];
-    for l in 0..N {
+    let mut values = [E::Acc::default(); GROUP];
+    for l in 0..GROUP {
         values[l] = op(coef.at(l), x[l], other[l]);
     }
     values

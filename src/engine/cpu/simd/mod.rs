@@ -6,8 +6,8 @@ use crate::{Element, Real};
 pub use level::SimdLevel;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
-pub(super) use store::{QUARTER, Store, fence, prefetch};
-pub(super) use units::{BLOCK, GROUP, LINE, ROOM, Scratch, to_line};
+pub(super) use store::{Store, fence, prefetch};
+pub(super) use units::{BLOCK, GROUP, LINE, ROOM, Scratch, TWICE, to_line};
 
 mod level;
 mod store;
@@ -256,6 +256,23 @@ pub(super) mod tests {
     /// With the instructions of every level that this machine has.
     pub fn every_level(mut test: impl FnMut(Simd)) {
         SimdLevel::available().filter_map(Simd::new).for_each(|simd| simd.vectorize(&mut test));
+    }
+    /// What `write` has written to zeros, by every level and store.
+    pub fn every_store<E: Element>(
+        len: usize,
+        mut write: impl FnMut(Store, &mut [E]),
+        mut check: impl FnMut(&[E]),
+    ) {
+        every_level(|simd| {
+            // SAFETY: fenced before anything is read.
+            let past = unsafe { Store::past_cache(simd) };
+            for store in [Store::to_cache(simd), past] {
+                let mut memory = vec![E::default(); len];
+                write(store, &mut memory);
+                fence();
+                check(&memory);
+            }
+        });
     }
 
     #[test]

@@ -9,18 +9,21 @@ pub const GROUP: usize = 16;
 pub const BLOCK: usize = 512;
 /// A block, and the last few values of a row that are not worth a step of their own.
 pub const ROOM: usize = BLOCK + GROUP;
+/// Values that a step takes at a time where it takes them twice: what it reads and what it writes, of three
+/// tensors and f32, fits the first cache, and to begin and to end costs little beside so many.
+pub const TWICE: usize = 4 * BLOCK;
 
 /// A task's memory for a block, if it turns out that it needs one.
-pub struct Scratch<E>(Option<[E; ROOM]>);
+pub struct Scratch<E, const N: usize = ROOM>(Option<[E; N]>);
 
-impl<E: Element> Scratch<E> {
+impl<E: Element, const N: usize> Scratch<E, N> {
     pub fn new() -> Self {
         Self(None)
     }
     /// Memory for `len` values; what was there stays.
     #[inline(always)]
     pub fn values(&mut self, len: usize) -> &mut [E] {
-        &mut self.0.get_or_insert_with(|| [E::default(); ROOM])[..len]
+        &mut self.0.get_or_insert_with(|| [E::default(); N])[..len]
     }
     /// A copy of `from`.
     #[inline(always)]

@@ -141,27 +141,15 @@ impl RowLauncher<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::mem::offset_of;
+    use crate::engine::pointers::assert_layout;
 
-    /// `kernels/layer_norm.cu` has the same lines, which the kernels' compiler checks.
     #[test]
     fn arguments_lie_as_the_kernels_declare_them() {
-        let mut lines = Vec::new();
-        macro_rules! layout {
-            ($($name:literal: $t:ty { $($field:ident),* })*) => {$(
-                lines.push(format!("SIZE({}, {});", $name, size_of::<$t>()));
-                $(lines.push(format!(
-                    "FIELD({}, {}, {});", $name, stringify!($field), offset_of!($t, $field)
-                ));)*
-            )*};
-        }
-        layout! {
+        assert_layout! {
+            include_str!("../../../../kernels/layer_norm.cu");
             "LayerNorm": LayerNorm { rows, features, eps, rule, team }
             "Rows<float>": Rows<f32> { mean, mean_rest, std }
         }
-        let text = include_str!("../../../../kernels/layer_norm.cu");
-        let declared = |line: &&str| line.starts_with("SIZE(") || line.starts_with("FIELD(");
-        assert_eq!(lines, text.lines().filter(declared).collect::<Vec<_>>());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Kind `optimizer`: steps of `torch.optim` on weight and bias, with factors and frozen ones.
+//! Kind `optimizer`: steps of `torch.optim` or of Keras on weight and bias, with factors and frozen ones.
 use super::super::Document;
 use super::Outcome;
 use super::vectors::{download, note, upload};
@@ -34,20 +34,24 @@ pub fn run<G: Engine, E: Element>(engine: &G, document: &Document) -> Result<Out
     Ok(outcome)
 }
 
-/// By torch's options, or its defaults.
+/// By the options' names in torch, or the defaults there.
 fn algorithm(document: &Document) -> Result<Algorithm> {
     let options = document.value("options")?;
     let number = |value: &Value, otherwise: f64| value.as_f64().unwrap_or(otherwise);
     let (beta1, beta2) = (number(&options["betas"][0], 0.9), number(&options["betas"][1], 0.999));
     let eps = number(&options["eps"], 1e-8);
+    let is = |name: &str| options[name].as_bool().unwrap_or(false);
+    let (amsgrad, nesterov) = (is("amsgrad"), is("nesterov"));
+    let momentum = number(&options["momentum"], 0.0);
     Ok(match document.text("algorithm")? {
-        "sgd" => Algorithm::Sgd {
-            momentum: number(&options["momentum"], 0.0),
-            dampening: number(&options["dampening"], 0.0),
-            nesterov: options["nesterov"].as_bool().unwrap_or(false),
-        },
-        "adam" => Algorithm::Adam { beta1, beta2, eps },
-        "adamw" => Algorithm::AdamW { beta1, beta2, eps },
-        other => bail!("algorithm: expected sgd, adam or adamw, got {other:?}"),
+        "sgd" => {
+            Algorithm::Sgd { momentum, dampening: number(&options["dampening"], 0.0), nesterov }
+        }
+        "adam" => Algorithm::Adam { beta1, beta2, eps, amsgrad },
+        "adamw" => Algorithm::AdamW { beta1, beta2, eps, amsgrad },
+        "keras_sgd" => Algorithm::KerasSgd { momentum, nesterov },
+        "keras_adam" => Algorithm::KerasAdam { beta1, beta2, eps, amsgrad },
+        "matlab_sgdm" => Algorithm::MatlabSgdm { momentum },
+        other => bail!("algorithm: expected one of Algorithm's names, got {other:?}"),
     })
 }
