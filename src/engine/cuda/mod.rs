@@ -57,7 +57,7 @@ const NAME: &str = "cuda";
 /// counts: where the caller knows of less than two values, and no graph is captured.
 ///
 /// Results are bit for bit repeatable on one device, and may differ in rounding between devices of
-/// different size, unless [`Family::Split`] is asked for.
+/// different size, or with other [`Costs`], unless [`Family::Split`] is asked for.
 ///
 /// Clones share stream and workspace. The workspace never moves, so that a graph that was captured
 /// from a step stays valid while a clone of the engine lives; a step before the capture, or
@@ -237,8 +237,19 @@ fn figures(context: &CudaContext) -> Result<Figures> {
         let value = context.attribute(attribute).map_err(refused("cuDeviceGetAttribute"))?;
         Ok(u32::try_from(value).unwrap_or(0))
     };
+    let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1);
+    let model = costs::Model {
+        name: &context.name().map_err(refused("cuDeviceGetName"))?,
+        capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        multiprocessors,
+        memory_clock: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?,
+        memory_width: attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?,
+    };
     Ok(Figures {
-        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1),
+        multiprocessors,
         threads: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?.max(1),
         shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
         shared_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
@@ -247,10 +258,7 @@ fn figures(context: &CudaContext) -> Result<Figures> {
         )?,
         cache: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
         cooperative: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
-        costs: Costs::of((
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-        ))?,
+        costs: Costs::of(&model)?,
     })
 }
 

@@ -36,6 +36,14 @@ impl Figures {
         cooperative: false,
         costs: Costs::H200,
     };
+
+    /// Steps of so many bytes that a multiprocessor reads in twice the time that the sums of their tile take, where
+    /// these do not hide: so they cost half a pass at most.
+    fn steps_of_sums(&self, bytes: u64) -> u64 {
+        let share = self.costs.bytes(2 * u64::from(self.costs.tile)) as u64
+            / u64::from(self.multiprocessors);
+        share / bytes
+    }
 }
 
 /// The first argument of every kernel that walks over tensors.
@@ -178,7 +186,10 @@ impl Plan {
         let step = threads * lanes / slice_channels;
         let least = (LEAST_BYTES * element.max(4) / 4).div_ceil(step * element);
         let all = vectors.div_ceil(threads);
+        // Of tiles that leave two blocks for each multiprocessor.
+        let most = all.div_ceil(u64::from(2 * figures.multiprocessors).div_ceil(slices));
         let steps = all.div_ceil(target.div_ceil(slices)).max(least).max(LEAST_STEPS).min(all);
+        let steps = steps.max(figures.steps_of_sums(16 * threads).min(most));
         let tiles = vectors.div_ceil(steps * threads);
         let geometry = Geometry {
             vectors,

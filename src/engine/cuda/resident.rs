@@ -5,7 +5,7 @@
 //! takes it alone; where it does not, a group of blocks does, which wait for each other; where all
 //! blocks of the device have no room for it, the rest is read again, from the cache if it can be.
 use super::costs::Costs;
-use super::plan::{Figures, Geometry, THREADS, folded, form, widest};
+use super::plan::{Figures, Geometry, Plan, THREADS, folded, form, widest};
 use super::tuning::{Family, Tuning};
 use crate::{DType, Shape};
 use std::collections::HashMap;
@@ -282,17 +282,12 @@ impl Model<'_> {
         let again = cache::reading_again(again * read * tensors, self.figures.cache);
         let moved = (read * (tensors + 1.0) + again) * self.dearness(&geometry);
         let idle = (slots / (cache::ALONE * blocks_at_once)).max(1.0);
-        let (moved, wait) = (moved * idle, self.costs.wait(blocks, geometry.slice_channels));
-        let wait = self.of_all(wait);
+        let wait = self.costs.bytes(self.costs.wait(blocks, geometry.slice_channels));
+        let moved = moved * idle;
         // Others move while one waits, but in a single round: all read, all wait, and all write.
         let overlaps = rounds > 1 && (groups > 1 || blocks == 1);
         let round = if overlaps { moved.max(moved / 2.0 + wait) } else { moved + wait };
-        rounds as f64 * round + self.of_all(self.costs.launch.into())
-    }
-
-    /// Bytes that all multiprocessors move in this time.
-    fn of_all(&self, nanoseconds: u64) -> f64 {
-        self.costs.bytes(nanoseconds) * f64::from(self.figures.multiprocessors)
+        rounds as f64 * round + self.costs.bytes(self.costs.launch.into())
     }
 
     /// What a byte costs in rows of a slice that are shorter than what memory moves at a time.
@@ -311,7 +306,12 @@ impl Model<'_> {
         let tensor = shape.len() as f64 * self.element as f64;
         let tensors = self.step.tensors() as f64;
         let again = cache::reading_again(tensor * tensors, self.figures.cache);
-        tensor * (tensors + 1.0) + again + self.of_all(3 * u64::from(self.costs.launch))
+        let figures = Figures { costs: self.costs, ..*self.figures };
+        let tiles = Plan::new(shape, self.element as usize, figures).map_or(0, |plan| plan.blocks);
+        let tiles = tiles.div_ceil(self.figures.multiprocessors);
+        let sums = u64::from(tiles) * u64::from(self.costs.tile);
+        let launches = 3 * u64::from(self.costs.launch);
+        tensor * (tensors + 1.0) + again + self.costs.bytes(launches + sums)
     }
 }
 
