@@ -60,7 +60,7 @@ pub(super) struct Model<'a> {
 impl Costs {
     /// Of an H200.
     pub(super) const H200: Self =
-        Self { turn: 2500, barrier: 3500, merge: 200, tile: 0, launch: 1500, bandwidth: 4_300_000 };
+        Self { turn: 2500, barrier: 3500, merge: 200, tile: 0, launch: 2000, bandwidth: 4_300_000 };
     /// Of a device that computes two f64 numbers in a clock and multiprocessor: sums across threads, which are f64, are
     /// what takes longest then. A turn has about 230 such instructions in each of 2 blocks of 8 warps, a tile 320.
     pub(super) const SLOW_F64: Self = Self { turn: 30_000, tile: 25_000, ..Self::H200 };

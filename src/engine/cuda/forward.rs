@@ -42,12 +42,13 @@ impl Cuda {
         };
         let partials = room.partials();
         let aligned = [x, residual, y].iter().all(|tensor| tensor.is_aligned());
-        if let Some((plan, kernels)) = resident.filter(|_| aligned) {
+        let in_one = resident.filter(|_| aligned).map(|(plan, kernels)| {
             self.in_one_launch(&plan, partials, |group| {
                 launcher
                     .forward_resident(&kernels, &plan, group, outputs, x, residual, y, mask, act)
-            })?;
-        } else {
+            })
+        });
+        if !in_one.transpose()?.unwrap_or(false) {
             launcher.stats(&plan, x, partials)?;
             launcher.stats_finalize(&plan, outputs, x, partials)?;
             let Outputs { mean, mean_rest, invstd, .. } = outputs;

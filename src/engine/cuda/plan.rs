@@ -1,50 +1,8 @@
 //! How a tensor is cut into blocks: a pure function of shape, size of an element and device figures.
 //!
 //! `kernels/README.md` says what the kernels make of it.
-use super::costs::Costs;
+use super::figures::Figures;
 use crate::{Error, Result, Shape};
-
-/// What of a device decides a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Figures {
-    pub multiprocessors: u32,
-    /// At a time, of each multiprocessor.
-    pub threads: u32,
-    /// Bytes of shared memory of each.
-    pub shared: u32,
-    /// Of these, for a block at most.
-    pub shared_block: u32,
-    /// What each block takes beside its own.
-    pub shared_reserved: u32,
-    /// Bytes of the cache that all share.
-    pub cache: u32,
-    /// Whether blocks of a launch may wait for each other.
-    pub cooperative: bool,
-    /// What launches cost beside the memory they move.
-    pub costs: Costs,
-}
-
-impl Figures {
-    /// Of no device, for plans that are the same on all.
-    pub const ANY: Self = Self {
-        multiprocessors: 128,
-        threads: 2048,
-        shared: 0,
-        shared_block: 0,
-        shared_reserved: 0,
-        cache: 0,
-        cooperative: false,
-        costs: Costs::H200,
-    };
-
-    /// Steps of so many bytes that a multiprocessor reads in twice the time that the sums of their tile take, where
-    /// these do not hide: so they cost half a pass at most.
-    fn steps_of_sums(&self, bytes: u64) -> u64 {
-        let share = self.costs.bytes(2 * u64::from(self.costs.tile)) as u64
-            / u64::from(self.multiprocessors);
-        share / bytes
-    }
-}
 
 /// The first argument of every kernel that walks over tensors.
 #[repr(C)]

@@ -1,6 +1,6 @@
 //! Devices and shapes that plans are tested with.
 use super::costs::Costs;
-use super::plan::Figures;
+use super::figures::Figures;
 use crate::Shape;
 
 const KIB: u32 = 1 << 10;

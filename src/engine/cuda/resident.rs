@@ -5,7 +5,8 @@
 //! takes it alone; where it does not, a group of blocks does, which wait for each other; where all
 //! blocks of the device have no room for it, the rest is read again, from the cache if it can be.
 use super::costs::Costs;
-use super::plan::{Figures, Geometry, Plan, THREADS, folded, form, widest};
+use super::figures::Figures;
+use super::plan::{Geometry, Plan, THREADS, folded, form, widest};
 use super::tuning::{Family, Tuning};
 use crate::{DType, Shape};
 use std::collections::HashMap;
@@ -75,7 +76,7 @@ pub(super) fn occupancy(figures: &Figures) -> u32 {
 }
 
 /// Bytes of shared memory that each of them may have.
-fn capacity(figures: &Figures) -> u64 {
+pub(super) fn capacity(figures: &Figures) -> u64 {
     let each = (figures.shared / occupancy(figures)).saturating_sub(figures.shared_reserved);
     u64::from(each.min(figures.shared_block) / 256 * 256)
 }
@@ -96,8 +97,8 @@ struct Model<'a> {
     kept: Option<u64>,
 }
 
-/// What a plan is made for, on one device.
-pub(super) type Key = (Shape, DType, Step, Tuning);
+/// What a plan is made for, on one device, with or without groups of blocks.
+pub(super) type Key = (Shape, DType, Step, Tuning, bool);
 
 /// Plans that were made before: making one takes microseconds.
 #[derive(Default)]
