@@ -102,7 +102,7 @@ fn memory_that_runs_out() {
 #[test]
 fn modules_that_do_not_load() {
     let code = Code::UnsupportedPtxVersion;
-    for (tuning, modules) in [(SPLIT, 1), (resident(0), 2)] {
+    for (tuning, modules) in [(SPLIT, 1), (resident(0), 1)] {
         let failed = failures_at(FailurePoint::Module, code, tuning, "cuModuleLoadData: ");
         assert_eq!(failed, modules, "{tuning:?}");
     }

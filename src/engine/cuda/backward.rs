@@ -24,7 +24,7 @@ impl Cuda {
         let adds_up = wants_sums || through_sums && !has_total;
 
         let activation = forward.activation;
-        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>(activation)?);
+        let plan = self.plan::<E>(shape)?;
         // What reads its tensors twice.
         let resident = match through_sums && !has_total {
             true => self.resident(shape, E::DTYPE, activation, Step::Backward)?,
@@ -34,7 +34,8 @@ impl Cuda {
         let layout = if adds_up { layout } else { Layout::of_channels::<E::Acc>(&plan) };
         let layout = layout.or(resident.as_ref().map(|(plan, _)| plan));
         let room = self.shared.workspace.room(&self.memory, layout)?;
-        let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
+        let (launcher, mut pointers) =
+            (self.launcher::<E>(activation), Pointers::new(self.stream()));
 
         let source = activation.derivative_from(forward.residual);
         let mask = saved.reserve.as_ref().filter(|_| source == Derivative::FromMask);

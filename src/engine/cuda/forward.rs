@@ -16,13 +16,14 @@ impl Cuda {
         shape: &Shape,
         mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
-        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>(args.activation)?);
+        let plan = self.plan::<E>(shape)?;
         let resident = self.resident(shape, E::DTYPE, args.activation, Step::Forward)?;
         let layout = Layout::new::<E::Acc>(&plan).or(resident.as_ref().map(|(plan, _)| plan));
         let room = self.shared.workspace.room(&self.memory, layout)?;
         let (saved, mark) =
             args.open(self, shape)?.map(|opened| (opened.buffers, opened.mark)).unzip();
-        let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
+        let (launcher, mut pointers) =
+            (self.launcher::<E>(args.activation), Pointers::new(self.stream()));
 
         let ForwardTrain { x, residual, weight, bias, activation, eps, one_value, y, .. } = args;
         let masks = activation.derivative_from(residual.is_some()) == Derivative::FromMask;
@@ -66,12 +67,13 @@ impl Cuda {
         mut args: ForwardEval<'_, Device, E>,
         applies: bool,
     ) -> Result<()> {
-        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>(args.activation)?);
+        let plan = self.plan::<E>(shape)?;
         let layout = Layout::of_channels::<E::Acc>(&plan);
         let room = self.shared.workspace.room(&self.memory, layout)?;
         let (saved, mark) =
             args.open(self, shape)?.map(|opened| (opened.buffers, opened.mark)).unzip();
-        let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
+        let (launcher, mut pointers) =
+            (self.launcher::<E>(args.activation), Pointers::new(self.stream()));
 
         let ForwardEval { x, residual, weight, bias, activation, statistics, eps, y, .. } = args;
         let masks = activation.derivative_from(residual.is_some()) == Derivative::FromMask;
@@ -108,10 +110,10 @@ impl Cuda {
         shape: &Shape,
         args: Stats<'_, Device, E>,
     ) -> Result<()> {
-        let kernels = self.kernels::<E>(Activation::Identity)?;
         let plan = self.plan::<E>(shape)?;
         let room = self.shared.workspace.room(&self.memory, Layout::new::<E::Acc>(&plan))?;
-        let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
+        let (launcher, mut pointers) =
+            (self.launcher::<E>(Activation::Identity), Pointers::new(self.stream()));
         let (x, record) = (pointers.read(args.x), pointers.write(args.record));
         // The eps is of an invstd that is not written.
         let outputs = Outputs { record, ..Outputs::new(1.0, self.shared.workspace.nonfinite()) };
@@ -132,8 +134,8 @@ impl Cuda {
             value.ok_or_else(|| Error::Unsupported { engine: super::NAME, reason: reason() })
         };
         let (channels, parts) = (of_32_bits("channels", channels)?, of_32_bits("parts", parts)?);
-        let kernels = self.kernels::<P>(Activation::Identity)?;
-        let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
+        let (launcher, mut pointers) =
+            (self.launcher::<P>(Activation::Identity), Pointers::new(self.stream()));
         let MergeStats { records, one_value, running, record, .. } = args;
         let running = Update::new(running, one_value, &mut pointers);
         let (records, merged) = (pointers.read(records), pointers.write(record));
