@@ -118,7 +118,7 @@ impl<E: Kernels> Step<'_, E> {
         let (block, channels) = (threads.next_multiple_of(32), geometry.slice_channels as usize);
         let width = if channels == 1 { 1 } else { geometry.width as usize };
         let slots = if width <= 32 { block / 32 } else { threads / width };
-        let scratch = 16 + (40 * channels).next_multiple_of(16) + 16 * lanes * width * slots;
+        let scratch = 16 + (40 * channels).next_multiple_of(16) + 8 * lanes * width * slots;
         let room = (self.device.most_shared() - scratch) / (16 * threads * tensors);
         let kept = cut.kept.min(of_block).min(room);
         let shared = 16 * threads * kept * tensors + scratch;
