@@ -146,7 +146,7 @@ impl Cuda {
         self.supports(shape, request)?;
         let (steps, resident) = match request.op {
             Op::ForwardTrain => ("stats, stats_finalize, apply", Some(Step::Forward)),
-            Op::ForwardEval => ("eval, apply", None),
+            Op::ForwardEval => ("apply", None),
             Op::Backward => {
                 ("backward_sums, backward_finalize, backward_apply", Some(Step::Backward))
             }

@@ -212,7 +212,7 @@ impl Slice {
         let column = if channels == 1 { 1 } else { width };
         let rows = if column <= 32 { threads.div_ceil(32) } else { threads / column };
         let sums = self.lanes * column * rows;
-        16 + (40 * channels).next_multiple_of(16) + 16 * sums
+        16 + (40 * channels).next_multiple_of(16) + 8 * sums
     }
 }
 
