@@ -4,7 +4,7 @@ use crate::support::oracle::{self, judge};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
 use batchnorm::cudarc::driver::CudaSlice;
 use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use batchnorm::{Cuda, DType, Device, Engine, ForwardTrain, Memory, Op, Request, Shape, Tuning};
+use batchnorm::{Cuda, DType, Device, Engine, ForwardTrain, Memory, Op, Request, Shape};
 use softcuda::{Code, Exclusive, FailurePoint};
 
 const MODE: Mode = Mode::Train(Some(0.1));
@@ -185,7 +185,22 @@ fn a_graph_that_is_captured_behind_a_refusal_has_no_groups() {
     stream.memset_zeros(&mut y).unwrap();
     graph.launch().unwrap();
     assert_eq!(launched(&mut seen), (1, false), "a block by itself");
-    step(&engine.tuned(Tuning::default()), &mut right);
+    // Refused while it is captured, too.
+    drop(engine);
+    let engine = Cuda::on_stream(context.new_stream().unwrap()).unwrap().tuned(resident(4));
+    step(&engine, &mut right);
+    let stream = engine.stream().clone();
+    stream.synchronize().unwrap();
+    assert!(launches(&device, &mut seen).1, "a refusal is forgotten with the last engine");
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    device.fail(FailurePoint::Launch, 0, Code::CooperativeLaunchTooLarge);
+    step(&engine, &mut right);
+    let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+    stream.memset_zeros(&mut right).unwrap();
+    graph.launch().unwrap();
+    stream.synchronize().unwrap();
+    assert_eq!(launches(&device, &mut seen), (3, false));
+    let on = engine.memory();
     let [y, right] = [&y, &right].map(|of| on.download(of.as_view()).unwrap());
     assert!(y.iter().zip(&right).all(|(a, b)| approx::abs_diff_eq!(a, b, epsilon = 1e-5)));
     assert!(y.iter().any(|&y| y > 1.0));

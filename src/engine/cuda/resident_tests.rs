@@ -219,6 +219,28 @@ fn where_there_are_two_slices_there_are_two_groups() {
     assert!(plans > 100, "{plans}");
 }
 
+/// What a barrier takes is then no less than what memory does.
+#[test]
+fn small_tensors_have_small_groups_or_several_launches() {
+    let dims: [&[usize]; 7] = [
+        &[32 * 28 * 28, 128],
+        &[32 * 14 * 14, 256],
+        &[32 * 7 * 7, 512],
+        &[32 * 7 * 7, 2048],
+        &[64 * 14 * 14, 256],
+        &[32, 256, 14 * 14],
+        &[32, 512, 7 * 7],
+    ];
+    for dims in dims {
+        let shape = Shape::new(dims, 1).unwrap();
+        assert!(2 * shape.len() < 12_000_000);
+        for step in STEPS {
+            let plan = plan(&shape, 2, step, &PROFILES[0], &Tuning::default());
+            assert!(plan.is_none_or(|plan| plan.blocks <= 8), "{shape}, {step:?}: {plan:?}");
+        }
+    }
+}
+
 #[test]
 fn dear_barriers_are_avoided_and_cheap_ones_are_not() {
     let shape = Shape::new(&[256 * 14 * 14, 256], 1).unwrap();
