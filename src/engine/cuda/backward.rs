@@ -72,12 +72,15 @@ impl Cuda {
         };
 
         if let Some((plan, kernels)) = resident.filter(|_| tensors.are_aligned()) {
-            return self.in_one_launch(&plan, partials, |group| {
+            let done = self.in_one_launch(&plan, partials, |group| {
                 let accumulate = args.accumulate;
                 launcher.backward_resident(
                     &kernels, &plan, group, channels, gradients, tensors, accumulate,
                 )
-            });
+            })?;
+            if done {
+                return Ok(());
+            }
         }
         let none = Tensors { grad_x: Ptr::NULL, grad_residual: Ptr::NULL, ..tensors };
         let is_written = !(tensors.grad_x.is_null() && tensors.grad_residual.is_null());

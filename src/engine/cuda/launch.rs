@@ -3,7 +3,7 @@
 //! What makes a launch sound is checked before it: a [`Ptr`] comes from a view of this context or
 //! from the workspace, `check` of the arguments has compared every length with the shape, and the
 //! plan that `geometry` and `merge` come from covers exactly the elements of that shape.
-use super::arguments::{Act, Channels, Gradients, Group, Merge, Outputs, Tensors};
+use super::arguments::{Act, Channels, Given, Gradients, Group, Merge, Outputs, Tensors};
 use super::module::{Activated, Kernels, Modules, ResidentKernels, Tiled};
 use super::plan::{Geometry, Plan};
 use super::resident::Resident;
@@ -106,12 +106,11 @@ impl Launcher<'_> {
     pub fn eval<A>(
         &self,
         channels: u32,
-        mean: Ptr<A>,
-        var: Ptr<A>,
-        record: Ptr<f64>,
-        outputs: Outputs<A>,
+        given: Given<A>,
+        weight: Ptr<A>,
+        bias: Ptr<A>,
     ) -> Result<()> {
-        let arguments = arguments![channels, mean, var, record, outputs];
+        let arguments = arguments![channels, given, weight, bias];
         self.submit(&self.kernels()?.eval, channels.div_ceil(BLOCK), BLOCK, arguments)
     }
 
@@ -120,6 +119,7 @@ impl Launcher<'_> {
         &self,
         plan: &Plan,
         channels: Channels<E::Acc>,
+        given: Given<E::Acc>,
         x: Ptr<E>,
         residual: Ptr<E>,
         y: Ptr<E>,
@@ -131,7 +131,11 @@ impl Launcher<'_> {
         let kernel = &activated.apply;
         macro_rules! with {
             ($act:ident) => {
-                self.tiles(kernel, plan, arguments![geometry, channels, x, residual, y, mask, $act])
+                self.tiles(
+                    kernel,
+                    plan,
+                    arguments![geometry, channels, given, x, residual, y, mask, $act],
+                )
             };
         }
         match act {
