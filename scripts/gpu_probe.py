@@ -122,15 +122,17 @@ def copy():
 def texts(folder, capability):
     """Of each module's PTX for a capability, by name: the target and the text."""
     found = {}
-    for path in Path(folder).iterdir():
-        match = re.fullmatch(r"(.+)\.sm_(\d+)\.ptx(\.lzma|\.gz)?", path.name)
-        if match and int(match[2]) <= capability:
-            found[match[1]] = max(found.get(match[1], (0, path)), (int(match[2]), path))
+    unpack = {".lzma": lzma.decompress, ".gz": gzip.decompress}
+    for path in Path(folder).glob("*.sm_*.ptx*"):
+        name, *targets = re.sub(r"\.ptx.*", "", path.name).split(".sm_")
+        # One file has the texts of several targets, with a 0 behind each.
+        for target, text in zip(map(int, targets), unpack.get(path.suffix, bytes)(path.read_bytes()).split(b"\0")):
+            if found.get(name, (0,))[0] < target <= capability:
+                found[name] = target, text
     if not found:
         leave(f"{folder}: no PTX for capability {capability}", 1)
-    unpack = {".lzma": lzma.decompress, ".gz": gzip.decompress}
-    for name, (target, path) in sorted(found.items()):
-        yield name, target, unpack.get(path.suffix, bytes)(path.read_bytes())
+    for name, (target, text) in sorted(found.items()):
+        yield name, target, text
 
 
 def modules(folder):

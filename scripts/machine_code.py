@@ -242,12 +242,14 @@ class Loop:
 
 def text_for(module, target):
     """The PTX that a device of this target is given."""
-    folder = ROOT / "kernels/ptx"
-    found = {int(re.search(r"\.sm_(\d+)\.", path.name)[1]): path for path in folder.glob(f"{module}.sm_*.ptx.lzma")}
-    serving = [of for of in found if of <= target]
+    serving = {}
+    for path in (ROOT / "kernels/ptx").glob(f"{module}.sm_*.ptx.lzma"):
+        texts = lzma.decompress(path.read_bytes(), lzma.FORMAT_ALONE).split(b"\0")
+        targets = map(int, re.findall(r"\.sm_(\d+)", path.name))
+        serving |= {of: text for of, text in zip(targets, texts) if of <= target}
     if not serving:
         sys.exit(f"machine_code: no {module} for sm_{target}")
-    return lzma.open(found[max(serving)], format=lzma.FORMAT_ALONE).read()
+    return serving[max(serving)]
 
 
 def assembled(module, target):
