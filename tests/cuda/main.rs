@@ -6,6 +6,7 @@
 mod support;
 
 mod alignment; // arguments at odd addresses
+mod counts; // instructions and bytes of every kernel
 mod devices; // golden cases on every profile; several devices, streams and threads
 mod failures; // launches, memory and modules that fail
 mod graphs; // a captured step
