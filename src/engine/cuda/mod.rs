@@ -18,7 +18,7 @@ use crate::{DType, Device, Element, Memory, Real, Result, Shape};
 use arguments::Group;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaStream};
-use launch::Launcher;
+use launch::{Bound, Launcher};
 use module::{Activated, Kernels, Modules, ResidentKernels};
 use plan::{Figures, Plan};
 use resident::{Plans, Resident, Step};
@@ -214,7 +214,7 @@ impl Cuda {
         &'a self,
         (kernels, activated): &'a (Arc<Kernels>, Arc<Activated>),
     ) -> Launcher<'a> {
-        Launcher { kernels, activated, stream: self.stream() }
+        Launcher { kernels, activated, stream: Bound::new(self.stream()) }
     }
 }
 

@@ -48,10 +48,20 @@ const NAME: &str = "cudnn";
 /// `grad_weight` errs by up to `|mean| * invstd * |sum(g)|` half units of f32, and `grad_x` with it.
 /// Our kernels save what the rounding leaves.
 ///
-/// An operation queues its work on the stream and returns. Clones share stream, handle and
-/// workspace; a graph that was captured from a step stays valid while one of them lives, and a step
+/// An operation queues its work on the stream and returns. All engines of one stream share handle, descriptors
+/// and workspace; a graph that was captured from a step stays valid while one of them lives, and a step
 /// before the capture, or [`Engine::prepare`] and a [`Saved`](crate::Saved) that was used, makes
-/// all memory. cuDNN wants a ReLU's output again in backward, so `Saved` keeps a copy of it.
+/// all memory. Of calls of the driver and of cudarc's events, what [`Cuda`](crate::Cuda) says holds here.
+///
+/// cuDNN reads a ReLU's output again in backward, and takes no bit mask in its place. So `Saved` keeps a copy of
+/// y, a read and a write of the tensor more, unless the caller says that it keeps y itself
+/// ([`ForwardTrain::y_is_kept`]) and gives it to the backward: a network whose next layer keeps its input has it anyway.
+///
+/// Training goes by `cudnnBatchNormalizationForwardTrainingEx` and `BackwardEx` whatever the dtype and layout,
+/// as in PyTorch. cuDNN's graph API is not called. What its `NORM_FORWARD` and `NORM_BACKWARD` would add is the
+/// mask of a ReLU as bits, so that y need not be kept, and a ReLU behind bf16; it costs a plan for every form that is
+/// compiled at first use, and running statistics that are written beside the old ones instead of in their place.
+/// Our kernels have that mask and all dtypes, and callers who keep y pay nothing for it here.
 #[derive(Clone)]
 pub struct Cudnn {
     memory: Device,
@@ -70,7 +80,7 @@ impl Cudnn {
         Self::on_stream(new_stream(ordinal)?)
     }
 
-    /// On this stream.
+    /// On this stream, sharing handle and workspace with every other engine that is there.
     ///
     /// # Errors
     /// As [`Cudnn::new`]; [`Error::Unsupported`] where the handle means a stream per thread.
@@ -98,8 +108,8 @@ impl Cudnn {
         raw::version()
     }
 
-    /// Whether sums of the persistent mode have overflowed since this last said so, on this engine
-    /// and its clones. Steps do not ask; this waits for the stream.
+    /// Whether sums of the persistent mode have overflowed since this last said so, by whichever engine of this
+    /// stream. Steps do not ask; this waits for the stream.
     ///
     /// # Errors
     /// [`Error::Device`].
@@ -134,12 +144,10 @@ impl Cudnn {
             return Ok(format!("{NAME}: {:?} by a kernel of ours", request.op));
         }
         let form = Form::new(shape, request, self.persistent)?;
-        let calls = match (form.is_extended, request.op) {
-            (_, Op::ForwardEval) => "ForwardInference",
-            (false, Op::Backward) => "Backward",
-            (true, Op::Backward) => "BackwardEx",
-            (false, _) => "ForwardTraining",
-            (true, _) => "ForwardTrainingEx",
+        let calls = match request.op {
+            Op::ForwardEval => "ForwardInference",
+            Op::Backward => "BackwardEx",
+            _ => "ForwardTrainingEx",
         };
         let mut text = format!("{NAME}: cudnnBatchNormalization{calls}, {form}");
         for unknown in limits::unknown(&Ask { shape, request }) {
@@ -198,18 +206,22 @@ impl Engine for Cudnn {
         }
         let form = Form::new(shape, request, self.persistent)?;
         let mut desk = self.desk();
-        let sizes = desk.describe(&form)?;
+        let sizes = desk.describe(&form)?.sizes;
         desk.spaces(&self.memory, &sizes)?;
         match request.dtype {
             DType::F64 => desk.constants::<f64>(&self.memory, shape.channels()).map(drop),
             _ => desk.constants::<f32>(&self.memory, shape.channels()).map(drop),
         }
     }
-    /// What cuDNN asks for; and y, which it wants again where a ReLU follows. 0 for what it does
-    /// not serve.
+    /// What cuDNN asks for; and y, which it wants again where a ReLU follows, unless the caller keeps it. 0 for
+    /// what it does not serve.
     fn reserve_len(&self, shape: &Shape, request: Request) -> usize {
         let form = Form::new(shape, request, self.persistent);
-        form.and_then(|form| Ok(form.kept(&self.desk().describe(&form)?))).unwrap_or(0)
+        let kept = form.and_then(|form| {
+            let sizes = self.desk().describe(&form)?.sizes;
+            Ok(form.kept(&sizes, request.y_is_kept))
+        });
+        kept.unwrap_or(0)
     }
 
     fn forward_train<E: Element>(
