@@ -5,6 +5,7 @@
 //! `desk` is what the steps of a stream share, `launch` makes typed calls of `forward` and
 //! `backward`.
 use super::parameters::Parameters;
+use super::per_stream::{OfStream, PerStream};
 use super::{
     Backward, Constrain, Engine, ForwardEval, ForwardTrain, LayerNormBackward, LayerNormForward,
     MergeStats, Op, OptimizerStep, Regularize, Request, Stats,
@@ -65,10 +66,24 @@ const NAME: &str = "cudnn";
 #[derive(Clone)]
 pub struct Cudnn {
     memory: Device,
-    desk: Arc<Mutex<Desk>>,
+    shared: Arc<Shared>,
     persistent: bool,
-    parameters: Arc<Parameters>,
 }
+
+/// What the engines of a stream share.
+struct Shared {
+    stream: Arc<CudaStream>,
+    desk: Mutex<Desk>,
+    parameters: Parameters,
+}
+
+impl OfStream for Shared {
+    fn stream(&self) -> &CudaStream {
+        &self.stream
+    }
+}
+
+static SHARED: PerStream<Shared> = PerStream::new();
 
 impl Cudnn {
     /// On a new stream of a device, by its ordinal.
@@ -87,9 +102,12 @@ impl Cudnn {
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
         check_stream(&stream, NAME)?;
         library::cudnn(raw::SYMBOLS)?;
-        let desk = Arc::new(Mutex::new(Desk::new(&stream)?));
-        let parameters = Arc::new(Parameters::new(NAME));
-        Ok(Self { memory: Device::new(stream), desk, persistent: false, parameters })
+        let make = || {
+            let (desk, parameters) = (Mutex::new(Desk::new(&stream)?), Parameters::new(NAME));
+            Ok(Shared { stream: stream.clone(), desk, parameters })
+        };
+        let shared = SHARED.get(&stream, make)?;
+        Ok(Self { memory: Device::new(stream), shared, persistent: false })
     }
 
     /// The same, in the persistent mode where channels come first, too: it may be faster, and its
@@ -157,7 +175,7 @@ impl Cudnn {
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Constants where weight or bias is absent; none of their addresses is used where both are
@@ -202,7 +220,7 @@ impl Engine for Cudnn {
     }
     fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
         if is_ours(request.op) {
-            return self.parameters.load(self.stream());
+            return self.shared.parameters.load(self.stream());
         }
         let form = Form::new(shape, request, self.persistent)?;
         let mut desk = self.desk();
@@ -275,13 +293,13 @@ impl Engine for Cudnn {
         Err(no_call(args.request(), shape))
     }
     fn optimizer_step<P: Real>(&self, args: OptimizerStep<'_, Device, P>) -> Result<()> {
-        self.parameters.optimizer_step(&self.memory, args)
+        self.shared.parameters.optimizer_step(&self.memory, args)
     }
     fn regularize<P: Real>(&self, args: Regularize<'_, Device, P>) -> Result<()> {
-        self.parameters.regularize(&self.memory, args)
+        self.shared.parameters.regularize(&self.memory, args)
     }
     fn constrain<P: Real>(&self, args: Constrain<'_, Device, P>) -> Result<()> {
-        self.parameters.constrain(&self.memory, args)
+        self.shared.parameters.constrain(&self.memory, args)
     }
 }
 
