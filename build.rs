@@ -1,9 +1,13 @@
-//! Lists the compiled kernels in `kernels/ptx` for `src/engine/cuda/module.rs`, so that a new one needs no list by
-//! hand. Nothing is compiled or compressed here: `scripts/build-ptx.sh` made the files.
+//! Lists the compiled kernels in `kernels/ptx` for `src/engine/cuda/module.rs`, and the costs that were measured on
+//! devices for `src/engine/cuda/costs.rs`, so that a new one needs no list by hand. Nothing is compiled or compressed
+//! here: `scripts/build-ptx.sh` made the files.
 use std::cmp::Reverse;
+use std::path::Path;
 use std::{env, fs, io};
 
 const FOLDER: &str = "kernels/ptx";
+/// Of `cuda-DEVICE/DATE/costs.txt`.
+const RECORDS: &str = "benches/record";
 
 fn main() -> io::Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
@@ -11,6 +15,10 @@ fn main() -> io::Result<()> {
         println!("cargo::rerun-if-changed={FOLDER}");
         let out = env::var("OUT_DIR").map_err(io::Error::other)?;
         fs::write(format!("{out}/ptx.rs"), table()?)?;
+        if Path::new(RECORDS).exists() {
+            println!("cargo::rerun-if-changed={RECORDS}");
+        }
+        fs::write(format!("{out}/costs.rs"), costs()?)?;
     }
     Ok(())
 }
@@ -34,4 +42,32 @@ fn table() -> io::Result<String> {
         format!("    ({name:?}, {target}, include_bytes!({path})),\n")
     };
     Ok(format!("&[\n{}]\n", texts.iter().map(row).collect::<String>()))
+}
+
+/// `const RECORDS: &[&str] = &[include_str!(".."), ..];`: those of a device from the oldest to the newest.
+fn costs() -> io::Result<String> {
+    let mut files = Vec::new();
+    for device in folders(Path::new(RECORDS))? {
+        let name = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with("cuda-") {
+            files.extend(folders(&device)?.into_iter().map(|date| date.join("costs.txt")));
+        }
+    }
+    files.retain(|file| file.exists());
+    files.sort();
+    let row = |file: &std::path::PathBuf| {
+        format!(
+            "    include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/{}\")),\n",
+            file.display()
+        )
+    };
+    Ok(format!("const RECORDS: &[&str] = &[\n{}];\n", files.iter().map(row).collect::<String>()))
+}
+
+fn folders(of: &Path) -> io::Result<Vec<std::path::PathBuf>> {
+    if !of.is_dir() {
+        return Ok(Vec::new()); // in a package without records
+    }
+    let entries = fs::read_dir(of)?.collect::<io::Result<Vec<_>>>()?;
+    Ok(entries.into_iter().map(|entry| entry.path()).filter(|path| path.is_dir()).collect())
 }

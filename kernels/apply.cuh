@@ -2,13 +2,21 @@
 #pragma once
 #include "extremes.cuh"
 
-/// `y = activation(normalize(x) [+ residual])`; y may be x.
+/// `y = activation(normalize(x) [+ residual])`; y may be x. Of statistics that are given, the first tile's blocks keep
+/// what a backward wants.
 template <class T, int W, class Act>
-__device__ void apply(const Geometry &g, const Channels<AccOf<T>> &by, const T *x, const T *residual, T *y,
-                      unsigned char *mask, const Act &act) {
+__device__ void apply(const Geometry &g, const Channels<AccOf<T>> &channels, const Given<AccOf<T>> &given, const T *x,
+                      const T *residual, T *y, unsigned char *mask, const Act &act) {
     using A = AccOf<T>;
     __shared__ Shared<A> shared;
     auto walk = Walk<u64>::of_block(g, true);
+    const Normalizer<A> by = {channels, given, g.channels};
+    if (by.is_given() && walk.tile == 0) {
+#pragma unroll 1
+        for (unsigned k = threadIdx.x; k < channels_of(g, walk.slice); k += blockDim.x) {
+            by.save(u64(walk.slice) * g.slice_channels + k);
+        }
+    }
     if (Coefs<A, W>::prepare(g, walk.slice, by, shared.values())) {
         return apply_slowly<W>(g, walk, by, x, residual, y, mask, act);
     }

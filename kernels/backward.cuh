@@ -196,7 +196,7 @@ __device__ void backward_slowly(const Geometry &geometry, Walk<Index> walk, cons
         for (int i = 0; i < W; i++) {
             const u64 at = u64(walk.at) * W + i,
                       c = u64(walk.slice) * geometry.slice_channels + channel_of<W>(geometry, walk, i);
-            const Channel<A> channel(by, c);
+            const Channel<A> channel(by.of(c));
             const bool reads_x = parts || coefs || t.source == FROM_X || t.source == FROM_RESIDUAL;
             const A x = reads_x ? E::widen(t.x[at]) : A(0);
             const A g = passed(channel, t, act, x, walk.at, i, at);
@@ -300,7 +300,7 @@ template <class T> __device__ bool are_lost(double sum, double product) {
 template <class T, class Act>
 __device__ Part wide_sums(u64 count, unsigned c, u64 channels, u64 inner, unsigned W, const Channels<AccOf<T>> &by,
                           const Tensors<T> &t, const Act &act) {
-    const Channel<AccOf<T>> channel(by, c);
+    const Channel<AccOf<T>> channel(by.of(c));
     Part part = {0, 0, 0};
 #pragma unroll 1
     for (u64 n = thread_anew() % 32; n < count; n += 32) {

@@ -33,7 +33,16 @@ template <> struct Element<__nv_bfloat16> {
     static __device__ float widen(__nv_bfloat16 value) {
         return __uint_as_float(unsigned(__bfloat16_as_ushort(value)) << 16); // as newer targets have an instruction for
     }
-    static __device__ __nv_bfloat16 narrow(float value) { return __float2bfloat16_rn(value); }
+    static __device__ __nv_bfloat16 narrow(float value) { return __ushort_as_bfloat16(bits(value)); }
+    static __device__ unsigned short bits(float value) {
+#if __CUDA_ARCH__ >= 800
+        return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+#else
+        // As older targets have no instruction for: to even; a NaN stays one.
+        const unsigned bits = __float_as_uint(value);
+        return isnan(value) ? 0x7fff : bits + 0x7fff + (bits >> 16 & 1) >> 16;
+#endif
+    }
 };
 template <class T> using AccOf = typename Element<T>::Acc;
 
@@ -93,8 +102,13 @@ __device__ inline unsigned narrow_pair(__half, float low, float high) {
     return reinterpret_cast<const unsigned &>(pair);
 }
 __device__ inline unsigned narrow_pair(__nv_bfloat16, float low, float high) {
+#if __CUDA_ARCH__ >= 800
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return reinterpret_cast<const unsigned &>(pair);
+#else
+    using E = Element<__nv_bfloat16>;
+    return E::bits(low) | unsigned(E::bits(high)) << 16;
+#endif
 }
 
 /// Of 16 bits two in a word, as they are loaded: elements of their own would take a register each.

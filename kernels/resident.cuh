@@ -16,7 +16,8 @@ struct Room {
     /// Two sums for each channel.
     double2 *totals;
     Table<float> table;
-    double2 *stage;
+    /// Partial sums of one of the two.
+    double *stage;
 
     /// Values of the table by channel: those of `Coefs` and of `Through`, and what means count from.
     static constexpr unsigned VALUES = 6, BASE = 5;
@@ -25,8 +26,8 @@ struct Room {
         arrival = reinterpret_cast<unsigned *>(shared + vectors);
         totals = reinterpret_cast<double2 *>(arrival + 4);
         table = {reinterpret_cast<float *>(totals + g.slice_channels), g.slice_channels};
-        const unsigned values = (VALUES * g.slice_channels + 3) / 4 * 4; // what follows is aligned to 16 bytes
-        stage = reinterpret_cast<double2 *>(table.values + values);
+        const unsigned values = (VALUES * g.slice_channels + 1) / 2 * 2; // what follows is aligned to 8 bytes
+        stage = reinterpret_cast<double *>(table.values + values);
     }
     /// A thread's own places: no other reads them.
     template <class T, int W> __device__ void keep(const Geometry &g, unsigned step, Vector<T, W> vector) const {
@@ -58,7 +59,7 @@ __device__ inline double2 from_below(double2 sums, unsigned distance) {
 /// row: first the rows that a warp has, then those of the warps; always in the same order.
 template <int N>
 __device__ void add_up(double2 (&sums)[N], unsigned width, unsigned threads, unsigned channels, unsigned inner,
-                       double2 *stage, double2 *to) {
+                       double *stage, double2 *to) {
     width = anew(width);
     const unsigned thread = thread_anew(), lane = thread % 32;
     unsigned slot = thread / 32, slots = blockDim.x / 32, column = lane;
@@ -81,31 +82,35 @@ __device__ void add_up(double2 (&sums)[N], unsigned width, unsigned threads, uns
             if (adds) sums[i] = sums[i] + other;
         }
     }
-    if (writes) {
-#pragma unroll
-        for (int i = 0; i < N; i++) stage[(slot * N + i) * width + column] = sums[i];
-    }
-    __syncthreads();
     // As many threads for each channel as there are, or as it has sums.
     const unsigned parts = inner * slots;
     unsigned team = 32;
     while (team > 1 && (team >= 2 * parts || channels * team > blockDim.x)) team /= 2;
+    // One sum after the other, so that the stage takes half the room, which keeps vectors instead.
 #pragma unroll 1
-    for (unsigned first = thread - lane; first < channels * team; first += blockDim.x) {
-        const unsigned c = (first + lane) / team;
-        double2 sum = {0, 0};
-        if (c < channels) {
-#pragma unroll 1
-            for (unsigned part = lane % team; part < parts; part += team) {
-                const unsigned s = inner == 1 ? part : part / inner, e = c * inner + (part - s * inner);
-                sum = sum + stage[(s * N + e % N) * width + e / N];
-            }
+    for (unsigned which = 0; which < 2; which++) {
+        if (writes) {
+#pragma unroll
+            for (int i = 0; i < N; i++) stage[(slot * N + i) * width + column] = which == 0 ? sums[i].x : sums[i].y;
         }
+        __syncthreads();
 #pragma unroll 1
-        for (unsigned d = team / 2; d > 0; d /= 2) sum = sum + from_below(sum, d);
-        if (c < channels && lane % team == 0) to[c] = sum;
+        for (unsigned first = thread - lane; first < channels * team; first += blockDim.x) {
+            const unsigned c = (first + lane) / team;
+            double sum = 0;
+            if (c < channels) {
+#pragma unroll 1
+                for (unsigned part = lane % team; part < parts; part += team) {
+                    const unsigned s = inner == 1 ? part : part / inner, e = c * inner + (part - s * inner);
+                    sum += stage[(s * N + e % N) * width + e / N];
+                }
+            }
+#pragma unroll 1
+            for (unsigned d = team / 2; d > 0; d /= 2) sum += __shfl_down_sync(~0u, sum, d);
+            if (c < channels && lane % team == 0) (which == 0 ? to[c].x : to[c].y) = sum;
+        }
+        __syncthreads();
     }
-    __syncthreads();
 }
 
 /// The same of the vectors of a slice. Where all lanes are of one channel they are added before the threads are.

@@ -256,19 +256,12 @@ __device__ void stats_finalize(const Merge &merge, const Outputs<AccOf<T>> &out,
     out.save_parameters(c);
 }
 
-/// Statistics that are given, as a forward uses and saves them: mean and variance, or a record.
+/// What a backward wants of statistics that are given, where no pass over a tensor keeps it.
 template <class A>
-__device__ void eval(u64 channels, const A *means, const A *vars, const double *record, const Outputs<A> &out) {
+__device__ void eval(u64 channels, const Given<A> &given, const A *weight, const A *bias) {
+    const Normalizer<A> by = {{nullptr, nullptr, nullptr, weight, bias}, given, channels};
     const unsigned c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= channels) return;
-    const double mean = record ? record[c] : means[c], rest = record ? record[channels + c] : 0;
-    const double var = record ? record[2 * channels + c] : vars[c];
-    const A rounded = A(mean);
-    if (out.mean) out.mean[c] = rounded;
-    if (out.mean_rest) out.mean_rest[c] = A(or_zero((mean - rounded) + rest));
-    out.invstd[c] = A(1 / sqrt(var + out.eps));
-    out.save_parameters(c);
-    if (out.nonfinite && !(isfinite(mean) && isfinite(var))) atomicOr(out.nonfinite, 1u);
+    if (c < channels) by.save(c);
 }
 
 /// Merges records of the parts of a batch into one. Means count from that of the first part that has values, so that

@@ -3,6 +3,8 @@ use crate::{Element, Memory, Real, Result, Shape};
 
 mod check;
 mod cpu;
+#[cfg(feature = "cubins")]
+mod cubins;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cudnn")]

@@ -31,14 +31,22 @@ pub(super) fn capability(context: &CudaContext) -> Result<i32> {
     Ok(10 * major + minor)
 }
 
-/// A module for a device of this capability; `engine` is who says that there is none.
+/// A module for a device of this capability, of its machine code where that ships and the driver
+/// takes it, else of PTX; `engine` is who says that there is none.
 pub(super) fn load(
     context: &Arc<CudaContext>,
     engine: &'static str,
     name: &str,
     capability: i32,
 ) -> Result<Arc<CudaModule>> {
-    let text = ptx(name, capability).and_then(unpacked).ok_or_else(|| {
+    let packed = ptx(name, capability);
+    #[cfg(feature = "cubins")]
+    if let Some(packed) = packed
+        && let Some(module) = super::cubins::load(context, name, packed, capability)
+    {
+        return Ok(module);
+    }
+    let text = packed.and_then(unpacked).ok_or_else(|| {
         let reason = format!("no module {name} for compute capability {}", dotted(capability));
         Error::Unsupported { engine, reason }
     })?;

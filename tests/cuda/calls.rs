@@ -80,7 +80,7 @@ fn launches(kind: &str, count: u64) -> Calls {
 
 /// By each family: the launches of a forward, a backward and an evaluation.
 fn families() -> [(Tuning, [Calls; 3]); 3] {
-    let eval = || launches("cuLaunchKernel", 2);
+    let eval = || launches("cuLaunchKernel", 1);
     let [one, group] = ["cuLaunchKernel", "cuLaunchCooperativeKernel"];
     [
         (SPLIT, [launches(one, 3), launches(one, 3), eval()]),

@@ -10,6 +10,7 @@ mod calls; // how often an operation calls the driver
 mod devices; // golden cases on every profile; several devices, streams and threads
 mod failures; // launches, memory and modules that fail
 mod graphs; // a captured step
+mod refusals; // launches that the driver does not start
 mod regimes; // every way through a step, on a device where small tensors take them all
 mod streams; // one tensor on several streams
 mod traffic; // bytes that kernels read and write

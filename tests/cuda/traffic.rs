@@ -24,8 +24,8 @@ impl Passes {
 }
 
 const SPLIT: (&str, Tuning) = ("mini", cuda::SPLIT);
-/// On a device that has room for a million elements.
-const RESIDENT: (&str, Tuning) = ("sm_90", Tuning::new(Family::Fastest));
+/// On a device that has room for a million elements, even where several launches should be faster.
+const RESIDENT: (&str, Tuning) = ("sm_90", Tuning::new(Family::Resident { blocks: None }));
 
 /// The passes of a forward, and of a backward where one is asked for.
 fn measure<E: Element>(

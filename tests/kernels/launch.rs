@@ -116,6 +116,15 @@ pub struct Group {
 #[repr(C)]
 pub struct Channels(pub [u64; 5]);
 
+/// Pointers: `mean`, `var`, `record`, `saved_mean`, `saved_mean_rest`, `saved_invstd`, `saved_weight`,
+/// `saved_bias`, `nonfinite`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Given {
+    pub eps: f64,
+    pub pointers: [u64; 9],
+}
+
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Merge {
@@ -213,6 +222,8 @@ unsafe impl DeviceRepr for Group {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for Channels {}
 // SAFETY: as above.
+unsafe impl DeviceRepr for Given {}
+// SAFETY: as above.
 unsafe impl DeviceRepr for Merge {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for Outputs {}
@@ -233,6 +244,7 @@ pub enum Arg {
     Geometry(Geometry),
     Group(Group),
     Channels(Channels),
+    Given(Given),
     Merge(Merge),
     Outputs(Outputs),
     Gradients(Gradients),
@@ -349,6 +361,7 @@ impl Device {
                 Arg::Geometry(v) => builder.arg(v),
                 Arg::Group(v) => builder.arg(v),
                 Arg::Channels(v) => builder.arg(v),
+                Arg::Given(v) => builder.arg(v),
                 Arg::Merge(v) => builder.arg(v),
                 Arg::Outputs(v) => builder.arg(v),
                 Arg::Gradients(v) => builder.arg(v),

@@ -100,6 +100,7 @@ pub(crate) struct Calls {
     pub set_seed: extern "C" fn(u32, u64),
     pub set_all_seeds: extern "C" fn(u64),
     pub set_budget: extern "C" fn(u32, u64),
+    pub set_shared_taken: extern "C" fn(u32, u32),
     pub launch_count: extern "C" fn(u32) -> usize,
     pub launch: unsafe extern "C" fn(u32, usize, *mut RawLaunch) -> bool,
     pub launch_kernel: unsafe extern "C" fn(u32, usize, *mut u8, usize) -> usize,
@@ -262,6 +263,12 @@ impl Device {
     /// next reset.
     pub fn set_budget(&self, instructions: u64) {
         (self.calls.set_budget)(self.ordinal, instructions);
+    }
+
+    /// Takes so many bytes of shared memory from every multiprocessor, until the next reset, as a debugger, another
+    /// process or a larger cache does: fewer blocks run at a time, while the device's attributes stay as they are.
+    pub fn set_shared_taken(&self, bytes: u32) {
+        (self.calls.set_shared_taken)(self.ordinal, bytes);
     }
 
     /// Forgets launches, messages and requested failures, and what was set for this device alone. Memory and contexts

@@ -25,7 +25,7 @@ impl Cuda {
         let adds_up = wants_sums || through_sums && !has_total;
 
         let activation = forward.activation;
-        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>(activation)?);
+        let plan = self.plan::<E>(shape)?;
         // What reads its tensors twice.
         let resident = match through_sums && !has_total {
             true => self.resident(shape, E::DTYPE, activation, Step::Backward)?,
@@ -35,7 +35,8 @@ impl Cuda {
         let layout = if adds_up { layout } else { Layout::of_channels::<E::Acc>(&plan) };
         let layout = layout.or(resident.as_ref().map(|(plan, _)| plan));
         let room = self.shared.workspace.room(&self.memory, layout)?;
-        let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
+        let (launcher, mut pointers) =
+            (self.launcher::<E>(activation), Pointers::new(self.stream()));
 
         let source = activation.derivative_from(forward.residual);
         let residual = args.residual.filter(|_| source == Derivative::FromResidual);
@@ -69,12 +70,15 @@ impl Cuda {
         };
 
         if let Some((plan, kernels)) = resident.filter(|_| tensors.are_aligned()) {
-            return self.in_one_launch(&plan, partials, |group| {
+            let done = self.in_one_launch(&plan, partials, |group| {
                 let accumulate = args.accumulate;
                 launcher.backward_resident(
                     &kernels, &plan, group, channels, gradients, tensors, accumulate,
                 )
-            });
+            })?;
+            if done {
+                return Ok(());
+            }
         }
         let none = Tensors { grad_x: Ptr::NULL, grad_residual: Ptr::NULL, ..tensors };
         let is_written = !(tensors.grad_x.is_null() && tensors.grad_residual.is_null());

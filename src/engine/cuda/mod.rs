@@ -12,14 +12,14 @@ use super::{
     LayerNormBackward, LayerNormForward, MergeStats, OneValue, Op, OptimizerStep, Regularize,
     Request, Stats,
 };
-use crate::memory::{check_stream, new_stream, refused};
+use crate::memory::{check_stream, new_stream};
 use crate::{DType, Device, Element, Memory, Real, Result, Shape};
 use arguments::Group;
-use cudarc::driver::sys::CUdevice_attribute as Attribute;
-use cudarc::driver::{CudaContext, CudaStream};
+use cudarc::driver::CudaStream;
+use figures::Figures;
 use launch::{Bound, Launcher};
-use module::{Activated, Kernels, ResidentKernels};
-use plan::{Figures, Plan};
+use module::ResidentKernels;
+use plan::Plan;
 use resident::{Resident, Step};
 use shared::Shared;
 use std::sync::Arc;
@@ -31,6 +31,7 @@ pub use tuning::{Family, Tuning};
 mod arguments;
 mod backward;
 mod costs;
+mod figures;
 mod forward;
 #[allow(unsafe_code)]
 mod launch;
@@ -39,6 +40,7 @@ mod module;
 mod plan;
 #[cfg(test)]
 mod profiles;
+mod refusals;
 mod resident;
 mod shared;
 mod tuning;
@@ -58,13 +60,23 @@ const NAME: &str = "cuda";
 /// counts: where the caller knows of less than two values, and no graph is captured.
 ///
 /// Results are bit for bit repeatable on one device, and may differ in rounding between devices of
-/// different size, unless [`Family::Split`] is asked for.
+/// different size, or with other [`Costs`], unless [`Family::Split`] is asked for.
 ///
 /// All engines of one stream share its workspace, be they clones or made apart by [`Cuda::on_stream`]: the
 /// layers of a network need one between them, and the last engine drops it. Steps on a stream follow each
 /// other, so that they can; several threads may queue theirs. The workspace never moves, so that a graph that
 /// was captured from a step stays valid while an engine of the stream lives; a step before the capture, or
 /// [`Engine::prepare`], makes all memory.
+///
+/// Where the driver refuses a training step in one launch, as it may under a debugger or with a part of a
+/// device, the step takes several, and so do all engines of the context from then on: [`Cuda::explain`] says so. A graph
+/// should be captured behind such a step, since some drivers refuse when it is instantiated.
+///
+/// Kernels are loaded by the first step that launches them, or by [`Engine::prepare`], for tensors that
+/// start at a multiple of 16 bytes. The driver compiles their PTX then, once for each machine, user and
+/// driver: ptxas, which is the same compiler, takes 0.6 to 1.3 CPU seconds for each module on a server's
+/// core; a type of elements has two, of which a step in one launch needs one. With the feature `cubins`
+/// machine code is loaded instead, after it has been unpacked in about 20 ms.
 ///
 /// # Driver calls
 /// Where cudarc tracks the uses of slices by events, as it does by default once a context has more than its
@@ -150,7 +162,7 @@ impl Cuda {
         self.supports(shape, request)?;
         let (steps, resident) = match request.op {
             Op::ForwardTrain => ("stats, stats_finalize, apply", Some(Step::Forward)),
-            Op::ForwardEval => ("eval, apply", None),
+            Op::ForwardEval => ("apply", None),
             Op::Backward => {
                 ("backward_sums, backward_finalize, backward_apply", Some(Step::Backward))
             }
@@ -168,15 +180,21 @@ impl Cuda {
             Op::Regularize => return Ok(format!("{NAME}: regularize, one block")),
             Op::Constrain => return Ok(format!("{NAME}: constrain, one block")),
         };
-        let plan = self.cut(shape, request.dtype)?;
-        let resident =
-            resident.map(|step| self.resident(shape, request.dtype, request.activation, step));
-        let Some((resident, _)) = resident.transpose()?.flatten() else {
+        let (plan, dtype) = (self.cut(shape, request.dtype)?, request.dtype);
+        let Some(step) = resident.filter(|_| self.tuning.family != Family::Split) else {
             return Ok(format!("{NAME}: {steps}; {plan}"));
+        };
+        let modules = &self.shared.modules;
+        let (resident, refused) = (
+            self.resident(shape, dtype, request.activation, step)?,
+            format!("{}{}", modules.refusals, modules.unfit(dtype, request.activation)),
+        );
+        let Some((resident, _)) = resident else {
+            return Ok(format!("{NAME}: {steps}; {plan}{refused}"));
         };
         let name = if request.op == Op::Backward { "backward" } else { "forward" };
         let otherwise = "where a tensor does not start at a multiple of 16 bytes";
-        Ok(format!("{NAME}: {name}_resident; {resident}; {otherwise}: {steps}; {plan}"))
+        Ok(format!("{NAME}: {name}_resident; {resident}; {otherwise}: {steps}; {plan}{refused}"))
     }
 
     fn cut(&self, shape: &Shape, dtype: DType) -> Result<Plan> {
@@ -193,8 +211,9 @@ impl Cuda {
         step: Step,
     ) -> Result<Option<(Resident, Arc<ResidentKernels>)>> {
         let (Shared { figures, modules, plans, .. }, tuning) = (&*self.shared, self.tuning);
-        let make = || resident::plan(shape, dtype.size(), step, figures, &tuning);
-        match plans.get((*shape, dtype, step, tuning), make) {
+        let Some(allowed) = modules.refusals.allowed(figures) else { return Ok(None) };
+        let make = || resident::plan(shape, dtype.size(), step, &allowed, &tuning);
+        match plans.get((*shape, dtype, step, tuning, allowed.cooperative), make) {
             Some(plan) => {
                 Ok(modules.resident(dtype, activation, figures)?.map(|kernels| (plan, kernels)))
             }
@@ -202,35 +221,33 @@ impl Cuda {
         }
     }
 
-    /// Launches with what the blocks of a group tell each other through.
+    /// Launches with what the blocks of a group tell each other through. False where the driver refuses
+    /// the launch: then nothing has run, and the step is to take several.
     fn in_one_launch(
         &self,
         plan: &Resident,
         partials: Ptr<f64>,
         launch: impl FnOnce(Group) -> Result<()>,
-    ) -> Result<()> {
-        let workspace = &self.shared.workspace;
-        let launched = launch(Group::new(plan, partials, workspace.words(&self.memory)?));
-        launched.inspect_err(|_| workspace.spoil_words())
+    ) -> Result<bool> {
+        let Shared { workspace, modules, .. } = &*self.shared;
+        match launch(Group::new(plan, partials, workspace.words(&self.memory)?)) {
+            Ok(()) => Ok(true),
+            Err(error) if modules.refusals.remember(plan, &error) => Ok(false),
+            Err(error) => {
+                workspace.spoil_words();
+                Err(error)
+            }
+        }
     }
 
     fn plan<E: Element>(&self, shape: &Shape) -> Result<Plan> {
         self.cut(shape, E::DTYPE)
     }
 
-    fn kernels<E: Element>(
-        &self,
-        activation: Activation,
-    ) -> Result<(Arc<Kernels>, Arc<Activated>)> {
+    /// Kernels for elements of this type, on the engine's stream.
+    fn launcher<E: Element>(&self, activation: Activation) -> Launcher<'_> {
         let modules = &self.shared.modules;
-        Ok((modules.kernels(E::DTYPE)?, modules.activated(E::DTYPE, activation)?))
-    }
-
-    fn launcher<'a>(
-        &'a self,
-        (kernels, activated): &'a (Arc<Kernels>, Arc<Activated>),
-    ) -> Launcher<'a> {
-        Launcher { kernels, activated, stream: Bound::new(self.stream()) }
+        Launcher { modules, dtype: E::DTYPE, activation, stream: Bound::new(self.stream()) }
     }
 }
 
@@ -245,29 +262,6 @@ impl std::fmt::Debug for Cuda {
             .field("tuning", &self.tuning)
             .finish_non_exhaustive()
     }
-}
-
-/// What plans depend on.
-fn figures(context: &CudaContext) -> Result<Figures> {
-    let attribute = |attribute| {
-        let value = context.attribute(attribute).map_err(refused("cuDeviceGetAttribute"))?;
-        Ok(u32::try_from(value).unwrap_or(0))
-    };
-    Ok(Figures {
-        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1),
-        threads: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?.max(1),
-        shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
-        shared_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-        shared_reserved: attribute(
-            Attribute::CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK,
-        )?,
-        cache: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
-        cooperative: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
-        costs: Costs::of((
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-        ))?,
-    })
 }
 
 impl Engine for Cuda {
@@ -299,13 +293,15 @@ impl Engine for Cuda {
         if matches!(request.op, Op::OptimizerStep | Op::Regularize | Op::Constrain) {
             return self.shared.parameters.load(self.stream());
         }
-        self.shared.modules.kernels(request.dtype)?;
-        self.shared.modules.activated(request.dtype, activation)?;
         let resident = match request.op {
             Op::ForwardTrain => self.resident(shape, request.dtype, activation, Step::Forward)?,
             Op::Backward => self.resident(shape, request.dtype, activation, Step::Backward)?,
             _ => None,
         };
+        if resident.is_none() {
+            self.shared.modules.kernels(request.dtype)?;
+            self.shared.modules.activated(request.dtype, activation)?;
+        }
         let layout = match request.dtype {
             DType::F64 => Layout::new::<f64>(&plan),
             _ => Layout::new::<f32>(&plan),

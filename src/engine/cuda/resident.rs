@@ -5,7 +5,8 @@
 //! takes it alone; where it does not, a group of blocks does, which wait for each other; where all
 //! blocks of the device have no room for it, the rest is read again, from the cache if it can be.
 use super::costs::Costs;
-use super::plan::{Figures, Geometry, THREADS, folded, form, widest};
+use super::figures::Figures;
+use super::plan::{Geometry, Plan, THREADS, folded, form, widest};
 use super::tuning::{Family, Tuning};
 use crate::{DType, Shape};
 use std::collections::HashMap;
@@ -75,7 +76,7 @@ pub(super) fn occupancy(figures: &Figures) -> u32 {
 }
 
 /// Bytes of shared memory that each of them may have.
-fn capacity(figures: &Figures) -> u64 {
+pub(super) fn capacity(figures: &Figures) -> u64 {
     let each = (figures.shared / occupancy(figures)).saturating_sub(figures.shared_reserved);
     u64::from(each.min(figures.shared_block) / 256 * 256)
 }
@@ -96,8 +97,8 @@ struct Model<'a> {
     kept: Option<u64>,
 }
 
-/// What a plan is made for, on one device.
-pub(super) type Key = (Shape, DType, Step, Tuning);
+/// What a plan is made for, on one device, with or without groups of blocks.
+pub(super) type Key = (Shape, DType, Step, Tuning, bool);
 
 /// Plans that were made before: making one takes microseconds.
 #[derive(Default)]
@@ -211,7 +212,7 @@ impl Slice {
         let column = if channels == 1 { 1 } else { width };
         let rows = if column <= 32 { threads.div_ceil(32) } else { threads / column };
         let sums = self.lanes * column * rows;
-        16 + (40 * channels).next_multiple_of(16) + 16 * sums
+        16 + (40 * channels).next_multiple_of(16) + 8 * sums
     }
 }
 
@@ -282,17 +283,12 @@ impl Model<'_> {
         let again = cache::reading_again(again * read * tensors, self.figures.cache);
         let moved = (read * (tensors + 1.0) + again) * self.dearness(&geometry);
         let idle = (slots / (cache::ALONE * blocks_at_once)).max(1.0);
-        let (moved, wait) = (moved * idle, self.costs.wait(blocks, geometry.slice_channels));
-        let wait = self.of_all(wait);
+        let wait = self.costs.bytes(self.costs.wait(blocks, geometry.slice_channels));
+        let moved = moved * idle;
         // Others move while one waits, but in a single round: all read, all wait, and all write.
         let overlaps = rounds > 1 && (groups > 1 || blocks == 1);
         let round = if overlaps { moved.max(moved / 2.0 + wait) } else { moved + wait };
-        rounds as f64 * round + self.of_all(self.costs.launch.into())
-    }
-
-    /// Bytes that all multiprocessors move in this time.
-    fn of_all(&self, nanoseconds: u64) -> f64 {
-        self.costs.bytes(nanoseconds) * f64::from(self.figures.multiprocessors)
+        rounds as f64 * round + self.costs.bytes(self.costs.launch.into())
     }
 
     /// What a byte costs in rows of a slice that are shorter than what memory moves at a time.
@@ -311,7 +307,12 @@ impl Model<'_> {
         let tensor = shape.len() as f64 * self.element as f64;
         let tensors = self.step.tensors() as f64;
         let again = cache::reading_again(tensor * tensors, self.figures.cache);
-        tensor * (tensors + 1.0) + again + self.of_all(3 * u64::from(self.costs.launch))
+        let figures = Figures { costs: self.costs, ..*self.figures };
+        let tiles = Plan::new(shape, self.element as usize, figures).map_or(0, |plan| plan.blocks);
+        let tiles = tiles.div_ceil(self.figures.multiprocessors);
+        let sums = u64::from(tiles) * u64::from(self.costs.tile);
+        let launches = 3 * u64::from(self.costs.launch);
+        tensor * (tensors + 1.0) + again + self.costs.bytes(launches + sums)
     }
 }
 

@@ -1,9 +1,9 @@
 //! What the engines of a stream share.
+use super::NAME;
+use super::figures::Figures;
 use super::module::Modules;
-use super::plan::Figures;
 use super::resident::{Plans, Resident};
 use super::workspace::Workspace;
-use super::{NAME, figures};
 use crate::engine::parameters::Parameters;
 use crate::engine::per_stream::{OfStream, PerStream};
 use crate::{Device, Result};
@@ -35,7 +35,7 @@ impl Shared {
 
     fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         let context = stream.context();
-        let figures = figures(context)?;
+        let figures = Figures::of(context)?;
         let modules = Modules::of(context)?;
         modules.check_capability()?;
         let memory = Device::new(stream.clone());

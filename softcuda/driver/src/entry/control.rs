@@ -64,6 +64,14 @@ extern "C" fn softcuda_set_budget(device: c_uint, instructions: u64) {
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn softcuda_set_shared_taken(device: c_uint, bytes: c_uint) {
+    on_device(device, |device| {
+        device.shared_taken = bytes;
+        Some(())
+    });
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn softcuda_launch_count(device: c_uint) -> usize {
     on_device(device, |device| Some(device.log.launches.len())).unwrap_or(0)
 }

@@ -174,7 +174,7 @@ unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
             return Err(Code::InvalidValue);
         }
         let blocks = match threads <= most {
-            true => blocks_per_multiprocessor(device.profile, threads, shared),
+            true => blocks_per_multiprocessor(&device.available(), threads, shared),
             false => 0,
         };
         // SAFETY: the caller's pointer, as the driver's API demands.
@@ -206,7 +206,7 @@ unsafe extern "C" fn cuOccupancyAvailableDynamicSMemPerBlock(
         let blocks = u32::try_from(blocks).map_err(|_| Code::InvalidValue)?;
         let threads = u32::try_from(threads).map_err(|_| Code::InvalidValue)?;
         let fixed = function.kernel.static_shared as u32;
-        let bytes = dynamic_shared(device.profile, blocks, threads, fixed);
+        let bytes = dynamic_shared(&device.available(), blocks, threads, fixed);
         // SAFETY: the caller's pointer, as the driver's API demands.
         unsafe { put(out, bytes.ok_or(Code::InvalidValue)? as usize) }
     })
@@ -225,7 +225,7 @@ unsafe extern "C" fn cuOccupancyMaxPotentialBlockSize(
     let mut found = None;
     let checked = call_in_context(|driver, _| {
         let (function, device) = driver.function(function)?;
-        found = Some((Arc::clone(&function.kernel), device.profile));
+        found = Some((Arc::clone(&function.kernel), device.available()));
         Ok(())
     });
     let Some((kernel, profile)) = found else { return checked };
@@ -236,7 +236,7 @@ unsafe extern "C" fn cuOccupancyMaxPotentialBlockSize(
         let bytes = shared_of.map_or(shared, |of| unsafe { of(threads as c_int) });
         u32::try_from(kernel.static_shared.saturating_add(bytes)).unwrap_or(u32::MAX)
     };
-    let best = best_block(profile, limit, shared_at);
+    let best = best_block(&profile, limit, shared_at);
     step(|_| {
         let (blocks, threads) = best.ok_or(Code::InvalidValue)?;
         // SAFETY: the caller's pointers, as the driver's API demands.
