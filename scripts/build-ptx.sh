@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Compiles CUDA kernels to the PTX that is committed beside them, FOLDER/NAME.cu to FOLDER/ptx/NAME.sm_XX.ptx.gz (of the
-# kernels that ship to NAME.sm_XX.sm_YY.ptx.lzma, by scripts/ptx_files.py), and assembles that with the newest and the oldest ptxas that must take it. Where two targets need the same
-# instructions, the lower one's file serves both, as a driver compiles it for the device it has.
+# kernels that ship to NAME.sm_XX.sm_YY.ptx.lzma, by scripts/ptx_files.py), and assembles that with the newest and the
+# oldest ptxas that must take it. Where two targets need the same instructions, the lower one's file serves both, as a
+# driver compiles it for the device it has.
 #
 #   scripts/build-ptx.sh [FOLDER..]           builds (all folders of kernels, where none is given)
 #   scripts/build-ptx.sh --check [FOLDER..]   builds elsewhere, and fails where that text differs from what is committed
@@ -29,7 +30,7 @@ fail() {
 # unpack FOLDER OUT: what is committed, as text.
 unpack() {
     mkdir -p "$2"
-    if [ "$1" = kernels ]; then scripts/ptx_files.py unpack "$1/ptx" "$2" && return; fi
+    if [ "$1" = kernels ]; then scripts/ptx_files.py unpack "$1/ptx" "$2"; return; fi
     local file
     for file in "$1"/ptx/*.ptx.gz; do
         [ ! -e "$file" ] || gzip -cd "$file" >"$2/$(basename "$file" .gz)"
@@ -39,7 +40,7 @@ unpack() {
 # pack MADE FOLDER: the texts of a folder, each in a file of its own, of the kernels that ship a module's in one. What has
 # not changed keeps its file, whatever version of the packer made that.
 pack() {
-    if [ "$2" = kernels ]; then scripts/ptx_files.py pack "$1" "$2/ptx" && return; fi
+    if [ "$2" = kernels ]; then scripts/ptx_files.py pack "$1" "$2/ptx"; return; fi
     local file to
     mkdir -p "$2/ptx"
     for file in "$1"/*.ptx; do
