@@ -33,7 +33,8 @@ packed() {
     case $1 in
         lzma) python3 -c 'import lzma, sys
 text = sys.stdin.buffer.read()
-sys.stdout.buffer.write(lzma.compress(text, lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME))' ;;
+of_text = {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 2, "pb": 0}
+sys.stdout.buffer.write(lzma.compress(text, lzma.FORMAT_ALONE, filters=[of_text]))' ;;
         gz) gzip -9nc ;;
     esac
 }
