@@ -2,6 +2,7 @@
 #pragma once
 #include "apply.cuh"
 #include "statistics.cuh"
+#include <type_traits>
 
 template <class T> struct Tensors {
     const T *x, *grad_y;
@@ -58,6 +59,7 @@ template <class A, int W> struct Sums {
 /// What the derivative of the activation is taken from: known where a loop is compiled, or asked for in it.
 template <int SOURCE> struct From {
     static constexpr bool ASKED = SOURCE < 0;
+    static constexpr int FROM = SOURCE;
     template <class T> static __device__ bool is(const Tensors<T> &t, Source source) {
         return ASKED ? t.source == source : SOURCE == source;
     }
@@ -65,8 +67,11 @@ template <int SOURCE> struct From {
 using FromAny = From<-1>;
 
 /// Calls `loop` for the source of a ReLU's derivatives: a loop of its own for each.
-template <class Loop> __device__ void by_source(unsigned source, Loop loop) {
-    if (source == FROM_X) {
+template <class T, class Loop>
+__device__ void by_source(unsigned source, Loop loop) {
+    if constexpr (!SPECIALIZES<T>) {
+        loop(FromAny());
+    } else if (source == FROM_X) {
         loop(From<FROM_X>());
     } else if (source == FROM_MASK) {
         loop(From<FROM_MASK>());
@@ -87,6 +92,39 @@ template <class T, int W, class Act, class Known> struct Pair {
         if (reads_x) x = last ? load_last<T, W>(t.x, at, aligned) : load<T, W>(t.x, at, aligned);
         g = last ? load_last<T, W>(t.grad_y, at, aligned) : load<T, W>(t.grad_y, at, aligned);
         look(t, at, aligned);
+    }
+    /// Those of a batch. The bits of all come in one word: none is then waited for before all loads are on their way.
+    template <class Index, unsigned N>
+    static __device__ void read(const Tensors<T> &t, const Index (&at)[N], bool last, Pair (&pairs)[N]) {
+        Vector<T, W> x[N], g[N];
+        load_both(t, at, last, x, g);
+        unsigned all = 0;
+#pragma unroll
+        for (unsigned k = 0; k < N; k++) {
+            pairs[k].x = x[k], pairs[k].g = g[k];
+            pairs[k].look(t, at[k], true);
+            all |= pairs[k].ones << 8 * k;
+        }
+        if constexpr (std::is_same_v<Known, From<FROM_MASK>>) {
+            all = anew(all);
+#pragma unroll
+            for (unsigned k = 0; k < N; k++) pairs[k].ones = all >> 8 * k;
+        }
+    }
+    template <class Index, unsigned N>
+    static __device__ void load_both(const Tensors<T> &t, const Index (&at)[N], bool last, Vector<T, W> (&x)[N],
+                                     Vector<T, W> (&g)[N]) {
+        const T *xs[N], *gs[N];
+#pragma unroll
+        for (unsigned k = 0; k < N; k++) xs[k] = place(t.x + u64(at[k]) * W), gs[k] = place(t.grad_y + u64(at[k]) * W);
+        if (last) {
+#pragma unroll
+            for (unsigned k = 0; k < N; k++)
+                x[k] = load_last<T, W>(xs[k], 0, true), g[k] = load_last<T, W>(gs[k], 0, true);
+        } else {
+#pragma unroll
+            for (unsigned k = 0; k < N; k++) x[k] = load<T, W>(xs[k], 0, true), g[k] = load<T, W>(gs[k], 0, true);
+        }
     }
     /// Reads what else the derivatives take.
     __device__ void look(const Tensors<T> &t, u64 at, bool aligned) {
@@ -143,39 +181,50 @@ template <class T, int W, class Act, class Known> struct Pair {
     }
 };
 
-/// Pairs of a batch of straight code, of one where there are 64-bit places beside the sums, and of others.
-constexpr unsigned PAIRS = 4, LESS = 3, FEW = 2;
+/// Pairs of a batch of straight code, and of others.
+constexpr unsigned PAIRS = 4, FEW = 2;
+/// Of one beside sums: as many as registers hold where z is computed again, too.
+template <class T> __device__ constexpr unsigned pairs_from(int source) {
+    return sizeof(T) == 2 && (source == FROM_X || !SPECIALIZES<T>) ? 3 : PAIRS;
+}
 
-/// Adds a thread's pairs: first those before the last `whole`, `N` at a time, then these in batches of
-/// `BATCH`. `write(pair,
-/// passed, at, aligned)` is called with the former, `keep` with the latter.
-template <bool LAST, unsigned N, unsigned BATCH, class T, int W, class Act, class Index, class Write, class Other,
-          class Keep>
-__device__ __forceinline__ void read_pairs(const Geometry &g, Walk<Index> &walk, unsigned whole, bool aligned,
+/// How many of `count` come in whole batches.
+template <class T> __device__ unsigned whole_pairs(unsigned count, unsigned source) {
+    constexpr unsigned LESS = pairs_from<T>(FROM_X);
+    return pairs_from<T>(source) == PAIRS ? count / PAIRS * PAIRS : count / LESS * LESS;
+}
+
+/// Adds a thread's pairs: `N` at a time, and where they are `hot`, those that make up whole batches in these, last.
+/// `write(passed, at, aligned)` is called with what passes of each, `other(pair, step)` with those that are in no
+/// batch, `keep` likewise with the others. Steps count from `step`, below 0 for those that will be read again.
+template <unsigned N, class T, int W, class Act, class Index, class Write, class Other, class Keep>
+__device__ __forceinline__ void read_pairs(const Geometry &g, Walk<Index> &walk, int step, bool hot, bool aligned,
                                            Sums<AccOf<T>, W> &sums, const Coefs<AccOf<T>, W> &coefs,
                                            const Tensors<T> &t, const Act &act, Write write, Other other, Keep keep) {
-    unsigned done = 0;
     const auto after = [&](unsigned n) {
-        done += n;
-        if (ends_segment(done, n)) sums.end_segment();
-    };
-    const auto load = [&](auto known, bool last) {
-        return
-            [&t, last](Index at, bool aligned) { return Pair<T, W, Act, decltype(known)>(t, at, true, aligned, last); };
+        if (ends_segment(step, n)) sums.end_segment();
     };
     const auto use = [&](auto keep) {
         return [&, keep](auto pair, Index at, bool aligned) {
-            if constexpr (Act::GENERAL) keep(pair); // as it is, and registers are free
+            if constexpr (Act::GENERAL) keep(pair, step); // as it is, and registers are free
             const auto passed = pair.passed(coefs, t, act);
             pair.add_to(sums, coefs, passed);
             write(passed, at, aligned);
-            if constexpr (!Act::GENERAL) keep(pair);
+            if constexpr (!Act::GENERAL) keep(pair, step);
+            step++;
         };
     };
-    in_turn<N, Forth>(g, walk, walk.count - whole, aligned, load(FromAny(), false), use(other), Nothing(), after);
+    const auto load = [&](Index at, bool aligned) { return Pair<T, W, Act, FromAny>(t, at, true, aligned, false); };
+    const unsigned whole = hot ? whole_pairs<T>(walk.count, t.source) : 0;
+    in_turn<N, Forth>(g, walk, walk.count - whole, aligned, load, use(other), Nothing(), after);
     if constexpr (!Act::GENERAL && W > 1) {
-        by_source(t.source,
-                  [&](auto known) { in_batches<BATCH, Forth>(g, walk, whole, load(known, LAST), use(keep), after); });
+        by_source<T>(t.source, [&](auto known) {
+            constexpr unsigned BATCH = pairs_from<T>(decltype(known)::FROM);
+            constexpr bool KEEPS = !std::is_same_v<Keep, Nothing>;
+            using Item = Pair<T, W, Act, decltype(known)>;
+            const auto fetch = [&](const auto &at, auto &pairs) { Item::read(t, at, KEEPS && step >= 0, pairs); };
+            in_batches<BATCH, Forth, Item>(g, walk, whole, fetch, use(keep), after);
+        });
     }
     sums.end_segment();
 }
@@ -252,8 +301,7 @@ __device__ void backward_sums(const Geometry &g, const Channels<AccOf<T>> &by, c
         if (t.grad_x) store<T, W>(t.grad_x, at, coefs.template scaled<T>(passed), aligned);
     };
     const bool hot = !Act::GENERAL && W > 1 && aligned && !writes;
-    const unsigned whole = hot ? walk.count / LESS * LESS : 0;
-    read_pairs<false, FEW, LESS>(g, walk, whole, aligned, sums, coefs, t, act, write, Nothing(), Nothing());
+    read_pairs<FEW>(g, walk, 0, hot, aligned, sums, coefs, t, act, write, Nothing(), Nothing());
 #pragma unroll
     for (int i = 0; i < W; i++) parts[i] = {0, double(sums.sum[i]), double(sums.product[i])};
     reduce<A, W, Add>(g, walk, parts, partials, shared);
@@ -378,7 +426,7 @@ __device__ void backward_apply(const Geometry &g, const Channels<AccOf<T>> &by, 
     const bool aligned = W == 1 || g.aligned;
     const bool reads_x = further || t.source == FROM_X || t.source == FROM_RESIDUAL;
     const bool hot = !Act::GENERAL && W > 1 && aligned && further && t.grad_x;
-    const unsigned whole = hot ? walk.count / PAIRS * PAIRS : 0;
+    const unsigned whole = hot ? whole_pairs<T>(walk.count, t.source) : 0;
     const auto write = [&](const auto &passed, u64 at, bool aligned) {
         if (t.grad_residual) store<T, W>(t.grad_residual, at, rounded<T>(passed), aligned);
     };
@@ -392,15 +440,15 @@ __device__ void backward_apply(const Geometry &g, const Channels<AccOf<T>> &by, 
     };
     in_turn<FEW, Forth>(g, walk, walk.count - whole, aligned, load, use, Nothing(), Nothing());
     if constexpr (!Act::GENERAL && W > 1) {
-        by_source(t.source, [&](auto known) {
+        by_source<T>(t.source, [&](auto known) {
             using Item = Pair<T, W, Act, decltype(known)>;
-            const auto load = [&](u64 at, bool) { return Item(t, at, true, true, true); };
+            const auto fetch = [&](const auto &at, auto &pairs) { Item::read(t, at, true, pairs); };
             const auto use = [&](Item pair, u64 at, bool) {
                 const auto passed = pair.passed(coefs, t, act);
                 write(passed, at, true);
                 store<T, W>(t.grad_x, at, through.gradient(coefs, pair.x, passed), true);
             };
-            in_batches<PAIRS, Forth>(g, walk, whole, load, use, Nothing());
+            in_batches<pairs_from<T>(decltype(known)::FROM), Forth, Item>(g, walk, whole, fetch, use, Nothing());
         });
     }
 }

@@ -102,6 +102,7 @@ mod tests {
         }
         assert_eq!(cubin(&file[..], 90, 7).unwrap(), b"ninety, and more of it");
         assert_eq!(cubin(&file[..], 80, 7), None, "made of other PTX");
+        assert_eq!(cubin(&file[..], 100, 7), None, "of another major version");
     }
 
     #[test]

@@ -317,7 +317,7 @@ mod tests {
         // Half of it is kernels for any activation; loops of their own for what a ReLU's derivatives are taken from, and for
         // a residual, are 7 % of it. The package may have 1.5 MB.
         let packed: usize = PTX.iter().map(|(_, _, packed)| packed.len()).sum();
-        assert!(packed < 950_000, "{packed}");
+        assert!(packed < 1_000_000, "{packed}");
     }
 
     /// Neither can be seen in a launch on the software device, which has no first cache.
