@@ -7,6 +7,7 @@ use batchnorm::{
 };
 use cudarc::driver::{CudaSlice, CudaStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const C: usize = 4;
 
@@ -135,6 +136,55 @@ fn engines_of_one_stream_share_a_workspace_and_change_no_bit() {
     assert_eq!(device.faults(), [""; 0]);
 }
 
+/// The launches of a step stay together, whoever else queues some on the stream: they work in one memory.
+#[test]
+fn steps_of_several_threads_do_not_mix() {
+    const STEPS: usize = 40;
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_80").unwrap());
+    let engine = on_device(device.ordinal()).unwrap();
+    let stream = engine.stream().clone();
+    let shape = Shape::new(&[3, 4, 20], 1).unwrap();
+    let forward = |engine: &Cuda, x: &CudaSlice<f32>, y: &mut CudaSlice<f32>| {
+        let args = ForwardTrain::<Device, f32>::new(x.as_view(), y.as_view_mut());
+        engine.forward_train(&shape, args).unwrap();
+    };
+    for tuning in [SPLIT, resident(2)] {
+        let (start, at_work) = (std::sync::Barrier::new(6), AtomicUsize::new(6));
+        std::thread::scope(|scope| {
+            // The driver is busy for somebody else in between, so that launches of all threads wait for it.
+            scope.spawn(|| {
+                while at_work.load(Ordering::Relaxed) > 0 {
+                    stream.synchronize().unwrap();
+                }
+            });
+            for thread in 0..6 {
+                let (start, at_work) = (&start, &at_work);
+                let (stream, forward) = (stream.clone(), &forward);
+                scope.spawn(move || {
+                    let engine = Cuda::on_stream(stream).unwrap().tuned(tuning);
+                    let memory = engine.memory();
+                    let x: Vec<f32> =
+                        (0..shape.len()).map(|i| ((i * (thread + 5)) % 89) as f32).collect();
+                    let x = memory.upload(&x).unwrap();
+                    let mut ys: Vec<CudaSlice<f32>> =
+                        (0..=STEPS).map(|_| memory.zeros(shape.len()).unwrap()).collect();
+                    forward(&engine, &x, &mut ys[STEPS]);
+                    let right = memory.download(ys[STEPS].as_view()).unwrap();
+                    start.wait();
+                    ys[..STEPS].iter_mut().for_each(|y| forward(&engine, &x, y));
+                    at_work.fetch_sub(1, Ordering::Relaxed);
+                    for (k, y) in ys.iter().enumerate() {
+                        let y = memory.download(y.as_view()).unwrap();
+                        assert!(y == right, "thread {thread}, step {k}, {tuning:?}");
+                    }
+                });
+            }
+        });
+    }
+    assert_eq!(device.faults(), [""; 0]);
+}
+
 /// 53 layers take the memory of one, and the last one gives it back.
 #[test]
 fn as_many_engines_as_layers_own_one_workspace() {
@@ -177,17 +227,21 @@ fn a_step_goes_over_several_streams() {
         let [forward, backward, writer] = engines;
         let memory = writer.memory();
         let mut x = memory.upload(&values(0)).unwrap();
+        let mut x_again = memory.upload(&values(0)).unwrap();
         let (mut y, mut grad_x) =
             (memory.zeros(shape.len()).unwrap(), memory.zeros(shape.len()).unwrap());
+        let grad_y = memory.upload(&values(9)).unwrap();
         let (mut saved, mut got) = (Saved::new(), Vec::new());
         for round in 1..4 {
             let args = ForwardTrain::<Device, f32>::new(x.as_view(), y.as_view_mut());
             let args = args.activation(batchnorm::Activation::Relu).saved(&mut saved);
             forward.tuned(tuning).forward_train(&shape, args).unwrap();
-            let args = Backward::<Device, f32>::new(&saved, x.as_view(), y.as_view());
+            // Of what the forward wrote or read, it reads what is saved alone.
+            let args = Backward::<Device, f32>::new(&saved, x_again.as_view(), grad_y.as_view());
             let args = args.grad_x(grad_x.as_view_mut());
             backward.tuned(tuning).backward(&shape, args).unwrap();
             memory.write(&values(round), x.as_view_mut()).unwrap();
+            memory.write(&values(round), x_again.as_view_mut()).unwrap();
             // Copies, so that nobody waits for the streams between the rounds.
             got.push(writer.stream().clone_dtod(&y).unwrap());
             got.push(writer.stream().clone_dtod(&grad_x).unwrap());

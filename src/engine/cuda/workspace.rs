@@ -176,4 +176,21 @@ mod tests {
         assert_eq!(content(), [0; 256]);
         assert_eq!(format!("{before:?}"), format!("{after:?}"), "they never move");
     }
+
+    #[test]
+    fn a_step_has_the_workspace_to_itself_while_it_is_launched() {
+        softcuda::install().unwrap();
+        let context = CudaContext::new(softcuda::ordinal("sm_75").unwrap()).unwrap();
+        let memory = Device::new(context.new_stream().unwrap());
+        let workspace = Workspace::new(&memory, 256).unwrap();
+        let room = workspace.room(&memory, Layout::of_partials(100)).unwrap();
+        assert!(workspace.rooms.try_lock().is_err());
+        drop(room);
+        assert!(workspace.rooms.try_lock().is_ok());
+        // What is outgrown stays where it was; what is not, is taken again.
+        let first = workspace.room(&memory, Layout::of_partials(50)).unwrap().partials();
+        let grown = workspace.room(&memory, Layout::of_partials(1000)).unwrap().partials();
+        let again = workspace.room(&memory, Layout::of_partials(100)).unwrap().partials();
+        assert_eq!((first.address() == grown.address(), grown.address()), (false, again.address()));
+    }
 }
