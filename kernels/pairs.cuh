@@ -215,9 +215,10 @@ __device__ __forceinline__ void read_pairs(const Geometry &g, Walk<Index> &walk,
         };
     };
     const auto load = [&](Index at, bool aligned) { return Pair<T, W, Act, FromAny>(t, at, true, aligned, false); };
-    const unsigned whole = hot ? whole_pairs<T>(walk.count, t.source) : 0;
+    constexpr bool BATCHES = !Act::GENERAL && W > 1;
+    const unsigned whole = BATCHES && hot ? whole_pairs<T>(walk.count, t.source) : 0;
     in_turn<N, Forth>(g, walk, walk.count - whole, aligned, load, use(other), Nothing(), after);
-    if constexpr (!Act::GENERAL && W > 1) {
+    if constexpr (BATCHES) {
         by_source<T>(t.source, [&](auto known) {
             constexpr unsigned BATCH = pairs_from<T>(decltype(known)::FROM);
             constexpr bool KEEPS = !std::is_same_v<Keep, Nothing>;

@@ -32,7 +32,7 @@ template <class Way, int N> __device__ void read(const float4 *from, u64 count, 
 }
 
 #define READ(way, Way, N)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(256, 2) read_##way##_##N(const float4 *from, u64 count, float *out) {    \
+    extern "C" __global__ void __launch_bounds__(256, 2) read_##way##_##N(const float4 *from, u64 count, float *out) { \
         read<Way, N>(from, count, out);                                                                                \
     }
 READ(plain, Plain, 1)
@@ -65,7 +65,7 @@ template <int N> __device__ void copy(const float4 *from, u64 count, float *out)
 }
 
 #define COPY(N)                                                                                                        \
-    extern "C" __global__ void __launch_bounds__(256, 2) read_async_##N(const float4 *from, u64 count, float *out) {      \
+    extern "C" __global__ void __launch_bounds__(256, 2) read_async_##N(const float4 *from, u64 count, float *out) {   \
         copy<N>(from, count, out);                                                                                     \
     }
 COPY(4)
