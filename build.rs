@@ -1,7 +1,6 @@
 //! Lists the compiled kernels in `kernels/ptx` for `src/engine/cuda/module.rs`, and the costs that were measured on
 //! devices for `src/engine/cuda/costs.rs`, so that a new one needs no list by hand. Nothing is compiled or compressed
 //! here: `scripts/build-ptx.sh` made the files.
-use std::cmp::Reverse;
 use std::path::Path;
 use std::{env, fs, io};
 
@@ -23,25 +22,24 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// `&[("split_f32", 75, b".."), ..]`: name, target and LZMA file of each text, a name's highest target first.
+/// `&[("split_f16", &[75, 80], b".."), ..]`: name, targets and LZMA file of each module.
 fn table() -> io::Result<String> {
-    let mut texts = Vec::new();
+    let mut modules = Vec::new();
     for file in fs::read_dir(FOLDER)? {
         let file = file?.file_name().into_string().unwrap_or_default();
-        let parts = file.strip_suffix(".ptx.lzma").and_then(|name| name.split_once(".sm_"));
-        let Some((name, target)) = parts else { continue };
-        let target: u32 =
-            target.parse().map_err(|_| io::Error::other(format!("{file}: no target")))?;
-        texts.push((name.to_owned(), Reverse(target)));
+        let Some(parts) = file.strip_suffix(".ptx.lzma") else { continue };
+        let mut parts = parts.split(".sm_");
+        let name = parts.next().unwrap_or_default().to_owned();
+        let targets: Result<Vec<u32>, _> = parts.map(str::parse).collect();
+        let targets = targets.map_err(|_| io::Error::other(format!("{file}: no targets")))?;
+        modules.push((name, targets, file));
     }
-    texts.sort();
-    let row = |(name, Reverse(target)): &(String, Reverse<u32>)| {
-        let path = format!(
-            "concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/{FOLDER}/{name}.sm_{target}.ptx.lzma\")"
-        );
-        format!("    ({name:?}, {target}, include_bytes!({path})),\n")
+    modules.sort();
+    let row = |(name, targets, file): &(String, Vec<u32>, String)| {
+        let path = format!("concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/{FOLDER}/{file}\")");
+        format!("    ({name:?}, &{targets:?}, include_bytes!({path})),\n")
     };
-    Ok(format!("&[\n{}]\n", texts.iter().map(row).collect::<String>()))
+    Ok(format!("&[\n{}]\n", modules.iter().map(row).collect::<String>()))
 }
 
 /// `const RECORDS: &[&str] = &[include_str!(".."), ..];`: those of a device from the oldest to the newest.

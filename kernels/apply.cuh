@@ -48,7 +48,9 @@ __device__ void apply(const Geometry &g, const Channels<AccOf<T>> &channels, con
     });
     if constexpr (!Act::GENERAL && W > 1) {
         by_epilogue(residual, mask, [&](auto adds, auto masks) {
-            step(adds, masks, [&](auto load, auto use) { in_batches<N, Forth>(g, walk, whole, load, use, Nothing()); });
+            step(adds, masks, [&](auto load, auto use) {
+                in_batches<N, Forth, decltype(load(walk.at, true))>(g, walk, whole, each(load), use, Nothing());
+            });
         });
     }
 }

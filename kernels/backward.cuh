@@ -1,184 +1,6 @@
 // The backward: the sums of every channel, then the gradients of x and residual.
 #pragma once
-#include "apply.cuh"
-#include "statistics.cuh"
-
-template <class T> struct Tensors {
-    const T *x, *grad_y;
-    const unsigned char *mask;
-    /// What the derivative of the activation is taken from.
-    unsigned source;
-    T *grad_x, *grad_residual;
-    /// Read where that is the residual.
-    const T *residual;
-};
-
-/// The gradient of z in lane `i` of a vector, from that of y.
-template <class T, class Act>
-__device__ AccOf<T> passed(const Channel<AccOf<T>> &channel, const Tensors<T> &t, const Act &act, AccOf<T> x,
-                           u64 vector, unsigned i, u64 at) {
-    using E = Element<T>;
-    using A = AccOf<T>;
-    A g = E::widen(t.grad_y[at]);
-    if (t.source == ONE) return g;
-    if constexpr (Act::GENERAL) {
-        if (t.source == FROM_MASK) return t.mask[vector] >> i & 1 ? g : times(act.slope, g);
-        A z = channel.normalize(x);
-        if (t.source == FROM_RESIDUAL) z = add_rn(z, E::widen(t.residual[at]));
-        act.with([&](const auto &activation) { g = times(activation.template derivative<T>(z), g); });
-        return g;
-    } else {
-        const bool one = t.source == FROM_X ? act.template is_one<T>(channel.normalize(x)) : t.mask[vector] >> i & 1;
-        return one ? g : A(0);
-    }
-}
-
-/// Of each lane, the sums of what passes, and of that times the distance of x from the mean; those of a segment apart.
-template <class A, int W> struct Sums {
-    A sum[W], product[W], fresh_sum[W], fresh_product[W];
-
-    __device__ Sums() {
-#pragma unroll
-        for (int i = 0; i < W; i++) sum[i] = product[i] = fresh_sum[i] = fresh_product[i] = 0;
-    }
-    __device__ void add(int i, A passed, A distance) {
-        fresh_sum[i] += passed;
-        fresh_product[i] = fma_rn(passed, distance, fresh_product[i]);
-    }
-    __device__ void end_segment() {
-#pragma unroll
-        for (int i = 0; i < W; i++) {
-            sum[i] += fresh_sum[i];
-            product[i] += fresh_product[i];
-            fresh_sum[i] = fresh_product[i] = 0;
-        }
-    }
-};
-
-/// What the derivative of the activation is taken from: known where a loop is compiled, or asked for in it.
-template <int SOURCE> struct From {
-    static constexpr bool ASKED = SOURCE < 0;
-    template <class T> static __device__ bool is(const Tensors<T> &t, Source source) {
-        return ASKED ? t.source == source : SOURCE == source;
-    }
-};
-using FromAny = From<-1>;
-
-/// Calls `loop` for the source of a ReLU's derivatives: a loop of its own for each.
-template <class Loop> __device__ void by_source(unsigned source, Loop loop) {
-    if (source == FROM_X) {
-        loop(From<FROM_X>());
-    } else if (source == FROM_MASK) {
-        loop(From<FROM_MASK>());
-    } else {
-        loop(From<ONE>());
-    }
-}
-
-/// A vector of x and of the gradient of y, and what else its derivatives take.
-template <class T, int W, class Act, class Known> struct Pair {
-    using A = AccOf<T>;
-    Vector<T, W> x, g, residual;
-    unsigned ones;
-
-    Pair() = default;
-    /// `last`: it will not be read again.
-    __device__ Pair(const Tensors<T> &t, u64 at, bool reads_x, bool aligned, bool last) {
-        if (reads_x) x = last ? load_last<T, W>(t.x, at, aligned) : load<T, W>(t.x, at, aligned);
-        g = last ? load_last<T, W>(t.grad_y, at, aligned) : load<T, W>(t.grad_y, at, aligned);
-        look(t, at, aligned);
-    }
-    /// Reads what else the derivatives take.
-    __device__ void look(const Tensors<T> &t, u64 at, bool aligned) {
-        ones = Known::is(t, FROM_MASK) ? t.mask[at] : ~0u;
-        if constexpr (Act::GENERAL) {
-            if (Known::is(t, FROM_RESIDUAL)) residual = load<T, W>(t.residual, at, aligned);
-        }
-    }
-    /// The gradient of z. Of a ReLU it takes the place of that of y.
-    __device__ auto passed(const Coefs<A, W> &coefs, const Tensors<T> &t, const Act &act) {
-        using E = Element<T>;
-        if constexpr (Act::GENERAL) {
-            Wide<A, W> wide;
-#pragma unroll
-            for (int i = 0; i < W; i++) wide.element[i] = E::widen(g.get(i));
-            if (t.source == ONE) return wide;
-            if (t.source == FROM_MASK) {
-#pragma unroll
-                for (int i = 0; i < W; i++) {
-                    if (!(ones >> i & 1)) wide.element[i] = times(act.slope, wide.element[i]);
-                }
-                return wide;
-            }
-            act.with([&](const auto &activation) {
-#pragma unroll
-                for (int i = 0; i < W; i++) {
-                    A z = coefs.normalize(i, E::widen(x.get(i)));
-                    if (t.source == FROM_RESIDUAL) z = add_rn(z, E::widen(residual.get(i)));
-                    wide.element[i] = times(activation.template derivative<T>(z), wide.element[i]);
-                }
-            });
-            return wide;
-        } else {
-            if (Known::is(t, FROM_X)) {
-                ones = 0;
-#pragma unroll
-                for (int i = 0; i < W; i++) {
-                    const A z = coefs.normalize(i, E::widen(x.get(i)));
-                    ones |= unsigned(act.template is_one<T>(z)) << i;
-                }
-            }
-            if (!Known::is(t, ONE)) g.keep(ones);
-            return g;
-        }
-    }
-    /// Adds what has passed.
-    template <class Passed>
-    __device__ void add_to(Sums<A, W> &sums, const Coefs<A, W> &coefs, const Passed &passed) const {
-#pragma unroll
-        for (int i = 0; i < W; i++) {
-            const A distance = Element<T>::widen(x.get(i)) - coefs.mean[i];
-            sums.add(i, widened<T>(passed, i), distance);
-        }
-    }
-};
-
-/// Pairs of a batch of straight code, of one where there are 64-bit places beside the sums, and of others.
-constexpr unsigned PAIRS = 4, LESS = 3, FEW = 2;
-
-/// Adds a thread's pairs: first those before the last `whole`, `N` at a time, then these in batches of
-/// `BATCH`. `write(pair,
-/// passed, at, aligned)` is called with the former, `keep` with the latter.
-template <bool LAST, unsigned N, unsigned BATCH, class T, int W, class Act, class Index, class Write, class Other,
-          class Keep>
-__device__ __forceinline__ void read_pairs(const Geometry &g, Walk<Index> &walk, unsigned whole, bool aligned,
-                                           Sums<AccOf<T>, W> &sums, const Coefs<AccOf<T>, W> &coefs,
-                                           const Tensors<T> &t, const Act &act, Write write, Other other, Keep keep) {
-    unsigned done = 0;
-    const auto after = [&](unsigned n) {
-        done += n;
-        if (ends_segment(done, n)) sums.end_segment();
-    };
-    const auto load = [&](auto known, bool last) {
-        return
-            [&t, last](Index at, bool aligned) { return Pair<T, W, Act, decltype(known)>(t, at, true, aligned, last); };
-    };
-    const auto use = [&](auto keep) {
-        return [&, keep](auto pair, Index at, bool aligned) {
-            if constexpr (Act::GENERAL) keep(pair); // as it is, and registers are free
-            const auto passed = pair.passed(coefs, t, act);
-            pair.add_to(sums, coefs, passed);
-            write(passed, at, aligned);
-            if constexpr (!Act::GENERAL) keep(pair);
-        };
-    };
-    in_turn<N, Forth>(g, walk, walk.count - whole, aligned, load(FromAny(), false), use(other), Nothing(), after);
-    if constexpr (!Act::GENERAL && W > 1) {
-        by_source(t.source,
-                  [&](auto known) { in_batches<BATCH, Forth>(g, walk, whole, load(known, LAST), use(keep), after); });
-    }
-    sums.end_segment();
-}
+#include "pairs.cuh"
 
 /// The gradients of a thread's vectors, as far as there is room for them in `t`; `coefs` as in `backward_apply`. What
 /// passes is added up where there are `parts`: see `finish_gradients`. An extreme channel changes no bit of another.
@@ -252,8 +74,7 @@ __device__ void backward_sums(const Geometry &g, const Channels<AccOf<T>> &by, c
         if (t.grad_x) store<T, W>(t.grad_x, at, coefs.template scaled<T>(passed), aligned);
     };
     const bool hot = !Act::GENERAL && W > 1 && aligned && !writes;
-    const unsigned whole = hot ? walk.count / LESS * LESS : 0;
-    read_pairs<false, FEW, LESS>(g, walk, whole, aligned, sums, coefs, t, act, write, Nothing(), Nothing());
+    read_pairs<FEW>(g, walk, 0, hot, aligned, sums, coefs, t, act, write, Nothing(), Nothing());
 #pragma unroll
     for (int i = 0; i < W; i++) parts[i] = {0, double(sums.sum[i]), double(sums.product[i])};
     reduce<A, W, Add>(g, walk, parts, partials, shared);
@@ -378,7 +199,7 @@ __device__ void backward_apply(const Geometry &g, const Channels<AccOf<T>> &by, 
     const bool aligned = W == 1 || g.aligned;
     const bool reads_x = further || t.source == FROM_X || t.source == FROM_RESIDUAL;
     const bool hot = !Act::GENERAL && W > 1 && aligned && further && t.grad_x;
-    const unsigned whole = hot ? walk.count / PAIRS * PAIRS : 0;
+    const unsigned whole = hot ? whole_pairs<T>(walk.count, t.source) : 0;
     const auto write = [&](const auto &passed, u64 at, bool aligned) {
         if (t.grad_residual) store<T, W>(t.grad_residual, at, rounded<T>(passed), aligned);
     };
@@ -392,15 +213,15 @@ __device__ void backward_apply(const Geometry &g, const Channels<AccOf<T>> &by, 
     };
     in_turn<FEW, Forth>(g, walk, walk.count - whole, aligned, load, use, Nothing(), Nothing());
     if constexpr (!Act::GENERAL && W > 1) {
-        by_source(t.source, [&](auto known) {
+        by_source<T>(t.source, [&](auto known) {
             using Item = Pair<T, W, Act, decltype(known)>;
-            const auto load = [&](u64 at, bool) { return Item(t, at, true, true, true); };
+            const auto fetch = [&](const auto &at, auto &pairs) { Item::read(t, at, true, pairs); };
             const auto use = [&](Item pair, u64 at, bool) {
                 const auto passed = pair.passed(coefs, t, act);
                 write(passed, at, true);
                 store<T, W>(t.grad_x, at, through.gradient(coefs, pair.x, passed), true);
             };
-            in_batches<PAIRS, Forth>(g, walk, whole, load, use, Nothing());
+            in_batches<pairs_from<T>(decltype(known)::FROM), Forth, Item>(g, walk, whole, fetch, use, Nothing());
         });
     }
 }

@@ -44,6 +44,13 @@ template <> struct Element<__nv_bfloat16> {
 #endif
     }
 };
+/// Whether loops are compiled for each case apart. Not those of 16 bits for targets that are a text of their own before
+/// sm_80, whose multiprocessors have three times the instructions for each byte that memory gives them.
+#if __CUDA_ARCH__ >= 800
+template <class T> constexpr bool SPECIALIZES = true;
+#else
+template <class T> constexpr bool SPECIALIZES = sizeof(T) > 2;
+#endif
 template <class T> using AccOf = typename Element<T>::Acc;
 
 /// 16 bytes of elements, or one.
@@ -86,6 +93,11 @@ __device__ inline double anew(double value) {
 template <class P> __device__ P *anew(P *value) {
     asm volatile("" : "+l"(value));
     return value;
+}
+
+/// The same of a place in global memory, which it stays for the compiler.
+template <class T> __device__ const T *place(const T *at) {
+    return static_cast<const T *>(__cvta_global_to_generic(anew(u64(__cvta_generic_to_global(at)))));
 }
 
 /// The same values before they are rounded.
@@ -165,6 +177,20 @@ template <class T, int W> __device__ __forceinline__ Vector<T, W> load_last(cons
         }
     }
     return load<T, W>(from, at, false);
+}
+/// Those at some places of an aligned tensor; `last`: none will be read again. The places are computed once for either.
+template <class T, int W, class Index, unsigned N>
+__device__ __forceinline__ void load_all(const T *from, const Index (&at)[N], bool last, Vector<T, W> (&to)[N]) {
+    const T *places[N];
+#pragma unroll
+    for (unsigned k = 0; k < N; k++) places[k] = place(from + u64(at[k]) * W);
+    if (last) {
+#pragma unroll
+        for (unsigned k = 0; k < N; k++) to[k] = load_last<T, W>(places[k], 0, true);
+    } else {
+#pragma unroll
+        for (unsigned k = 0; k < N; k++) to[k] = load<T, W>(places[k], 0, true);
+    }
 }
 template <class T, int W> __device__ __forceinline__ void store(T *to, u64 at, Vector<T, W> vector, bool aligned) {
     if constexpr (W == 1) {

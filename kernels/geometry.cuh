@@ -77,13 +77,19 @@ struct Back {
 struct Nothing {
     template <class... Any> __device__ void operator()(const Any &...) const {}
 };
+/// Loads all items of a batch by `load(at, true)`.
+template <class Load> __device__ auto each(Load load) {
+    return [=](const auto &at, auto &items) {
+#pragma unroll
+        for (unsigned k = 0; k < sizeof(at) / sizeof(at[0]); k++) items[k] = load(at[k], true);
+    };
+}
 /// Goes over `left` vectors from `walk` on, a multiple of `N`, by straight code: no load depends on a condition, and
-/// all loads of a batch of `N` are in flight before the first is waited for. `load(at, true)` gives what belongs to the
-/// vector at a place, `use(item, at, true)` is called in their order, `after(N)` after each batch.
-template <unsigned N, class Way, class Index, class Load, class Use, class After>
-__device__ __forceinline__ void in_batches(const Geometry &g, Walk<Index> &walk, unsigned left, Load load, Use use,
+/// all loads of a batch of `N` are in flight before the first is waited for. `fetch(at, items)` loads what belongs to
+/// the vectors of a batch, `use(item, at, true)` is called in their order, `after(N)` after each batch.
+template <unsigned N, class Way, class Item, class Index, class Fetch, class Use, class After>
+__device__ __forceinline__ void in_batches(const Geometry &g, Walk<Index> &walk, unsigned left, Fetch fetch, Use use,
                                            After after) {
-    using Item = decltype(load(walk.at, true));
 #pragma unroll 1
     for (; left > 0; left -= N) {
         Item items[N];
@@ -93,8 +99,7 @@ __device__ __forceinline__ void in_batches(const Geometry &g, Walk<Index> &walk,
             at[k] = walk.at;
             Way::step(walk, g);
         }
-#pragma unroll
-        for (unsigned k = 0; k < N; k++) items[k] = load(at[k], true);
+        fetch(at, items);
 #pragma unroll
         for (unsigned k = 0; k < N; k++) use(items[k], at[k], true);
         after(N);

@@ -148,8 +148,11 @@ template <Presence PRESENCE> struct Has {
 };
 
 /// Calls `loop` for what there is of residual and mask, which comes with a residual alone: a loop of its own for each.
-template <class Loop> __device__ void by_epilogue(const void *residual, const void *mask, Loop loop) {
-    if (mask) {
+template <class T, class Loop>
+__device__ void by_epilogue(const T *residual, const void *mask, Loop loop) {
+    if constexpr (!SPECIALIZES<T>) {
+        loop(Has<ASKED>(), Has<ASKED>());
+    } else if (mask) {
         loop(Has<PRESENT>(), Has<PRESENT>());
     } else if (residual) {
         loop(Has<PRESENT>(), Has<ABSENT>());

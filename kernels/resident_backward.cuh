@@ -9,20 +9,22 @@ template <class T, int W, class Act>
 __device__ Sums<float, W> read_once(const Geometry &g, Steps walk, unsigned spilled, const Coefs<float, W> &coefs,
                                     unsigned kept, const Tensors<T> &t, const Act &act, const Room &room) {
     Sums<float, W> sums;
-    const unsigned again = min(spilled, walk.count);
-    const unsigned whole = Act::GENERAL ? 0 : (walk.count - again) / PAIRS * PAIRS;
-    unsigned done = 0;
     const auto write = [&](const auto &passed, unsigned at, bool) {
         if (t.grad_residual) store<T, W>(t.grad_residual, at, rounded<T>(passed), true);
     };
-    const auto keep = [&](const auto &pair) {
-        room.keep(g, done - again, pair.x);
-        room.keep(g, kept + done++ - again, pair.g);
+    const auto keep_at = [&](const auto &pair, unsigned step) {
+        room.keep(g, step, pair.x);
+        room.keep(g, kept + step, pair.g);
     };
-    const auto keep_some = [&](const auto &pair) { done < again ? void(done++) : keep(pair); };
+    // What does not fit is put where the first that does will be.
+    const auto keep = [&](const auto &pair, int step) { keep_at(pair, max(step, 0)); };
+    const auto keep_some = [&](const auto &pair, int step) {
+        if (step >= 0) keep_at(pair, step);
+    };
     // Registers allow no more where z is computed for any activation.
     constexpr unsigned N = Act::GENERAL ? 1 : FEW;
-    read_pairs<true, N, PAIRS>(g, walk, whole, true, sums, coefs, t, act, write, keep_some, keep);
+    const int first = -int(min(spilled, walk.count));
+    read_pairs<N>(g, walk, first, kept > 0, true, sums, coefs, t, act, write, keep_some, keep);
     return sums;
 }
 
@@ -105,7 +107,11 @@ __device__ void backward_resident(const Geometry &g, const Group &group, const C
                 store<T, W>(t.grad_x, at, through.gradient(coefs, pair.x, passed), true);
             };
             back.previous(g);
-            in_turn<FEW, Back>(g, back, spills, true, load, use, Nothing(), Nothing());
+            const unsigned whole = Act::GENERAL ? 0 : spills / PAIRS * PAIRS;
+            in_turn<FEW, Back>(g, back, spills - whole, true, load, use, Nothing(), Nothing());
+            if constexpr (!Act::GENERAL) {
+                in_batches<PAIRS, Back, decltype(load(0, true))>(g, back, whole, each(load), use, Nothing());
+            }
         }
         if constexpr (Act::GENERAL) {
             unsigned step = 0;

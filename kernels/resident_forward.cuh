@@ -7,18 +7,17 @@
 
 /// Reads a thread's part of the slice, and keeps what fits.
 template <class T, int W>
-__device__ Moments<T, W> read_once(const Geometry &g, Steps walk, unsigned spilled, const T *x, const Room &room) {
+__device__ Moments<T, W> read_once(const Geometry &g, Steps walk, unsigned spilled, unsigned kept, const T *x,
+                                   const Room &room) {
     Moments<T, W> moments;
-    const unsigned again = min(spilled, walk.count), whole = whole_batches(walk.count - again, AHEAD);
-    unsigned done = 0;
+    // What does not fit is put where the first that does will be.
+    int step = -int(min(spilled, walk.count));
+    const unsigned whole = kept > 0 ? whole_batches(walk.count, AHEAD) : 0;
     const auto from = [&](unsigned at, bool) { return load<T, W>(x, at, true); };
-    const auto last_from = [&](unsigned at, bool) { return load_last<T, W>(x, at, true); };
-    const auto keep = [&](const auto &vector) { room.keep(g, done++ - again, vector); };
-    const auto keep_some = [&](const auto &vector) {
-        if (done >= again) room.keep(g, done - again, vector);
-        done++;
-    };
-    read_moments(g, walk, whole, true, moments, last_from, from, keep, keep_some);
+    const auto fetch = [&](const auto &at, auto &items) { load_all(x, at, step >= 0, items); };
+    const auto keep = [&](const auto &vector) { room.keep(g, max(step++, 0), vector); };
+    const auto keep_some = [&](const auto &vector) { step < 0 ? void(step++) : keep(vector); };
+    read_moments(g, walk, whole, true, moments, from, fetch, keep_some, keep);
     return moments;
 }
 
@@ -73,10 +72,10 @@ template <class T, class Act> struct Target {
 
     /// `left` vectors of y from `walk` on, those of whole batches last. `load_x(at)` gives what is to be loaded of x at
     /// a place, `x_of` what it is.
-    template <class Way, bool BATCHES, int W, class LoadX, class XOf>
+    template <class Way, int W, class LoadX, class XOf>
     __device__ void write(const Geometry &g, Steps walk, unsigned left, const Coefs<float, W> &coefs, LoadX load_x,
                           XOf x_of) const {
-        constexpr unsigned N = 4;
+        constexpr unsigned N = SPECIALIZES<T> ? 4 : 2;
         const auto step = [&](auto adds, auto masks, auto loop) {
             struct Item {
                 decltype(load_x(0)) x;
@@ -96,14 +95,18 @@ template <class T, class Act> struct Target {
             };
             loop(load, use);
         };
-        const bool hot = BATCHES && !Act::GENERAL && (residual || !mask);
+        const bool hot = !Act::GENERAL && (residual || !mask);
         const unsigned whole = hot ? left / N * N : 0;
         step(Has<ASKED>(), Has<ASKED>(), [&](auto load, auto use) {
             in_turn<N, Way>(g, walk, left - whole, true, load, use, Nothing(), Nothing());
         });
-        if constexpr (BATCHES && !Act::GENERAL) {
-            const auto batches = [&](auto load, auto use) { in_batches<N, Way>(g, walk, whole, load, use, Nothing()); };
-            if (residual) {
+        if constexpr (!Act::GENERAL) {
+            const auto batches = [&](auto load, auto use) {
+                in_batches<N, Way, decltype(load(walk.at, true))>(g, walk, whole, each(load), use, Nothing());
+            };
+            if constexpr (!SPECIALIZES<T>) {
+                step(Has<ASKED>(), Has<ASKED>(), batches);
+            } else if (residual) {
                 step(Has<PRESENT>(), Has<ASKED>(), batches);
             } else {
                 step(Has<ABSENT>(), Has<ABSENT>(), batches);
@@ -132,7 +135,7 @@ __device__ void forward_resident(const Geometry &g, const Group &group, const Ou
         for (unsigned c = threadIdx.x; c < channels_of(g, slice); c += blockDim.x) {
             room.table.at(Room::BASE, c) = base_of(x, u64(slice) * g.slice_channels + c, g.inner);
         }
-        const auto moments = read_once<T, W>(g, walk, spilled(g, group, member), x, room);
+        const auto moments = read_once<T, W>(g, walk, spilled(g, group, member), group.kept, x, room);
         if (threadIdx.x == 0) room.arrival[1] = slice;
         __syncthreads();
         add_moments(g, walk, moments, room);
@@ -155,12 +158,12 @@ __device__ void forward_resident(const Geometry &g, const Group &group, const Ou
             kept = Steps(g, slice, member, spills);
             Steps back = kept;
             back.previous(g);
-            to.template write<Back, false>(
+            to.template write<Back>(
                 g, back, spills, coefs, [&](unsigned at) { return load_last<T, W>(x, at, true); },
                 [](const auto &x) { return x; });
         }
         unsigned step = 0;
-        to.template write<Forth, true>(
+        to.template write<Forth>(
             g, kept, kept.count, coefs, [](unsigned) { return Nothing(); },
             [&](Nothing) { return room.again<T, W>(g, step++); });
     }

@@ -70,12 +70,11 @@ template <class T, int W> struct Moments {
     }
 };
 
-/// Adds a thread's vectors: first those before the last `whole`, which give the pivot, then these in whole batches.
-/// `kept(vector)` is called with these, `other` with the others.
-template <class T, int W, class Index, class Load, class LoadOther, class Kept, class Other>
+/// Adds a thread's vectors: first those before the last `whole`, which give the pivot, by `load`, then these in whole
+/// batches by `fetch`. `other(vector)` is called with the former, `keep` with these.
+template <class T, int W, class Index, class Load, class Fetch, class Other, class Keep>
 __device__ __forceinline__ void read_moments(const Geometry &g, Walk<Index> &walk, unsigned whole, bool aligned,
-                                             Moments<T, W> &moments, Load load, LoadOther load_other, Kept kept,
-                                             Other other) {
+                                             Moments<T, W> &moments, Load load, Fetch fetch, Other other, Keep keep) {
     const auto begin = [&](const auto &few, unsigned n) { moments.begin(few, n); };
     const auto end = [&](unsigned n) { moments.end(n); };
     const auto add = [&](auto first) {
@@ -84,8 +83,8 @@ __device__ __forceinline__ void read_moments(const Geometry &g, Walk<Index> &wal
             moments.add(vector);
         };
     };
-    in_turn<AHEAD, Forth>(g, walk, walk.count - whole, aligned, load_other, add(other), begin, end);
-    in_batches<AHEAD, Forth>(g, walk, whole, load, add(kept), end);
+    in_turn<AHEAD / 2, Forth>(g, walk, walk.count - whole, aligned, load, add(other), begin, end);
+    in_batches<AHEAD, Forth, Vector<T, W>>(g, walk, whole, fetch, add(keep), end);
 }
 /// How many of `count` vectors come in whole batches of `n`, where the first one does not.
 __device__ inline unsigned whole_batches(unsigned count, unsigned n) { return count > 0 ? (count - 1) / n * n : 0; }
@@ -98,7 +97,7 @@ template <class T, int W> __device__ void stats(const Geometry &g, const T *x, d
     const bool aligned = W == 1 || g.aligned;
     const auto from = [&](u64 at, bool aligned) { return load<T, W>(x, at, aligned); };
     const unsigned whole = aligned ? whole_batches(walk.count, AHEAD) : 0;
-    read_moments(g, walk, whole, aligned, moments, from, from, Nothing(), Nothing());
+    read_moments(g, walk, whole, aligned, moments, from, each(from), Nothing(), Nothing());
 
     A *const bases = shared.table[0];
     for (unsigned c = threadIdx.x; c < channels_of(g, walk.slice); c += blockDim.x) {

@@ -10,7 +10,7 @@ of its own, as a device runs what was made for a lower minor version.
 
 A file NAME.cubins.lzma holds the machine code of one module for every target, lowest first, so that what they have in
 common is packed once. Each begins with 16 bytes, little endian: the target (u32, 86 for sm_86), the bytes of its code
-(u32) and a hash of the packed PTX that it was made of (u64, FNV-1a): what does not match the PTX that ships beside it
+(u32) and a hash of the file of packed PTX that it was made of (u64, FNV-1a): what does not match the PTX that ships beside it
 is not taken. Zeros fill the code up to a multiple of 16 bytes.
 """
 import argparse
@@ -18,7 +18,6 @@ import concurrent.futures
 import lzma
 import os
 import pathlib
-import re
 import struct
 import subprocess
 import sys
@@ -45,12 +44,8 @@ def fnv(data):
 
 
 def sources():
-    """Packed PTX by module and target."""
-    found = {}
-    for path in PTX.glob("*.ptx.lzma"):
-        name, target = re.fullmatch(r"(.+)\.sm_(\d+)\.ptx\.lzma", path.name).groups()
-        found.setdefault(name, {})[int(target)] = path.read_bytes()
-    return found
+    """Packed PTX by module."""
+    return {path.name.split(".")[0]: path.read_bytes() for path in PTX.glob("*.ptx.lzma")}
 
 
 def entries(unpacked):
@@ -85,12 +80,11 @@ def assembled(text, target):
         return pathlib.Path(folder, "module.cubin").read_bytes()
 
 
-def made(module):
-    """The unpacked file of a module: its PTX by target."""
+def made(module, packed):
+    """The unpacked file of a module that has this packed PTX."""
     out, last = b"", {}
     for target in TARGETS:
-        packed = module[max(of for of in module if of <= target)]
-        cubin = assembled(lzma.decompress(packed), target)
+        cubin = assembled(machine_code.text_for(module, target), target)
         generation, instructions = target // 10, code(cubin)
         if last.get(generation) == instructions:
             continue
@@ -104,11 +98,9 @@ def committed(name):
     return lzma.decompress(path.read_bytes(), lzma.FORMAT_ALONE) if path.exists() else b""
 
 
-def is_old(name, module):
-    known = {target: source for target, source, _ in entries(committed(name))}
-    if not known:
-        return True
-    return any(source != fnv(module[max(of for of in module if of <= target)]) for target, source in known.items())
+def is_old(name, packed):
+    known = {source for _, source, _ in entries(committed(name))}
+    return known != {fnv(packed)}
 
 
 def main():
@@ -120,7 +112,7 @@ def main():
     names = sorted(name for name in modules if arguments.check or arguments.all or is_old(name, modules[name]))
     machine_code.ptxas()  # says at once that it is not there
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, unpacked in zip(names, pool.map(lambda name: made(modules[name]), names)):
+        for name, unpacked in zip(names, pool.map(lambda name: made(name, modules[name]), names)):
             if committed(name) == unpacked:
                 continue
             if arguments.check:

@@ -44,7 +44,7 @@ fn ptx_serves_where_the_driver_refuses_machine_code() {
 /// What the driver says of PTX is what a caller gets; an older driver does not take machine code that
 /// a newer assembler made.
 #[test]
-fn only_what_ptx_is_refused_for_is_an_error() {
+fn machine_code_that_fails_is_no_error_but_ptx_is() {
     let softcuda = softcuda::install().unwrap();
     let device = softcuda.exclusive(softcuda::ordinal("sm_80").unwrap());
     let code = Code::UnsupportedPtxVersion;

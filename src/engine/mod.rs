@@ -20,6 +20,8 @@ mod optimizer;
 mod parameters;
 mod penalty;
 #[cfg(feature = "cuda")]
+mod per_stream;
+#[cfg(feature = "cuda")]
 mod pointers;
 #[cfg(feature = "cuda")]
 mod ptx;

@@ -6,6 +6,7 @@
 mod support;
 
 mod alignment; // arguments at odd addresses
+mod calls; // how often an operation calls the driver
 mod counts; // instructions and bytes of every kernel
 mod devices; // golden cases on every profile; several devices, streams and threads
 mod failures; // launches, memory and modules that fail

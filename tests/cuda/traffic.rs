@@ -78,6 +78,9 @@ fn measure<E: Element>(
     let kept = want.is_some().then_some(&mut saved);
     run::forward(&engine, &inputs, mode, kept).unwrap();
     let forward = passes("forward");
+    if mode == Mode::Eval {
+        assert_eq!(device.launches().len(), 1, "{shape}: inference is one launch");
+    }
     if let Some(want) = want {
         run::backward(&engine, &inputs, want, &saved, None).unwrap();
     }

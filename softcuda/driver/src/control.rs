@@ -4,6 +4,7 @@
 //! all of it lives in the loaded one, and is reached through the functions here.
 
 use std::{
+    collections::BTreeMap,
     ffi::CStr,
     ops::Deref,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -107,6 +108,8 @@ pub(crate) struct Calls {
     pub fail: extern "C" fn(u32, u32, u64, u32) -> bool,
     pub reset: extern "C" fn(u32),
     pub used: extern "C" fn(u32) -> u64,
+    pub calls: unsafe extern "C" fn(usize, *mut u64, *mut u8, usize) -> usize,
+    pub forget_calls: extern "C" fn(),
 }
 
 /// The driver of this process, once it is [installed](crate::install).
@@ -120,6 +123,21 @@ impl Softcuda {
     /// environment variable `SOFTCUDA_SEED` says.
     pub fn set_seed(&self, seed: u64) {
         (self.calls.set_all_seeds)(seed);
+    }
+
+    /// The calls of the driver that this thread makes in `f`: how often each, by its name (`cuLaunchKernel`). Those of
+    /// other threads, and those that the driver makes of itself, do not count.
+    pub fn count_calls<T>(&self, f: impl FnOnce() -> T) -> (T, BTreeMap<String, u64>) {
+        (self.calls.forget_calls)();
+        let result = f();
+        let call = |index: usize| {
+            let mut count = 0;
+            let at = &raw mut count;
+            // SAFETY: `count` can be written, and `text` gives as much room as it says.
+            let name = text(|out, room| unsafe { (self.calls.calls)(index, at, out, room) })?;
+            Some((name, count))
+        };
+        (result, (0..).map_while(call).collect())
     }
 
     /// A device, without a claim to have it alone.

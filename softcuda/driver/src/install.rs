@@ -65,5 +65,7 @@ fn calls(library: &libloading::Library) -> Result<Calls, libloading::Error> {
         fail: get!("softcuda_fail"),
         reset: get!("softcuda_reset"),
         used: get!("softcuda_used"),
+        calls: get!("softcuda_calls"),
+        forget_calls: get!("softcuda_forget_calls"),
     })
 }

@@ -2,9 +2,10 @@
 use super::arguments::{Act, Channels, Gradients, Tensors};
 use super::resident::Step;
 use super::{Cuda, Layout, Pointers, Ptr};
-use crate::engine::saved::Buffers;
+use crate::engine::pointers::SavedAt;
+use crate::engine::saved::ByChannel;
 use crate::engine::{Backward, Derivative, Input};
-use crate::{Device, Element, Memory, Result, Shape};
+use crate::{Device, Element, Result, Shape};
 
 impl Cuda {
     /// Sums of the tiles and of the channels, then the gradients, as far as they are asked for; or
@@ -38,12 +39,9 @@ impl Cuda {
             (self.launcher::<E>(activation), Pointers::new(self.stream()));
 
         let source = activation.derivative_from(forward.residual);
-        let mask = saved.reserve.as_ref().filter(|_| source == Derivative::FromMask);
         let residual = args.residual.filter(|_| source == Derivative::FromResidual);
-        let Buffers { mean, mean_rest, invstd, weight, bias, .. } = saved;
-        let by_channel = [mean, mean_rest, invstd, weight, bias];
-        let [mean, mean_rest, invstd, weight, bias] =
-            by_channel.map(|buf| pointers.read(Device::view(buf)));
+        let SavedAt { by_channel, reserve } = pointers.read_saved(saved);
+        let ByChannel { mean, mean_rest, invstd, weight, bias } = by_channel;
         let channels = Channels { mean, mean_rest, invstd, weight, bias };
         let in_place = matches!(args.grad_y, Input::InPlace);
         let grad_x = pointers.write_some(args.grad_x);
@@ -53,7 +51,7 @@ impl Cuda {
                 Input::View(grad_y) => pointers.read(grad_y),
                 Input::InPlace => grad_x,
             },
-            mask: pointers.read_some(mask.map(Device::view)),
+            mask: if source == Derivative::FromMask { reserve } else { Ptr::NULL },
             source,
             residual: pointers.read_some(residual),
             act: Act::new(activation),

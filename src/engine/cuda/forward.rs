@@ -3,11 +3,12 @@ use super::arguments::{Act, Channels, Given, Outputs};
 use super::resident::Step;
 use super::update::Update;
 use super::{Cuda, Layout, Pointers, Ptr};
-use crate::engine::saved::{Buffers, Mark};
+use crate::engine::pointers::SavedAt;
+use crate::engine::saved::{Buffers, ByChannel, Mark};
 use crate::engine::{
     Activation, Derivative, ForwardEval, ForwardTrain, Input, MergeStats, Statistics, Stats,
 };
-use crate::{Device, Element, Error, Memory, Real, Result, Shape};
+use crate::{Device, Element, Error, Real, Result, Shape};
 
 impl Cuda {
     /// Statistics of the tiles, of the channels, then y; or all of it in one launch.
@@ -163,9 +164,7 @@ fn save<'a, A: Real>(
     saved: &'a mut Buffers<Device, A>,
     masks: bool,
 ) -> ([Ptr<A>; 5], Ptr<u8>) {
-    let Buffers { mean, mean_rest, invstd, weight, bias, reserve, .. } = saved;
-    let by_channel = [mean, mean_rest, invstd, weight, bias];
-    let written = by_channel.map(|buf| pointers.write(Device::view_mut(buf)));
-    let mask = pointers.write_some(reserve.as_mut().filter(|_| masks).map(Device::view_mut));
-    (written, mask)
+    let SavedAt { by_channel, reserve } = pointers.write_saved(saved);
+    let ByChannel { mean, mean_rest, invstd, weight, bias } = by_channel;
+    ([mean, mean_rest, invstd, weight, bias], if masks { reserve } else { Ptr::NULL })
 }

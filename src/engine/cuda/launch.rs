@@ -12,7 +12,9 @@ use crate::engine::Activation;
 use crate::engine::pointers::Ptr;
 use crate::memory::refused;
 use crate::{DType, Element, Result};
+use cudarc::driver::sys::CUstream;
 use cudarc::driver::{CudaFunction, CudaStream, result};
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -33,7 +35,27 @@ pub(super) struct Launcher<'a> {
     pub modules: &'a Modules,
     pub dtype: DType,
     pub activation: Activation,
-    pub stream: &'a CudaStream,
+    pub stream: Bound<'a>,
+}
+
+/// A stream whose context becomes current on this thread with the first launch of an operation, and stays
+/// so for the others.
+pub(super) struct Bound<'a> {
+    stream: &'a CudaStream,
+    is_bound: Cell<bool>,
+}
+
+impl<'a> Bound<'a> {
+    pub fn new(stream: &'a CudaStream) -> Self {
+        Self { stream, is_bound: Cell::new(false) }
+    }
+    fn raw(&self) -> Result<CUstream> {
+        if !self.is_bound.get() {
+            self.stream.context().bind_to_thread().map_err(refused("cuCtxSetCurrent"))?;
+            self.is_bound.set(true);
+        }
+        Ok(self.stream.cu_stream())
+    }
 }
 
 const CALL: &str = "cuLaunchKernel";
@@ -44,14 +66,13 @@ const WARPS: u32 = BLOCK / 32;
 
 /// Launches a kernel: the functions below, and those of `layer_norm`, alone call it.
 fn submit(
-    stream: &CudaStream,
+    stream: &Bound<'_>,
     kernel: &CudaFunction,
     grid: u32,
     block: u32,
     arguments: &mut [*mut c_void],
 ) -> Result<()> {
-    stream.context().bind_to_thread().map_err(refused("cuCtxSetCurrent"))?;
-    let (function, stream) = (kernel.cu_function(), stream.cu_stream());
+    let (function, stream) = (kernel.cu_function(), stream.raw()?);
     // SAFETY: those functions give each kernel the arguments it declares, in its order, and they outlive
     // the call. What they point to is as the head of this file says.
     let launched = unsafe {
@@ -75,7 +96,7 @@ impl Launcher<'_> {
         block: u32,
         arguments: &mut [*mut c_void],
     ) -> Result<()> {
-        submit(self.stream, kernel, grid, block, arguments)
+        submit(&self.stream, kernel, grid, block, arguments)
     }
 
     fn tiles(&self, kernel: &Tiled, plan: &Plan, arguments: &mut [*mut c_void]) -> Result<()> {
@@ -230,8 +251,7 @@ impl Launcher<'_> {
         plan: &Resident,
         arguments: &mut [*mut c_void],
     ) -> Result<()> {
-        self.stream.context().bind_to_thread().map_err(refused("cuCtxSetCurrent"))?;
-        let (function, stream) = (kernel.cu_function(), self.stream.cu_stream());
+        let (function, stream) = (kernel.cu_function(), self.stream.raw()?);
         let (grid, block) =
             ((plan.grid(), 1, 1), (plan.geometry.threads.next_multiple_of(32), 1, 1));
         if plan.blocks == 1 {

@@ -6,7 +6,6 @@
 //! each other.
 use super::check::{check_values_per_channel, total_count};
 use super::ops::check_rows;
-use super::parameters::Parameters;
 use super::pointers::{Pointers, Ptr};
 use super::{
     Activation, Backward, Constrain, Derivative, Engine, ForwardEval, ForwardTrain,
@@ -18,12 +17,13 @@ use crate::{DType, Device, Element, Memory, Real, Result, Shape};
 use arguments::Group;
 use cudarc::driver::CudaStream;
 use figures::Figures;
-use launch::Launcher;
-use module::{Modules, ResidentKernels};
+use launch::{Bound, Launcher};
+use module::ResidentKernels;
 use plan::Plan;
-use resident::{Plans, Resident, Step};
+use resident::{Resident, Step};
+use shared::Shared;
 use std::sync::Arc;
-use workspace::{Layout, Workspace};
+use workspace::Layout;
 
 pub use costs::Costs;
 pub use tuning::{Family, Tuning};
@@ -42,6 +42,7 @@ mod plan;
 mod profiles;
 mod refusals;
 mod resident;
+mod shared;
 mod tuning;
 mod update;
 mod workspace;
@@ -61,8 +62,10 @@ const NAME: &str = "cuda";
 /// Results are bit for bit repeatable on one device, and may differ in rounding between devices of
 /// different size, or with other [`Costs`], unless [`Family::Split`] is asked for.
 ///
-/// Clones share stream and workspace. The workspace never moves, so that a graph that was captured
-/// from a step stays valid while a clone of the engine lives; a step before the capture, or
+/// All engines of one stream share its workspace, be they clones or made apart by [`Cuda::on_stream`]: the
+/// layers of a network need one between them, and the last engine drops it. Steps on a stream follow each
+/// other, so that they can; several threads may queue theirs. The workspace never moves, so that a graph that
+/// was captured from a step stays valid while an engine of the stream lives; a step before the capture, or
 /// [`Engine::prepare`], makes all memory.
 ///
 /// Where the driver refuses a training step in one launch, as it may under a debugger or with a part of a
@@ -71,9 +74,37 @@ const NAME: &str = "cuda";
 ///
 /// Kernels are loaded by the first step that launches them, or by [`Engine::prepare`], for tensors that
 /// start at a multiple of 16 bytes. The driver compiles their PTX then, once for each machine, user and
-/// driver: ptxas, which is the same compiler, takes 0.6 to 1.3 CPU seconds for each module on a server's
-/// core; a type of elements has two, of which a step in one launch needs one. With the feature `cubins`
-/// machine code is loaded instead, after it has been unpacked in about 20 ms.
+/// driver: ptxas, which is the same compiler, takes 0.7 to 1.0 CPU seconds on an AMD EPYC for a module
+/// of no activation or a ReLU, 0.6 to 1.8 for one of any. A type of elements has two of each; a step in
+/// one launch needs one. With the feature `cubins` machine code is loaded instead, which takes about
+/// 20 ms to unpack; what a driver needs to load it, nobody has measured yet.
+///
+/// # Driver calls
+/// Where cudarc tracks the uses of slices by events, as it does by default once a context has more than its
+/// default stream, every argument costs two waits and a record, each with a call of its own for the context:
+/// 40 to 50 calls of the driver around one or three launches. Without events a training step or an evaluation is its
+/// launches and one call more. There are two ways to be without:
+///
+/// - An engine [on](Cuda::on_stream) `context.default_stream()`, while nobody has made another stream in that
+///   context: cudarc tracks nothing then, and begins to, after a synchronization, with the first other
+///   stream. That is safe. Graphs are not captured from that stream.
+/// - `unsafe { context.disable_event_tracking() }`, before any slice is made. It holds for the whole context, and
+///   then it is the caller who sees to it that no slice is used on a stream before the work on it that another
+///   stream has queued is done (`stream.join` orders two streams), and that none is dropped before: it is freed
+///   in the order of the stream that made it. Where one stream does everything, nothing is left to see to. The
+///   engines' own memory is safe either way: each is used on its own stream alone.
+///
+/// ```no_run
+/// # #![allow(unsafe_code)]
+/// # use batchnorm::{Cuda, Result};
+/// use batchnorm::cudarc::driver::CudaContext;
+///
+/// let context = CudaContext::new(0)?;
+/// // SAFETY: all work of this context is on the one stream below.
+/// unsafe { context.disable_event_tracking() };
+/// let engine = Cuda::on_stream(context.new_stream()?)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Cuda {
     memory: Device,
@@ -81,16 +112,9 @@ pub struct Cuda {
     tuning: Tuning,
 }
 
-struct Shared {
-    modules: Arc<Modules>,
-    figures: Figures,
-    plans: Plans,
-    workspace: Workspace,
-    parameters: Parameters,
-}
-
 impl Cuda {
-    /// On a new stream of a device, by its ordinal.
+    /// On a new stream of a device, by its ordinal: an engine that shares with nobody. Clone it for every layer
+    /// that is to run on that stream.
     ///
     /// # Errors
     /// [`Error::Library`](crate::Error::Library) where there is no CUDA driver,
@@ -100,22 +124,15 @@ impl Cuda {
         Self::on_stream(new_stream(ordinal)?)
     }
 
-    /// On this stream.
+    /// On this stream, sharing the workspace with every other engine that is there.
     ///
     /// # Errors
     /// As [`Cuda::new`]; [`Error::Unsupported`](crate::Error::Unsupported) where the handle means a
     /// stream per thread.
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
         check_stream(&stream, NAME)?;
-        let context = stream.context();
-        let figures = Figures::of(context)?;
-        let modules = Modules::of(context)?;
-        modules.check_capability()?;
-        let memory = Device::new(stream);
-        let workspace = Workspace::new(&memory, Resident::words_len(&figures))?;
-        let (plans, parameters) = (Plans::default(), Parameters::new(NAME));
-        let shared = Arc::new(Shared { modules, figures, plans, workspace, parameters });
-        Ok(Self { memory, shared, tuning: Tuning::default() })
+        let shared = Shared::of(&stream)?;
+        Ok(Self { memory: Device::new(stream), shared, tuning: Tuning::default() })
     }
 
     /// The same engine, choosing its kernels so: it shares stream and workspace with this one, and
@@ -130,7 +147,7 @@ impl Cuda {
     }
 
     /// Whether any step since the last call found a mean, a variance or a sum of gradients that was
-    /// not finite, on this engine and its clones. Waits for the stream.
+    /// not finite, by whichever engine of this stream. Waits for the stream.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device).
@@ -231,7 +248,7 @@ impl Cuda {
     /// Kernels for elements of this type, on the engine's stream.
     fn launcher<E: Element>(&self, activation: Activation) -> Launcher<'_> {
         let modules = &self.shared.modules;
-        Launcher { modules, dtype: E::DTYPE, activation, stream: self.stream() }
+        Launcher { modules, dtype: E::DTYPE, activation, stream: Bound::new(self.stream()) }
     }
 }
 
