@@ -62,8 +62,8 @@ class Kernels:
                 self.loops[name].append(dict(zip(("loads", "in_flight", "stores", "instructions"), of)))
 
     def hot(self, name):
-        """The loop that loads most at a time."""
-        return max(self.loops[name], key=lambda loop: (loop["in_flight"], loop["loads"]))
+        """Of the loops that load most at a time, one for each case, the slowest."""
+        return max(self.loops[name], key=lambda loop: (loop["in_flight"], loop["loads"], loop["instructions"]))
 
     def rate(self, name, reads, blocks=None, loop=None):
         """The part of the copy's rate that a loop reaches, where `reads` of its bytes are read; and what bounds it."""
@@ -76,9 +76,9 @@ class Kernels:
         return CAP * min(latency, issue), "loads in flight" if latency < issue else "instructions"
 
     def writing(self, name):
-        """The slowest of the loops that store what was kept."""
-        stores = [loop for loop in self.loops[name] if loop["stores"] and loop is not self.hot(name)]
-        return max(stores, key=lambda loop: loop["instructions"])
+        """The loop that stores most of what was kept at a time; others take what is left, or numbers out of range."""
+        stores = [loop for loop in self.loops[name] if loop["stores"] and not loop["loads"]]
+        return max(stores, key=lambda loop: loop["stores"])
 
 
 def again(size):
