@@ -4,9 +4,9 @@
 #include "backward.cuh"
 
 #define ANY_TILED(name, T, W)                                                                                          \
-    KERNEL apply_any_##name(const Geometry g, const Channels<AccOf<T>> by, const T *x, const T *residual, T *y,        \
-                            unsigned char *mask, const AnyActivation<AccOf<T>> act) {                                  \
-        apply<T, W>(g, by, x, residual, y, mask, act);                                                                 \
+    KERNEL apply_any_##name(const Geometry g, const Channels<AccOf<T>> by, const Given<AccOf<T>> given, const T *x,    \
+                            const T *residual, T *y, unsigned char *mask, const AnyActivation<AccOf<T>> act) {         \
+        apply<T, W>(g, by, given, x, residual, y, mask, act);                                                          \
     }                                                                                                                  \
     KERNEL backward_sums_any_##name(const Geometry g, const Channels<AccOf<T>> by, const T *x, const T *grad_y,        \
                                     const unsigned char *mask, unsigned source, const T *residual,                     \

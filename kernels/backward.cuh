@@ -1,139 +1,6 @@
 // The backward: the sums of every channel, then the gradients of x and residual.
 #pragma once
-#include "apply.cuh"
-#include "statistics.cuh"
-
-template <class T> struct Tensors {
-    const T *x, *grad_y;
-    const unsigned char *mask;
-    /// What the derivative of the activation is taken from.
-    unsigned source;
-    T *grad_x, *grad_residual;
-    /// Read where that is the residual.
-    const T *residual;
-};
-
-/// The gradient of z in lane `i` of a vector, from that of y.
-template <class T, class Act>
-__device__ AccOf<T> passed(const Channel<AccOf<T>> &channel, const Tensors<T> &t, const Act &act, AccOf<T> x,
-                           u64 vector, unsigned i, u64 at) {
-    using E = Element<T>;
-    using A = AccOf<T>;
-    A g = E::widen(t.grad_y[at]);
-    if (t.source == ONE) return g;
-    if constexpr (Act::GENERAL) {
-        if (t.source == FROM_MASK) return t.mask[vector] >> i & 1 ? g : times(act.slope, g);
-        A z = channel.normalize(x);
-        if (t.source == FROM_RESIDUAL) z = add_rn(z, E::widen(t.residual[at]));
-        act.with([&](const auto &activation) { g = times(activation.template derivative<T>(z), g); });
-        return g;
-    } else {
-        const bool one = t.source == FROM_X ? act.template is_one<T>(channel.normalize(x)) : t.mask[vector] >> i & 1;
-        return one ? g : A(0);
-    }
-}
-
-/// Of each lane, the sums of what passes, and of that times the distance of x from the mean; those of a segment apart.
-template <class A, int W> struct Sums {
-    A sum[W], product[W], fresh_sum[W], fresh_product[W];
-
-    __device__ Sums() {
-#pragma unroll
-        for (int i = 0; i < W; i++) sum[i] = product[i] = fresh_sum[i] = fresh_product[i] = 0;
-    }
-    __device__ void add(int i, A passed, A distance) {
-        fresh_sum[i] += passed;
-        fresh_product[i] = fma_rn(passed, distance, fresh_product[i]);
-    }
-    __device__ void end_segment() {
-#pragma unroll
-        for (int i = 0; i < W; i++) {
-            sum[i] += fresh_sum[i];
-            product[i] += fresh_product[i];
-            fresh_sum[i] = fresh_product[i] = 0;
-        }
-    }
-};
-
-/// A few vectors of a thread.
-template <class T, int W, unsigned AHEAD, class Index, class Act> struct Batch {
-    using A = AccOf<T>;
-    Vector<T, W> x[AHEAD], g[AHEAD], residual[Act::GENERAL ? AHEAD : 1];
-    unsigned ones[AHEAD];
-    Index at[AHEAD];
-    unsigned count;
-
-    Batch() = default;
-    __device__ Batch(const Geometry &geometry, const Tensors<T> &t, Walk<Index> &walk, unsigned begin, bool reads_x) {
-        count = min(at_once<W>(AHEAD, geometry.aligned), walk.count - begin);
-#pragma unroll
-        for (unsigned k = 0; k < AHEAD; k++) {
-            if (k < count) {
-                read(t, k, walk.at, reads_x, k > 0 || geometry.aligned, false);
-                walk.next(geometry);
-            }
-        }
-    }
-    /// Reads the k-th vector. `last`: it will not be read again.
-    __device__ void read(const Tensors<T> &t, unsigned k, Index place, bool reads_x, bool aligned, bool last) {
-        at[k] = place;
-        if (reads_x) x[k] = last ? load_last<T, W>(t.x, place, aligned) : load<T, W>(t.x, place, aligned);
-        g[k] = last ? load_last<T, W>(t.grad_y, place, aligned) : load<T, W>(t.grad_y, place, aligned);
-        look(t, k, aligned);
-    }
-    /// Reads what else the derivatives of the k-th take.
-    __device__ void look(const Tensors<T> &t, unsigned k, bool aligned) {
-        ones[k] = t.source == FROM_MASK ? t.mask[at[k]] : ~0u;
-        if constexpr (Act::GENERAL) {
-            if (t.source == FROM_RESIDUAL) residual[k] = load<T, W>(t.residual, at[k], aligned);
-        }
-    }
-    /// The k-th gradient of z. Of a ReLU it takes the place of that of y.
-    __device__ auto passed(const Coefs<A, W> &coefs, const Tensors<T> &t, const Act &act, unsigned k) {
-        using E = Element<T>;
-        if constexpr (Act::GENERAL) {
-            Wide<A, W> wide;
-#pragma unroll
-            for (int i = 0; i < W; i++) wide.element[i] = E::widen(g[k].get(i));
-            if (t.source == FROM_MASK) {
-#pragma unroll
-                for (int i = 0; i < W; i++) {
-                    if (!(ones[k] >> i & 1)) wide.element[i] = times(act.slope, wide.element[i]);
-                }
-                return wide;
-            }
-            act.with([&](const auto &activation) {
-#pragma unroll
-                for (int i = 0; i < W; i++) {
-                    A z = coefs.normalize(i, E::widen(x[k].get(i)));
-                    if (t.source == FROM_RESIDUAL) z = add_rn(z, E::widen(residual[k].get(i)));
-                    wide.element[i] = times(activation.template derivative<T>(z), wide.element[i]);
-                }
-            });
-            return wide;
-        } else {
-            if (t.source == FROM_X) {
-                ones[k] = 0;
-#pragma unroll
-                for (int i = 0; i < W; i++) {
-                    const A z = coefs.normalize(i, E::widen(x[k].get(i)));
-                    ones[k] |= unsigned(act.template is_one<T>(z)) << i;
-                }
-            }
-            if (t.source != ONE) g[k].keep(ones[k]);
-            return g[k];
-        }
-    }
-    /// Adds what has passed of the k-th.
-    template <class Passed>
-    __device__ void add_to(Sums<A, W> &sums, const Coefs<A, W> &coefs, unsigned k, const Passed &passed) const {
-#pragma unroll
-        for (int i = 0; i < W; i++) {
-            const A distance = Element<T>::widen(x[k].get(i)) - coefs.mean[i];
-            sums.add(i, widened<T>(passed, i), distance);
-        }
-    }
-};
+#include "pairs.cuh"
 
 /// The gradients of a thread's vectors, as far as there is room for them in `t`; `coefs` as in `backward_apply`. What
 /// passes is added up where there are `parts`: see `finish_gradients`. An extreme channel changes no bit of another.
@@ -151,7 +18,7 @@ __device__ void backward_slowly(const Geometry &geometry, Walk<Index> walk, cons
         for (int i = 0; i < W; i++) {
             const u64 at = u64(walk.at) * W + i,
                       c = u64(walk.slice) * geometry.slice_channels + channel_of<W>(geometry, walk, i);
-            const Channel<A> channel(by, c);
+            const Channel<A> channel(by.of(c));
             const bool reads_x = parts || coefs || t.source == FROM_X || t.source == FROM_RESIDUAL;
             const A x = reads_x ? E::widen(t.x[at]) : A(0);
             const A g = passed(channel, t, act, x, walk.at, i, at);
@@ -189,7 +56,6 @@ template <class T, int W, class Act>
 __device__ void backward_sums(const Geometry &g, const Channels<AccOf<T>> &by, const Tensors<T> &t, const Act &act,
                               double2 *partials) {
     using A = AccOf<T>;
-    constexpr unsigned AHEAD = Act::GENERAL ? 1 : 2;
     __shared__ Shared<A> shared;
     auto walk = Walk<u64>::of_block(g, false);
     Part parts[W];
@@ -202,30 +68,13 @@ __device__ void backward_sums(const Geometry &g, const Channels<AccOf<T>> &by, c
     }
     const Coefs<A, W> coefs(g, walk, shared.values());
     Sums<A, W> sums;
-    for (unsigned begin = 0; begin < walk.count;) {
-        Batch<T, W, AHEAD, u64, Act> batch(g, t, walk, begin, true);
-        const auto write = [&](unsigned k, const auto &passed) {
-            if (t.grad_residual) store<T, W>(t.grad_residual, batch.at[k], rounded<T>(passed), k > 0 || g.aligned);
-            if (t.grad_x) { store<T, W>(t.grad_x, batch.at[k], coefs.template scaled<T>(passed), k > 0 || g.aligned); }
-        };
-#pragma unroll
-        for (unsigned k = 0; k < AHEAD; k++) {
-            if (k < batch.count) {
-                const auto passed = batch.passed(coefs, t, act, k);
-                batch.add_to(sums, coefs, k, passed);
-                if constexpr (Act::GENERAL) write(k, passed);
-            }
-        }
-        if constexpr (!Act::GENERAL) {
-#pragma unroll
-            for (unsigned k = 0; k < AHEAD; k++) {
-                if (k < batch.count) write(k, batch.g[k]);
-            }
-        }
-        begin += batch.count;
-        if (begin % SEGMENT == 0) sums.end_segment();
-    }
-    sums.end_segment();
+    const bool aligned = W == 1 || g.aligned, writes = t.grad_x || t.grad_residual;
+    const auto write = [&](const auto &passed, u64 at, bool aligned) {
+        if (t.grad_residual) store<T, W>(t.grad_residual, at, rounded<T>(passed), aligned);
+        if (t.grad_x) store<T, W>(t.grad_x, at, coefs.template scaled<T>(passed), aligned);
+    };
+    const bool hot = !Act::GENERAL && W > 1 && aligned && !writes;
+    read_pairs<FEW>(g, walk, 0, hot, aligned, sums, coefs, t, act, write, Nothing(), Nothing());
 #pragma unroll
     for (int i = 0; i < W; i++) parts[i] = {0, double(sums.sum[i]), double(sums.product[i])};
     reduce<A, W, Add>(g, walk, parts, partials, shared);
@@ -272,7 +121,7 @@ template <class T> __device__ bool are_lost(double sum, double product) {
 template <class T, class Act>
 __device__ Part wide_sums(u64 count, unsigned c, u64 channels, u64 inner, unsigned W, const Channels<AccOf<T>> &by,
                           const Tensors<T> &t, const Act &act) {
-    const Channel<AccOf<T>> channel(by, c);
+    const Channel<AccOf<T>> channel(by.of(c));
     Part part = {0, 0, 0};
 #pragma unroll 1
     for (u64 n = thread_anew() % 32; n < count; n += 32) {
@@ -317,8 +166,9 @@ template <class A, int W> struct Through {
             table.at(4, k) = coefs ? coefs[g.channels + c] : A(0);
         }
         __syncthreads();
-        table.lanes(3, g, walk, mean_g);
-        table.lanes(4, g, walk, slope);
+        const Lanes<W> lanes(g, walk);
+        table.read(3, lanes, walk.count > 0, mean_g);
+        table.read(4, lanes, walk.count > 0, slope);
     }
     /// The gradient of x.
     template <class T, class Passed>
@@ -339,7 +189,6 @@ template <class T, int W, class Act>
 __device__ void backward_apply(const Geometry &g, const Channels<AccOf<T>> &by, const Tensors<T> &t, const Act &act,
                                const AccOf<T> *further) {
     using A = AccOf<T>;
-    constexpr unsigned AHEAD = Act::GENERAL ? 1 : 2;
     __shared__ Shared<A> shared;
     auto walk = Walk<u64>::of_block(g, true);
     if (Coefs<A, W>::prepare(g, walk.slice, by, shared.values())) {
@@ -347,20 +196,32 @@ __device__ void backward_apply(const Geometry &g, const Channels<AccOf<T>> &by, 
     }
     const Coefs<A, W> coefs(g, walk, shared.values());
     const Through<A, W> through(g, walk, further, shared.values());
+    const bool aligned = W == 1 || g.aligned;
     const bool reads_x = further || t.source == FROM_X || t.source == FROM_RESIDUAL;
-    for (unsigned begin = 0; begin < walk.count;) {
-        Batch<T, W, AHEAD, u64, Act> batch(g, t, walk, begin, reads_x);
-#pragma unroll
-        for (unsigned k = 0; k < AHEAD; k++) {
-            if (k < batch.count) {
-                const auto passed = batch.passed(coefs, t, act, k);
-                if (t.grad_residual) store<T, W>(t.grad_residual, batch.at[k], rounded<T>(passed), k > 0 || g.aligned);
-                if (!t.grad_x) continue;
-                const auto grad_x =
-                    further ? through.gradient(coefs, batch.x[k], passed) : coefs.template scaled<T>(passed);
-                store<T, W>(t.grad_x, batch.at[k], grad_x, k > 0 || g.aligned);
-            }
-        }
-        begin += batch.count;
+    const bool hot = !Act::GENERAL && W > 1 && aligned && further && t.grad_x;
+    const unsigned whole = hot ? whole_pairs<T>(walk.count, t.source) : 0;
+    const auto write = [&](const auto &passed, u64 at, bool aligned) {
+        if (t.grad_residual) store<T, W>(t.grad_residual, at, rounded<T>(passed), aligned);
+    };
+    const auto load = [&](u64 at, bool aligned) { return Pair<T, W, Act, FromAny>(t, at, reads_x, aligned, true); };
+    const auto use = [&](auto pair, u64 at, bool aligned) {
+        const auto passed = pair.passed(coefs, t, act);
+        write(passed, at, aligned);
+        if (!t.grad_x) return;
+        const auto grad_x = further ? through.gradient(coefs, pair.x, passed) : coefs.template scaled<T>(passed);
+        store<T, W>(t.grad_x, at, grad_x, aligned);
+    };
+    in_turn<FEW, Forth>(g, walk, walk.count - whole, aligned, load, use, Nothing(), Nothing());
+    if constexpr (!Act::GENERAL && W > 1) {
+        by_source<T>(t.source, [&](auto known) {
+            using Item = Pair<T, W, Act, decltype(known)>;
+            const auto fetch = [&](const auto &at, auto &pairs) { Item::read(t, at, true, pairs); };
+            const auto use = [&](Item pair, u64 at, bool) {
+                const auto passed = pair.passed(coefs, t, act);
+                write(passed, at, true);
+                store<T, W>(t.grad_x, at, through.gradient(coefs, pair.x, passed), true);
+            };
+            in_batches<pairs_from<T>(decltype(known)::FROM), Forth, Item>(g, walk, whole, fetch, use, Nothing());
+        });
     }
 }

@@ -33,8 +33,24 @@ template <> struct Element<__nv_bfloat16> {
     static __device__ float widen(__nv_bfloat16 value) {
         return __uint_as_float(unsigned(__bfloat16_as_ushort(value)) << 16); // as newer targets have an instruction for
     }
-    static __device__ __nv_bfloat16 narrow(float value) { return __float2bfloat16_rn(value); }
+    static __device__ __nv_bfloat16 narrow(float value) { return __ushort_as_bfloat16(bits(value)); }
+    static __device__ unsigned short bits(float value) {
+#if __CUDA_ARCH__ >= 800
+        return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+#else
+        // As older targets have no instruction for: to even; a NaN stays one.
+        const unsigned bits = __float_as_uint(value);
+        return isnan(value) ? 0x7fff : bits + 0x7fff + (bits >> 16 & 1) >> 16;
+#endif
+    }
 };
+/// Whether loops are compiled for each case apart. Not those of 16 bits for targets that are a text of their own before
+/// sm_80, whose multiprocessors have three times the instructions for each byte that memory gives them.
+#if __CUDA_ARCH__ >= 800
+template <class T> constexpr bool SPECIALIZES = true;
+#else
+template <class T> constexpr bool SPECIALIZES = sizeof(T) > 2;
+#endif
 template <class T> using AccOf = typename Element<T>::Acc;
 
 /// 16 bytes of elements, or one.
@@ -60,6 +76,30 @@ template <class T, int W> struct alignas(W * sizeof(T)) Vector {
     }
 };
 
+/// What the compiler is to compute here and not before, where it would be kept in registers for a path that is hardly
+/// ever taken.
+__device__ inline unsigned anew(unsigned value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+__device__ inline u64 anew(u64 value) {
+    asm volatile("" : "+l"(value));
+    return value;
+}
+__device__ inline double anew(double value) {
+    asm volatile("" : "+d"(value));
+    return value;
+}
+template <class P> __device__ P *anew(P *value) {
+    asm volatile("" : "+l"(value));
+    return value;
+}
+
+/// The same of a place in global memory, which it stays for the compiler.
+template <class T> __device__ const T *place(const T *at) {
+    return static_cast<const T *>(__cvta_global_to_generic(anew(u64(__cvta_generic_to_global(at)))));
+}
+
 /// The same values before they are rounded.
 template <class A, int W> struct Wide {
     A element[W];
@@ -74,8 +114,13 @@ __device__ inline unsigned narrow_pair(__half, float low, float high) {
     return reinterpret_cast<const unsigned &>(pair);
 }
 __device__ inline unsigned narrow_pair(__nv_bfloat16, float low, float high) {
+#if __CUDA_ARCH__ >= 800
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return reinterpret_cast<const unsigned &>(pair);
+#else
+    using E = Element<__nv_bfloat16>;
+    return E::bits(low) | unsigned(E::bits(high)) << 16;
+#endif
 }
 
 /// Of 16 bits two in a word, as they are loaded: elements of their own would take a register each.
@@ -133,6 +178,20 @@ template <class T, int W> __device__ __forceinline__ Vector<T, W> load_last(cons
     }
     return load<T, W>(from, at, false);
 }
+/// Those at some places of an aligned tensor; `last`: none will be read again. The places are computed once for either.
+template <class T, int W, class Index, unsigned N>
+__device__ __forceinline__ void load_all(const T *from, const Index (&at)[N], bool last, Vector<T, W> (&to)[N]) {
+    const T *places[N];
+#pragma unroll
+    for (unsigned k = 0; k < N; k++) places[k] = place(from + u64(at[k]) * W);
+    if (last) {
+#pragma unroll
+        for (unsigned k = 0; k < N; k++) to[k] = load_last<T, W>(places[k], 0, true);
+    } else {
+#pragma unroll
+        for (unsigned k = 0; k < N; k++) to[k] = load<T, W>(places[k], 0, true);
+    }
+}
 template <class T, int W> __device__ __forceinline__ void store(T *to, u64 at, Vector<T, W> vector, bool aligned) {
     if constexpr (W == 1) {
         to[at] = vector.element[0];
@@ -143,10 +202,6 @@ template <class T, int W> __device__ __forceinline__ void store(T *to, u64 at, V
         for (int i = 0; i < W; i++) to[at * W + i] = vector.get(i);
     }
 }
-
-/// Vectors that are loaded before the first is used. Of a tensor that is not aligned only one, the first: that path is
-/// there to be right, and its code is long.
-template <int W> __device__ unsigned at_once(unsigned ahead, bool aligned) { return W == 1 || aligned ? ahead : 1; }
 
 // Rounded once each, and never fused otherwise: forward and backward compute the same bits.
 __device__ inline float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }

@@ -4,9 +4,9 @@
 
 #define TILED(name, T, W)                                                                                              \
     KERNEL stats_##name(const Geometry g, const T *x, double2 *partials) { stats<T, W>(g, x, partials); }              \
-    KERNEL apply_##name(const Geometry g, const Channels<AccOf<T>> by, const T *x, const T *residual, T *y,            \
-                        unsigned char *mask, unsigned relu) {                                                          \
-        apply<T, W>(g, by, x, residual, y, mask, Relu{relu != 0});                                                     \
+    KERNEL apply_##name(const Geometry g, const Channels<AccOf<T>> by, const Given<AccOf<T>> given, const T *x,        \
+                        const T *residual, T *y, unsigned char *mask, unsigned relu) {                                 \
+        apply<T, W>(g, by, given, x, residual, y, mask, Relu{relu != 0});                                              \
     }                                                                                                                  \
     KERNEL backward_sums_##name(const Geometry g, const Channels<AccOf<T>> by, const T *x, const T *grad_y,            \
                                 const unsigned char *mask, unsigned source, double2 *partials, T *grad_x,              \
@@ -26,9 +26,8 @@
                                  const double2 *partials) {                                                            \
         stats_finalize(merge, out, x, partials);                                                                       \
     }                                                                                                                  \
-    KERNEL eval_##name(unsigned channels, const AccOf<T> *mean, const AccOf<T> *var, const double *record,             \
-                       const Outputs<AccOf<T>> out) {                                                                  \
-        eval(channels, mean, var, record, out);                                                                        \
+    KERNEL eval_##name(unsigned channels, const Given<AccOf<T>> given, const AccOf<T> *weight, const AccOf<T> *bias) { \
+        eval<AccOf<T>>(channels, given, weight, bias);                                                                 \
     }                                                                                                                  \
     KERNEL backward_finalize_##name(const Merge merge, const Channels<AccOf<T>> by, const T *x, const T *grad_y,       \
                                     const unsigned char *mask, unsigned source, const Gradients<AccOf<T>> out,         \

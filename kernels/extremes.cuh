@@ -16,14 +16,14 @@ template <class A> struct Channel {
     /// invstd is `power`, 1 at most, times `factor`; the mean and its rest are multiplied by that power.
     double power, factor, wide_mean, wide_rest, weight;
 
-    __device__ Channel(const Channels<A> &by, u64 c) : extreme(by.is_extreme(c)) {
-        by.coefs(c, mean, scale, bias);
-        power = fmin(power_below(by.invstd[c]), 1.0);
-        factor = by.invstd[c] / power;
-        wide_mean = by.mean[c] * power;
-        wide_rest = (by.mean_rest ? by.mean_rest[c] : A(0)) * power;
-        weight = by.weight ? by.weight[c] : A(1);
-        if (extreme) bias = by.bias ? by.bias[c] : A(0);
+    __device__ Channel(const Values<A> &of) : extreme(of.is_extreme()) {
+        of.coefs(mean, scale, bias);
+        power = fmin(power_below(of.invstd), 1.0);
+        factor = of.invstd / power;
+        wide_mean = of.mean * power;
+        wide_rest = of.mean_rest * power;
+        weight = of.weight;
+        if (extreme) bias = of.bias;
     }
     __device__ double xhat(double x) const { return mul_rn(add_rn(fma_rn(x, power, -wide_mean), -wide_rest), factor); }
     /// As `Coefs::normalize`, whose bits it has where the channel is not extreme.
@@ -46,24 +46,13 @@ template <class A> __device__ bool any_extreme(const Geometry &g, unsigned slice
     return __syncthreads_or(any);
 }
 
-/// What the compiler is to compute here and not before, where it would be kept in registers for a path that is hardly
-/// ever taken.
-__device__ inline unsigned anew(unsigned value) {
-    asm volatile("" : "+r"(value));
-    return value;
-}
-template <class P> __device__ P *anew(P *value) {
-    asm volatile("" : "+l"(value));
-    return value;
-}
-
 /// As `apply`, of a thread's vectors.
-template <int W, class T, class Index, class Act>
-__device__ void apply_slowly(const Geometry &g, Walk<Index> walk, const Channels<AccOf<T>> &by, const T *x,
-                             const T *residual, T *y, unsigned char *mask, const Act &act) {
+template <int W, class T, class Index, class By, class Act>
+__device__ void apply_slowly(const Geometry &g, Walk<Index> walk, const By &by, const T *x, const T *residual, T *y,
+                             unsigned char *mask, const Act &act) {
     using E = Element<T>;
     using A = AccOf<T>;
-    const unsigned inner = anew(g.inner), each = anew(g.slice_channels);
+    const unsigned inner = anew(unsigned(g.inner)), each = anew(g.slice_channels);
     x = anew(x), y = anew(y);
 #pragma unroll 1
     for (; walk.count > 0; walk.count--, walk.next(g)) {
@@ -72,7 +61,7 @@ __device__ void apply_slowly(const Geometry &g, Walk<Index> walk, const Channels
         for (int i = 0; i < W; i++) {
             const u64 at = u64(walk.at) * W + i;
             const u64 c = u64(walk.slice) * each + (each == 1 ? 0 : unsigned(walk.v * W + i) / inner);
-            const Channel<A> channel(by, c);
+            const Channel<A> channel(by.of(c));
             A value = channel.normalize(E::widen(x[at]));
             if (residual) value = add_rn(value, E::widen(residual[at]));
             act.with([&](const auto &activation) {

@@ -67,7 +67,95 @@ template <class Index> struct Walk {
     }
 };
 
-/// The channel, within its slice, of lane `i` of a thread's vectors.
+/// Which way a thread goes over its vectors.
+struct Forth {
+    template <class Index> static __device__ void step(Walk<Index> &walk, const Geometry &g) { walk.next(g); }
+};
+struct Back {
+    template <class Index> static __device__ void step(Walk<Index> &walk, const Geometry &g) { walk.previous(g); }
+};
+struct Nothing {
+    template <class... Any> __device__ void operator()(const Any &...) const {}
+};
+/// Loads all items of a batch by `load(at, true)`.
+template <class Load> __device__ auto each(Load load) {
+    return [=](const auto &at, auto &items) {
+#pragma unroll
+        for (unsigned k = 0; k < sizeof(at) / sizeof(at[0]); k++) items[k] = load(at[k], true);
+    };
+}
+/// Goes over `left` vectors from `walk` on, a multiple of `N`, by straight code: no load depends on a condition, and
+/// all loads of a batch of `N` are in flight before the first is waited for. `fetch(at, items)` loads what belongs to
+/// the vectors of a batch, `use(item, at, true)` is called in their order, `after(N)` after each batch.
+template <unsigned N, class Way, class Item, class Index, class Fetch, class Use, class After>
+__device__ __forceinline__ void in_batches(const Geometry &g, Walk<Index> &walk, unsigned left, Fetch fetch, Use use,
+                                           After after) {
+#pragma unroll 1
+    for (; left > 0; left -= N) {
+        Item items[N];
+        Index at[N];
+#pragma unroll
+        for (unsigned k = 0; k < N; k++) {
+            at[k] = walk.at;
+            Way::step(walk, g);
+        }
+        fetch(at, items);
+#pragma unroll
+        for (unsigned k = 0; k < N; k++) use(items[k], at[k], true);
+        after(N);
+    }
+}
+
+/// The same of any number of vectors, whose loads are as far ahead of their use, but which are used in a loop: where
+/// they do not make up a batch, or what is done with one is too long to stand there several times. Where they are not
+/// `aligned`, one at a time. `begin` is called with each batch, and its number, before its first vector is used.
+template <unsigned N, class Way, class Index, class Load, class Use, class Begin, class After>
+__device__ __forceinline__ void in_turn(const Geometry &g, Walk<Index> &walk, unsigned left, bool aligned, Load load,
+                                        Use use, Begin begin, After after) {
+    using Item = decltype(load(walk.at, true));
+#pragma unroll 1
+    for (unsigned here; left > 0; left -= here) {
+        here = aligned ? min(N, left) : 1;
+        Item items[N];
+        items[0] = load(walk.at, aligned);
+        auto ahead = walk;
+#pragma unroll
+        for (unsigned k = 1; k < N; k++) {
+            if (k < here) {
+                Way::step(ahead, g);
+                items[k] = load(ahead.at, true);
+            }
+        }
+        begin(items, here);
+#pragma unroll 1
+        for (unsigned k = 0; k < here; k++) {
+            use(items[0], walk.at, aligned);
+            Way::step(walk, g);
+#pragma unroll
+            for (unsigned k = 1; k < N; k++) items[k - 1] = items[k];
+        }
+        after(here);
+    }
+}
+
+/// The channels, within their slice, of the lanes of a thread's vectors: by one division at most.
+template <int W> struct Lanes {
+    unsigned channel[W];
+
+    template <class Index> __device__ Lanes(const Geometry &g, const Walk<Index> &walk) {
+        const unsigned first = unsigned(walk.v) * W, inner = anew(unsigned(g.inner));
+        const bool runs = g.slice_channels == 1;
+        unsigned c = runs ? 0 : inner == 1 ? first : first / inner, rest = runs ? 0 : first - c * inner;
+#pragma unroll
+        for (int i = 0; i < W; i++) {
+            channel[i] = c;
+            const bool ends = !runs && ++rest == inner;
+            c += ends;
+            rest = ends ? 0 : rest;
+        }
+    }
+};
+/// The channel of one of them, which only the loop around knows.
 template <int W, class Index> __device__ unsigned channel_of(const Geometry &g, const Walk<Index> &walk, int i) {
     return g.slice_channels == 1 ? 0 : unsigned(walk.v * W + i) / unsigned(g.inner);
 }
@@ -106,11 +194,10 @@ template <class A> struct Table {
     unsigned stride;
 
     __device__ A &at(unsigned what, unsigned channel) const { return values[what * stride + channel]; }
-    /// Those of a thread's lanes.
-    template <int W, class Index>
-    __device__ void lanes(unsigned what, const Geometry &g, const Walk<Index> &walk, A (&to)[W]) const {
+    /// Those of a thread's lanes; 0 where it has no vectors.
+    template <int W> __device__ void read(unsigned what, const Lanes<W> &lanes, bool has_vectors, A (&to)[W]) const {
 #pragma unroll
-        for (int i = 0; i < W; i++) to[i] = walk.count > 0 ? at(what, channel_of<W>(g, walk, i)) : A(0);
+        for (int i = 0; i < W; i++) to[i] = has_vectors ? at(what, lanes.channel[i]) : A(0);
     }
 };
 

@@ -4,48 +4,27 @@
 #pragma once
 #include "resident.cuh"
 
-/// Pairs of vectors that are loaded before the first is used.
-template <class Act> constexpr unsigned PAIRS = Act::GENERAL ? 1 : 2;
-template <class T, class Act> using BatchOf = Batch<T, 16 / sizeof(T), PAIRS<Act>, unsigned, Act>;
-
 /// Reads a thread's part of the slice, and keeps what fits.
 template <class T, int W, class Act>
 __device__ Sums<float, W> read_once(const Geometry &g, Steps walk, unsigned spilled, const Coefs<float, W> &coefs,
                                     unsigned kept, const Tensors<T> &t, const Act &act, const Room &room) {
     Sums<float, W> sums;
-    for (unsigned done = 0; done < walk.count;) {
-        BatchOf<T, Act> batch;
-        batch.count = min(PAIRS<Act>, walk.count - done);
-#pragma unroll
-        for (unsigned k = 0; k < PAIRS<Act>; k++) {
-            if (k < batch.count) {
-                batch.read(t, k, walk.at, true, true, done + k >= spilled);
-                walk.next(g);
-            }
-        }
-#pragma unroll
-        for (unsigned k = 0; k < PAIRS<Act>; k++) {
-            if (k < batch.count) {
-                const auto passed = batch.passed(coefs, t, act, k);
-                batch.add_to(sums, coefs, k, passed);
-                if (Act::GENERAL && t.grad_residual)
-                    store<T, W>(t.grad_residual, batch.at[k], rounded<T>(passed), true);
-            }
-        }
-#pragma unroll
-        for (unsigned k = 0; k < PAIRS<Act>; k++) {
-            if (k < batch.count) {
-                if (!Act::GENERAL && t.grad_residual) store<T, W>(t.grad_residual, batch.at[k], batch.g[k], true);
-                if (done + k >= spilled) {
-                    room.keep(g, done + k - spilled, batch.x[k]);
-                    room.keep(g, kept + done + k - spilled, batch.g[k]);
-                }
-            }
-        }
-        done += batch.count;
-        if (done % SEGMENT == 0) sums.end_segment();
-    }
-    sums.end_segment();
+    const auto write = [&](const auto &passed, unsigned at, bool) {
+        if (t.grad_residual) store<T, W>(t.grad_residual, at, rounded<T>(passed), true);
+    };
+    const auto keep_at = [&](const auto &pair, unsigned step) {
+        room.keep(g, step, pair.x);
+        room.keep(g, kept + step, pair.g);
+    };
+    // What does not fit is put where the first that does will be.
+    const auto keep = [&](const auto &pair, int step) { keep_at(pair, max(step, 0)); };
+    const auto keep_some = [&](const auto &pair, int step) {
+        if (step >= 0) keep_at(pair, step);
+    };
+    // Registers allow no more where z is computed for any activation.
+    constexpr unsigned N = Act::GENERAL ? 1 : FEW;
+    const int first = -int(min(spilled, walk.count));
+    read_pairs<N>(g, walk, first, kept > 0, true, sums, coefs, t, act, write, keep_some, keep);
     return sums;
 }
 
@@ -89,64 +68,70 @@ __device__ void backward_resident(const Geometry &g, const Group &group, const C
     constexpr int W = 16 / sizeof(T);
     extern __shared__ uint4 shared[];
     const Room room(shared, g, 2 * g.threads * group.kept);
-    const unsigned member = blockIdx.x % group.blocks, spills = spilled(g, group, member);
+    if (threadIdx.x == 0) room.arrival[2] = blockIdx.x % group.blocks;
+    __syncthreads();
     for (unsigned slice = blockIdx.x / group.blocks; slice < g.slices; slice += gridDim.x / group.blocks) {
         {
+            const unsigned member = room.arrival[2], spills = spilled(g, group, member);
             Steps walk(g, slice, member);
+            if (threadIdx.x == 0) room.arrival[1] = slice;
             Coefs<float, W>::prepare(g, slice, by, room.table);
             const Coefs<float, W> coefs(g, walk, room.table);
-            if (threadIdx.x == 0) room.arrival[1] = slice;
             const auto sums = read_once<T, W>(g, walk, spills, coefs, group.kept, t, act, room);
-            add_up<W>(g, walk.slice, [&](int i) { return double(sums.sum[i]); }, room, &room.totals->x);
-            add_up<W>(g, walk.slice, [&](int i) { return double(sums.product[i]); }, room, &room.totals->y);
+            double2 lanes[W];
+#pragma unroll
+            for (int i = 0; i < W; i++) lanes[i] = {double(sums.sum[i]), double(sums.product[i])};
+            add_up(g, room.arrival[1], lanes, room);
         }
         // The sums take all registers.
         slice = room.arrival[1];
         meet(g, group, channels_of(g, slice), room,
-             [&] { finish_slice(g, slice, count, by, t, act, out, accumulate, room); });
+             [&] { finish_slice(g, slice, anew(count), by, t, act, out, accumulate, room); });
         slice = room.arrival[1];
 
-        const Steps walk(g, slice, member);
+        const unsigned member = room.arrival[2];
+        Steps on(g, slice, member);
         if (any_extreme(g, slice, by)) {
-            backward_slowly<W>(g, walk, by, t, act, out.coefs, nullptr);
+            backward_slowly<W>(g, on, by, t, act, out.coefs, nullptr);
             continue;
         }
-        const unsigned spilled = min(spills, walk.count);
-        const Steps kept(g, slice, member, spilled);
-        const Coefs<float, W> coefs(g, walk, room.table);
-        const Through<float, W> through(g, walk, out.coefs, room.table);
-        Steps back = kept, on = kept;
-        for (unsigned left = spilled; left > 0;) {
-            BatchOf<T, Act> batch;
-            batch.count = min(PAIRS<Act>, left);
-#pragma unroll
-            for (unsigned k = 0; k < PAIRS<Act>; k++) {
-                if (k < batch.count) {
-                    back.previous(g);
-                    batch.read(t, k, back.at, true, true, true);
-                }
+        const unsigned spills = min(spilled(g, group, member), on.count);
+        const Coefs<float, W> coefs(g, on, room.table);
+        const Through<float, W> through(g, on, out.coefs, room.table);
+        if (spills > 0) {
+            on = Steps(g, slice, member, spills);
+            Steps back = on;
+            const auto load = [&](unsigned at, bool) { return Pair<T, W, Act, FromAny>(t, at, true, true, true); };
+            const auto use = [&](auto pair, unsigned at, bool) {
+                const auto passed = pair.passed(coefs, t, act);
+                store<T, W>(t.grad_x, at, through.gradient(coefs, pair.x, passed), true);
+            };
+            back.previous(g);
+            const unsigned whole = Act::GENERAL ? 0 : spills / PAIRS * PAIRS;
+            in_turn<FEW, Back>(g, back, spills - whole, true, load, use, Nothing(), Nothing());
+            if constexpr (!Act::GENERAL) {
+                in_batches<PAIRS, Back, decltype(load(0, true))>(g, back, whole, each(load), use, Nothing());
             }
-#pragma unroll
-            for (unsigned k = 0; k < PAIRS<Act>; k++) {
-                if (k < batch.count) {
-                    const auto passed = batch.passed(coefs, t, act, k);
-                    const auto grad_x = through.gradient(coefs, batch.x[k], passed);
-                    store<T, W>(t.grad_x, batch.at[k], grad_x, true);
-                }
-            }
-            left -= batch.count;
         }
-        for (unsigned step = 0; step < kept.count; step++) {
-            const auto x = room.again<T, W>(g, step), held = room.again<T, W>(g, group.kept + step);
-            if constexpr (Act::GENERAL) {
-                Batch<T, W, 1, unsigned, Act> one;
-                one.at[0] = on.at, one.x[0] = x, one.g[0] = held;
-                one.look(t, 0, true);
-                store<T, W>(t.grad_x, on.at, through.gradient(coefs, x, one.passed(coefs, t, act, 0)), true);
-            } else {
-                store<T, W>(t.grad_x, on.at, through.gradient(coefs, x, held), true);
+        if constexpr (Act::GENERAL) {
+            unsigned step = 0;
+            const auto load = [&](unsigned at, bool) {
+                Pair<T, W, Act, FromAny> pair;
+                pair.look(t, at, true);
+                return pair;
+            };
+            const auto use = [&](auto pair, unsigned at, bool) {
+                pair.x = room.again<T, W>(g, step), pair.g = room.again<T, W>(g, group.kept + step++);
+                store<T, W>(t.grad_x, at, through.gradient(coefs, pair.x, pair.passed(coefs, t, act)), true);
+            };
+            in_turn<4, Forth>(g, on, on.count, true, load, use, Nothing(), Nothing());
+        } else {
+#pragma unroll 2
+            for (unsigned step = 0; step < on.count; step++) {
+                const auto x = room.again<T, W>(g, step), passed = room.again<T, W>(g, group.kept + step);
+                store<T, W>(t.grad_x, on.at, through.gradient(coefs, x, passed), true);
+                on.next(g);
             }
-            on.next(g);
         }
     }
 }

@@ -7,24 +7,17 @@
 
 /// Reads a thread's part of the slice, and keeps what fits.
 template <class T, int W>
-__device__ Moments<T, W> read_once(const Geometry &g, Steps walk, unsigned spilled, const T *x, const Room &room) {
+__device__ Moments<T, W> read_once(const Geometry &g, Steps walk, unsigned spilled, unsigned kept, const T *x,
+                                   const Room &room) {
     Moments<T, W> moments;
-    while (moments.count < walk.count) {
-        Vector<T, W> ahead[AHEAD];
-        const unsigned done = moments.count, here = min(AHEAD, walk.count - done);
-#pragma unroll
-        for (unsigned k = 0; k < AHEAD; k++) {
-            if (k < here) {
-                ahead[k] = done + k < spilled ? load<T, W>(x, walk.at, true) : load_last<T, W>(x, walk.at, true);
-                walk.next(g);
-            }
-        }
-#pragma unroll
-        for (unsigned k = 0; k < AHEAD; k++) {
-            if (k < here && done + k >= spilled) room.keep(g, done + k - spilled, ahead[k]);
-        }
-        moments.add(ahead, here);
-    }
+    // What does not fit is put where the first that does will be.
+    int step = -int(min(spilled, walk.count));
+    const unsigned whole = kept > 0 ? whole_batches(walk.count, AHEAD) : 0;
+    const auto from = [&](unsigned at, bool) { return load<T, W>(x, at, true); };
+    const auto fetch = [&](const auto &at, auto &items) { load_all(x, at, step >= 0, items); };
+    const auto keep = [&](const auto &vector) { room.keep(g, max(step++, 0), vector); };
+    const auto keep_some = [&](const auto &vector) { step < 0 ? void(step++) : keep(vector); };
+    read_moments(g, walk, whole, true, moments, from, fetch, keep_some, keep);
     return moments;
 }
 
@@ -32,16 +25,15 @@ __device__ Moments<T, W> read_once(const Geometry &g, Steps walk, unsigned spill
 template <class T, int W>
 __device__ void add_moments(const Geometry &g, const Steps &walk, const Moments<T, W> &moments, const Room &room) {
     const double n = moments.count;
-    const auto moved = [&](int i) {
-        return n == 0 ? 0 : double(moments.pivot[i]) - room.table.at(Room::BASE, channel_of<W>(g, walk, i));
-    };
-    const auto distances = [&](int i) { return moments.sum[i] + n * moved(i); };
-    const auto squares = [&](int i) {
-        const double by = moved(i);
-        return double(moments.square[i]) + moments.fresh[i] + by * (2 * double(moments.sum[i]) + n * by);
-    };
-    add_up<W>(g, walk.slice, distances, room, &room.totals->x);
-    add_up<W>(g, walk.slice, squares, room, &room.totals->y);
+    const Lanes<W> lanes(g, walk);
+    double2 sums[W];
+#pragma unroll
+    for (int i = 0; i < W; i++) {
+        const double by = n == 0 ? 0 : double(moments.pivot[i]) - room.table.at(Room::BASE, lanes.channel[i]);
+        const double sum = moments.sum[i], squares = double(moments.square[i]) + moments.fresh[i];
+        sums[i] = {sum + n * by, squares + by * (2 * sum + n * by)};
+    }
+    add_up(g, room.arrival[1], sums, room);
 }
 
 /// Mean and variance of the slice's channels, from their totals.
@@ -71,9 +63,6 @@ __device__ void finish_slice(const Geometry &g, u64 first, unsigned channels, u6
     }
 }
 
-/// Vectors of x, and of the residual, that are loaded before the first is used: registers allow no more.
-template <class Act> constexpr unsigned FEW = Act::GENERAL ? 1 : 2;
-
 /// What the forward ends with.
 template <class T, class Act> struct Target {
     const T *residual;
@@ -81,21 +70,46 @@ template <class T, class Act> struct Target {
     unsigned char *mask;
     Act act;
 
-    /// `n` vectors of y; `x` gives the k-th when it is needed.
-    template <int W, class X>
-    __device__ void write(const Coefs<float, W> &coefs, const unsigned (&at)[FEW<Act>], unsigned n, X x) const {
-        Vector<T, W> rs[FEW<Act>];
-#pragma unroll
-        for (unsigned k = 0; k < FEW<Act>; k++) {
-            if (k < n && residual) rs[k] = load_last<T, W>(residual, at[k], true);
-        }
-#pragma unroll
-        for (unsigned k = 0; k < FEW<Act>; k++) {
-            if (k < n) {
+    /// `left` vectors of y from `walk` on, those of whole batches last. `load_x(at)` gives what is to be loaded of x at
+    /// a place, `x_of` what it is.
+    template <class Way, int W, class LoadX, class XOf>
+    __device__ void write(const Geometry &g, Steps walk, unsigned left, const Coefs<float, W> &coefs, LoadX load_x,
+                          XOf x_of) const {
+        constexpr unsigned N = SPECIALIZES<T> ? 4 : 2;
+        const auto step = [&](auto adds, auto masks, auto loop) {
+            struct Item {
+                decltype(load_x(0)) x;
+                Vector<T, W> residual;
+            };
+            const auto load = [&](unsigned at, bool) {
+                Item item = {};
+                item.x = load_x(at);
+                if (adds.is(residual)) item.residual = load_last<T, W>(residual, at, true);
+                return item;
+            };
+            const auto use = [&](const Item &item, unsigned at, bool) {
                 unsigned ones;
-                const auto out = coefs.output(x(k), residual, rs[k], act, ones);
-                store<T, W>(y, at[k], out, true);
-                if (mask) mask[at[k]] = ones;
+                const auto out = coefs.output(x_of(item.x), adds.is(residual), item.residual, act, ones);
+                store<T, W>(y, at, out, true);
+                if (masks.is(mask)) mask[at] = ones;
+            };
+            loop(load, use);
+        };
+        const bool hot = !Act::GENERAL && (residual || !mask);
+        const unsigned whole = hot ? left / N * N : 0;
+        step(Has<ASKED>(), Has<ASKED>(), [&](auto load, auto use) {
+            in_turn<N, Way>(g, walk, left - whole, true, load, use, Nothing(), Nothing());
+        });
+        if constexpr (!Act::GENERAL) {
+            const auto batches = [&](auto load, auto use) {
+                in_batches<N, Way, decltype(load(walk.at, true))>(g, walk, whole, each(load), use, Nothing());
+            };
+            if constexpr (!SPECIALIZES<T>) {
+                step(Has<ASKED>(), Has<ASKED>(), batches);
+            } else if (residual) {
+                step(Has<PRESENT>(), Has<ASKED>(), batches);
+            } else {
+                step(Has<ABSENT>(), Has<ABSENT>(), batches);
             }
         }
     }
@@ -112,54 +126,45 @@ __device__ void forward_resident(const Geometry &g, const Group &group, const Ou
     for (unsigned c = blockIdx.x * blockDim.x + threadIdx.x; c < g.channels; c += gridDim.x * blockDim.x) {
         out.save_parameters(c);
     }
-    const unsigned member = blockIdx.x % group.blocks;
+    if (threadIdx.x == 0) room.arrival[2] = blockIdx.x % group.blocks;
+    __syncthreads();
     for (unsigned slice = blockIdx.x / group.blocks; slice < g.slices; slice += gridDim.x / group.blocks) {
+        unsigned member = room.arrival[2];
         const Steps walk(g, slice, member);
-        const unsigned channels = channels_of(g, slice);
-        const u64 first = u64(slice) * g.slice_channels;
 #pragma unroll 1
-        for (unsigned c = threadIdx.x; c < channels; c += blockDim.x) {
-            room.table.at(Room::BASE, c) = base_of(x, first + c, g.inner);
+        for (unsigned c = threadIdx.x; c < channels_of(g, slice); c += blockDim.x) {
+            room.table.at(Room::BASE, c) = base_of(x, u64(slice) * g.slice_channels + c, g.inner);
         }
-        const auto moments = read_once<T, W>(g, walk, spilled(g, group, member), x, room);
+        const auto moments = read_once<T, W>(g, walk, spilled(g, group, member), group.kept, x, room);
+        if (threadIdx.x == 0) room.arrival[1] = slice;
         __syncthreads();
         add_moments(g, walk, moments, room);
-        meet(g, group, channels, room, [&] { finish_slice(g, first, channels, count, x, out, room); });
+        slice = room.arrival[1];
+        const unsigned channels = channels_of(g, slice);
+        const u64 first = u64(slice) * g.slice_channels;
+        meet(g, group, channels, room, [&] { finish_slice(g, first, channels, anew(count), x, out, room); });
 
+        // What was read took all registers.
+        slice = room.arrival[1], member = room.arrival[2];
         const Channels<float> by = {out.mean, out.mean_rest, out.invstd, out.weight, out.bias};
         if (Coefs<float, W>::prepare(g, slice, by, room.table)) {
             apply_slowly<W>(g, Steps(g, slice, member), by, x, to.residual, to.y, to.mask, to.act);
             continue;
         }
-        const Coefs<float, W> coefs(g, walk, room.table);
-        const unsigned spills = min(spilled(g, group, anew(member)), walk.count);
-        const Steps kept(g, slice, member, spills);
-        Steps back = kept, on = kept;
-        for (unsigned left = spills, here; left > 0; left -= here) {
-            unsigned at[FEW<Act>];
-            Vector<T, W> xs[FEW<Act>];
-            here = min(FEW<Act>, left);
-#pragma unroll
-            for (unsigned k = 0; k < FEW<Act>; k++) {
-                if (k < here) {
-                    back.previous(g);
-                    at[k] = back.at;
-                    xs[k] = load_last<T, W>(x, back.at, true);
-                }
-            }
-            to.write(coefs, at, here, [&](unsigned k) { return xs[k]; });
+        Steps kept(g, slice, member);
+        const Coefs<float, W> coefs(g, kept, room.table);
+        const unsigned spills = min(spilled(g, group, member), kept.count);
+        if (spills > 0) {
+            kept = Steps(g, slice, member, spills);
+            Steps back = kept;
+            back.previous(g);
+            to.template write<Back>(
+                g, back, spills, coefs, [&](unsigned at) { return load_last<T, W>(x, at, true); },
+                [](const auto &x) { return x; });
         }
-        for (unsigned step = 0, here; step < kept.count; step += here) {
-            unsigned at[FEW<Act>];
-            here = min(FEW<Act>, kept.count - step);
-#pragma unroll
-            for (unsigned k = 0; k < FEW<Act>; k++) {
-                if (k < here) {
-                    at[k] = on.at;
-                    on.next(g);
-                }
-            }
-            to.write(coefs, at, here, [&](unsigned k) { return room.again<T, W>(g, step + k); });
-        }
+        unsigned step = 0;
+        to.template write<Forth>(
+            g, kept, kept.count, coefs, [](unsigned) { return Nothing(); },
+            [&](Nothing) { return room.again<T, W>(g, step++); });
     }
 }

@@ -25,7 +25,7 @@ template <class A> struct Running {
     /// The weight of the new value in a channel.
     __device__ double weight(double of_all, unsigned c) const {
         const double left_out = has(AVERAGES) && skipped ? skipped[c] : 0;
-        return left_out > 0 && of_all > 0 ? 1 / fmax(1.0, 1 / of_all - left_out) : of_all;
+        return left_out > 0 && of_all > 0 ? 1 / fmax(1.0, 1 / anew(of_all) - left_out) : of_all;
     }
     /// A batch of `count` values: `squares` are those of their distances from `mean`, times `scale` twice.
     __device__ void update(unsigned c, double count, double batch_mean, double squares, double scale) const {

@@ -7,16 +7,21 @@
 #pragma once
 #include "running.cuh"
 
-/// Vectors of a thread between which the pivot stays.
+/// Vectors of a thread between which the pivot stays, about.
 constexpr unsigned SEGMENT = 32;
-/// Vectors that are loaded before the first is used.
-constexpr unsigned AHEAD = 4;
+/// Vectors of a batch.
+constexpr unsigned AHEAD = 8;
+/// Whether a segment has ended among the last `n` of `count`.
+__device__ inline bool ends_segment(unsigned count, unsigned n) { return count % SEGMENT < n; }
 
 /// What the mean of a channel counts from.
 template <class T> __device__ AccOf<T> base_of(const T *x, u64 channel, u64 inner) {
     const AccOf<T> first = Element<T>::widen(x[channel * inner]);
     return isfinite(first) ? first : AccOf<T>(0);
 }
+
+/// About `1 / n`: where a pivot lies need not be exact.
+template <class A> __device__ A reciprocal(unsigned n) { return __fdividef(1.0f, float(n)); }
 
 /// Of each lane, the values that a thread has read: sums of their distances from the pivot, and of the squares.
 template <class T, int W> struct Moments {
@@ -30,39 +35,30 @@ template <class T, int W> struct Moments {
 #pragma unroll
         for (int i = 0; i < W; i++) pivot[i] = sum[i] = square[i] = fresh[i] = 0;
     }
-    /// `n` of these vectors; segments are a whole number of `AHEAD`.
-    __device__ void add(const Vector<T, W> (&ahead)[AHEAD], unsigned n) {
-        if (count == 0) start(ahead, n);
-#pragma unroll
-        for (unsigned k = 0; k < AHEAD; k++) {
-            if (k < n) {
-#pragma unroll
-                for (int i = 0; i < W; i++) {
-                    const A d = Element<T>::widen(ahead[k].get(i)) - pivot[i];
-                    sum[i] += d;
-                    fresh[i] = fma_rn(d, d, fresh[i]);
-                }
-            }
-        }
-        count += n;
-        if (count % SEGMENT == 0) move();
-    }
-    /// Where nothing is known: the mean of a few values.
-    __device__ void start(const Vector<T, W> (&few)[AHEAD], unsigned n) {
-        const A each = A(1) / A(n);
+    __device__ void add(const Vector<T, W> &vector) {
 #pragma unroll
         for (int i = 0; i < W; i++) {
-            const A one = Element<T>::widen(few[0].get(i));
-            A sum = 0;
-#pragma unroll
-            for (unsigned k = 1; k < AHEAD; k++) {
-                if (k < n) sum += Element<T>::widen(few[k].get(i)) - one;
-            }
-            pivot[i] = one + sum * each;
+            const A d = Element<T>::widen(vector.get(i)) - pivot[i];
+            sum[i] += d;
+            fresh[i] = fma_rn(d, d, fresh[i]);
         }
     }
+    /// Before the first of `n` vectors is added: where nothing is known, the mean of two becomes the pivot.
+    template <unsigned N> __device__ void begin(const Vector<T, W> (&few)[N], unsigned n) {
+        if (count > 0) return;
+#pragma unroll
+        for (int i = 0; i < W; i++) {
+            const A one = Element<T>::widen(few[0].get(i)), two = n > 1 ? Element<T>::widen(few[1].get(i)) : one;
+            pivot[i] = one + (two - one) / 2;
+        }
+    }
+    /// After the last of them.
+    __device__ void end(unsigned n) {
+        count += n;
+        if (ends_segment(count, n)) move();
+    }
     __device__ void move() {
-        const A n = A(count), each = A(1) / n;
+        const A n = A(count), each = reciprocal<A>(count);
 #pragma unroll
         for (int i = 0; i < W; i++) {
             const A to = pivot[i] + sum[i] * each, d = to - pivot[i], left = sum[i] - n * d;
@@ -74,23 +70,34 @@ template <class T, int W> struct Moments {
     }
 };
 
+/// Adds a thread's vectors: first those before the last `whole`, which give the pivot, by `load`, then these in whole
+/// batches by `fetch`. `other(vector)` is called with the former, `keep` with these.
+template <class T, int W, class Index, class Load, class Fetch, class Other, class Keep>
+__device__ __forceinline__ void read_moments(const Geometry &g, Walk<Index> &walk, unsigned whole, bool aligned,
+                                             Moments<T, W> &moments, Load load, Fetch fetch, Other other, Keep keep) {
+    const auto begin = [&](const auto &few, unsigned n) { moments.begin(few, n); };
+    const auto end = [&](unsigned n) { moments.end(n); };
+    const auto add = [&](auto first) {
+        return [&, first](const Vector<T, W> &vector, Index, bool) {
+            first(vector);
+            moments.add(vector);
+        };
+    };
+    in_turn<AHEAD / 2, Forth>(g, walk, walk.count - whole, aligned, load, add(other), begin, end);
+    in_batches<AHEAD, Forth, Vector<T, W>>(g, walk, whole, fetch, add(keep), end);
+}
+/// How many of `count` vectors come in whole batches of `n`, where the first one does not.
+__device__ inline unsigned whole_batches(unsigned count, unsigned n) { return count > 0 ? (count - 1) / n * n : 0; }
+
 template <class T, int W> __device__ void stats(const Geometry &g, const T *x, double2 *partials) {
     using A = AccOf<T>;
     __shared__ Shared<A> shared;
     auto walk = Walk<u64>::of_block(g, false);
     Moments<T, W> moments;
-    for (unsigned here; moments.count < walk.count;) {
-        Vector<T, W> ahead[AHEAD];
-        here = min(at_once<W>(AHEAD, g.aligned), walk.count - moments.count);
-#pragma unroll
-        for (unsigned k = 0; k < AHEAD; k++) {
-            if (k < here) {
-                ahead[k] = load<T, W>(x, walk.at, k > 0 || g.aligned);
-                walk.next(g);
-            }
-        }
-        moments.add(ahead, here);
-    }
+    const bool aligned = W == 1 || g.aligned;
+    const auto from = [&](u64 at, bool aligned) { return load<T, W>(x, at, aligned); };
+    const unsigned whole = aligned ? whole_batches(walk.count, AHEAD) : 0;
+    read_moments(g, walk, whole, aligned, moments, from, each(from), Nothing(), Nothing());
 
     A *const bases = shared.table[0];
     for (unsigned c = threadIdx.x; c < channels_of(g, walk.slice); c += blockDim.x) {
@@ -98,13 +105,14 @@ template <class T, int W> __device__ void stats(const Geometry &g, const T *x, d
     }
     __syncthreads();
     Part parts[W];
+    const Lanes<W> lanes(g, walk);
 #pragma unroll
     for (int i = 0; i < W; i++) {
         parts[i] = {double(walk.count), 0, 0};
         if (walk.count > 0) {
             const double sum = moments.sum[i], each = sum / walk.count;
             const double squares = double(moments.square[i]) + moments.fresh[i] - sum * each;
-            parts[i].first = (double(moments.pivot[i]) - bases[channel_of<W>(g, walk, i)]) + each;
+            parts[i].first = (double(moments.pivot[i]) - bases[lanes.channel[i]]) + each;
             parts[i].second = squares < 0 ? 0 : squares; // NaN stays
         }
     }
@@ -247,19 +255,12 @@ __device__ void stats_finalize(const Merge &merge, const Outputs<AccOf<T>> &out,
     out.save_parameters(c);
 }
 
-/// Statistics that are given, as a forward uses and saves them: mean and variance, or a record.
+/// What a backward wants of statistics that are given, where no pass over a tensor keeps it.
 template <class A>
-__device__ void eval(u64 channels, const A *means, const A *vars, const double *record, const Outputs<A> &out) {
+__device__ void eval(u64 channels, const Given<A> &given, const A *weight, const A *bias) {
+    const Normalizer<A> by = {{nullptr, nullptr, nullptr, weight, bias}, given, channels};
     const unsigned c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= channels) return;
-    const double mean = record ? record[c] : means[c], rest = record ? record[channels + c] : 0;
-    const double var = record ? record[2 * channels + c] : vars[c];
-    const A rounded = A(mean);
-    if (out.mean) out.mean[c] = rounded;
-    if (out.mean_rest) out.mean_rest[c] = A(or_zero((mean - rounded) + rest));
-    out.invstd[c] = A(1 / sqrt(var + out.eps));
-    out.save_parameters(c);
-    if (out.nonfinite && !(isfinite(mean) && isfinite(var))) atomicOr(out.nonfinite, 1u);
+    if (c < channels) by.save(c);
 }
 
 /// Merges records of the parts of a batch into one. Means count from that of the first part that has values, so that

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Compiles CUDA kernels to the PTX that is committed beside them, FOLDER/NAME.cu to FOLDER/ptx/NAME.sm_XX.ptx.gz (of the
-# kernels that ship .lzma, whose window holds loops that are unrolled: 40 % less),
-# and assembles that with the newest and the oldest ptxas that must take it. Where two targets need the same
-# instructions, the lower one's file serves both, as a driver compiles it for the device it has.
+# kernels that ship to NAME.sm_XX.sm_YY.ptx.lzma, by scripts/ptx_files.py), and assembles that with the newest and the
+# oldest ptxas that must take it. Where two targets need the same instructions, the lower one's file serves both, as a
+# driver compiles it for the device it has.
 #
 #   scripts/build-ptx.sh [FOLDER..]           builds (all folders of kernels, where none is given)
 #   scripts/build-ptx.sh --check [FOLDER..]   builds elsewhere, and fails where that text differs from what is committed
@@ -18,7 +18,7 @@ targets=(75 80 90)
 # from 520 on take; ptxas makes the same machine code of both.
 written='.version 9.0' wanted='.version 7.8'
 
-all=(kernels examples/kernels softcuda/kernels)
+all=(kernels examples/kernels benches/kernels softcuda/kernels)
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -27,41 +27,48 @@ fail() {
     exit 1
 }
 
-# How texts of a folder are packed; what packs and unpacks one.
-ending() { case $1 in kernels) echo lzma ;; *) echo gz ;; esac; }
-packed() {
-    case $1 in
-        lzma) python3 -c 'import lzma, sys
-text = sys.stdin.buffer.read()
-sys.stdout.buffer.write(lzma.compress(text, lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME))' ;;
-        gz) gzip -9nc ;;
-    esac
+# unpack FOLDER OUT: what is committed, as text.
+unpack() {
+    mkdir -p "$2"
+    if [ "$1" = kernels ]; then scripts/ptx_files.py unpack "$1/ptx" "$2"; return; fi
+    local file
+    for file in "$1"/ptx/*.ptx.gz; do
+        [ ! -e "$file" ] || gzip -cd "$file" >"$2/$(basename "$file" .gz)"
+    done
 }
-unpacked() {
-    case $1 in
-        *.lzma) python3 -c 'import lzma, sys
-sys.stdout.buffer.write(lzma.open(sys.argv[1], format=lzma.FORMAT_ALONE).read())' "$1" ;;
-        *.gz) gzip -cd "$1" ;;
-    esac
+
+# pack MADE FOLDER: the texts of a folder, each in a file of its own, of the kernels that ship a module's in one. What has
+# not changed keeps its file, whatever version of the packer made that.
+pack() {
+    if [ "$2" = kernels ]; then scripts/ptx_files.py pack "$1" "$2/ptx"; return; fi
+    local file to
+    mkdir -p "$2/ptx"
+    for file in "$1"/*.ptx; do
+        to=$2/ptx/$(basename "$file").gz
+        if [ ! -e "$to" ] || ! gzip -cd "$to" | cmp -s - "$file"; then gzip -9nc <"$file" >"$to"; fi
+    done
+    for to in "$2"/ptx/*; do
+        [[ $to == *.gz && -e "$1/$(basename "$to" .gz)" ]] || rm "$to"
+    done
 }
 
 # show NAME[.sm_XX]: what a device of that target is given, or every text of that name.
 show() {
     local name=${1%%.*} target=${1##*.sm_} files=() file
-    for folder in "${all[@]}"; do files+=("$folder/ptx/$name".sm_*.ptx."$(ending "$folder")"); done
-    mapfile -t files < <(ls -d "${files[@]}" 2>/dev/null | sort -V)
-    [ ${#files[@]} -gt 0 ] || fail "no $name: there are" $(for folder in "${all[@]}"; do ls "$folder/ptx"; done | sed 's/[.]ptx[.].*$//')
+    for folder in "${all[@]}"; do unpack "$folder" "$scratch/shown/$folder"; done
+    mapfile -t files < <(find "$scratch/shown" -name "$name.sm_*.ptx" | sort -V)
+    [ ${#files[@]} -gt 0 ] || fail "no $name: there are" $(find "$scratch/shown" -name '*.ptx' -printf '%f\n' | sed 's/[.]ptx$//' | sort -V)
     if [ "$target" != "$1" ]; then
         local served=()
         for file in "${files[@]}"; do
             [ "$(target_of "$file")" -gt "$target" ] || served=("$file")
         done
         [ ${#served[@]} -gt 0 ] || fail "no $name for sm_$target"
-        files=("${served[@]}")
+        files=("${served[@]: -1}")
     fi
     for file in "${files[@]}"; do
-        echo "$file" >&2
-        unpacked "$file"
+        echo "${file#"$scratch"/shown/}" >&2
+        cat "$file"
     done
 }
 
@@ -73,7 +80,11 @@ instructions() { grep -v '^\.target ' "$1"; }
 
 check=false
 case ${1:-} in
-    --show) [ $# = 2 ] || fail "--show takes a name" && show "$2" && exit ;;
+    --show)
+        [ $# = 2 ] || fail "--show takes a name"
+        show "$2"
+        exit
+        ;;
     --check) check=true && shift ;;
 esac
 folders=("$@")
@@ -136,31 +147,6 @@ assemble() {
     local wrong='SPILLS|KEEPS'
     if [[ $1 == */softcuda/kernels/* ]]; then wrong=SPILLS; fi
     if grep -E "$wrong" "$scratch"/registers.* >&2; then fail "$1: a kernel needs more registers than it has"; fi
-}
-
-# unpack FOLDER OUT: what is committed, as text.
-unpack() {
-    mkdir -p "$2"
-    local file ending
-    ending=$(ending "$1")
-    for file in "$1"/ptx/*.ptx."$ending"; do
-        [ ! -e "$file" ] || unpacked "$file" >"$2/$(basename "$file" ".$ending")"
-    done
-}
-
-# pack MADE FOLDER: the texts of a folder, each in a file of its own. One that has not changed keeps its file, whatever
-# version of the packer made that.
-pack() {
-    local file to ending
-    ending=$(ending "$2")
-    mkdir -p "$2/ptx"
-    for file in "$1"/*.ptx; do
-        to=$2/ptx/$(basename "$file").$ending
-        if [ ! -e "$to" ] || ! unpacked "$to" | cmp -s - "$file"; then packed "$ending" <"$file" >"$to"; fi
-    done
-    for to in "$2"/ptx/*; do
-        [[ $to == *."$ending" && -e "$1/$(basename "$to" ".$ending")" ]] || rm "$to"
-    done
 }
 
 stale=0

@@ -37,6 +37,13 @@ export LD_LIBRARY_PATH='' # no software one either
 if ! python3 gpu_probe.py device >/dev/null; then
     run 3 "$scratch/none"
     says none '^NO DEVICE: .*libcuda'
+    # Each step all the same: those that need a device say so, those that are wrong do not.
+    printf '%s\n' 'asks 5 any python3 gpu_probe.py copy' 'asks-late 5 real echo "no CUDA driver here"; exit 1' \
+        'wrong 5 any echo "no such option"; exit 2' >"$scratch/without"
+    run 1 --steps "$scratch/without" --anyway "$scratch/anyway"
+    says anyway '^asks +NO DEVICE +3 '
+    says anyway '^asks-late +NO DEVICE +1 '
+    says anyway '^wrong +FAILED +2 '
 fi
 
 # Time is up: the step is cut short, those after it are skipped. Meanwhile, the others.

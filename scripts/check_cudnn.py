@@ -81,9 +81,10 @@ def main():
             assert answer == parameters, f"{kind} {dims} {strides} in mode {mode}: {answer}, not {parameters}"
             checked += 1
     # The calls are there to refuse: no handle is a bad parameter, not a crash.
-    null, one = ctypes.c_void_p(), ctypes.c_double(1)
-    training = cudnn.library.cudnnBatchNormalizationForwardTraining
-    status = training(null, SPATIAL, *[null] * 9, one, null, null, one, null, null)
+    null, one, none = ctypes.c_void_p(), ctypes.c_double(1), ctypes.c_size_t(0)
+    training = cudnn.library.cudnnBatchNormalizationForwardTrainingEx
+    spaces = [null, none, null, none]
+    status = training(null, SPATIAL, 0, *[null] * 11, one, null, null, one, *[null] * 3, *spaces)
     assert status in BAD_PARAM, status
     print(f"cuDNN {version}: exports all {len(names)} functions, derives {checked} descriptors as expected")
 

@@ -21,7 +21,8 @@ if [ -z "$tool" ]; then
     fi
     tool=$wheel/clang_format/data/bin/clang-format
 fi
-files=({kernels,examples/kernels,softcuda/kernels}/*.{cu,cuh})
+shopt -s nullglob
+files=({kernels,examples/kernels,benches/kernels,softcuda/kernels}/*.{cu,cuh})
 if [ "${1:-}" = --check ]; then
     for file in "${files[@]}"; do "$tool" "$file" | diff -u --label "$file" --label "$file, formatted" "$file" - || wrong=1; done
     [ -z "${wrong:-}" ] || { echo "format-kernels: run scripts/format-kernels.sh" >&2 && exit 1; }

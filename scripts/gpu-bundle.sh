@@ -33,7 +33,8 @@ if [ "$lease" = 1 ]; then
     scripts/gpu-run.sh --lease --list >/dev/null || fail 'the steps of a lease exceed its deadline'
 fi
 mkdir -p "$out"/{bin,golden}
-cargo build --release --locked -p examples -p conformance "${examples[@]/#/--bin=}"
+# With the machine code that ships, as kernels/machine-code.txt tells of; the suite goes by PTX.
+cargo build --release --locked -p examples -p conformance --features batchnorm/cubins "${examples[@]/#/--bin=}"
 # Apart: both workspaces make a libsoftcuda.so.
 cargo build --release --locked --manifest-path softcuda/Cargo.toml --target-dir "$CARGO_TARGET_DIR/softcuda" \
     -p softcuda --example compare_kernels
@@ -59,11 +60,13 @@ gzip "$out/kernels.safetensors" # a third
 cp scripts/gpu-run.sh "$out/run.sh"
 runs=$out/run.sh
 if [ "$lease" = 1 ]; then
-    mkdir -p "$out"/{ptx,software,scripts,benches/table}
+    mkdir -p "$out"/{ptx,cubins,reads,software,scripts,benches/table}
     cp scripts/gpu-lease.sh scripts/lease-steps.txt "$out/"
-    cp scripts/gpu_probe.py scripts/bench_pytorch.py "$out/scripts/"
+    cp scripts/gpu_probe.py scripts/bench_pytorch.py scripts/ncu.sh "$out/scripts/"
     cp benches/table/table.json "$out/benches/table/" # where bench_pytorch.py looks for it
     cp kernels/ptx/*.ptx.lzma "$out/ptx/"
+    cp cubins/packed/*.cubins.lzma "$out/cubins/"
+    cp benches/kernels/ptx/reads.*.ptx.gz "$out/reads/"
     # What the software device makes of the golden cases, for a comparison of bits.
     BATCHNORM_REQUIRE_GPU=0 LD_LIBRARY_PATH=$CARGO_TARGET_DIR/release \
         "$out/bin/conformance" --engine cuda --out "$out/software" "$out/tests/golden" >/dev/null

@@ -1,14 +1,15 @@
 # Sourced by gpu-run.sh: steps in order of what they answer, each with seconds of its own, under one deadline. Whatever
 # fails, hangs or ends the run, what was found until then is kept.
 #
-#   run.sh --lease [--deadline SECONDS] [--steps FILE] [--only GLOB] [OUT]
+#   run.sh --lease [--deadline SECONDS] [--steps FILE] [--only GLOB] [--anyway] [OUT]
 #   run.sh --lease [..] --list     prints the steps; fails where their seconds exceed the deadline
 #
 # OUT (lease-results, unless named) gets summary.txt, and lease.tar.gz with every step's output, both written again
 # after every step. Exit status: 0 where all steps ended well, 1 where some did not, 3 where there is no device.
+# Without a device it ends at once, but with --anyway: every step begins then, and says that there is none.
 # BATCHNORM_REQUIRE_GPU=0 tries it on the software device, where LD_LIBRARY_PATH leads to its libraries.
 # shellcheck shell=bash
-deadline=510 steps_file=lease-steps.txt only='*' list=0 out=lease-results
+without=0 deadline=510 steps_file=lease-steps.txt only='*' list=0 anyway=0 out=lease-results
 child='' failed=0
 
 # A step's output beyond this is cut out of the middle; the archive holds many.
@@ -58,6 +59,7 @@ lease_arguments() {
             shift
             ;;
         --list) list=1 ;;
+        --anyway) anyway=1 ;;
         -*) lease_usage ;;
         *) out=$1 ;;
         esac
@@ -110,9 +112,10 @@ lease_ready() {
         found=$(timeout -k 2 30 python3 "$probe" device 2>&1) || {
             found=$(printf '%s' "$found" | tail -n 1)
             lease_say "NO DEVICE: ${found:-the driver does not answer}; $(lease_files)"
-            exit 3
+            [ "$anyway" = 1 ] || exit 3
+            without=1 found=''
         }
-        lease_say "$(printf '%s' "$found" | head -n 1)"
+        [ -z "$found" ] || lease_say "$(printf '%s' "$found" | head -n 1)"
     else
         lease_say 'the software device: what passes says nothing of hardware'
     fi
@@ -161,6 +164,7 @@ lease_step() {
     127) status='NOT HERE' ;;
     *) status=FAILED ;;
     esac
+    [ "$without" = 0 ] || [ "$status" != FAILED ] || ! grep -qaE 'CUDA driver|libcuda' "$log" || status='NO DEVICE'
     [ "$status" = ok ] || failed=$((failed + 1))
     lease_cut "$log"
     lease_say "$(printf '%-18s %-10s %3d %4d s' "$name" "$status" "$code" $((SECONDS - start)))  $(

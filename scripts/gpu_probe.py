@@ -3,8 +3,10 @@
 
     scripts/gpu_probe.py device            what it is; exit status 3 where there is none
     scripts/gpu_probe.py copy              GB/s, read and written, of copies on the device
-    scripts/gpu_probe.py modules FOLDER    how long PTX (*.sm_NN.ptx, .lzma or not) takes to load, and what of registers
+    scripts/gpu_probe.py modules FOLDER    how long PTX (*.sm_NN.ptx, packed or not) takes to load, and what of registers
                                            and memory the driver's compiler gave each kernel
+    scripts/gpu_probe.py cubins FOLDER     how long machine code (*.cubins.lzma of build-cubins.py) takes
+    scripts/gpu_probe.py reads FOLDER      GB/s of the ways of reading of benches/kernels/reads.cu, as JSON lines
     scripts/gpu_probe.py bits A B          compares the tensors of two folders of *.safetensors bit for bit; exit
                                            status 1 where any differs or none compares
 
@@ -12,6 +14,7 @@ BATCHNORM_REQUIRE_GPU=0 takes the tests' software device, where LD_LIBRARY_PATH 
 """
 
 import ctypes
+import gzip
 import json
 import lzma
 import os
@@ -116,33 +119,111 @@ def copy():
             driver("cuMemFree_v2", tensor)
 
 
+def texts(folder, capability):
+    """Of each module's PTX for a capability, by name: the target and the text."""
+    found = {}
+    unpack = {".lzma": lzma.decompress, ".gz": gzip.decompress}
+    for path in Path(folder).glob("*.sm_*.ptx*"):
+        name, *targets = re.sub(r"\.ptx.*", "", path.name).split(".sm_")
+        # One file has the texts of several targets, with a 0 behind each.
+        for target, text in zip(map(int, targets), unpack.get(path.suffix, bytes)(path.read_bytes()).split(b"\0")):
+            if found.get(name, (0,))[0] < target <= capability:
+                found[name] = target, text
+    if not found:
+        leave(f"{folder}: no PTX for capability {capability}", 1)
+    for name, (target, text) in sorted(found.items()):
+        yield name, target, text
+
+
 def modules(folder):
     driver = Driver()
-    found = {}
-    for path in Path(folder).iterdir():
-        match = re.fullmatch(r"(.+)\.sm_(\d+)\.ptx(\.lzma)?", path.name)
-        if match and int(match[2]) <= driver.capability():
-            found[match[1]] = max(found.get(match[1], (0, path)), (int(match[2]), path))
-    if not found:
-        leave(f"{folder}: no PTX for capability {driver.capability()}", 1)
-    total = 0.0
-    for name, (target, path) in sorted(found.items()):
-        text = path.read_bytes()
-        text = lzma.decompress(text) if path.suffix == ".lzma" else text
+    count, total = 0, 0.0
+    for name, target, text in texts(folder, driver.capability()):
         module, begin = ctypes.c_void_p(), time.perf_counter()
         driver("cuModuleLoadData", ctypes.byref(module), text + b"\0")
         seconds = time.perf_counter() - begin
-        total += seconds
-        print(f"{name} sm_{target}: {seconds * 1e3:.1f} ms")
+        lines, more = [], 0.0
         for entry in re.findall(rb"\.entry\s+(\w+)", text):
-            function, values = ctypes.c_void_p(), []
+            function, values, begin = ctypes.c_void_p(), [], time.perf_counter()
             driver("cuModuleGetFunction", ctypes.byref(function), module, entry)
+            more += time.perf_counter() - begin  # a driver may load each when it is asked for
             for what, number in FUNCTION.items():
                 value = ctypes.c_int()
                 driver("cuFuncGetAttribute", ctypes.byref(value), number, function)
                 values.append(f"{what} {value.value:4}")
-            print(f"    {entry.decode():32} {', '.join(values)}")
-    print(f"{len(found)} modules in {total * 1e3:.1f} ms")
+            lines.append(f"    {entry.decode():32} {', '.join(values)}")
+        count, total = count + 1, total + seconds + more
+        print(f"{name} sm_{target}: {seconds * 1e3:.1f} ms, its functions {more * 1e3:.1f} ms", *lines, sep="\n")
+    print(f"{count} modules in {total * 1e3:.1f} ms")
+
+
+def machine_code(packed, capability):
+    """The target and cubin of a file of build-cubins.py for a capability."""
+    unpacked, at, found = lzma.decompress(packed), 0, None
+    while at < len(unpacked):
+        target, length, _ = struct.unpack_from("<IIQ", unpacked, at)
+        if target <= capability and target // 10 == capability // 10:
+            found = target, unpacked[at + 16 : at + 16 + length]
+        at += 16 + length + -length % 16
+    return found
+
+
+def cubins(folder):
+    driver = Driver()
+    count, refused, total = 0, 0, 0.0
+    for path in sorted(Path(folder).glob("*.cubins.lzma")):
+        begin = time.perf_counter()
+        found = machine_code(path.read_bytes(), driver.capability())
+        if not found:
+            leave(f"{path.name}: none for capability {driver.capability()}", 1)
+        unpacked, module = time.perf_counter(), ctypes.c_void_p()
+        code = driver.library.cuModuleLoadData(ctypes.byref(module), found[1])
+        end = time.perf_counter()
+        count, refused, total = count + 1, refused + bool(code), total + end - begin
+        answer = f"refused: {code} ({driver.words(code)})" if code else f"{(end - unpacked) * 1e3:.1f} ms"
+        print(f"{path.name.split('.')[0]} sm_{found[0]}: unpacked in {(unpacked - begin) * 1e3:.1f} ms, loaded: {answer}")
+    print(f"{count} modules of machine code in {total * 1e3:.1f} ms, {refused} of them refused")
+    sys.exit(0 if 0 < count and not refused else 1)
+
+
+def reads(folder):
+    driver = Driver()
+    software = os.environ.get("BATCHNORM_REQUIRE_GPU") == "0"
+    # The software device does not know the newest instructions, and has no cache.
+    ((_, _, text),) = texts(folder, 75 if software else driver.capability())
+    module, out, start, end = (ctypes.c_void_p() for _ in range(4))
+    driver("cuModuleLoadData", ctypes.byref(module), text + b"\0")
+    blocks, block = 2 * driver.attribute(16), 256
+    step = 16 * blocks * block * 16  # bytes of a step of the largest kernel
+    size = step * (1 if software else max(1, (1 << 30) // step))
+    tensor, result = ctypes.c_uint64(), ctypes.c_uint64()
+    driver("cuMemAlloc_v2", ctypes.byref(tensor), ctypes.c_size_t(size))
+    driver("cuMemAlloc_v2", ctypes.byref(result), ctypes.c_size_t(4))
+    driver("cuMemsetD32_v2", tensor, ctypes.c_uint(0x3F8CCCCD), ctypes.c_size_t(size // 4))
+    for event in (start, end):
+        driver("cuEventCreate", ctypes.byref(event), 0)
+    arguments = tensor, ctypes.c_uint64(size // 16), result
+    pointers = (ctypes.c_void_p * 3)(*(ctypes.addressof(argument) for argument in arguments))
+    # What the kernels that keep a tensor in shared memory leave to the L1 cache.
+    most = driver.attribute(97) if software else min(driver.attribute(97), driver.attribute(81) // 2 - 1024) // 256 * 256
+    for entry in re.findall(rb"\.entry\s+(\w+)", text):
+        function, name = ctypes.c_void_p(), entry.decode()
+        driver("cuModuleGetFunction", ctypes.byref(function), module, entry)
+        driver("cuFuncSetAttribute", function, 8, most)
+        least = 16 * block * int(name.rsplit("_", 1)[1]) if "async" in name else 0
+        for shared in sorted({least, most}):
+            times = []
+            for _ in range(2 if software else 9):
+                driver("cuEventRecord", start, None)
+                driver("cuLaunchKernel", function, blocks, 1, 1, block, 1, 1, shared, None, pointers, None)
+                driver("cuEventRecord", end, None)
+                driver("cuEventSynchronize", end)
+                ms = ctypes.c_float()
+                driver("cuEventElapsedTime", ctypes.byref(ms), start, end)
+                times.append(ms.value * 1e-3)
+            seconds = statistics.median(times[1:])
+            line = {"measure": "read", "kernel": name, "shared_bytes": shared, "bytes": size, "seconds": seconds}
+            print(json.dumps(line | {"gb_per_s": round(size / seconds * 1e-9, 1) if seconds else None}))
 
 
 def tensors(path):
@@ -178,7 +259,8 @@ def bits(a, b):
 
 
 def main():
-    commands = {"device": (device, 0), "copy": (copy, 0), "modules": (modules, 1), "bits": (bits, 2)}
+    commands = {"device": (device, 0), "copy": (copy, 0), "modules": (modules, 1), "cubins": (cubins, 1)}
+    commands |= {"reads": (reads, 1), "bits": (bits, 2)}
     command, count = commands.get(sys.argv[1] if len(sys.argv) > 1 else "", (None, 0))
     if command is None or len(sys.argv) != 2 + count:
         sys.exit(__doc__)

@@ -30,6 +30,25 @@ FIGURES = ROOT / "kernels/machine-code.txt"
 TARGETS = (80, 90)
 
 MOST_REGISTERS = 128  # two blocks of 256 threads for each multiprocessor
+# Hot loops are those of straight code over whole batches of vectors, in kernels without general activations, which
+# compute longer than they load. How many each kernel has at least, one for each case that it tells apart:
+HOT = {
+    r"stats_\w+_v": 1,
+    r"(apply|backward_sums|backward_apply)_\w+_v": 3,
+    r"(forward|backward)_resident_\w+": 5,
+}
+# 16-byte loads that each has in flight, at least: in a pass that mostly reads (of the resident kernels, and of those that
+# only sum, loops of a batch with as many loads), and in others.
+READING, LEAST = 8, 4
+READS = r"(stats|backward_sums)_\w+_v|(forward|backward)_resident_\w+"
+# With less than READING, and why.
+FEWER = {
+    # Coefficients and sums of 8 lanes leave room for three pairs, not four, where z is computed again; and where it is
+    # not, for four as long as ptxas begins with the first before it loads the last one.
+    r"backward_sums_b?f16_v|backward_resident_b?f16": 6,
+    # The same of the loop with a mask, on sm_90, for no want of registers.
+    r"backward_resident_f32": 6,
+}
 
 
 def cached(requirements, folder):
@@ -65,6 +84,8 @@ def nvdisasm():
     return tool
 
 
+JUMPS = ("BRA", "BRX", "BRXU")
+
 Instruction = collections.namedtuple("Instruction", "predicate operation text waits sets")
 
 
@@ -83,11 +104,27 @@ class Kernel:
                 self.code.append(decoded(first, int(found[1], 16)))
                 first = None
         self.cut()
+        self.join_alternatives()
+
+    def join_alternatives(self):
+        """Of two loads of which one is made, by a predicate, the second counts as none: so the first stands for both."""
+        for start, end in self.blocks:
+            made = {}
+            for i in range(start, end):
+                each = self.code[i]
+                if not is_wide(each, "LDG") or not each.predicate:
+                    continue
+                to = re.search(r"\bR\d+", each.text.removeprefix(each.predicate))[0]
+                other = each.predicate.replace("@!", "@") if "!" in each.predicate else "@!" + each.predicate[1:]
+                if made.pop((to, other), False):
+                    self.code[i] = each._replace(operation="ALTERNATIVE")
+                else:
+                    made[to, each.predicate] = True
 
     def cut(self):
         """Basic blocks, as ranges of instructions, and where each goes on."""
         code, starts = self.code, {0, *self.labels.values()}
-        starts |= {i + 1 for i, each in enumerate(code) if each.operation.split(".")[0] in ("BRA", "EXIT", "RET")}
+        starts |= {i + 1 for i, each in enumerate(code) if each.operation.split(".")[0] in (*JUMPS, "EXIT", "RET")}
         starts = sorted(start for start in starts if start < len(code))
         self.blocks = list(zip(starts, [*starts[1:], len(code)]))
         index = {start: k for k, (start, _) in enumerate(self.blocks)}
@@ -96,9 +133,10 @@ class Kernel:
             last, to = code[end - 1], []
             name = last.operation.split(".")[0]
             conditional = last.predicate not in ("", "@!PT") or ".DIV" in last.operation or re.search(r"U?P\d,", last.text)
-            if name == "BRA" and (target := re.search(r"`\((\.L_\w+)\)", last.text)):
-                to.append(index.get(self.labels[target[1]]))
-            if (name not in ("BRA", "EXIT", "RET") or conditional) and k + 1 < len(self.blocks):
+            targets = re.search(r"`\((\.L_\w+)\)|BRANCH_TARGETS ([\w.,]+)", last.text)
+            if name in JUMPS and targets:
+                to += [index.get(self.labels[target]) for target in (targets[1] or targets[2]).split(",")]
+            if (name not in (*JUMPS, "EXIT", "RET") or conditional) and k + 1 < len(self.blocks):
                 to.append(k + 1)
             self.after.append([block for block in to if block is not None])
 
@@ -233,12 +271,14 @@ class Loop:
 
 def text_for(module, target):
     """The PTX that a device of this target is given."""
-    folder = ROOT / "kernels/ptx"
-    found = {int(re.search(r"\.sm_(\d+)\.", path.name)[1]): path for path in folder.glob(f"{module}.sm_*.ptx.lzma")}
-    serving = [of for of in found if of <= target]
+    serving = {}
+    for path in (ROOT / "kernels/ptx").glob(f"{module}.sm_*.ptx.lzma"):
+        texts = lzma.decompress(path.read_bytes(), lzma.FORMAT_ALONE).split(b"\0")
+        targets = map(int, re.findall(r"\.sm_(\d+)", path.name))
+        serving |= {of: text for of, text in zip(targets, texts) if of <= target}
     if not serving:
         sys.exit(f"machine_code: no {module} for sm_{target}")
-    return lzma.open(found[max(serving)], format=lzma.FORMAT_ALONE).read()
+    return serving[max(serving)]
 
 
 def assembled(module, target):
@@ -259,6 +299,27 @@ def assembled(module, target):
     return of, sorted(kernels, key=lambda kernel: kernel.name)
 
 
+def misses(name, loops):
+    """Bounds on a kernel's hot loops that they miss."""
+
+    def of(table, otherwise):
+        return next((value for names, value in table.items() if re.fullmatch(names, name)), otherwise)
+
+    expected = 0 if "_any_" in name else of(HOT, 0)
+    if not expected:
+        return
+    hot = [loop for loop in loops if loop.loads >= LEAST]
+    if len(hot) < expected:
+        yield f"{len(hot)} loops over whole batches, of at least {expected}"
+    for loop in hot:
+        reads = re.fullmatch(READS, name) and loop.loads > LEAST
+        least = of(FEWER, READING) if reads else LEAST
+        if loop.in_flight < least:
+            yield f"a loop has {loop.in_flight} loads in flight, of at least {least}"
+    if any(loop.divisions for loop in loops):
+        yield "divides in a loop over vectors"
+
+
 def figures(module, target):
     """The lines of a module, and what in it misses a bound."""
     lines, wrong = [f"{module}.sm_{target}"], []
@@ -273,6 +334,7 @@ def figures(module, target):
         name = f"{kernel.name} for sm_{target}"
         if registers > MOST_REGISTERS or local:
             wrong.append(f"{name}: {registers} registers and {local} bytes of local memory")
+        wrong += [f"{name}: {what}" for what in misses(kernel.name, loops)]
     return lines, wrong
 
 

@@ -34,7 +34,7 @@ pub use engine::{
 #[cfg(feature = "cudnn")]
 pub use engine::{Choice, Cudnn, Gpu, Rule};
 #[cfg(feature = "cuda")]
-pub use engine::{Cuda, Family, Tuning};
+pub use engine::{Costs, Cuda, Family, Tuning};
 pub use error::{Cause, Error, Result};
 pub use input_spec::InputSpec;
 pub use layer::{

@@ -205,7 +205,8 @@ impl<E: Element<Acc = f32>, G: Timed> Work<E, G> {
         .activation(activation)
         .eps(EPS)
         .running(mean, var, MOMENTUM)
-        .saved(&mut self.saved);
+        .saved(&mut self.saved)
+        .y_is_kept(true);
         args.residual = self.residual.as_ref().map(|r| Mem::<G>::view(r));
         Ok(self.engine.forward_train(&self.shape, args)?)
     }
@@ -236,6 +237,7 @@ impl<E: Element<Acc = f32>, G: Timed> Work<E, G> {
         .grad_x(Mem::<G>::view_mut(&mut gradients.of_x))
         .grad_weight(Mem::<G>::view_mut(&mut gradients.of_weight))
         .grad_bias(Mem::<G>::view_mut(&mut gradients.of_bias));
+        args.y = Some(Mem::<G>::view(&self.y));
         args.grad_residual = gradients.of_residual.as_mut().map(|r| Mem::<G>::view_mut(r));
         Ok(self.engine.backward(&self.shape, args)?)
     }

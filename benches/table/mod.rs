@@ -173,6 +173,14 @@ fn named<T: Copy>(what: &str, all: &[(&str, T)], name: &str) -> Result<T> {
 struct File {
     ops: Vec<String>,
     shapes: Vec<Row>,
+    large: Large,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Large {
+    ops: Vec<String>,
+    shapes: Vec<Row>,
 }
 
 #[derive(Deserialize)]
@@ -187,12 +195,31 @@ struct Row {
 
 /// The whole table, or its quick part: four shapes in f32.
 pub fn cases(quick: bool) -> Result<Vec<Case>> {
-    let file: File = serde_json::from_str(include_str!("table.json")).context("table.json")?;
+    let file = file()?;
+    let rows = file.shapes.iter().filter(|row| row.quick || !quick);
+    all(&file.ops, rows, |dtype| dtype == "f32" || !quick)
+}
+
+/// Shapes of batches that fill a GPU, those that say most first.
+pub fn large_cases() -> Result<Vec<Case>> {
+    let Large { ops, shapes } = file()?.large;
+    all(&ops, shapes.iter(), |_| true)
+}
+
+fn file() -> Result<File> {
+    serde_json::from_str(include_str!("table.json")).context("table.json")
+}
+
+fn all<'a>(
+    ops: &[String],
+    rows: impl Iterator<Item = &'a Row>,
+    wants: impl Fn(&str) -> bool,
+) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
-    for row in file.shapes.iter().filter(|row| row.quick || !quick) {
-        for dtype in row.dtypes.iter().filter(|dtype| *dtype == "f32" || !quick) {
+    for row in rows {
+        for dtype in row.dtypes.iter().filter(|dtype| wants(dtype)) {
             for layout in &row.layouts {
-                for op in &file.ops {
+                for op in ops {
                     let case = Case::parse(op, &row.shape, layout, dtype);
                     cases.push(case.context("table.json")?);
                 }

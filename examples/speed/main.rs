@@ -9,15 +9,18 @@
 //! Every case is compared with the f64 reference before it is timed. `benches/table/table.json`
 //! lists the cases, `benches/record/README.md` says what a record of them must say.
 use anyhow::{Result, ensure};
-#[cfg(feature = "cuda")]
-use batchnorm::Cuda;
 #[cfg(feature = "cudnn")]
 use batchnorm::Cudnn;
 use batchnorm::{Cpu, Reference};
+#[cfg(feature = "cuda")]
+use batchnorm::{Cuda, Family, Tuning};
 use clap::{Parser, ValueEnum};
 use std::process::ExitCode;
 use sweep::Sweep;
 
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+mod measure; // cudarc's switch for its events
 mod sweep;
 #[path = "../../benches/table/mod.rs"]
 mod table;
@@ -35,6 +38,22 @@ struct Arguments {
     /// Only some shapes, in f32.
     #[arg(long)]
     quick: bool,
+    /// The shapes of batches that fill a GPU instead.
+    #[arg(long, conflicts_with = "quick")]
+    large: bool,
+    /// Which kernels of the engine on CUDA: it has its name in what it is called, batchnorm-cuda-split.
+    #[cfg(feature = "cuda")]
+    #[arg(long, value_enum)]
+    family: Option<FamilyName>,
+    /// Without the events by which cudarc orders streams; PyTorch records none.
+    #[cfg(feature = "cuda")]
+    #[arg(long)]
+    untracked: bool,
+    /// Measure what plans of the engine on CUDA count on instead of the table, as JSON lines.
+    #[cfg(feature = "cuda")]
+    #[arg(long, value_enum)]
+    #[arg(conflicts_with_all = ["engine", "filter", "quick", "large", "rounds", "json", "list", "family"])]
+    measure: Option<Measure>,
     /// Threads; by default one per processor, or RAYON_NUM_THREADS.
     #[arg(long)]
     threads: Option<usize>,
@@ -65,6 +84,71 @@ enum EngineName {
     Cudnn,
 }
 
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy, ValueEnum)]
+enum FamilyName {
+    /// A launch for every pass.
+    Split,
+    /// One launch for a step.
+    Resident,
+}
+
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy, ValueEnum)]
+enum Measure {
+    /// Turns of groups, by their blocks and channels.
+    Turns,
+    /// Slices whose rows are 32 to 256 bytes wide.
+    Rows,
+    /// One launch of the largest group, 1000 times: the same bits each time?
+    Repeats,
+    /// What a call on small tensors takes of the host and of the device.
+    Host,
+}
+
+#[cfg(feature = "cuda")]
+impl Arguments {
+    fn cuda(&self) -> Result<Cuda> {
+        let engine = if self.untracked { measure::untracked(0)? } else { Cuda::new(0)? };
+        Ok(match self.family {
+            None => engine,
+            Some(FamilyName::Split) => engine.tuned(Tuning::new(Family::Split)),
+            Some(FamilyName::Resident) => {
+                engine.tuned(Tuning::new(Family::Resident { blocks: None }))
+            }
+        })
+    }
+    fn variant(&self) -> String {
+        let family = match self.family {
+            None => "",
+            Some(FamilyName::Split) => "-split",
+            Some(FamilyName::Resident) => "-resident",
+        };
+        format!("{family}{}", if self.untracked { "-untracked" } else { "" })
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn measure(what: Measure) -> Result<()> {
+    let print = |value: serde_json::Value| {
+        use std::io::Write;
+        Ok(writeln!(std::io::stdout(), "{value}")?)
+    };
+    const EFFORT: measure::Effort = measure::EFFORT;
+    const SMALL: [(&[usize], &str); 3] =
+        [(&[256, 1024], "nc"), (&[32, 64, 14, 14], "nhwc"), (&[8, 512, 7, 7], "nchw")];
+    let engine = measure::untracked(0)?;
+    match what {
+        Measure::Turns => measure::turns(EFFORT, &engine, &[1, 2, 8, 33, 66, 131, 262], print),
+        Measure::Rows => measure::rows(EFFORT, &engine, (256, 28), &[64, 256, 512, 1024], print),
+        Measure::Repeats => measure::repeats(&engine, &[256, 64, 56, 56], 1000, print),
+        Measure::Host => {
+            measure::host(EFFORT, &engine, false, &SMALL, print)?;
+            measure::host(EFFORT, &Cuda::new(0)?, true, &SMALL, print)
+        }
+    }
+}
+
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let threads = arguments.threads.unwrap_or(0); // 0: as many as there are
@@ -80,8 +164,15 @@ fn main() -> Result<ExitCode> {
             EngineName::Cudnn => worker::serve(&Cudnn::new(0)?),
         };
     }
+    #[cfg(feature = "cuda")]
+    if let Some(what) = arguments.measure {
+        return measure(what).map(|()| ExitCode::SUCCESS);
+    }
     let words: Vec<&str> = arguments.filter.split_whitespace().collect();
-    let mut cases = table::cases(arguments.quick)?;
+    let mut cases = match arguments.large {
+        true => table::large_cases()?,
+        false => table::cases(arguments.quick)?,
+    };
     cases.retain(|case| {
         let name = case.to_string();
         words.iter().all(|word| name.split(' ').any(|part| part.contains(word)))
@@ -91,14 +182,18 @@ fn main() -> Result<ExitCode> {
         cases.iter().for_each(|case| println!("{case}"));
         return Ok(ExitCode::SUCCESS);
     }
+    #[cfg(feature = "cuda")]
+    let variant = arguments.variant();
+    #[cfg(not(feature = "cuda"))]
+    let variant = String::new();
     let Arguments { rounds, json, .. } = arguments;
     ensure!(rounds > 0, "rounds: expected at least 1, got 0");
-    let sweep = Sweep { rounds, json };
+    let sweep = Sweep { rounds, json, variant };
     match arguments.engine {
         EngineName::Cpu => sweep.run(&Cpu::default(), &cases),
         EngineName::Reference => sweep.run(&Reference, &cases),
         #[cfg(feature = "cuda")]
-        EngineName::Cuda => sweep.run(&Cuda::new(0)?, &cases),
+        EngineName::Cuda => sweep.run(&arguments.cuda()?, &cases),
         #[cfg(feature = "cudnn")]
         EngineName::Cudnn => sweep.run(&Cudnn::new(0)?, &cases),
     }

@@ -16,6 +16,8 @@ const TURN: f64 = 0.06;
 pub struct Sweep {
     pub rounds: usize,
     pub json: bool,
+    /// What stands behind the engine's name.
+    pub variant: String,
 }
 
 /// What is known about a case in the end.
@@ -29,7 +31,8 @@ struct Measured {
 
 impl Sweep {
     pub fn run<G: Timed>(&self, engine: &G, cases: &[Case]) -> Result<ExitCode> {
-        let (peer, threads) = (format!("batchnorm-{}", engine.name()), engine.threads());
+        let peer = format!("batchnorm-{}{}", engine.name(), self.variant);
+        let threads = engine.threads();
         let version = job::version(engine);
         if self.json {
             line(&json!({"versions": {&peer: version}, "threads": threads}))?;

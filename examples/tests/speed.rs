@@ -9,6 +9,10 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use table::turn::{self, Turn, Turns};
 use table::{Case, Op, Pass, check, data, job};
 
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+#[path = "../speed/measure.rs"]
+#[allow(dead_code, unsafe_code)]
+mod measure;
 #[path = "../../benches/table/mod.rs"]
 mod table;
 
@@ -238,6 +242,41 @@ fn the_cuda_engine_computes_what_it_is_timed_for() {
     assert_eq!(floor.time().unwrap(), 0.0);
     let copies = softcuda::install().unwrap().device(0).used();
     assert!(copies >= case.least_traffic() as u64, "{copies}");
+}
+
+/// As there, at sizes that it can do: every measurement ends, and its plans are those that it is about.
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+#[test]
+fn what_plans_count_on_is_measured() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("mini").unwrap());
+    let engine = measure::untracked(device.ordinal()).unwrap();
+    let mut lines = Vec::new();
+    let mut take = |line| {
+        lines.push(line);
+        Ok(())
+    };
+    let effort = measure::Effort { launches: 1, graphs: 1, calls: 1 };
+    measure::turns(effort, &engine, &[1, 2, 9], &mut take).unwrap();
+    measure::rows(effort, &engine, (2, 4), &[32], &mut take).unwrap();
+    measure::repeats(&engine, &[8, 16, 6, 6], 3, &mut take).unwrap();
+    measure::host(effort, &engine, false, &[(&[8, 64], "nc")], &mut take).unwrap();
+    let of = |name: &str| -> Vec<&Value> {
+        lines.iter().filter(|line| line["measure"] == name).collect()
+    };
+    // Three numbers of channels, one and four rounds; more blocks than there can be are left out.
+    let turns = of("turn");
+    assert_eq!(turns.len(), 12, "{turns:?}");
+    assert!(turns.iter().all(|turn| turn["seconds"] == 0.0), "{turns:?}");
+    for turn in &turns {
+        let plan = turn["plan"].as_str().unwrap();
+        assert!(plan.starts_with("cuda: forward_resident; "), "{plan}");
+    }
+    let widths: Vec<_> = of("row").iter().map(|row| row["row_bytes"].as_u64().unwrap()).collect();
+    assert_eq!(widths, [32, 32, 64, 64]);
+    assert_eq!(of("repeats")[0]["differ"], 0);
+    assert_eq!(of("host").len(), 2);
+    assert_eq!(device.faults(), [""; 0]);
 }
 
 #[cfg(feature = "cuda")]

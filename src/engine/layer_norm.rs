@@ -139,10 +139,10 @@ impl<M: Memory, P: Real> LayerNormSaved<M, P> {
         };
         let make = || {
             Ok(Buffers {
-                mean: memory.zeros(rows)?,
-                mean_rest: memory.zeros(rows)?,
-                root: memory.zeros(rows)?,
-                weight: memory.zeros(features)?,
+                mean: memory.unwritten(rows)?,
+                mean_rest: memory.unwritten(rows)?,
+                root: memory.unwritten(rows)?,
+                weight: memory.unwritten(features)?,
                 rows,
                 features,
             })

@@ -3,6 +3,8 @@ use crate::{Element, Memory, Real, Result, Shape};
 
 mod check;
 mod cpu;
+#[cfg(feature = "cubins")]
+mod cubins;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cudnn")]
@@ -18,6 +20,8 @@ mod optimizer;
 mod parameters;
 mod penalty;
 #[cfg(feature = "cuda")]
+mod per_stream;
+#[cfg(feature = "cuda")]
 mod pointers;
 #[cfg(feature = "cuda")]
 mod ptx;
@@ -28,7 +32,7 @@ pub(crate) use check::{check_eps, check_momentum, check_values_per_channel};
 pub use cpu::{Cpu, SimdLevel};
 pub(crate) use cpu::{compiled::CpuOperations, kernels::math::Math};
 #[cfg(feature = "cuda")]
-pub use cuda::{Cuda, Family, Tuning};
+pub use cuda::{Costs, Cuda, Family, Tuning};
 #[cfg(feature = "cudnn")]
 pub use cudnn::Cudnn;
 pub use epilogue::{Activation, Derivative};

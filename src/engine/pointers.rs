@@ -1,6 +1,7 @@
 //! Addresses on the device, for as long as a step is being launched.
-use crate::Plain;
+use super::saved::{Buffers, ByChannel};
 use crate::memory::wait_for_readers;
+use crate::{Device, Plain, Real};
 use cudarc::driver::{CudaStream, CudaView, CudaViewMut, SyncOnDrop};
 use std::marker::PhantomData;
 
@@ -19,7 +20,6 @@ impl<T> Ptr<T> {
     pub fn at(address: u64) -> Self {
         Self { address, marker: PhantomData }
     }
-    #[cfg(feature = "cudnn")]
     pub fn address(self) -> u64 {
         self.address
     }
@@ -69,6 +69,37 @@ impl<'a> Pointers<'a> {
     }
     pub fn write_some<T: Plain>(&mut self, view: Option<CudaViewMut<'a, T>>) -> Ptr<T> {
         view.map_or(Ptr::NULL, |view| self.write(view))
+    }
+}
+
+/// Where a [`Saved`](crate::Saved) lies.
+pub(super) struct SavedAt<P> {
+    pub by_channel: ByChannel<Ptr<P>>,
+    /// Null without any.
+    pub reserve: Ptr<u8>,
+}
+
+impl<P: Real> SavedAt<P> {
+    fn new(start: Ptr<P>, offsets: (ByChannel<usize>, usize), reserve_len: usize) -> Self {
+        let (by_channel, reserve) = offsets;
+        let reserve = start.address() + reserve as u64;
+        Self {
+            by_channel: by_channel.map(|offset| Ptr::at(start.address() + offset as u64)),
+            reserve: if reserve_len > 0 { Ptr::at(reserve) } else { Ptr::NULL },
+        }
+    }
+}
+
+impl<'a> Pointers<'a> {
+    /// All that a forward has saved: one argument.
+    pub fn read_saved<P: Real>(&mut self, saved: &'a Buffers<Device, P>) -> SavedAt<P> {
+        let (offsets, len) = (saved.offsets(), saved.reserve_len());
+        SavedAt::new(self.read(saved.all()), offsets, len)
+    }
+    /// All that a forward saves.
+    pub fn write_saved<P: Real>(&mut self, saved: &'a mut Buffers<Device, P>) -> SavedAt<P> {
+        let (offsets, len) = (saved.offsets(), saved.reserve_len());
+        SavedAt::new(self.write(saved.all_mut()), offsets, len)
     }
 }
 

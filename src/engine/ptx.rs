@@ -7,19 +7,26 @@ use lzma_rust2::LzmaReader;
 use std::io::Read;
 use std::sync::Arc;
 
-/// Name, lowest target and PTX, as an LZMA file, of each text in `kernels/ptx`, a name's highest
-/// target first: `build.rs` lists them.
-type Packed = &'static [(&'static str, i32, &'static [u8])];
+/// Name, targets and PTX of each module in `kernels/ptx`: `build.rs` lists them. An LZMA file has the
+/// texts of all targets, the lowest first, and a 0 behind each: what they have in common is packed once.
+type Packed = &'static [(&'static str, &'static [i32], &'static [u8])];
 pub(super) const PTX: Packed = include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
 
-/// A module's PTX for a device of this capability, if there is one.
-pub(super) fn ptx(module: &str, capability: i32) -> Option<&'static [u8]> {
-    let fits = |(name, target, _): &&(&str, i32, _)| *name == module && *target <= capability;
-    PTX.iter().find(fits).map(|(_, _, packed)| *packed)
+/// The file of a module with PTX for a device of this capability, if there is one, and which of its
+/// texts that is.
+pub(super) fn packed(module: &str, capability: i32) -> Option<(&'static [u8], usize)> {
+    let (_, targets, packed) = PTX.iter().find(|(name, ..)| *name == module)?;
+    let place = targets.iter().rposition(|target| *target <= capability)?;
+    Some((packed, place))
 }
 
-/// The text of an LZMA file.
-pub(super) fn unpacked(packed: &[u8]) -> Option<String> {
+/// A text of a file.
+pub(super) fn unpacked((packed, place): (&[u8], usize)) -> Option<String> {
+    texts(packed)?.split('\0').nth(place).map(str::to_owned)
+}
+
+/// All texts of a file.
+pub(super) fn texts(packed: &[u8]) -> Option<String> {
     let mut text = String::new();
     let mut reader = LzmaReader::new_mem_limit(packed, u32::MAX, None).ok()?;
     reader.read_to_string(&mut text).ok().map(|_| text)
@@ -31,14 +38,22 @@ pub(super) fn capability(context: &CudaContext) -> Result<i32> {
     Ok(10 * major + minor)
 }
 
-/// A module for a device of this capability; `engine` is who says that there is none.
+/// A module for a device of this capability, of its machine code where that ships and the driver
+/// takes it, else of PTX; `engine` is who says that there is none.
 pub(super) fn load(
     context: &Arc<CudaContext>,
     engine: &'static str,
     name: &str,
     capability: i32,
 ) -> Result<Arc<CudaModule>> {
-    let text = ptx(name, capability).and_then(unpacked).ok_or_else(|| {
+    let packed = packed(name, capability);
+    #[cfg(feature = "cubins")]
+    if let Some((packed, _)) = packed
+        && let Some(module) = super::cubins::load(context, name, packed, capability)
+    {
+        return Ok(module);
+    }
+    let text = packed.and_then(unpacked).ok_or_else(|| {
         let reason = format!("no module {name} for compute capability {}", dotted(capability));
         Error::Unsupported { engine, reason }
     })?;

@@ -1,6 +1,6 @@
 //! The definition of batch normalization, in f64, one channel at a time. Never made faster.
 use super::check::{check_values_per_channel, total_count};
-use super::saved::{Buffers, Opened};
+use super::saved::{Buffers, ByChannel, Opened};
 use super::{Activation, Backward, Derivative, Engine, ForwardEval, ForwardTrain, Input};
 use super::{Constrain, MergeStats, OptimizerStep, Regularize, Request, Statistics, Stats};
 use super::{LayerNormBackward, LayerNormForward};
@@ -72,12 +72,13 @@ impl Engine for Reference {
         let (channels, m) = (shape.channels(), shape.per_channel() as f64);
         let (activation, residual) =
             (forward.activation, args.residual.filter(|_| forward.residual));
+        let by_channel = saved.by_channel();
         for c in 0..channels {
-            let (mean, rest) = (saved.mean[c].to_f64(), saved.mean_rest[c].to_f64());
-            let invstd = saved.invstd[c].to_f64();
+            let ByChannel { mean, mean_rest, invstd, weight, bias } = by_channel;
+            let [mean, rest, invstd] = [mean, mean_rest, invstd].map(|array| array[c].to_f64());
             let by = Statistics64 { mean, rest, var: f64::NAN, invstd };
             let xhat = |i: usize| by.xhat(wide(args.x[i]));
-            let (weight, bias) = (saved.weight[c].to_f64(), saved.bias[c].to_f64());
+            let (weight, bias) = (weight[c].to_f64(), bias[c].to_f64());
             let derivative = |i: usize| match &saved.reserve {
                 Some(ones) if has_mask(activation) => {
                     if ones[i] == 1 {
@@ -305,6 +306,7 @@ impl<E: Element> Output<'_, E> {
             }
         }
         if let Some(saved) = &mut self.saved {
+            let saved = saved.by_channel_mut();
             saved.mean[c] = Real::from_f64(by.mean);
             saved.mean_rest[c] =
                 Real::from_f64(or_zero(by.mean - saved.mean[c].to_f64() + by.rest));

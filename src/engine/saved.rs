@@ -1,6 +1,8 @@
 //! What travels from a forward to its backward.
 use super::Activation;
-use crate::{DType, Error, Memory, Real, Result, Shape};
+use crate::{DType, Error, Host, Memory, Real, Result, Shape};
+#[cfg(feature = "cuda")]
+use {crate::Device, cudarc::driver::CudaViewMut};
 
 /// What a forward leaves for its backward: the statistics, weight and bias it used, what its ReLU
 /// let through, and for which shape, dtype, epilogue and engine.
@@ -27,30 +29,130 @@ pub(crate) struct Forward {
     pub residual: bool,
     pub weight: bool,
     pub bias: bool,
+    /// Whether the caller keeps y for the backward.
+    pub y_is_kept: bool,
     /// Whether the statistics were the batch's own, so that gradients flow through them.
     pub batch_statistics: bool,
     pub engine: &'static str,
 }
 
+/// One allocation: an array of each field of [`ByChannel`], and on a device the reserve behind them, so that a
+/// launch has one argument to wait for and to record.
 pub(crate) struct Buffers<M: Memory, P: Real> {
-    /// Length C.
-    pub mean: M::Buf<P>,
-    /// Length C: what rounding left of the mean. Without it a mean of 1e6 deviations would cost
-    /// the gradients all but one or two digits; it goes into coefficients of the channel, so it
-    /// costs the loops nothing.
-    pub mean_rest: M::Buf<P>,
-    /// Length C: `1 / sqrt(var + eps)`.
-    pub invstd: M::Buf<P>,
-    /// Length C, as in the forward, which an optimizer's step may have changed since; ones if absent.
-    pub weight: M::Buf<P>,
-    /// Length C, likewise; zeros if absent.
-    pub bias: M::Buf<P>,
-    /// At least `Engine::reserve_len` bytes, in the engine's own format; none if that is 0.
+    values: M::Buf<P>,
+    /// At least `Engine::reserve_len` bytes, in the engine's own format. None if that is 0, or where it lies
+    /// behind the values.
     pub reserve: Option<M::Buf<u8>>,
     /// Whose they are.
     engine: &'static str,
     channels: usize,
     reserve_len: usize,
+    /// Whether nothing has been written there.
+    #[cfg(feature = "cudnn")]
+    is_blank: bool,
+}
+
+/// What a forward saves of every channel: views of length C, or where they start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ByChannel<T> {
+    pub mean: T,
+    /// What rounding left of the mean. Without it a mean of 1e6 deviations would cost the gradients all but
+    /// one or two digits; it goes into coefficients of the channel, so it costs the loops nothing.
+    pub mean_rest: T,
+    /// `1 / sqrt(var + eps)`.
+    pub invstd: T,
+    /// As in the forward, which an optimizer's step may have changed since; ones if absent.
+    pub weight: T,
+    /// Likewise; zeros if absent.
+    pub bias: T,
+}
+
+/// Arrays of a [`ByChannel`].
+const FIELDS: usize = 5;
+
+impl<T> ByChannel<T> {
+    fn new([mean, mean_rest, invstd, weight, bias]: [T; FIELDS]) -> Self {
+        Self { mean, mean_rest, invstd, weight, bias }
+    }
+    #[cfg(feature = "cuda")]
+    pub fn map<U>(self, f: impl FnMut(T) -> U) -> ByChannel<U> {
+        let Self { mean, mean_rest, invstd, weight, bias } = self;
+        ByChannel::new([mean, mean_rest, invstd, weight, bias].map(f))
+    }
+}
+
+/// Elements from one array to the next: each starts at a multiple of 256 bytes, as an allocation would.
+fn stride(channels: usize) -> usize {
+    channels.checked_next_multiple_of(64).unwrap_or(channels)
+}
+
+impl<M: Memory, P: Real> Buffers<M, P> {
+    /// Zeros in ordinary memory; on a device they hold anything until a forward has filled them.
+    fn new(memory: &M, channels: usize, reserve_len: usize, engine: &'static str) -> Result<Self> {
+        let behind = if M::BY_ADDRESS { reserve_len.div_ceil(size_of::<P>()) } else { 0 };
+        let len = stride(channels).saturating_mul(FIELDS).saturating_add(behind);
+        let apart = reserve_len > 0 && !M::BY_ADDRESS;
+        Ok(Self {
+            values: memory.unwritten(len)?,
+            reserve: apart.then(|| memory.unwritten(reserve_len)).transpose()?,
+            engine,
+            channels,
+            reserve_len,
+            #[cfg(feature = "cudnn")]
+            is_blank: true,
+        })
+    }
+    /// One of the arrays.
+    fn array(&self, index: usize) -> Option<M::View<'_, P>> {
+        let start = index * stride(self.channels);
+        M::part(&self.values, start..start + self.channels)
+    }
+    /// All of them, to ask where they are.
+    pub fn all(&self) -> M::View<'_, P> {
+        M::view(&self.values)
+    }
+}
+
+impl<P: Real> Buffers<Host, P> {
+    pub fn by_channel(&self) -> ByChannel<&[P]> {
+        let at = |index| &self.values[index * stride(self.channels)..][..self.channels];
+        ByChannel::new([0, 1, 2, 3, 4].map(at))
+    }
+    pub fn by_channel_mut(&mut self) -> ByChannel<&mut [P]> {
+        let (stride, channels) = (stride(self.channels), self.channels);
+        let mut rest = &mut self.values[..];
+        ByChannel::new([(); 5].map(|()| {
+            let (array, behind) = std::mem::take(&mut rest).split_at_mut(stride);
+            rest = behind;
+            &mut array[..channels]
+        }))
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<P: Real> Buffers<Device, P> {
+    pub fn all_mut(&mut self) -> CudaViewMut<'_, P> {
+        self.values.as_view_mut()
+    }
+    /// Bytes before each of the arrays, and before the reserve.
+    pub fn offsets(&self) -> (ByChannel<usize>, usize) {
+        let of = |index: usize| index * stride(self.channels) * size_of::<P>();
+        (ByChannel::new([0, 1, 2, 3, 4].map(of)), of(FIELDS))
+    }
+    /// Zeros where the rest of the mean is, for an engine that never writes it: once, when they are new.
+    #[cfg(feature = "cudnn")]
+    pub fn zero_rest(&mut self, memory: &Device) -> Result<()> {
+        if self.is_blank {
+            let start = stride(self.channels);
+            memory.zero(self.values.slice_mut(start..start + self.channels))?;
+            self.is_blank = false;
+        }
+        Ok(())
+    }
+    /// Bytes of the reserve.
+    pub fn reserve_len(&self) -> usize {
+        self.reserve_len
+    }
 }
 
 /// What a forward is about to fill, and the mark that it did.
@@ -129,11 +231,11 @@ impl<M: Memory, P: Real> Saved<M, P> {
     }
     /// The mean that the forward subtracted, rounded to the parameters' type, length C.
     pub fn mean(&self) -> Option<M::View<'_, P>> {
-        self.0.filled().map(|buffers| M::view(&buffers.mean))
+        self.0.filled().and_then(|buffers| buffers.array(0))
     }
     /// What the forward multiplied by, `1 / sqrt(var + eps)`, length C.
     pub fn invstd(&self) -> Option<M::View<'_, P>> {
-        self.0.filled().map(|buffers| M::view(&buffers.invstd))
+        self.0.filled().and_then(|buffers| buffers.array(2))
     }
     /// Whether the statistics were frozen: a forward by running statistics.
     pub fn is_frozen(&self) -> Option<bool> {
@@ -152,25 +254,11 @@ impl<M: Memory, P: Real> Saved<M, P> {
         // Buffers of another engine may hold what this one neither writes nor wants to find, and those
         // of another device are not to be written from here.
         let fit = |b: &Buffers<M, P>| {
-            let here = memory.check_here("saved", &M::view(&b.mean)).is_ok();
+            let here = memory.check_here("saved", &b.all()).is_ok();
             let alike = b.engine == engine && b.channels == channels;
             here && alike && b.reserve_len >= reserve_len
         };
-        let make = || {
-            let zeros = || memory.zeros(channels);
-            Ok(Buffers {
-                reserve: (reserve_len > 0).then(|| memory.zeros(reserve_len)).transpose()?,
-                mean: zeros()?,
-                mean_rest: zeros()?,
-                invstd: zeros()?,
-                weight: zeros()?,
-                bias: zeros()?,
-                engine,
-                channels,
-                reserve_len,
-            })
-        };
-        self.0.open(forward, fit, make)
+        self.0.open(forward, fit, || Buffers::new(memory, channels, reserve_len, engine))
     }
 
     /// What a forward left, if there was one.

@@ -186,7 +186,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> LayerNorm<P, G> {
         x: M::View<'_, E>,
     ) -> Result<(M::Buf<E>, LayerNormSaved<M, P>)> {
         self.check_lens(shape, &[("x", M::len(&x))])?;
-        let (mut y, mut saved) = (self.zeros(shape)?, LayerNormSaved::new());
+        let (mut y, mut saved) = (self.unwritten(shape)?, LayerNormSaved::new());
         self.forward_into(shape, x, M::view_mut(&mut y), Some(&mut saved))?;
         Ok((y, saved))
     }
@@ -200,7 +200,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> LayerNorm<P, G> {
         x: M::View<'_, E>,
     ) -> Result<M::Buf<E>> {
         self.check_lens(shape, &[("x", M::len(&x))])?;
-        let mut y = self.zeros(shape)?;
+        let mut y = self.unwritten(shape)?;
         self.forward_into(shape, x, M::view_mut(&mut y), None)?;
         Ok(y)
     }
@@ -239,7 +239,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> LayerNorm<P, G> {
     ) -> Result<M::Buf<E>> {
         let shape = saved.made()?.0.shape;
         self.check_lens(&shape, &[("x", M::len(&x)), ("grad_y", M::len(&grad_y))])?;
-        let mut grad_x = self.zeros(&shape)?;
+        let mut grad_x = self.unwritten(&shape)?;
         self.backward_into(saved, x, grad_y, Some(M::view_mut(&mut grad_x)))?;
         Ok(grad_x)
     }
@@ -291,8 +291,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> LayerNorm<P, G> {
     pub(super) fn check_lengths(&self) -> Result<()> {
         self.named_parameters().try_for_each(|(name, param)| param.check(name, self.features))
     }
-    fn zeros<T: Plain>(&self, shape: &Shape) -> Result<M::Buf<T>> {
-        self.engine.memory().zeros(shape.len())
+    fn unwritten<T: Plain>(&self, shape: &Shape) -> Result<M::Buf<T>> {
+        self.engine.memory().unwritten(shape.len())
     }
 }
 

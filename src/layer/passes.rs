@@ -49,7 +49,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     ) -> Result<(M::Buf<E>, Saved<M, P>)> {
         let added = residual.as_ref().map_or(shape.len(), M::len);
         self.check_lens(shape, &[("x", M::len(&x)), ("residual", added)])?;
-        let (mut y, mut saved) = (self.zeros(shape)?, Saved::new());
+        let (mut y, mut saved) = (self.unwritten(shape)?, Saved::new());
         self.forward_into(shape, x, residual, M::view_mut(&mut y), &mut saved)?;
         Ok((y, saved))
     }
@@ -94,7 +94,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         x: M::View<'_, E>,
     ) -> Result<M::Buf<E>> {
         self.check_lens(shape, &[("x", M::len(&x))])?;
-        let mut y = self.zeros(shape)?;
+        let mut y = self.unwritten(shape)?;
         self.infer_into(shape, Input::View(x), None, M::view_mut(&mut y))?;
         Ok(y)
     }
@@ -149,7 +149,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     ) -> Result<M::Buf<E>> {
         let shape = saved.made()?.0.shape;
         self.check_lens(&shape, &[("x", M::len(&x)), ("grad_y", M::len(&grad_y))])?;
-        let mut grad_x = self.zeros(&shape)?;
+        let mut grad_x = self.unwritten(&shape)?;
         let to_x = Some(M::view_mut(&mut grad_x));
         self.backward_into(saved, x, None, Input::View(grad_y), to_x, None)?;
         Ok(grad_x)
@@ -174,7 +174,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let added = residual.as_ref().map_or(shape.len(), M::len);
         let lens = [("x", M::len(&x)), ("residual", added), ("grad_y", M::len(&grad_y))];
         self.check_lens(&shape, &lens)?;
-        let (mut grad_x, mut grad_residual) = (self.zeros(&shape)?, self.zeros(&shape)?);
+        let (mut grad_x, mut grad_residual) = (self.unwritten(&shape)?, self.unwritten(&shape)?);
         let to_x = Some(M::view_mut(&mut grad_x));
         let to_residual = Some(M::view_mut(&mut grad_residual));
         self.backward_into(saved, x, residual, Input::View(grad_y), to_x, to_residual)?;
@@ -226,7 +226,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         }
     }
 
-    pub(super) fn zeros<T: Plain>(&self, shape: &Shape) -> Result<M::Buf<T>> {
-        self.affine.engine.memory().zeros(shape.len())
+    pub(super) fn unwritten<T: Plain>(&self, shape: &Shape) -> Result<M::Buf<T>> {
+        self.affine.engine.memory().unwritten(shape.len())
     }
 }

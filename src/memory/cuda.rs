@@ -1,10 +1,11 @@
 use super::Memory;
 use super::host::filled;
 use crate::{Error, Plain, Result, library};
+use cudarc::driver::sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
 use cudarc::driver::sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
 use cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DeviceSlice, DriverError,
-    SyncOnDrop,
+    SyncOnDrop, result,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -84,10 +85,12 @@ pub(crate) fn new_stream(ordinal: usize) -> Result<Arc<CudaStream>> {
 ///
 /// A wait that fails needs no attention, as for the waits of cudarc: the call that follows says so.
 pub(crate) fn wait_for_readers(used: &SyncOnDrop<'_>, stream: &CudaStream) {
-    if let SyncOnDrop::Record(Some((last, _))) = used
-        && stream.context().is_managing_stream_synchronization()
-    {
-        stream.context().record_err(stream.wait(last));
+    let SyncOnDrop::Record(Some((last, _))) = used else { return };
+    if stream.context().is_managing_stream_synchronization() {
+        let (flags, stream_of) = (CU_EVENT_WAIT_DEFAULT, stream.cu_stream());
+        // SAFETY: both live; the call that gave `used` has made the context of both current.
+        let waits = unsafe { result::stream::wait_event(stream_of, last.cu_event(), flags) };
+        stream.context().record_err(waits);
     }
 }
 
@@ -105,6 +108,14 @@ impl Memory for Device {
     type View<'a, T: Plain> = CudaView<'a, T>;
     type ViewMut<'a, T: Plain> = CudaViewMut<'a, T>;
 
+    const BY_ADDRESS: bool = true;
+
+    fn unwritten<T: Plain>(&self, len: usize) -> Result<CudaSlice<T>> {
+        self.uninitialized(len)
+    }
+    fn part<T: Plain>(buf: &CudaSlice<T>, range: Range<usize>) -> Option<CudaView<'_, T>> {
+        buf.try_slice(range)
+    }
     fn zeros<T: Plain>(&self, len: usize) -> Result<CudaSlice<T>> {
         let mut slice = self.uninitialized(len)?;
         if len > 0 {

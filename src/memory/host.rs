@@ -37,6 +37,11 @@ impl Memory for Host {
     type View<'a, T: Plain> = &'a [T];
     type ViewMut<'a, T: Plain> = &'a mut [T];
 
+    const BY_ADDRESS: bool = false;
+
+    fn part<T: Plain>(buf: &Vec<T>, range: Range<usize>) -> Option<&[T]> {
+        buf.get(range)
+    }
     fn zeros<T: Plain>(&self, len: usize) -> Result<Vec<T>> {
         filled(len, T::default())
     }

@@ -67,6 +67,19 @@ pub trait Memory: sealed::Sealed + Clone + Send + Sync + 'static {
 
     /// New memory, all zero.
     fn zeros<T: Plain>(&self, len: usize) -> Result<Self::Buf<T>>;
+    /// New memory for what writes all of it before anything reads it. Zeros in ordinary memory; on a device
+    /// nothing is written, so that it holds anything.
+    #[doc(hidden)]
+    fn unwritten<T: Plain>(&self, len: usize) -> Result<Self::Buf<T>> {
+        self.zeros(len)
+    }
+    /// Borrows a part of a buffer; none where it has no such elements.
+    #[doc(hidden)]
+    fn part<T: Plain>(buf: &Self::Buf<T>, range: Range<usize>) -> Option<Self::View<'_, T>>;
+    /// Whether operations reach memory by addresses alone, so that one allocation may hold values of several
+    /// types.
+    #[doc(hidden)]
+    const BY_ADDRESS: bool;
     /// New memory with a copy of `host`.
     fn upload<T: Plain>(&self, host: &[T]) -> Result<Self::Buf<T>>;
     /// Copies `host` into memory that exists. The lengths must be equal. Refused while a graph is

@@ -6,9 +6,12 @@
 mod support;
 
 mod alignment; // arguments at odd addresses
+mod calls; // how often an operation calls the driver
+mod counts; // instructions and bytes of every kernel
 mod devices; // golden cases on every profile; several devices, streams and threads
 mod failures; // launches, memory and modules that fail
 mod graphs; // a captured step
+mod refusals; // launches that the driver does not start
 mod regimes; // every way through a step, on a device where small tensors take them all
 mod streams; // one tensor on several streams
 mod traffic; // bytes that kernels read and write

@@ -5,6 +5,7 @@ use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want, 
 use batchnorm::{Cuda, DType, Element, Engine, Op, Request, Shape, Tuning};
 use half::{bf16, f16};
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 
 /// How an engine says that it will go.
 fn regime<E: Element>(engine: &Cuda, inputs: &Inputs<E>, op: Op) -> &'static str {
@@ -102,6 +103,31 @@ fn every_regime_is_right_in_every_layout() {
     every::<f32>();
     every::<f16>();
     every::<bf16>();
+}
+
+/// Plans that nobody would choose, but that measurements ask for.
+#[test]
+fn what_is_forced_is_right() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_80").unwrap());
+    let engine = on_device(device.ordinal()).unwrap();
+    let inputs = Inputs::<f16>::new(&Shape::new(&[400, 64], 1).unwrap(), Epilogue::FULL, 6);
+    let mut seen = BTreeSet::new();
+    for blocks in [1, 3, 12] {
+        for channels in [8, 16, 64] {
+            for kept in [0, 1, 100] {
+                let channels = NonZeroU32::new(channels).unwrap();
+                let tuning = resident(blocks).channels(channels).kept(kept);
+                let engine = engine.tuned(tuning);
+                step(&device, &engine, &inputs, 1);
+                let request = Request::new(Op::Backward, DType::F16).residual(true);
+                let text = engine.explain(&inputs.shape, request).unwrap();
+                assert!(text.contains(&format!("slices of {channels} channels")), "{text}");
+                seen.insert(regime(&engine, &inputs, Op::Backward));
+            }
+        }
+    }
+    assert_eq!(seen.len(), 4, "{seen:?}");
 }
 
 /// What one saved, the other takes.

@@ -1,4 +1,5 @@
-//! What kernels read and write of global memory, against the sizes of the tensors.
+//! What kernels read and write of global memory, against the sizes of the tensors, and all else that is counted.
+use crate::counts;
 use crate::support::cuda::{self, on_device};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want};
 use batchnorm::{Activation, Cuda, Element, Family, Shape, Tuning};
@@ -24,8 +25,8 @@ impl Passes {
 }
 
 const SPLIT: (&str, Tuning) = ("mini", cuda::SPLIT);
-/// On a device that has room for a million elements.
-const RESIDENT: (&str, Tuning) = ("sm_90", Tuning::new(Family::Fastest));
+/// On a device that has room for a million elements, even where several launches should be faster.
+const RESIDENT: (&str, Tuning) = ("sm_90", Tuning::new(Family::Resident { blocks: None }));
 
 /// The passes of a forward, and of a backward where one is asked for.
 fn measure<E: Element>(
@@ -41,9 +42,28 @@ fn measure<E: Element>(
     let inputs = Inputs::<E>::new(shape, epilogue, 3);
     let bytes = (shape.len() * size_of::<E>()) as f64;
     let mut seen = 0;
-    let mut passes = || {
+    let case = |step: &str| {
+        let Epilogue { activation, residual, .. } = epilogue;
+        let [outer, channels, inner] = [shape.outer(), shape.channels(), shape.inner()];
+        let family = if tuning.family == Family::Split { "split" } else { "resident" };
+        let sums = match want {
+            None => "",
+            Some(want) if want.grad_weight => ", saved",
+            Some(_) => ", saved, no sums",
+        };
+        let (added, mode) = (if residual { "+residual" } else { "" }, format!("{mode:?}"));
+        let mode = mode.split('(').next().unwrap_or_default();
+        let dtype = E::DTYPE;
+        format!(
+            "{dtype} {outer}x{channels}x{inner} {activation}{added} {mode} {step}, {family}{sums}"
+        )
+    };
+    let mut passes = |step: &str| {
         let launches = device.launches().split_off(seen);
         seen += launches.len();
+        if !launches.is_empty() {
+            counts::check(&case(step), &launches);
+        }
         let resident =
             launches.iter().filter(|launch| launch.kernel.contains("_resident_")).count();
         let in_one = launches.len() == 1 && resident == 1;
@@ -57,12 +77,15 @@ fn measure<E: Element>(
     let mut saved = SavedOn::<Cuda, E>::new();
     let kept = want.is_some().then_some(&mut saved);
     run::forward(&engine, &inputs, mode, kept).unwrap();
-    let forward = passes();
+    let forward = passes("forward");
+    if mode == Mode::Eval {
+        assert_eq!(device.launches().len(), 1, "{shape}: inference is one launch");
+    }
     if let Some(want) = want {
         run::backward(&engine, &inputs, want, &saved, None).unwrap();
     }
     assert_eq!(device.faults(), [""; 0]);
-    [forward, passes()]
+    [forward, passes("backward")]
 }
 
 /// Large planes, small odd planes, channels last: about a million elements.

@@ -98,7 +98,7 @@ fn a_refusal_of_the_call_itself_is_served_by_our_kernels() {
     let cudnn = softcudnn::install().unwrap();
     let inputs = Inputs::<f32>::new(&rows(), Epilogue::PLAIN, 5);
     let calls =
-        ["ForwardTraining", "ForwardInference"].map(|c| format!("cudnnBatchNormalization{c}"));
+        ["ForwardTrainingEx", "ForwardInference"].map(|c| format!("cudnnBatchNormalization{c}"));
     for (call, mode) in calls.iter().zip([Mode::Train(Some(0.1)), Mode::Eval]) {
         cudnn.fail(call, 0, 3000);
         let got = run::forward(&gpu, &inputs, mode, None).unwrap();

@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod calls; // how often an operation calls cuDNN, and a y that is not copied
 mod choice; // what `Gpu` takes, and why
 mod failures; // calls that fail, what is left afterwards
 mod own; // overflow, graphs, explanations

@@ -1,6 +1,6 @@
 //! Devices, memory and launches: parameters as kernels/README.md lists them.
 use batchnorm::Shape;
-use cudarc::driver::sys::CUfunction_attribute;
+use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use cudarc::driver::{
     CudaContext, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig,
     PushKernelArg, ValidAsZeroBits,
@@ -16,16 +16,19 @@ use std::sync::Arc;
 
 use crate::support::files::checkout;
 
-/// The text of `kernels/ptx/MODULE.sm_XX.ptx.lzma`, of the highest target that a device of this capability takes.
+/// The text of `kernels/ptx/MODULE.sm_XX.sm_YY.ptx.lzma`, of the highest target that a device of this capability takes.
 fn ptx(module: &str, capability: i32) -> String {
-    let file = |target: i32| checkout(&format!("kernels/ptx/{module}.sm_{target}.ptx.lzma"));
-    let targets = [90, 80, 75].into_iter().filter(|target| *target <= capability);
-    let file = targets.map(file).find(|file| file.exists()).expect(module);
+    let folder = std::fs::read_dir(checkout("kernels/ptx")).unwrap();
+    let files = folder.map(|file| file.unwrap().file_name().into_string().unwrap());
+    let of_module = |file: &String| file.split(".sm_").next() == Some(module);
+    let file = files.into_iter().find(of_module).expect(module);
+    let targets = file.strip_suffix(".ptx.lzma").unwrap().split(".sm_").skip(1);
+    let served = targets.filter(|target| target.parse::<i32>().unwrap() <= capability).count();
     let mut text = String::new();
-    let file = File::open(file).unwrap();
+    let file = File::open(checkout(&format!("kernels/ptx/{file}"))).unwrap();
     let mut reader = LzmaReader::new_mem_limit(file, u32::MAX, None).unwrap();
     reader.read_to_string(&mut text).unwrap();
-    text
+    text.split('\0').nth(served - 1).unwrap().to_owned()
 }
 
 /// How a shape is cut.
@@ -115,6 +118,15 @@ pub struct Group {
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Channels(pub [u64; 5]);
+
+/// Pointers: `mean`, `var`, `record`, `saved_mean`, `saved_mean_rest`, `saved_invstd`, `saved_weight`,
+/// `saved_bias`, `nonfinite`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Given {
+    pub eps: f64,
+    pub pointers: [u64; 9],
+}
 
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
@@ -213,6 +225,8 @@ unsafe impl DeviceRepr for Group {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for Channels {}
 // SAFETY: as above.
+unsafe impl DeviceRepr for Given {}
+// SAFETY: as above.
 unsafe impl DeviceRepr for Merge {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for Outputs {}
@@ -233,6 +247,7 @@ pub enum Arg {
     Geometry(Geometry),
     Group(Group),
     Channels(Channels),
+    Given(Given),
     Merge(Merge),
     Outputs(Outputs),
     Gradients(Gradients),
@@ -326,6 +341,12 @@ impl Device {
         self.stream.clone_dtoh(&mem.slice.slice(mem.lead..)).unwrap()
     }
 
+    /// Bytes of shared memory that a block may have.
+    pub fn most_shared(&self) -> usize {
+        let most = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        self.stream.context().attribute(most).unwrap() as usize
+    }
+
     /// Launches `kernel` of the module of this family and type of elements.
     pub fn launch(&self, module: &str, kernel: &str, grid: Grid, args: &[Arg]) {
         let mut modules = self.modules.borrow_mut();
@@ -343,6 +364,7 @@ impl Device {
                 Arg::Geometry(v) => builder.arg(v),
                 Arg::Group(v) => builder.arg(v),
                 Arg::Channels(v) => builder.arg(v),
+                Arg::Given(v) => builder.arg(v),
                 Arg::Merge(v) => builder.arg(v),
                 Arg::Outputs(v) => builder.arg(v),
                 Arg::Gradients(v) => builder.arg(v),

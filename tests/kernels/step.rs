@@ -1,7 +1,7 @@
 //! A forward and its backward, each by the kernels of either family.
 use crate::launch::{
-    AnyActivation, Arg, Channels, Device, Gradients, Grid, Group, Layout, Mem, Merge, Outputs,
-    Running,
+    AnyActivation, Arg, Channels, Device, Given, Gradients, Grid, Group, Layout, Mem, Merge,
+    Outputs, Running,
 };
 use crate::support::run::{Inputs, Mode, Outcome, widen};
 use batchnorm::{Activation, DType, Derivative, Element, Real};
@@ -114,13 +114,14 @@ impl<E: Kernels> Step<'_, E> {
         let (threads, lanes) = (geometry.threads as usize, self.layout.width_of::<E>());
         let steps = (geometry.vectors as usize).div_ceil(threads);
         let of_block = steps.div_ceil(cut.blocks);
-        let kept = cut.kept.min(of_block);
         geometry.tile = (of_block * threads) as u64;
         let (block, channels) = (threads.next_multiple_of(32), geometry.slice_channels as usize);
         let width = if channels == 1 { 1 } else { geometry.width as usize };
         let slots = if width <= 32 { block / 32 } else { threads / width };
-        let scratch = 16 + 40 * channels + 8 * lanes * width * slots;
-        let shared = 16 * threads * kept * tensors + scratch.next_multiple_of(16);
+        let scratch = 16 + (40 * channels).next_multiple_of(16) + 8 * lanes * width * slots;
+        let room = (self.device.most_shared() - scratch) / (16 * threads * tensors);
+        let kept = cut.kept.min(of_block).min(room);
+        let shared = 16 * threads * kept * tensors + scratch;
         let blocks = cut.blocks * cut.groups;
         let partials = self.device.unwritten::<f64>(2 * blocks * channels, 0);
         let group = Group {
@@ -164,6 +165,7 @@ impl<E: Kernels> Step<'_, E> {
         let parameters = [&weight, &bias, saved_weight, saved_bias].map(Mem::ptr);
         let by = [m.ptr(), rest.ptr(), invstd.ptr(), weight.ptr(), bias.ptr()];
         let by = Arg::Channels(Channels(by));
+        let not_given = Arg::Given(Given { eps: 0.0, pointers: [0; 9] });
         let y = device.unwritten::<E>(n, layout.lead);
         let source = epilogue.activation.derivative_from(epilogue.residual);
         let masks = source == Derivative::FromMask;
@@ -191,14 +193,26 @@ impl<E: Kernels> Step<'_, E> {
                 self.by_channel("stats_finalize", 4, &args);
             }
             self.judge_record(&device.download(&record), &device.download(m));
+            if cuts[0].is_none() {
+                self.tiled("apply", &[&[by, not_given], &last[..]].concat());
+            }
         } else {
-            let statistics = [m.ptr(), rest.ptr(), invstd.ptr(), 0, 0, 0];
-            let outputs = Arg::Outputs(self.outputs(0.0, statistics, &nonfinite, parameters));
-            let args = [Arg::U32(c as u32), ptr(mean.ptr()), ptr(var.ptr()), ptr(0), outputs];
+            let given = |saved: &[&Mem<E::Acc>; 5]| {
+                let [a, b, c, d, e] = saved.map(Mem::ptr);
+                let pointers = [mean.ptr(), var.ptr(), 0, a, b, c, d, e, nonfinite.ptr()];
+                Arg::Given(Given { eps: self.inputs.eps, pointers })
+            };
+            let saved = [m, rest, invstd, saved_weight, saved_bias];
+            let by = Arg::Channels(Channels([0, 0, 0, weight.ptr(), bias.ptr()]));
+            self.tiled("apply", &[&[by, given(&saved)], &last[..]].concat());
+            // What it keeps is what is kept without it.
+            let alone = saved.map(|_| device.unwritten::<E::Acc>(c, 0));
+            let to = given(&alone.each_ref());
+            let args = [Arg::U32(c as u32), to, ptr(weight.ptr()), ptr(bias.ptr())];
             self.by_channel("eval", 128, &args);
-        }
-        if *mode == Mode::Eval || cuts[0].is_none() {
-            self.tiled("apply", &[&[by], &last[..]].concat());
+            for (with, without) in saved.iter().zip(&alone) {
+                assert_eq!(device.download(with), device.download(without));
+            }
         }
 
         let mut outcome = Outcome::from([("y", widen(&device.download(&y)))]);

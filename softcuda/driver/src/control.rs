@@ -4,6 +4,7 @@
 //! all of it lives in the loaded one, and is reached through the functions here.
 
 use std::{
+    collections::BTreeMap,
     ffi::CStr,
     ops::Deref,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -99,6 +100,7 @@ pub(crate) struct Calls {
     pub set_seed: extern "C" fn(u32, u64),
     pub set_all_seeds: extern "C" fn(u64),
     pub set_budget: extern "C" fn(u32, u64),
+    pub set_shared_taken: extern "C" fn(u32, u32),
     pub launch_count: extern "C" fn(u32) -> usize,
     pub launch: unsafe extern "C" fn(u32, usize, *mut RawLaunch) -> bool,
     pub launch_kernel: unsafe extern "C" fn(u32, usize, *mut u8, usize) -> usize,
@@ -106,6 +108,8 @@ pub(crate) struct Calls {
     pub fail: extern "C" fn(u32, u32, u64, u32) -> bool,
     pub reset: extern "C" fn(u32),
     pub used: extern "C" fn(u32) -> u64,
+    pub calls: unsafe extern "C" fn(usize, *mut u64, *mut u8, usize) -> usize,
+    pub forget_calls: extern "C" fn(),
 }
 
 /// The driver of this process, once it is [installed](crate::install).
@@ -119,6 +123,21 @@ impl Softcuda {
     /// environment variable `SOFTCUDA_SEED` says.
     pub fn set_seed(&self, seed: u64) {
         (self.calls.set_all_seeds)(seed);
+    }
+
+    /// The calls of the driver that this thread makes in `f`: how often each, by its name (`cuLaunchKernel`). Those of
+    /// other threads, and those that the driver makes of itself, do not count.
+    pub fn count_calls<T>(&self, f: impl FnOnce() -> T) -> (T, BTreeMap<String, u64>) {
+        (self.calls.forget_calls)();
+        let result = f();
+        let call = |index: usize| {
+            let mut count = 0;
+            let at = &raw mut count;
+            // SAFETY: `count` can be written, and `text` gives as much room as it says.
+            let name = text(|out, room| unsafe { (self.calls.calls)(index, at, out, room) })?;
+            Some((name, count))
+        };
+        (result, (0..).map_while(call).collect())
     }
 
     /// A device, without a claim to have it alone.
@@ -244,6 +263,12 @@ impl Device {
     /// next reset.
     pub fn set_budget(&self, instructions: u64) {
         (self.calls.set_budget)(self.ordinal, instructions);
+    }
+
+    /// Takes so many bytes of shared memory from every multiprocessor, until the next reset, as a debugger, another
+    /// process or a larger cache does: fewer blocks run at a time, while the device's attributes stay as they are.
+    pub fn set_shared_taken(&self, bytes: u32) {
+        (self.calls.set_shared_taken)(self.ordinal, bytes);
     }
 
     /// Forgets launches, messages and requested failures, and what was set for this device alone. Memory and contexts

@@ -62,6 +62,8 @@ pub struct Device {
     pub rng: Rng,
     /// Instructions, summed over its threads, after which a launch counts as hanging.
     pub budget: u64,
+    /// Bytes of every multiprocessor's shared memory that launches do not get.
+    pub shared_taken: u32,
     pub primary: Option<Id>,
     pub primary_count: u32,
     pub default_pool: Id,
@@ -108,6 +110,7 @@ impl Device {
             seed,
             rng: Rng::new(seed),
             budget: DEFAULT_BUDGET,
+            shared_taken: 0,
             primary: None,
             primary_count: 0,
             default_pool: pool,
@@ -130,7 +133,14 @@ impl Device {
     pub fn reset(&mut self, seed: u64) {
         self.log = Log::default();
         self.budget = DEFAULT_BUDGET;
+        self.shared_taken = 0;
         self.set_seed(seed);
+    }
+
+    /// What launches get of the device: its profile without what is taken.
+    pub fn available(&self) -> Profile {
+        let shared = self.profile.shared_per_multiprocessor.saturating_sub(self.shared_taken);
+        Profile { shared_per_multiprocessor: shared, ..self.profile.clone() }
     }
 
     /// The device that an address belongs to.

@@ -57,6 +57,7 @@ fn calls(library: &libloading::Library) -> Result<Calls, libloading::Error> {
         set_seed: get!("softcuda_set_seed"),
         set_all_seeds: get!("softcuda_set_all_seeds"),
         set_budget: get!("softcuda_set_budget"),
+        set_shared_taken: get!("softcuda_set_shared_taken"),
         launch_count: get!("softcuda_launch_count"),
         launch: get!("softcuda_launch"),
         launch_kernel: get!("softcuda_launch_kernel"),
@@ -64,5 +65,7 @@ fn calls(library: &libloading::Library) -> Result<Calls, libloading::Error> {
         fail: get!("softcuda_fail"),
         reset: get!("softcuda_reset"),
         used: get!("softcuda_used"),
+        calls: get!("softcuda_calls"),
+        forget_calls: get!("softcuda_forget_calls"),
     })
 }

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod calls;
 mod code;
 mod context;
 #[allow(unsafe_code)]

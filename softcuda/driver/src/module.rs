@@ -189,7 +189,7 @@ impl Driver {
         let threads = shape.block.iter().product::<u32>();
         let fixed = kernel.static_shared as u32;
         let shared = fixed.next_multiple_of(16) + shape.dynamic_shared;
-        let each = blocks_per_multiprocessor(device.profile, threads, shared);
+        let each = blocks_per_multiprocessor(&device.available(), threads, shared);
         let capacity = each * device.profile.multiprocessors;
         let (optin, allowed) = (device.profile.shared_per_block_optin, this.max_dynamic_shared);
         let refusal = if shape.grid.iter().zip(MAX_GRID).any(|(n, max)| *n == 0 || *n > max) {

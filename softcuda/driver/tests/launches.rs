@@ -191,6 +191,31 @@ fn a_cooperative_grid_runs_all_at_once_or_not_at_all() {
 }
 
 #[test]
+fn shared_memory_that_is_taken_leaves_room_for_fewer_blocks() {
+    let (device, context) = device(MINI);
+    let stream = context.default_stream();
+    let function = function(&context, "meet");
+    let mut word = stream.alloc_zeros::<u32>(1).unwrap();
+    let blocks = || function.occupancy_max_active_blocks_per_multiprocessor(32, 4096, None);
+    let mut cooperative = |blocks: u32| {
+        let mut launch = stream.launch_builder(&function);
+        launch.arg(&mut word);
+        let shape = LaunchConfig { shared_mem_bytes: 4096, ..shape(blocks, 32) };
+        // SAFETY: the argument is that of the kernel.
+        unsafe { launch.launch_cooperative(shape) }
+    };
+    assert_eq!(blocks(), Ok(3), "of 5 KiB in 16");
+    device.set_shared_taken(7 << 10);
+    assert_eq!(blocks(), Ok(1));
+    assert_eq!(code(cooperative(5)), CUresult::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE);
+    device.reset();
+    assert_eq!(blocks(), Ok(3));
+    cooperative(5).unwrap();
+    stream.synchronize().unwrap();
+    assert_eq!(device.faults(), [""; 0]);
+}
+
+#[test]
 fn blocks_that_wait_for_blocks_hang_without_that_attribute() {
     let (device, context) = device(MINI);
     let stream = context.default_stream();

@@ -78,7 +78,14 @@ impl Control {
         self.messages(List::Live)
     }
 
-    /// Forgets refusals, faults and requested failures.
+    /// The calls of this library that this thread has made since the last [`reset`](Self::reset), by name, in
+    /// their order.
+    #[must_use]
+    pub fn calls(&self) -> Vec<String> {
+        self.messages(List::Calls)
+    }
+
+    /// Forgets calls, refusals, faults and requested failures.
     pub fn reset(&self) {
         (self.calls.reset)();
     }
@@ -128,7 +135,7 @@ pub unsafe fn text<'a>(text: *const c_char) -> &'a str {
 #[doc(hidden)]
 #[must_use]
 pub fn list(number: u32) -> Option<List> {
-    [List::Refusals, List::Faults, List::Live].get(number as usize).copied()
+    [List::Refusals, List::Faults, List::Live, List::Calls].get(number as usize).copied()
 }
 
 /// Defines the functions by which a library is controlled, and `install` and `install_without`, which load it.

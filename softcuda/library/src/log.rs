@@ -19,6 +19,8 @@ pub enum List {
     Faults,
     /// Handles and descriptors that exist.
     Live,
+    /// Calls that were made, by name, in their order.
+    Calls,
 }
 
 #[derive(Debug)]
@@ -32,6 +34,7 @@ struct Failure {
 #[derive(Debug)]
 struct Inner {
     messages: Vec<(ThreadId, List, String)>,
+    calls: Vec<(ThreadId, String)>,
     failures: Vec<Failure>,
 }
 
@@ -47,7 +50,7 @@ impl Log {
     /// The log of the library of this name, which says that it has this version.
     #[must_use]
     pub const fn new(name: &'static str, version: usize) -> Self {
-        let inner = Inner { messages: Vec::new(), failures: Vec::new() };
+        let inner = Inner { messages: Vec::new(), calls: Vec::new(), failures: Vec::new() };
         Self { name, inner: Mutex::new(inner), version: AtomicUsize::new(version) }
     }
 
@@ -66,6 +69,10 @@ impl Log {
     pub fn message(&self, list: List, index: usize) -> Option<String> {
         let this = thread::current().id();
         let inner = self.inner();
+        if list == List::Calls {
+            let mut own = inner.calls.iter().filter(|(thread, _)| *thread == this);
+            return own.nth(index).map(|(_, call)| call.clone());
+        }
         let mut own = inner.messages.iter().filter(|(thread, l, _)| *thread == this && *l == list);
         own.nth(index).map(|(_, _, message)| message.clone())
     }
@@ -86,11 +93,13 @@ impl Log {
         self.inner().failures.push(Failure { thread, call: call.into(), before, status });
     }
 
-    /// Counts a call of this thread, and tells whether it is one that fails.
+    /// Notes a call of this thread, and tells whether it is one that fails.
     #[must_use]
     pub fn failure(&self, call: &str) -> Option<u32> {
         let this = thread::current().id();
-        let failures = &mut self.inner().failures;
+        let mut inner = self.inner();
+        inner.calls.push((this, call.into()));
+        let failures = &mut inner.failures;
         let is_meant = |failure: &Failure| failure.thread == this && failure.call == call;
         let due = failures.iter().position(|failure| is_meant(failure) && failure.before == 0);
         let status = due.map(|at| failures.remove(at).status);
@@ -100,11 +109,12 @@ impl Log {
         status
     }
 
-    /// Forgets messages and requested failures of this thread.
+    /// Forgets messages, calls and requested failures of this thread.
     pub fn reset(&self) {
         let this = thread::current().id();
         let mut inner = self.inner();
         inner.messages.retain(|(thread, ..)| *thread != this);
+        inner.calls.retain(|(thread, _)| *thread != this);
         inner.failures.retain(|failure| failure.thread != this);
     }
 

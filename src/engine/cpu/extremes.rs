@@ -7,7 +7,7 @@ use super::plan::Plan;
 use super::simd::Simd;
 use super::table::{Parameters, Statistics};
 use crate::engine::Activation;
-use crate::engine::saved::Buffers;
+use crate::engine::saved::{Buffers, ByChannel};
 use crate::{DType, Element, Host, Real, Shape};
 use std::ops::Range;
 
@@ -130,14 +130,15 @@ impl Extreme {
     }
     /// Those of a forward.
     pub fn of_saved<A: Real>(simd: Simd, saved: &Buffers<Host, A>) -> Vec<Self> {
-        let channels = 0..saved.mean.len();
+        let channels = 0..saved.by_channel().mean.len();
         let statistics = Statistics::saved(saved, channels.clone());
         Self::among(simd, channels, Parameters::saved(saved), statistics)
     }
 
     /// Any channel, as if it were one.
     pub fn of_channel<A: Real>(saved: &Buffers<Host, A>, c: usize) -> Self {
-        let statistics = (saved.mean[c], saved.mean_rest[c], saved.invstd[c]);
+        let ByChannel { mean, mean_rest, invstd, .. } = saved.by_channel();
+        let statistics = (mean[c], mean_rest[c], invstd[c]);
         Self::new(c, statistics, Parameters::saved(saved))
     }
 

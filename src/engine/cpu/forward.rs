@@ -30,6 +30,7 @@ pub(super) fn forward_train<E: Element>(
     let (x, y, eps) = (args.x, args.y, args.eps);
     if shape.is_empty() {
         if let Some(saved) = saved {
+            let saved = saved.by_channel_mut();
             saved.mean.fill(Real::from_f64(0.0));
             saved.mean_rest.fill(Real::from_f64(0.0));
             saved.invstd.fill(Real::from_f64(1.0 / eps.sqrt()));

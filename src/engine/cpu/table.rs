@@ -3,7 +3,7 @@
 use super::plan::Plan;
 use super::simd::{GROUP, ROOM, Simd};
 use super::tiles::{numbers, numbers_mut};
-use crate::engine::saved::Buffers;
+use crate::engine::saved::{Buffers, ByChannel};
 use crate::{Host, Real};
 use std::ops::Range;
 
@@ -39,10 +39,12 @@ pub(super) struct Parameters<'a, A> {
 impl<'a, A: Real> Parameters<'a, A> {
     /// Those of a forward.
     pub fn saved(saved: &'a Buffers<Host, A>) -> Self {
-        Self { weight: Some(&saved.weight), bias: Some(&saved.bias) }
+        let ByChannel { weight, bias, .. } = saved.by_channel();
+        Self { weight: Some(weight), bias: Some(bias) }
     }
     /// Keeps them for the backward.
     pub fn save(&self, saved: &mut Buffers<Host, A>) {
+        let saved = saved.by_channel_mut();
         match self.weight {
             Some(weight) => saved.weight.copy_from_slice(weight),
             None => saved.weight.fill(A::from_f64(1.0)),
@@ -82,12 +84,13 @@ impl<'a, A: Real> Statistics<'a, A> {
     }
     /// Those of a forward.
     pub fn saved(saved: &'a Buffers<Host, A>, channels: Range<usize>) -> Self {
-        let Buffers { mean, mean_rest, invstd, .. } = saved;
+        let ByChannel { mean, mean_rest, invstd, .. } = saved.by_channel();
         let [mean, rest, invstd] = [mean, mean_rest, invstd].map(|all| &all[channels.clone()]);
         Self { mean, rest, invstd }
     }
     /// Keeps those of `channels` for the backward.
     pub fn save(&self, saved: &mut Buffers<Host, A>, channels: Range<usize>) {
+        let saved = saved.by_channel_mut();
         saved.mean[channels.clone()].copy_from_slice(self.mean);
         saved.mean_rest[channels.clone()].copy_from_slice(self.rest);
         saved.invstd[channels].copy_from_slice(self.invstd);

@@ -19,6 +19,39 @@ pub(super) struct Channels<A> {
     pub bias: Ptr<A>,
 }
 
+/// Statistics that are given, of which a forward makes what normalizes, and where it keeps that.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Given<A> {
+    pub eps: f64,
+    pub mean: Ptr<A>,
+    pub var: Ptr<A>,
+    /// Instead of these two.
+    pub record: Ptr<f64>,
+    pub saved_mean: Ptr<A>,
+    pub saved_mean_rest: Ptr<A>,
+    pub saved_invstd: Ptr<A>,
+    pub saved_weight: Ptr<A>,
+    pub saved_bias: Ptr<A>,
+    pub nonfinite: Ptr<u32>,
+}
+
+impl<A> Given<A> {
+    /// None, where a pass before has made what normalizes; nothing is kept.
+    pub const NONE: Self = Self {
+        eps: 0.0,
+        mean: Ptr::NULL,
+        var: Ptr::NULL,
+        record: Ptr::NULL,
+        saved_mean: Ptr::NULL,
+        saved_mean_rest: Ptr::NULL,
+        saved_invstd: Ptr::NULL,
+        saved_weight: Ptr::NULL,
+        saved_bias: Ptr::NULL,
+        nonfinite: Ptr::NULL,
+    };
+}
+
 /// How the partial results of a channel make it up.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -172,6 +205,7 @@ mod tests {
             include_str!("../../../kernels/layout.cuh");
             "Geometry": Geometry { vectors, tile, row, width, inner, slices, slice_channels, channels, threads, aligned, reserved }
             "Channels<float>": Channels<f32> { mean, mean_rest, invstd, weight, bias }
+            "Given<float>": Given<f32> { eps, mean, var, record, saved_mean, saved_mean_rest, saved_invstd, saved_weight, saved_bias, nonfinite }
             "Merge": Merge { count, tile_count, tiles, channels, inner, lanes, reserved }
             "Running<float>": Update<f32> { factor, var_factor, mean, var, skipped, rules, reserved }
             "Outputs<float>": Outputs<f32> { eps, running, mean, mean_rest, invstd, record, nonfinite, weight, bias, saved_weight, saved_bias }

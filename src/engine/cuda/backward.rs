@@ -2,9 +2,10 @@
 use super::arguments::{Act, Channels, Gradients, Tensors};
 use super::resident::Step;
 use super::{Cuda, Layout, Pointers, Ptr};
-use crate::engine::saved::Buffers;
+use crate::engine::pointers::SavedAt;
+use crate::engine::saved::ByChannel;
 use crate::engine::{Backward, Derivative, Input};
-use crate::{Device, Element, Memory, Result, Shape};
+use crate::{Device, Element, Result, Shape};
 
 impl Cuda {
     /// Sums of the tiles and of the channels, then the gradients, as far as they are asked for; or
@@ -24,7 +25,7 @@ impl Cuda {
         let adds_up = wants_sums || through_sums && !has_total;
 
         let activation = forward.activation;
-        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>(activation)?);
+        let plan = self.plan::<E>(shape)?;
         // What reads its tensors twice.
         let resident = match through_sums && !has_total {
             true => self.resident(shape, E::DTYPE, activation, Step::Backward)?,
@@ -34,15 +35,13 @@ impl Cuda {
         let layout = if adds_up { layout } else { Layout::of_channels::<E::Acc>(&plan) };
         let layout = layout.or(resident.as_ref().map(|(plan, _)| plan));
         let room = self.shared.workspace.room(&self.memory, layout)?;
-        let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
+        let (launcher, mut pointers) =
+            (self.launcher::<E>(activation), Pointers::new(self.stream()));
 
         let source = activation.derivative_from(forward.residual);
-        let mask = saved.reserve.as_ref().filter(|_| source == Derivative::FromMask);
         let residual = args.residual.filter(|_| source == Derivative::FromResidual);
-        let Buffers { mean, mean_rest, invstd, weight, bias, .. } = saved;
-        let by_channel = [mean, mean_rest, invstd, weight, bias];
-        let [mean, mean_rest, invstd, weight, bias] =
-            by_channel.map(|buf| pointers.read(Device::view(buf)));
+        let SavedAt { by_channel, reserve } = pointers.read_saved(saved);
+        let ByChannel { mean, mean_rest, invstd, weight, bias } = by_channel;
         let channels = Channels { mean, mean_rest, invstd, weight, bias };
         let in_place = matches!(args.grad_y, Input::InPlace);
         let grad_x = pointers.write_some(args.grad_x);
@@ -52,7 +51,7 @@ impl Cuda {
                 Input::View(grad_y) => pointers.read(grad_y),
                 Input::InPlace => grad_x,
             },
-            mask: pointers.read_some(mask.map(Device::view)),
+            mask: if source == Derivative::FromMask { reserve } else { Ptr::NULL },
             source,
             residual: pointers.read_some(residual),
             act: Act::new(activation),
@@ -71,12 +70,15 @@ impl Cuda {
         };
 
         if let Some((plan, kernels)) = resident.filter(|_| tensors.are_aligned()) {
-            return self.in_one_launch(&plan, partials, |group| {
+            let done = self.in_one_launch(&plan, partials, |group| {
                 let accumulate = args.accumulate;
                 launcher.backward_resident(
                     &kernels, &plan, group, channels, gradients, tensors, accumulate,
                 )
-            });
+            })?;
+            if done {
+                return Ok(());
+            }
         }
         let none = Tensors { grad_x: Ptr::NULL, grad_residual: Ptr::NULL, ..tensors };
         let is_written = !(tensors.grad_x.is_null() && tensors.grad_residual.is_null());

@@ -1,13 +1,14 @@
 //! Both forwards, and statistics for synchronized ones.
-use super::arguments::{Act, Channels, Outputs};
+use super::arguments::{Act, Channels, Given, Outputs};
 use super::resident::Step;
 use super::update::Update;
 use super::{Cuda, Layout, Pointers, Ptr};
-use crate::engine::saved::{Buffers, Mark};
+use crate::engine::pointers::SavedAt;
+use crate::engine::saved::{Buffers, ByChannel, Mark};
 use crate::engine::{
     Activation, Derivative, ForwardEval, ForwardTrain, Input, MergeStats, Statistics, Stats,
 };
-use crate::{Device, Element, Error, Memory, Real, Result, Shape};
+use crate::{Device, Element, Error, Real, Result, Shape};
 
 impl Cuda {
     /// Statistics of the tiles, of the channels, then y; or all of it in one launch.
@@ -16,13 +17,14 @@ impl Cuda {
         shape: &Shape,
         mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
-        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>(args.activation)?);
+        let plan = self.plan::<E>(shape)?;
         let resident = self.resident(shape, E::DTYPE, args.activation, Step::Forward)?;
         let layout = Layout::new::<E::Acc>(&plan).or(resident.as_ref().map(|(plan, _)| plan));
         let room = self.shared.workspace.room(&self.memory, layout)?;
         let (saved, mark) =
             args.open(self, shape)?.map(|opened| (opened.buffers, opened.mark)).unzip();
-        let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
+        let (launcher, mut pointers) =
+            (self.launcher::<E>(args.activation), Pointers::new(self.stream()));
 
         let ForwardTrain { x, residual, weight, bias, activation, eps, one_value, y, .. } = args;
         let masks = activation.derivative_from(residual.is_some()) == Derivative::FromMask;
@@ -34,7 +36,12 @@ impl Cuda {
         (outputs.weight, outputs.bias) = (weight, bias);
         outputs.running = Update::new(args.running, one_value, &mut pointers);
         let mask = match saved {
-            Some(saved) => save(&mut pointers, saved, masks, &mut outputs),
+            Some(saved) => {
+                let (by_channel, mask) = save(&mut pointers, saved, masks);
+                [outputs.mean, outputs.mean_rest, outputs.invstd, ..] = by_channel;
+                [.., outputs.saved_weight, outputs.saved_bias] = by_channel;
+                mask
+            }
             None => {
                 [outputs.mean, outputs.mean_rest, outputs.invstd] = room.statistics();
                 Ptr::NULL
@@ -42,35 +49,36 @@ impl Cuda {
         };
         let partials = room.partials();
         let aligned = [x, residual, y].iter().all(|tensor| tensor.is_aligned());
-        if let Some((plan, kernels)) = resident.filter(|_| aligned) {
+        let in_one = resident.filter(|_| aligned).map(|(plan, kernels)| {
             self.in_one_launch(&plan, partials, |group| {
                 launcher
                     .forward_resident(&kernels, &plan, group, outputs, x, residual, y, mask, act)
-            })?;
-        } else {
+            })
+        });
+        if !in_one.transpose()?.unwrap_or(false) {
             launcher.stats(&plan, x, partials)?;
             launcher.stats_finalize(&plan, outputs, x, partials)?;
             let Outputs { mean, mean_rest, invstd, .. } = outputs;
             let channels = Channels { mean, mean_rest, invstd, weight, bias };
-            launcher.apply(&plan, channels, x, residual, y, mask, act)?;
+            launcher.apply(&plan, channels, Given::NONE, x, residual, y, mask, act)?;
         }
         mark.into_iter().for_each(Mark::filled);
         Ok(())
     }
 
-    /// 1 / sqrt(var + eps), then y; without `applies` only what is saved. The arguments are checked.
+    /// y, by what each block makes of its channels' statistics; without `applies` only what is saved.
+    /// The arguments are checked.
     pub(in crate::engine) fn launch_forward_eval<E: Element>(
         &self,
         shape: &Shape,
         mut args: ForwardEval<'_, Device, E>,
         applies: bool,
     ) -> Result<()> {
-        let (plan, kernels) = (self.plan::<E>(shape)?, self.kernels::<E>(args.activation)?);
-        let layout = Layout::of_channels::<E::Acc>(&plan);
-        let room = self.shared.workspace.room(&self.memory, layout)?;
+        let plan = self.plan::<E>(shape)?;
         let (saved, mark) =
             args.open(self, shape)?.map(|opened| (opened.buffers, opened.mark)).unzip();
-        let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
+        let (launcher, mut pointers) =
+            (self.launcher::<E>(args.activation), Pointers::new(self.stream()));
 
         let ForwardEval { x, residual, weight, bias, activation, statistics, eps, y, .. } = args;
         let masks = activation.derivative_from(residual.is_some()) == Derivative::FromMask;
@@ -86,16 +94,25 @@ impl Cuda {
             Input::View(x) => pointers.read(x),
             Input::InPlace => y,
         };
-        let mut outputs = Outputs::new(eps, self.shared.workspace.nonfinite());
-        (outputs.weight, outputs.bias) = (weight, bias);
-        [outputs.mean, outputs.mean_rest, outputs.invstd] = room.statistics();
-        let mask = saved.map_or(Ptr::NULL, |saved| save(&mut pointers, saved, masks, &mut outputs));
+        let nonfinite = self.shared.workspace.nonfinite();
+        let mut given = Given { eps, mean, var, record, nonfinite, ..Given::NONE };
+        let mask = match saved {
+            Some(saved) => {
+                let (by_channel, mask) = save(&mut pointers, saved, masks);
+                [given.saved_mean, given.saved_mean_rest, given.saved_invstd, ..] = by_channel;
+                [.., given.saved_weight, given.saved_bias] = by_channel;
+                mask
+            }
+            None => Ptr::NULL,
+        };
 
-        launcher.eval(plan.geometry.channels, mean, var, record, outputs)?;
-        if applies {
-            let Outputs { mean, mean_rest, invstd, .. } = outputs;
-            let channels = Channels { mean, mean_rest, invstd, weight, bias };
-            launcher.apply(&plan, channels, x, residual, y, mask, act)?;
+        // Where no block writes y, a thread for each channel saves.
+        if applies && plan.blocks > 0 {
+            let none = Ptr::NULL;
+            let channels = Channels { mean: none, mean_rest: none, invstd: none, weight, bias };
+            launcher.apply(&plan, channels, given, x, residual, y, mask, act)?;
+        } else {
+            launcher.eval(plan.geometry.channels, given, weight, bias)?;
         }
         mark.into_iter().for_each(Mark::filled);
         Ok(())
@@ -107,10 +124,10 @@ impl Cuda {
         shape: &Shape,
         args: Stats<'_, Device, E>,
     ) -> Result<()> {
-        let kernels = self.kernels::<E>(Activation::Identity)?;
         let plan = self.plan::<E>(shape)?;
         let room = self.shared.workspace.room(&self.memory, Layout::new::<E::Acc>(&plan))?;
-        let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
+        let (launcher, mut pointers) =
+            (self.launcher::<E>(Activation::Identity), Pointers::new(self.stream()));
         let (x, record) = (pointers.read(args.x), pointers.write(args.record));
         // The eps is of an invstd that is not written.
         let outputs = Outputs { record, ..Outputs::new(1.0, self.shared.workspace.nonfinite()) };
@@ -131,8 +148,8 @@ impl Cuda {
             value.ok_or_else(|| Error::Unsupported { engine: super::NAME, reason: reason() })
         };
         let (channels, parts) = (of_32_bits("channels", channels)?, of_32_bits("parts", parts)?);
-        let kernels = self.kernels::<P>(Activation::Identity)?;
-        let (launcher, mut pointers) = (self.launcher(&kernels), Pointers::new(self.stream()));
+        let (launcher, mut pointers) =
+            (self.launcher::<P>(Activation::Identity), Pointers::new(self.stream()));
         let MergeStats { records, one_value, running, record, .. } = args;
         let running = Update::new(running, one_value, &mut pointers);
         let (records, merged) = (pointers.read(records), pointers.write(record));
@@ -140,17 +157,14 @@ impl Cuda {
     }
 }
 
-/// Has what a backward wants written there; gives the mask, if there is to be one.
+/// Where what a backward wants is written: mean, what rounding left of it, invstd, weight and bias; and
+/// the mask, if there is to be one.
 fn save<'a, A: Real>(
     pointers: &mut Pointers<'a>,
     saved: &'a mut Buffers<Device, A>,
     masks: bool,
-    outputs: &mut Outputs<A>,
-) -> Ptr<u8> {
-    let Buffers { mean, mean_rest, invstd, weight, bias, reserve, .. } = saved;
-    let by_channel = [mean, mean_rest, invstd, weight, bias];
-    let written = by_channel.map(|buf| pointers.write(Device::view_mut(buf)));
-    let Outputs { mean, mean_rest, invstd, saved_weight, saved_bias, .. } = outputs;
-    [*mean, *mean_rest, *invstd, *saved_weight, *saved_bias] = written;
-    pointers.write_some(reserve.as_mut().filter(|_| masks).map(Device::view_mut))
+) -> ([Ptr<A>; 5], Ptr<u8>) {
+    let SavedAt { by_channel, reserve } = pointers.write_saved(saved);
+    let ByChannel { mean, mean_rest, invstd, weight, bias } = by_channel;
+    ([mean, mean_rest, invstd, weight, bias], if masks { reserve } else { Ptr::NULL })
 }

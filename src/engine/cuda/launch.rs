@@ -3,16 +3,20 @@
 //! What makes a launch sound is checked before it: a [`Ptr`] comes from a view of this context or
 //! from the workspace, `check` of the arguments has compared every length with the shape, and the
 //! plan that `geometry` and `merge` come from covers exactly the elements of that shape.
-use super::arguments::{Act, Channels, Gradients, Group, Merge, Outputs, Tensors};
-use super::module::{Activated, Kernels, ResidentKernels, Tiled};
+use super::arguments::{Act, Channels, Given, Gradients, Group, Merge, Outputs, Tensors};
+use super::module::{Activated, Kernels, Modules, ResidentKernels, Tiled};
 use super::plan::{Geometry, Plan};
 use super::resident::Resident;
 use super::update::Update;
+use crate::engine::Activation;
 use crate::engine::pointers::Ptr;
 use crate::memory::refused;
-use crate::{Element, Result};
+use crate::{DType, Element, Result};
+use cudarc::driver::sys::CUstream;
 use cudarc::driver::{CudaFunction, CudaStream, result};
+use std::cell::Cell;
 use std::ffi::c_void;
+use std::sync::Arc;
 
 /// The addresses of a kernel's arguments, which the driver copies while it launches.
 macro_rules! arguments {
@@ -25,11 +29,33 @@ mod layer_norm;
 
 pub(super) use layer_norm::{LayerNorm, RowLauncher, Rows};
 
-/// The kernels of one type of elements, on a stream.
+/// The kernels of one type of elements, on a stream. Those of the split family are loaded by the first
+/// launch of one, so that a step in one launch never waits for a compiler to make them.
 pub(super) struct Launcher<'a> {
-    pub kernels: &'a Kernels,
-    pub activated: &'a Activated,
-    pub stream: &'a CudaStream,
+    pub modules: &'a Modules,
+    pub dtype: DType,
+    pub activation: Activation,
+    pub stream: Bound<'a>,
+}
+
+/// A stream whose context becomes current on this thread with the first launch of an operation, and stays
+/// so for the others.
+pub(super) struct Bound<'a> {
+    stream: &'a CudaStream,
+    is_bound: Cell<bool>,
+}
+
+impl<'a> Bound<'a> {
+    pub fn new(stream: &'a CudaStream) -> Self {
+        Self { stream, is_bound: Cell::new(false) }
+    }
+    fn raw(&self) -> Result<CUstream> {
+        if !self.is_bound.get() {
+            self.stream.context().bind_to_thread().map_err(refused("cuCtxSetCurrent"))?;
+            self.is_bound.set(true);
+        }
+        Ok(self.stream.cu_stream())
+    }
 }
 
 const CALL: &str = "cuLaunchKernel";
@@ -40,14 +66,13 @@ const WARPS: u32 = BLOCK / 32;
 
 /// Launches a kernel: the functions below, and those of `layer_norm`, alone call it.
 fn submit(
-    stream: &CudaStream,
+    stream: &Bound<'_>,
     kernel: &CudaFunction,
     grid: u32,
     block: u32,
     arguments: &mut [*mut c_void],
 ) -> Result<()> {
-    stream.context().bind_to_thread().map_err(refused("cuCtxSetCurrent"))?;
-    let (function, stream) = (kernel.cu_function(), stream.cu_stream());
+    let (function, stream) = (kernel.cu_function(), stream.raw()?);
     // SAFETY: those functions give each kernel the arguments it declares, in its order, and they outlive
     // the call. What they point to is as the head of this file says.
     let launched = unsafe {
@@ -57,6 +82,13 @@ fn submit(
 }
 
 impl Launcher<'_> {
+    fn kernels(&self) -> Result<Arc<Kernels>> {
+        self.modules.kernels(self.dtype)
+    }
+    fn activated(&self) -> Result<Arc<Activated>> {
+        self.modules.activated(self.dtype, self.activation)
+    }
+
     fn submit(
         &self,
         kernel: &CudaFunction,
@@ -64,7 +96,7 @@ impl Launcher<'_> {
         block: u32,
         arguments: &mut [*mut c_void],
     ) -> Result<()> {
-        submit(self.stream, kernel, grid, block, arguments)
+        submit(&self.stream, kernel, grid, block, arguments)
     }
 
     fn tiles(&self, kernel: &Tiled, plan: &Plan, arguments: &mut [*mut c_void]) -> Result<()> {
@@ -77,7 +109,7 @@ impl Launcher<'_> {
 
     pub fn stats<E: Element>(&self, plan: &Plan, x: Ptr<E>, partials: Ptr<f64>) -> Result<()> {
         let geometry = aligned(plan, &[x]);
-        self.tiles(&self.kernels.stats, plan, arguments![geometry, x, partials])
+        self.tiles(&self.kernels()?.stats, plan, arguments![geometry, x, partials])
     }
 
     pub fn stats_finalize<E: Element>(
@@ -89,19 +121,18 @@ impl Launcher<'_> {
     ) -> Result<()> {
         let (merge, grid) = (Merge::from(plan), plan.geometry.channels.div_ceil(WARPS));
         let arguments = arguments![merge, outputs, x, partials];
-        self.submit(&self.kernels.stats_finalize, grid, BLOCK, arguments)
+        self.submit(&self.kernels()?.stats_finalize, grid, BLOCK, arguments)
     }
 
     pub fn eval<A>(
         &self,
         channels: u32,
-        mean: Ptr<A>,
-        var: Ptr<A>,
-        record: Ptr<f64>,
-        outputs: Outputs<A>,
+        given: Given<A>,
+        weight: Ptr<A>,
+        bias: Ptr<A>,
     ) -> Result<()> {
-        let arguments = arguments![channels, mean, var, record, outputs];
-        self.submit(&self.kernels.eval, channels.div_ceil(BLOCK), BLOCK, arguments)
+        let arguments = arguments![channels, given, weight, bias];
+        self.submit(&self.kernels()?.eval, channels.div_ceil(BLOCK), BLOCK, arguments)
     }
 
     #[allow(clippy::too_many_arguments)] // the kernel has them
@@ -109,6 +140,7 @@ impl Launcher<'_> {
         &self,
         plan: &Plan,
         channels: Channels<E::Acc>,
+        given: Given<E::Acc>,
         x: Ptr<E>,
         residual: Ptr<E>,
         y: Ptr<E>,
@@ -116,10 +148,15 @@ impl Launcher<'_> {
         act: Act<E::Acc>,
     ) -> Result<()> {
         let geometry = aligned(plan, &[x, residual, y]);
-        let kernel = &self.activated.apply;
+        let activated = self.activated()?;
+        let kernel = &activated.apply;
         macro_rules! with {
             ($act:ident) => {
-                self.tiles(kernel, plan, arguments![geometry, channels, x, residual, y, mask, $act])
+                self.tiles(
+                    kernel,
+                    plan,
+                    arguments![geometry, channels, given, x, residual, y, mask, $act],
+                )
             };
         }
         match act {
@@ -146,7 +183,8 @@ impl Launcher<'_> {
                 ]
             };
         }
-        let kernel = &self.activated.backward_sums;
+        let activated = self.activated()?;
+        let kernel = &activated.backward_sums;
         match tensors.act {
             Act::Plain(_) => self.tiles(kernel, plan, with!()),
             Act::Any(any) => self.tiles(kernel, plan, with!(residual, any)),
@@ -172,7 +210,8 @@ impl Launcher<'_> {
                 ]
             };
         }
-        let kernel = &self.activated.backward_finalize;
+        let activated = self.activated()?;
+        let kernel = &activated.backward_finalize;
         let grid = plan.geometry.channels.div_ceil(WARPS);
         match tensors.act {
             Act::Plain(_) => self.submit(kernel, grid, BLOCK, with!()),
@@ -197,7 +236,8 @@ impl Launcher<'_> {
                 ]
             };
         }
-        let kernel = &self.activated.backward_apply;
+        let activated = self.activated()?;
+        let kernel = &activated.backward_apply;
         match tensors.act {
             Act::Plain(_) => self.tiles(kernel, plan, with!()),
             Act::Any(any) => self.tiles(kernel, plan, with!(residual, any)),
@@ -211,8 +251,7 @@ impl Launcher<'_> {
         plan: &Resident,
         arguments: &mut [*mut c_void],
     ) -> Result<()> {
-        self.stream.context().bind_to_thread().map_err(refused("cuCtxSetCurrent"))?;
-        let (function, stream) = (kernel.cu_function(), self.stream.cu_stream());
+        let (function, stream) = (kernel.cu_function(), self.stream.raw()?);
         let (grid, block) =
             ((plan.grid(), 1, 1), (plan.geometry.threads.next_multiple_of(32), 1, 1));
         if plan.blocks == 1 {
@@ -291,7 +330,7 @@ impl Launcher<'_> {
         merged: Ptr<f64>,
     ) -> Result<()> {
         let arguments = arguments![channels, parts, records, running, merged];
-        self.submit(self.kernels.merge_stats()?, channels.div_ceil(BLOCK), BLOCK, arguments)
+        self.submit(self.kernels()?.merge_stats()?, channels.div_ceil(BLOCK), BLOCK, arguments)
     }
 }
 

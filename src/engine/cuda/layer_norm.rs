@@ -1,5 +1,5 @@
 //! Layer normalization: a launch over rows; backward another one, and two for the parameters' gradients.
-use super::launch::{LayerNorm, RowLauncher, Rows};
+use super::launch::{Bound, LayerNorm, RowLauncher, Rows};
 use super::{Cuda, Layout, Pointers, Ptr};
 use crate::engine::layer_norm::Opened;
 use crate::engine::{EpsRule, LayerNormBackward, LayerNormForward};
@@ -33,7 +33,7 @@ impl Cuda {
         check_features(shape)?;
         let kernels = self.shared.modules.layer_norm(E::DTYPE)?;
         let opened = args.open(self, shape)?;
-        let launcher = RowLauncher { kernels: &kernels, stream: self.stream() };
+        let launcher = RowLauncher { kernels: &kernels, stream: Bound::new(self.stream()) };
         // Launches of two threads stay apart.
         let _room = self.shared.workspace.room(&self.memory, Layout::of_partials(0))?;
         let mut pointers = Pointers::new(self.stream());
@@ -62,7 +62,7 @@ impl Cuda {
     ) -> Result<()> {
         check_features(shape)?;
         let kernels = self.shared.modules.layer_norm(E::DTYPE)?;
-        let launcher = RowLauncher { kernels: &kernels, stream: self.stream() };
+        let launcher = RowLauncher { kernels: &kernels, stream: Bound::new(self.stream()) };
         let (forward, buffers) = args.saved.made()?;
         let by = geometry(shape, forward.eps, forward.rule);
         let LayerNormBackward { x, grad_y, grad_x, grad_weight, grad_bias, accumulate, .. } = args;

@@ -6,29 +6,32 @@
 //! each other.
 use super::check::{check_values_per_channel, total_count};
 use super::ops::check_rows;
-use super::parameters::Parameters;
 use super::pointers::{Pointers, Ptr};
 use super::{
     Activation, Backward, Constrain, Derivative, Engine, ForwardEval, ForwardTrain,
     LayerNormBackward, LayerNormForward, MergeStats, OneValue, Op, OptimizerStep, Regularize,
     Request, Stats,
 };
-use crate::memory::{check_stream, new_stream, refused};
+use crate::memory::{check_stream, new_stream};
 use crate::{DType, Device, Element, Memory, Real, Result, Shape};
 use arguments::Group;
-use cudarc::driver::sys::CUdevice_attribute as Attribute;
-use cudarc::driver::{CudaContext, CudaStream};
-use launch::Launcher;
-use module::{Activated, Kernels, Modules, ResidentKernels};
-use plan::{Figures, Plan};
-use resident::{Plans, Resident, Step};
+use cudarc::driver::CudaStream;
+use figures::Figures;
+use launch::{Bound, Launcher};
+use module::ResidentKernels;
+use plan::Plan;
+use resident::{Resident, Step};
+use shared::Shared;
 use std::sync::Arc;
-use workspace::{Layout, Workspace};
+use workspace::Layout;
 
+pub use costs::Costs;
 pub use tuning::{Family, Tuning};
 
 mod arguments;
 mod backward;
+mod costs;
+mod figures;
 mod forward;
 #[allow(unsafe_code)]
 mod launch;
@@ -37,7 +40,9 @@ mod module;
 mod plan;
 #[cfg(test)]
 mod profiles;
+mod refusals;
 mod resident;
+mod shared;
 mod tuning;
 mod update;
 mod workspace;
@@ -55,11 +60,51 @@ const NAME: &str = "cuda";
 /// counts: where the caller knows of less than two values, and no graph is captured.
 ///
 /// Results are bit for bit repeatable on one device, and may differ in rounding between devices of
-/// different size, unless [`Family::Split`] is asked for.
+/// different size, or with other [`Costs`], unless [`Family::Split`] is asked for.
 ///
-/// Clones share stream and workspace. The workspace never moves, so that a graph that was captured
-/// from a step stays valid while a clone of the engine lives; a step before the capture, or
+/// All engines of one stream share its workspace, be they clones or made apart by [`Cuda::on_stream`]: the
+/// layers of a network need one between them, and the last engine drops it. Steps on a stream follow each
+/// other, so that they can; several threads may queue theirs. The workspace never moves, so that a graph that
+/// was captured from a step stays valid while an engine of the stream lives; a step before the capture, or
 /// [`Engine::prepare`], makes all memory.
+///
+/// Where the driver refuses a training step in one launch, as it may under a debugger or with a part of a
+/// device, the step takes several, and so do all engines of the context from then on: [`Cuda::explain`] says so. A graph
+/// should be captured behind such a step, since some drivers refuse when it is instantiated.
+///
+/// Kernels are loaded by the first step that launches them, or by [`Engine::prepare`], for tensors that
+/// start at a multiple of 16 bytes. The driver compiles their PTX then, once for each machine, user and
+/// driver: ptxas, which is the same compiler, takes 0.7 to 1.0 CPU seconds on an AMD EPYC for a module
+/// of no activation or a ReLU, 0.6 to 1.8 for one of any. A type of elements has two of each; a step in
+/// one launch needs one. With the feature `cubins` machine code is loaded instead, which takes about
+/// 20 ms to unpack; what a driver needs to load it, nobody has measured yet.
+///
+/// # Driver calls
+/// Where cudarc tracks the uses of slices by events, as it does by default once a context has more than its
+/// default stream, every argument costs two waits and a record, each with a call of its own for the context:
+/// 40 to 50 calls of the driver around one or three launches. Without events a training step or an evaluation is its
+/// launches and one call more. There are two ways to be without:
+///
+/// - An engine [on](Cuda::on_stream) `context.default_stream()`, while nobody has made another stream in that
+///   context: cudarc tracks nothing then, and begins to, after a synchronization, with the first other
+///   stream. That is safe. Graphs are not captured from that stream.
+/// - `unsafe { context.disable_event_tracking() }`, before any slice is made. It holds for the whole context, and
+///   then it is the caller who sees to it that no slice is used on a stream before the work on it that another
+///   stream has queued is done (`stream.join` orders two streams), and that none is dropped before: it is freed
+///   in the order of the stream that made it. Where one stream does everything, nothing is left to see to. The
+///   engines' own memory is safe either way: each is used on its own stream alone.
+///
+/// ```no_run
+/// # #![allow(unsafe_code)]
+/// # use batchnorm::{Cuda, Result};
+/// use batchnorm::cudarc::driver::CudaContext;
+///
+/// let context = CudaContext::new(0)?;
+/// // SAFETY: all work of this context is on the one stream below.
+/// unsafe { context.disable_event_tracking() };
+/// let engine = Cuda::on_stream(context.new_stream()?)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Cuda {
     memory: Device,
@@ -67,16 +112,9 @@ pub struct Cuda {
     tuning: Tuning,
 }
 
-struct Shared {
-    modules: Arc<Modules>,
-    figures: Figures,
-    plans: Plans,
-    workspace: Workspace,
-    parameters: Parameters,
-}
-
 impl Cuda {
-    /// On a new stream of a device, by its ordinal.
+    /// On a new stream of a device, by its ordinal: an engine that shares with nobody. Clone it for every layer
+    /// that is to run on that stream.
     ///
     /// # Errors
     /// [`Error::Library`](crate::Error::Library) where there is no CUDA driver,
@@ -86,22 +124,15 @@ impl Cuda {
         Self::on_stream(new_stream(ordinal)?)
     }
 
-    /// On this stream.
+    /// On this stream, sharing the workspace with every other engine that is there.
     ///
     /// # Errors
     /// As [`Cuda::new`]; [`Error::Unsupported`](crate::Error::Unsupported) where the handle means a
     /// stream per thread.
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
         check_stream(&stream, NAME)?;
-        let context = stream.context();
-        let figures = figures(context)?;
-        let modules = Modules::of(context)?;
-        modules.check_capability()?;
-        let memory = Device::new(stream);
-        let workspace = Workspace::new(&memory, Resident::words_len(&figures))?;
-        let (plans, parameters) = (Plans::default(), Parameters::new(NAME));
-        let shared = Arc::new(Shared { modules, figures, plans, workspace, parameters });
-        Ok(Self { memory, shared, tuning: Tuning::default() })
+        let shared = Shared::of(&stream)?;
+        Ok(Self { memory: Device::new(stream), shared, tuning: Tuning::default() })
     }
 
     /// The same engine, choosing its kernels so: it shares stream and workspace with this one, and
@@ -116,7 +147,7 @@ impl Cuda {
     }
 
     /// Whether any step since the last call found a mean, a variance or a sum of gradients that was
-    /// not finite, on this engine and its clones. Waits for the stream.
+    /// not finite, by whichever engine of this stream. Waits for the stream.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device).
@@ -132,7 +163,7 @@ impl Cuda {
         self.supports(shape, request)?;
         let (steps, resident) = match request.op {
             Op::ForwardTrain => ("stats, stats_finalize, apply", Some(Step::Forward)),
-            Op::ForwardEval => ("eval, apply", None),
+            Op::ForwardEval => ("apply", None),
             Op::Backward => {
                 ("backward_sums, backward_finalize, backward_apply", Some(Step::Backward))
             }
@@ -150,15 +181,21 @@ impl Cuda {
             Op::Regularize => return Ok(format!("{NAME}: regularize, one block")),
             Op::Constrain => return Ok(format!("{NAME}: constrain, one block")),
         };
-        let plan = self.cut(shape, request.dtype)?;
-        let resident =
-            resident.map(|step| self.resident(shape, request.dtype, request.activation, step));
-        let Some((resident, _)) = resident.transpose()?.flatten() else {
+        let (plan, dtype) = (self.cut(shape, request.dtype)?, request.dtype);
+        let Some(step) = resident.filter(|_| self.tuning.family != Family::Split) else {
             return Ok(format!("{NAME}: {steps}; {plan}"));
+        };
+        let modules = &self.shared.modules;
+        let (resident, refused) = (
+            self.resident(shape, dtype, request.activation, step)?,
+            format!("{}{}", modules.refusals, modules.unfit(dtype, request.activation)),
+        );
+        let Some((resident, _)) = resident else {
+            return Ok(format!("{NAME}: {steps}; {plan}{refused}"));
         };
         let name = if request.op == Op::Backward { "backward" } else { "forward" };
         let otherwise = "where a tensor does not start at a multiple of 16 bytes";
-        Ok(format!("{NAME}: {name}_resident; {resident}; {otherwise}: {steps}; {plan}"))
+        Ok(format!("{NAME}: {name}_resident; {resident}; {otherwise}: {steps}; {plan}{refused}"))
     }
 
     fn cut(&self, shape: &Shape, dtype: DType) -> Result<Plan> {
@@ -175,8 +212,9 @@ impl Cuda {
         step: Step,
     ) -> Result<Option<(Resident, Arc<ResidentKernels>)>> {
         let (Shared { figures, modules, plans, .. }, tuning) = (&*self.shared, self.tuning);
-        let make = || resident::plan(shape, dtype.size(), step, figures, &tuning);
-        match plans.get((*shape, dtype, step, tuning), make) {
+        let Some(allowed) = modules.refusals.allowed(figures) else { return Ok(None) };
+        let make = || resident::plan(shape, dtype.size(), step, &allowed, &tuning);
+        match plans.get((*shape, dtype, step, tuning, allowed.cooperative), make) {
             Some(plan) => {
                 Ok(modules.resident(dtype, activation, figures)?.map(|kernels| (plan, kernels)))
             }
@@ -184,35 +222,33 @@ impl Cuda {
         }
     }
 
-    /// Launches with what the blocks of a group tell each other through.
+    /// Launches with what the blocks of a group tell each other through. False where the driver refuses
+    /// the launch: then nothing has run, and the step is to take several.
     fn in_one_launch(
         &self,
         plan: &Resident,
         partials: Ptr<f64>,
         launch: impl FnOnce(Group) -> Result<()>,
-    ) -> Result<()> {
-        let workspace = &self.shared.workspace;
-        let launched = launch(Group::new(plan, partials, workspace.words(&self.memory)?));
-        launched.inspect_err(|_| workspace.spoil_words())
+    ) -> Result<bool> {
+        let Shared { workspace, modules, .. } = &*self.shared;
+        match launch(Group::new(plan, partials, workspace.words(&self.memory)?)) {
+            Ok(()) => Ok(true),
+            Err(error) if modules.refusals.remember(plan, &error) => Ok(false),
+            Err(error) => {
+                workspace.spoil_words();
+                Err(error)
+            }
+        }
     }
 
     fn plan<E: Element>(&self, shape: &Shape) -> Result<Plan> {
         self.cut(shape, E::DTYPE)
     }
 
-    fn kernels<E: Element>(
-        &self,
-        activation: Activation,
-    ) -> Result<(Arc<Kernels>, Arc<Activated>)> {
+    /// Kernels for elements of this type, on the engine's stream.
+    fn launcher<E: Element>(&self, activation: Activation) -> Launcher<'_> {
         let modules = &self.shared.modules;
-        Ok((modules.kernels(E::DTYPE)?, modules.activated(E::DTYPE, activation)?))
-    }
-
-    fn launcher<'a>(
-        &'a self,
-        (kernels, activated): &'a (Arc<Kernels>, Arc<Activated>),
-    ) -> Launcher<'a> {
-        Launcher { kernels, activated, stream: self.stream() }
+        Launcher { modules, dtype: E::DTYPE, activation, stream: Bound::new(self.stream()) }
     }
 }
 
@@ -227,25 +263,6 @@ impl std::fmt::Debug for Cuda {
             .field("tuning", &self.tuning)
             .finish_non_exhaustive()
     }
-}
-
-/// What plans depend on.
-fn figures(context: &CudaContext) -> Result<Figures> {
-    let attribute = |attribute| {
-        let value = context.attribute(attribute).map_err(refused("cuDeviceGetAttribute"))?;
-        Ok(u32::try_from(value).unwrap_or(0))
-    };
-    Ok(Figures {
-        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1),
-        threads: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?.max(1),
-        shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
-        shared_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-        shared_reserved: attribute(
-            Attribute::CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK,
-        )?,
-        cache: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
-        cooperative: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
-    })
 }
 
 impl Engine for Cuda {
@@ -277,13 +294,15 @@ impl Engine for Cuda {
         if matches!(request.op, Op::OptimizerStep | Op::Regularize | Op::Constrain) {
             return self.shared.parameters.load(self.stream());
         }
-        self.shared.modules.kernels(request.dtype)?;
-        self.shared.modules.activated(request.dtype, activation)?;
         let resident = match request.op {
             Op::ForwardTrain => self.resident(shape, request.dtype, activation, Step::Forward)?,
             Op::Backward => self.resident(shape, request.dtype, activation, Step::Backward)?,
             _ => None,
         };
+        if resident.is_none() {
+            self.shared.modules.kernels(request.dtype)?;
+            self.shared.modules.activated(request.dtype, activation)?;
+        }
         let layout = match request.dtype {
             DType::F64 => Layout::new::<f64>(&plan),
             _ => Layout::new::<f32>(&plan),

@@ -1,38 +1,8 @@
 //! How a tensor is cut into blocks: a pure function of shape, size of an element and device figures.
 //!
 //! `kernels/README.md` says what the kernels make of it.
+use super::figures::Figures;
 use crate::{Error, Result, Shape};
-
-/// What of a device decides a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Figures {
-    pub multiprocessors: u32,
-    /// At a time, of each multiprocessor.
-    pub threads: u32,
-    /// Bytes of shared memory of each.
-    pub shared: u32,
-    /// Of these, for a block at most.
-    pub shared_block: u32,
-    /// What each block takes beside its own.
-    pub shared_reserved: u32,
-    /// Bytes of the cache that all share.
-    pub cache: u32,
-    /// Whether blocks of a launch may wait for each other.
-    pub cooperative: bool,
-}
-
-impl Figures {
-    /// Of no device, for plans that are the same on all.
-    pub const ANY: Self = Self {
-        multiprocessors: 128,
-        threads: 2048,
-        shared: 0,
-        shared_block: 0,
-        shared_reserved: 0,
-        cache: 0,
-        cooperative: false,
-    };
-}
 
 /// The first argument of every kernel that walks over tensors.
 #[repr(C)]
@@ -174,7 +144,10 @@ impl Plan {
         let step = threads * lanes / slice_channels;
         let least = (LEAST_BYTES * element.max(4) / 4).div_ceil(step * element);
         let all = vectors.div_ceil(threads);
+        // Of tiles that leave two blocks for each multiprocessor.
+        let most = all.div_ceil(u64::from(2 * figures.multiprocessors).div_ceil(slices));
         let steps = all.div_ceil(target.div_ceil(slices)).max(least).max(LEAST_STEPS).min(all);
+        let steps = steps.max(figures.steps_of_sums(16 * threads).min(most));
         let tiles = vectors.div_ceil(steps * threads);
         let geometry = Geometry {
             vectors,

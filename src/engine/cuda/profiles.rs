@@ -1,5 +1,6 @@
 //! Devices and shapes that plans are tested with.
-use super::plan::Figures;
+use super::costs::Costs;
+use super::figures::Figures;
 use crate::Shape;
 
 const KIB: u32 = 1 << 10;
@@ -11,6 +12,7 @@ const H200: Figures = Figures {
     shared_reserved: KIB,
     cache: 60 << 20,
     cooperative: true,
+    costs: Costs::H200,
 };
 
 /// H200, A100, RTX 3090, T4, one that is very small, one without cooperative launches, and less than
@@ -22,6 +24,7 @@ pub(super) const PROFILES: [Figures; 7] = [
         shared: 164 * KIB,
         shared_block: 163 * KIB,
         cache: 40 << 20,
+        costs: Costs { bandwidth: 1_360_000, ..Costs::H200 },
         ..H200
     },
     Figures {
@@ -30,6 +33,7 @@ pub(super) const PROFILES: [Figures; 7] = [
         shared: 100 * KIB,
         shared_block: 99 * KIB,
         cache: 6 << 20,
+        costs: Costs { bandwidth: 819_000, ..Costs::SLOW_F64 },
         ..H200
     },
     Figures {
@@ -39,6 +43,7 @@ pub(super) const PROFILES: [Figures; 7] = [
         shared_block: 64 * KIB,
         shared_reserved: 0,
         cache: 4 << 20,
+        costs: Costs { bandwidth: 280_000, ..Costs::SLOW_F64 },
         ..H200
     },
     Figures {
@@ -47,9 +52,15 @@ pub(super) const PROFILES: [Figures; 7] = [
         shared: 16 * KIB,
         shared_block: 15 * KIB,
         cache: 1 << 20,
+        costs: Costs { bandwidth: 130_000, ..Costs::H200 },
         ..H200
     },
-    Figures { multiprocessors: 20, cooperative: false, ..H200 },
+    Figures {
+        multiprocessors: 20,
+        cooperative: false,
+        costs: Costs { bandwidth: 650_000, ..Costs::H200 },
+        ..H200
+    },
     Figures { multiprocessors: 1, threads: 1, shared: 1, shared_block: 1, ..H200 },
 ];
 

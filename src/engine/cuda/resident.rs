@@ -4,7 +4,9 @@
 //! `kernels/README.md` says what the kernels make of it. Where a slice fits into a block, that block
 //! takes it alone; where it does not, a group of blocks does, which wait for each other; where all
 //! blocks of the device have no room for it, the rest is read again, from the cache if it can be.
-use super::plan::{Figures, Geometry, THREADS, folded, form, widest};
+use super::costs::Costs;
+use super::figures::Figures;
+use super::plan::{Geometry, Plan, THREADS, folded, form, widest};
 use super::tuning::{Family, Tuning};
 use crate::{DType, Shape};
 use std::collections::HashMap;
@@ -47,15 +49,8 @@ pub(super) struct Resident {
     pub count: u64,
 }
 
-/// What is known about a device's memory, as bytes that it moves in the same time: estimates, for an
-/// H200, where 96 KiB for each multiprocessor take 3 microseconds.
-mod cost {
-    /// A wait of all blocks of a group for each other.
-    pub const BARRIER: u64 = 96 << 10;
-    /// What a block does between its two passes.
-    pub const TURN: u64 = 16 << 10;
-    /// A launch and its gap.
-    pub const LAUNCH: u64 = 48 << 10;
+/// What is known about a device's memory beside its costs: estimates, for an H200.
+mod cache {
     /// How much of its fair share of the bandwidth a block can take where others take none.
     pub const ALONE: f64 = 1.4;
     /// The part of the cache that still holds what was read last.
@@ -81,7 +76,7 @@ pub(super) fn occupancy(figures: &Figures) -> u32 {
 }
 
 /// Bytes of shared memory that each of them may have.
-fn capacity(figures: &Figures) -> u64 {
+pub(super) fn capacity(figures: &Figures) -> u64 {
     let each = (figures.shared / occupancy(figures)).saturating_sub(figures.shared_reserved);
     u64::from(each.min(figures.shared_block) / 256 * 256)
 }
@@ -94,13 +89,16 @@ fn slots(figures: &Figures, spared: u32) -> u64 {
 /// What a step takes of a device, for comparing plans.
 struct Model<'a> {
     figures: &'a Figures,
+    costs: Costs,
     step: Step,
     element: u64,
     slots: u64,
+    /// Steps that a block keeps at most, where someone has asked for that.
+    kept: Option<u64>,
 }
 
-/// What a plan is made for, on one device.
-pub(super) type Key = (Shape, DType, Step, Tuning);
+/// What a plan is made for, on one device, with or without groups of blocks.
+pub(super) type Key = (Shape, DType, Step, Tuning, bool);
 
 /// Plans that were made before: making one takes microseconds.
 #[derive(Default)]
@@ -139,9 +137,16 @@ pub(super) fn plan(
     if shape.is_empty() || element == 8 || lanes == 1 || !counted {
         return None;
     }
-    let model = Model { figures, step, element, slots: slots(figures, tuning.spared) };
+    let costs = tuning.costs.unwrap_or(figures.costs);
+    let kept = tuning.kept.filter(|_| forced).map(u64::from);
+    let model = Model { figures, costs, step, element, slots: slots(figures, tuning.spared), kept };
     let mut best: Option<((u64, f64), Resident)> = None;
-    for channels in widths(shape, element, lanes, least) {
+    let mut widths = widths(shape, element, lanes, least);
+    if let Some(most) = tuning.channels.filter(|_| forced) {
+        let fit = widths.iter().filter(|k| **k <= u64::from(most.get())).count();
+        widths = widths[fit.max(1) - 1..][..1].to_vec();
+    }
+    for channels in widths {
         let slice = Slice::new(shape, lanes, channels);
         for blocks in model.group_sizes(&slice, only) {
             let Some(plan) = model.plan(&slice, blocks) else { continue };
@@ -207,7 +212,7 @@ impl Slice {
         let column = if channels == 1 { 1 } else { width };
         let rows = if column <= 32 { threads.div_ceil(32) } else { threads / column };
         let sums = self.lanes * column * rows;
-        (16 + 40 * channels + 8 * sums).next_multiple_of(16)
+        16 + (40 * channels).next_multiple_of(16) + 8 * sums
     }
 }
 
@@ -230,6 +235,8 @@ impl Model<'_> {
         if let Some(only) = only {
             return vec![only.min(most)];
         }
+        // While the only group waits for its last block, nothing moves.
+        let most = if slice.geometry.slices > 1 { most.min(self.slots / 2).max(1) } else { most };
         let Geometry { vectors, slice_channels, .. } = slice.geometry;
         let moved = 16 * vectors * (self.step.tensors() + 1);
         let most = most.min(moved / (LEAST_BYTES * u64::from(slice_channels))).max(1);
@@ -249,7 +256,7 @@ impl Model<'_> {
             1 => u64::from(slices),
             _ => (self.slots / blocks).min(u64::from(slices)),
         };
-        let kept = self.room(slice)?.min(each);
+        let kept = self.room(slice)?.min(each).min(self.kept.unwrap_or(u64::MAX));
         let shared = kept * self.step_bytes(slice) + slice.scratch();
         Some(Resident {
             geometry: Geometry { tile: each * u64::from(threads), ..slice.geometry },
@@ -273,16 +280,15 @@ impl Model<'_> {
         };
         let again = plan.steps().saturating_sub(u64::from(kept)) as f64 / plan.steps() as f64;
         let read = 16.0 * geometry.tile as f64 * blocks_at_once;
-        let again = cost::reading_again(again * read * tensors, self.figures.cache);
+        let again = cache::reading_again(again * read * tensors, self.figures.cache);
         let moved = (read * (tensors + 1.0) + again) * self.dearness(&geometry);
-        let idle = (slots / (cost::ALONE * blocks_at_once)).max(1.0);
-        let wait = match blocks {
-            1 => cost::TURN as f64,
-            // Where there are two groups, one moves while the other waits.
-            _ if groups == 1 => cost::BARRIER as f64,
-            _ => cost::BARRIER as f64 / 2.0,
-        };
-        rounds as f64 * (moved * idle + wait * f64::from(self.figures.multiprocessors))
+        let idle = (slots / (cache::ALONE * blocks_at_once)).max(1.0);
+        let wait = self.costs.bytes(self.costs.wait(blocks, geometry.slice_channels));
+        let moved = moved * idle;
+        // Others move while one waits, but in a single round: all read, all wait, and all write.
+        let overlaps = rounds > 1 && (groups > 1 || blocks == 1);
+        let round = if overlaps { moved.max(moved / 2.0 + wait) } else { moved + wait };
+        rounds as f64 * round + self.costs.bytes(self.costs.launch.into())
     }
 
     /// What a byte costs in rows of a slice that are shorter than what memory moves at a time.
@@ -300,9 +306,13 @@ impl Model<'_> {
     fn split(&self, shape: &Shape) -> f64 {
         let tensor = shape.len() as f64 * self.element as f64;
         let tensors = self.step.tensors() as f64;
-        let again = cost::reading_again(tensor * tensors, self.figures.cache);
-        let launches = 3 * cost::LAUNCH * u64::from(self.figures.multiprocessors);
-        tensor * (tensors + 1.0) + again + launches as f64
+        let again = cache::reading_again(tensor * tensors, self.figures.cache);
+        let figures = Figures { costs: self.costs, ..*self.figures };
+        let tiles = Plan::new(shape, self.element as usize, figures).map_or(0, |plan| plan.blocks);
+        let tiles = tiles.div_ceil(self.figures.multiprocessors);
+        let sums = u64::from(tiles) * u64::from(self.costs.tile);
+        let launches = 3 * u64::from(self.costs.launch);
+        tensor * (tensors + 1.0) + again + self.costs.bytes(launches + sums)
     }
 }
 

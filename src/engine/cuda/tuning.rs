@@ -1,4 +1,5 @@
 //! What a user may decide about the choice of kernels.
+use super::costs::Costs;
 use std::num::NonZeroU32;
 
 /// Which kernels a [`Cuda`](crate::Cuda) engine takes, for [`Cuda::tuned`](crate::Cuda::tuned).
@@ -17,16 +18,36 @@ pub struct Tuning {
     /// Multiprocessors that kernels whose blocks wait for each other leave to others, such as
     /// those of a collective: all their blocks must be there at once.
     pub spared: u32,
+    /// What plans are compared by instead of the device's costs.
+    pub costs: Option<Costs>,
+    /// Of [`Family::Resident`], channels of a slice: as many as this, or the next fewer that a slice
+    /// can have; by default whatever should be fastest.
+    pub channels: Option<NonZeroU32>,
+    /// Of [`Family::Resident`], vectors that a thread keeps at most, for measuring what reading the
+    /// others again costs; by default as many as fit.
+    pub kept: Option<u32>,
 }
 
 impl Tuning {
     /// From this family; no multiprocessor is left to others.
     pub const fn new(family: Family) -> Self {
-        Self { family, spared: 0 }
+        Self { family, spared: 0, costs: None, channels: None, kept: None }
     }
     /// Leaves so many multiprocessors to others.
     pub const fn spared(self, spared: u32) -> Self {
         Self { spared, ..self }
+    }
+    /// Compares plans by these costs.
+    pub const fn costs(self, costs: Costs) -> Self {
+        Self { costs: Some(costs), ..self }
+    }
+    /// Slices of so many channels.
+    pub const fn channels(self, channels: NonZeroU32) -> Self {
+        Self { channels: Some(channels), ..self }
+    }
+    /// Threads keep so many vectors at most.
+    pub const fn kept(self, vectors: u32) -> Self {
+        Self { kept: Some(vectors), ..self }
     }
 }
 

@@ -15,11 +15,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// of two threads apart. Nothing of another stream ever waits for it, so it goes by addresses,
 /// without events.
 pub(super) struct Workspace {
-    rooms: Mutex<Vec<CudaSlice<u8>>>,
+    rooms: Mutex<Rooms>,
     /// The bytes of a `u32`.
     nonfinite: Mutex<CudaSlice<u8>>,
     nonfinite_at: u64,
     words: Words,
+}
+
+/// What has been allocated, the largest last, and where that is: asked for once, since cudarc waits for and
+/// records events whenever it tells an address.
+#[derive(Default)]
+struct Rooms {
+    all: Vec<CudaSlice<u8>>,
+    address: u64,
 }
 
 /// Where blocks that wait for each other count themselves: zeros, but for what a launch is doing.
@@ -34,7 +42,7 @@ struct Words {
 pub(super) struct Room<'a> {
     address: u64,
     layout: Layout,
-    _launching: MutexGuard<'a, Vec<CudaSlice<u8>>>,
+    _launching: MutexGuard<'a, Rooms>,
 }
 
 /// What lies where: partials, then statistics, then coefficients.
@@ -101,17 +109,18 @@ impl Workspace {
     /// Room for a step; made now if there is none as large.
     pub fn room(&self, memory: &Device, layout: Layout) -> Result<Room<'_>> {
         let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
-        let largest = rooms.last().map_or(0, CudaSlice::len);
+        let largest = rooms.all.last().map_or(0, CudaSlice::len);
         let bytes = usize::try_from(layout.bytes()).map_err(|_| {
             let reason = format!("a workspace of {} bytes has no address", layout.bytes());
             Error::Unsupported { engine: super::NAME, reason }
         })?;
         if largest < bytes {
             // By half at least, so that what is outgrown adds up to no more than twice the last.
-            rooms.push(memory.uninitialized(bytes.max(largest + largest / 2))?);
+            let room = memory.uninitialized(bytes.max(largest + largest / 2))?;
+            rooms.address = room.device_ptr(memory.stream()).0;
+            rooms.all.push(room);
         }
-        let address = rooms.last().map_or(0, |room| room.device_ptr(memory.stream()).0);
-        Ok(Room { address, layout, _launching: rooms })
+        Ok(Room { address: rooms.address, layout, _launching: rooms })
     }
 
     /// Where the blocks of a launch count themselves.
@@ -166,5 +175,22 @@ mod tests {
         let after = workspace.words(&memory).unwrap();
         assert_eq!(content(), [0; 256]);
         assert_eq!(format!("{before:?}"), format!("{after:?}"), "they never move");
+    }
+
+    #[test]
+    fn a_step_has_the_workspace_to_itself_while_it_is_launched() {
+        softcuda::install().unwrap();
+        let context = CudaContext::new(softcuda::ordinal("sm_75").unwrap()).unwrap();
+        let memory = Device::new(context.new_stream().unwrap());
+        let workspace = Workspace::new(&memory, 256).unwrap();
+        let room = workspace.room(&memory, Layout::of_partials(100)).unwrap();
+        assert!(workspace.rooms.try_lock().is_err());
+        drop(room);
+        assert!(workspace.rooms.try_lock().is_ok());
+        // What is outgrown stays where it was; what is not, is taken again.
+        let first = workspace.room(&memory, Layout::of_partials(50)).unwrap().partials();
+        let grown = workspace.room(&memory, Layout::of_partials(1000)).unwrap().partials();
+        let again = workspace.room(&memory, Layout::of_partials(100)).unwrap().partials();
+        assert_eq!((first.address() == grown.address(), grown.address()), (false, again.address()));
     }
 }

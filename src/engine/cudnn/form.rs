@@ -10,7 +10,7 @@ use cudarc::cudnn::sys::{
 use std::ffi::c_int;
 
 /// What a call says beside its data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Form {
     pub mode: Mode,
     pub ops: Ops,
@@ -19,8 +19,9 @@ pub(super) struct Form {
     pub dims: [c_int; 4],
     pub strides: [c_int; 4],
     pub is_channels_last: bool,
-    /// By the `Ex` calls, which take a workspace and pass a reserve space on.
-    pub is_extended: bool,
+    /// Whether it is training, a forward or a backward: by the `Ex` calls whatever the form, as PyTorch makes them,
+    /// which take a workspace and pass a reserve space on. For most forms cuDNN asks for neither.
+    pub trains: bool,
 }
 
 impl Form {
@@ -56,9 +57,6 @@ impl Form {
         } else {
             Mode::CUDNN_BATCHNORM_SPATIAL
         };
-        let is_half = matches!(request.dtype, DType::F16 | DType::Bf16);
-        let is_persistent = mode == Mode::CUDNN_BATCHNORM_SPATIAL_PERSISTENT;
-        let is_extended = is_persistent && is_channels_last && is_half;
         let data_type = match request.dtype {
             DType::F64 => cudnnDataType_t::CUDNN_DATA_DOUBLE,
             DType::F32 => cudnnDataType_t::CUDNN_DATA_FLOAT,
@@ -66,15 +64,18 @@ impl Form {
             DType::Bf16 => cudnnDataType_t::CUDNN_DATA_BFLOAT16,
         };
         let dims = [n, c, h, 1];
-        Ok(Self { mode, ops, data_type, dims, strides, is_channels_last, is_extended })
+        Ok(Self { mode, ops, data_type, dims, strides, is_channels_last, trains })
     }
 
     /// Bytes that a forward puts aside: what cuDNN asks for; and y, which it wants again where an
-    /// activation follows.
-    pub fn kept(&self, sizes: &Sizes) -> usize {
+    /// activation follows, unless the caller keeps it.
+    pub fn kept(&self, sizes: &Sizes, y_is_kept: bool) -> usize {
         let [n, c, h, _] = self.dims.map(|size| size as usize);
+        if !self.activates() || y_is_kept {
+            return sizes.reserve;
+        }
         // An activation goes with f16 or bf16: a limit.
-        if self.activates() { sizes.reserve_end() + 2 * n * c * h } else { sizes.reserve }
+        sizes.reserve_end() + 2 * n * c * h
     }
     /// Whether a residual is added.
     pub fn adds(&self) -> bool {
@@ -111,22 +112,22 @@ mod tests {
         let persistent = Mode::CUDNN_BATCHNORM_SPATIAL_PERSISTENT;
         let nchw = form(Shape::new(&[4, 6, 5, 7], 1), train, DType::F16, plain);
         assert_eq!((nchw.dims, nchw.strides), ([4, 6, 35, 1], [210, 35, 1, 1]));
-        assert_eq!((nchw.mode, nchw.is_extended), (spatial, false));
-        for (op, dtype, mode, is_extended) in [
+        assert_eq!((nchw.mode, nchw.trains), (spatial, true));
+        for (op, dtype, mode, trains) in [
             (train, DType::F16, persistent, true),
-            (train, DType::F32, persistent, false),
-            (train, DType::F64, spatial, false),
+            (train, DType::F32, persistent, true),
+            (train, DType::F64, spatial, true),
             (eval, DType::F16, spatial, false),
         ] {
             let nhwc = form(Shape::new(&[4, 5, 7, 6], 3), op, dtype, plain);
             assert_eq!((nhwc.dims, nhwc.strides), ([4, 6, 35, 1], [210, 1, 6, 6]));
-            assert_eq!((nhwc.mode, nhwc.is_extended), (mode, is_extended), "{op:?} {dtype}");
+            assert_eq!((nhwc.mode, nhwc.trains), (mode, trains), "{op:?} {dtype}");
         }
         let rows = form(Shape::new(&[9, 6], 1), train, DType::F16, plain);
         assert_eq!((rows.dims, rows.strides), ([9, 6, 1, 1], [6, 1, 6, 6]));
         assert_eq!(rows.mode, Mode::CUDNN_BATCHNORM_PER_ACTIVATION);
         let relu = form(Shape::new(&[9, 6], 1), train, DType::F16, Activation::Relu);
-        assert_eq!((relu.mode, relu.is_extended), (persistent, true));
+        assert_eq!((relu.mode, relu.trains), (persistent, true));
         // A middle axis has its rows first; one channel lies anywhere.
         let middle = form(Shape::new(&[2, 3, 4, 5], 2), train, DType::F32, plain);
         assert_eq!((middle.dims, middle.strides), ([6, 4, 5, 1], [20, 5, 1, 1]));

@@ -3,9 +3,9 @@ use super::form::Form;
 use super::launch::{Inference, Training};
 use super::{Cudnn, Space};
 use crate::engine::pointers::{Pointers, Ptr};
-use crate::engine::saved::{Buffers, Mark};
+use crate::engine::saved::{ByChannel, Mark};
 use crate::engine::{ForwardEval, ForwardTrain, Input, Running, Statistics};
-use crate::{Device, Element, Memory, Result, Shape};
+use crate::{Device, Element, Result, Shape};
 
 impl Cudnn {
     pub(super) fn launch_forward_train<E: Element>(
@@ -14,15 +14,17 @@ impl Cudnn {
         mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
         let form = Form::new(shape, args.request(), self.persistent)?;
+        let mut desk = self.desk();
         // Refuses what is unknown before anything is saved.
-        let kept = form.kept(&self.desk().describe(&form)?);
+        let sizes = desk.describe(&form)?.sizes;
+        let y_is_kept = args.y_is_kept;
 
-        let opened = args.open_with(self, shape, |_| kept)?;
-        let (buffers, mark) = opened.map(|opened| (opened.buffers, opened.mark)).unzip();
+        let opened = args.open_with(self, shape, |_| form.kept(&sizes, y_is_kept))?;
+        let (mut buffers, mark) = opened.map(|opened| (opened.buffers, opened.mark)).unzip();
+        // Of which cuDNN knows nothing, and our backward something, which may follow a forward of its.
+        buffers.iter_mut().try_for_each(|buffers| buffers.zero_rest(&self.memory))?;
         let ForwardTrain { x, residual, weight, bias, eps, running, y, .. } = args;
         let parameters = (weight.is_some(), bias.is_some());
-        let mut desk = self.desk();
-        let sizes = desk.describe(&form)?;
         let [workspace, unsaved] = desk.spaces(&self.memory, &sizes)?;
         let constants = self.constants_for::<E::Acc>(&mut desk, shape, parameters)?;
         let mut pointers = Pointers::new(self.stream());
@@ -32,17 +34,14 @@ impl Cudnn {
             }
             None => (0.0, [Ptr::NULL; 2]),
         };
-        let ([mean, invstd, saved_weight, saved_bias], kept) = match buffers {
+        let saved = buffers.map(|buffers| pointers.write_saved(buffers));
+        let (statistics, reserve) = match &saved {
             Some(saved) => {
-                let Buffers { mean, invstd, weight, bias, reserve, .. } = saved;
-                let kept = pointers.write_some(reserve.as_mut().map(Device::view_mut));
-                let by_channel = [mean, invstd, weight, bias];
-                (by_channel.map(|buf| pointers.write(Device::view_mut(buf))), kept)
+                let ByChannel { mean, invstd, .. } = saved.by_channel;
+                ([mean, invstd], Space { at: saved.reserve, bytes: sizes.reserve })
             }
-            None => ([Ptr::NULL; 4], Ptr::NULL),
+            None => ([Ptr::NULL; 2], unsaved),
         };
-        let own = Space { at: kept, bytes: sizes.reserve };
-        let reserve = if kept.is_null() { unsaved } else { own };
         let y = pointers.write(y);
         let training = Training {
             x: pointers.read(x),
@@ -53,20 +52,21 @@ impl Cudnn {
             factor,
             running,
             eps,
-            saved: [mean, invstd],
+            saved: statistics,
             workspace,
             reserve,
         };
         desk.forward_train(&form, &training)?;
-        if form.activates() && !kept.is_null() {
-            // Backward asks for y again, which the caller may have dropped by then.
-            let to = Ptr::at(kept.address() + sizes.reserve_end() as u64);
-            desk.copy(y, to, shape.len())?;
-        }
-        if !saved_weight.is_null() {
+        if let Some(saved) = saved {
+            if form.activates() && !y_is_kept {
+                // Backward asks for y again, which the caller may have dropped by then.
+                let to = Ptr::at(saved.reserve.address() + sizes.reserve_end() as u64);
+                desk.copy(y, to, shape.len())?;
+            }
             // An optimizer may change both before the backward.
-            desk.copy(training.scale, saved_weight, shape.channels())?;
-            desk.copy(training.bias, saved_bias, shape.channels())?;
+            let ByChannel { weight, bias, .. } = saved.by_channel;
+            desk.copy(training.scale, weight, shape.channels())?;
+            desk.copy(training.bias, bias, shape.channels())?;
         }
         mark.into_iter().for_each(Mark::filled);
         Ok(())

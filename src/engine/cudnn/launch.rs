@@ -5,9 +5,9 @@
 //!
 //! What makes a call sound is checked before it: a [`Ptr`] comes from a view of this context or
 //! from the desk, `check` of the arguments has compared every length with the shape, the form
-//! describes exactly the elements of that shape, and the desk's descriptors are those of the form
+//! describes exactly the elements of that shape, and the descriptors are those of the form
 //! ([`Desk::describe`]).
-use super::desk::{Desk, Sizes, Space};
+use super::desk::{Described, Desk, Sizes, Space};
 use super::form::Form;
 use super::raw::{self, call};
 use crate::engine::pointers::Ptr;
@@ -84,10 +84,15 @@ fn some(descriptor: cudnnTensorDescriptor_t, is_there: bool) -> cudnnTensorDescr
 }
 
 impl Desk {
-    /// What the extended calls need.
-    pub(super) fn sizes(&mut self, form: &Form) -> Result<Sizes> {
+    /// What the training calls need, by the descriptors of x and of the parameters.
+    pub(super) fn sizes(
+        &mut self,
+        form: &Form,
+        t: cudnnTensorDescriptor_t,
+        p: cudnnTensorDescriptor_t,
+    ) -> Result<Sizes> {
         let (handle, mode, ops) = (self.handle.raw()?, form.mode, form.ops);
-        let (t, p, act) = (self.tensor.raw(), self.parameters.raw(), self.activation.raw());
+        let act = self.activation.raw();
         let (z, y) = (some(t, form.adds()), some(t, form.activates()));
         let mut sizes = Sizes::default();
         let Sizes { forward, backward, reserve } = &mut sizes;
@@ -111,8 +116,8 @@ impl Desk {
         form: &Form,
         args: &Training<E>,
     ) -> Result<()> {
-        let (handle, mode, t) = (self.handle.raw()?, form.mode, self.tensor.raw());
-        let (p, act) = (self.parameters.raw(), self.activation.raw());
+        let Described { tensor: t, parameters: p, .. } = self.describe(form)?;
+        let (handle, mode, act) = (self.handle.raw()?, form.mode, self.activation.raw());
         let [one, zero] = [1.0, 0.0].map(E::Acc::from_f64);
         let (alpha, beta) = (host(&one), host(&zero));
         let [running_mean, running_var] = args.running.map(at);
@@ -120,30 +125,6 @@ impl Desk {
         let (x, z, y, scale, bias) =
             (at(args.x), at(args.z), at(args.y), at(args.scale), at(args.bias));
         let Training { factor, eps, workspace, reserve, .. } = *args;
-        if !form.is_extended {
-            // SAFETY: see the head of this file.
-            return unsafe {
-                call!(cudnnBatchNormalizationForwardTraining(
-                    handle,
-                    mode,
-                    alpha,
-                    beta,
-                    t,
-                    x,
-                    t,
-                    y,
-                    p,
-                    scale,
-                    bias,
-                    factor,
-                    running_mean,
-                    running_var,
-                    eps,
-                    save_mean,
-                    save_inv_var,
-                ))
-            };
-        }
         // SAFETY: see the head of this file; the spaces are as large as they say.
         unsafe {
             call!(cudnnBatchNormalizationForwardTrainingEx(
@@ -191,7 +172,8 @@ impl Desk {
         form: &Form,
         args: &Inference<E>,
     ) -> Result<()> {
-        let (handle, mode, t) = (self.handle.raw()?, form.mode, self.tensor.raw());
+        let Described { tensor: t, parameters: p, .. } = self.describe(form)?;
+        let (handle, mode) = (self.handle.raw()?, form.mode);
         let [one, zero] = [1.0, 0.0].map(E::Acc::from_f64);
         // SAFETY: see the head of this file.
         unsafe {
@@ -204,7 +186,7 @@ impl Desk {
                 at(args.x),
                 t,
                 at(args.y),
-                self.parameters.raw(),
+                p,
                 at(args.scale),
                 at(args.bias),
                 at(args.mean),
@@ -215,8 +197,8 @@ impl Desk {
     }
 
     pub(super) fn backward<E: Element>(&mut self, form: &Form, args: &Gradients<E>) -> Result<()> {
-        let (handle, mode, t) = (self.handle.raw()?, form.mode, self.tensor.raw());
-        let (p, act) = (self.parameters.raw(), self.activation.raw());
+        let Described { tensor: t, parameters: p, .. } = self.describe(form)?;
+        let (handle, mode, act) = (self.handle.raw()?, form.mode, self.activation.raw());
         let [one, zero] = [1.0, 0.0].map(E::Acc::from_f64);
         let (alpha, beta) = (host(&one), host(&zero));
         let beta_param = if args.accumulate { alpha } else { beta };
@@ -226,15 +208,6 @@ impl Desk {
         let (scale, bias) = (at(args.scale), at(args.bias));
         let (dscale, dbias) = (at(args.dscale), at(args.dbias));
         let Gradients { eps, workspace, reserve, .. } = *args;
-        if !form.is_extended {
-            // SAFETY: see the head of this file.
-            return unsafe {
-                call!(cudnnBatchNormalizationBackward(
-                    handle, mode, alpha, beta, alpha, beta_param, t, x, t, dy, t, dx, p, scale,
-                    dscale, dbias, eps, mean, inv_var,
-                ))
-            };
-        }
         let (y_desc, z_desc) = (some(t, form.activates()), some(t, form.adds()));
         // SAFETY: see the head of this file; the spaces are as large as they say.
         unsafe {

@@ -5,6 +5,7 @@
 //! `desk` is what the steps of a stream share, `launch` makes typed calls of `forward` and
 //! `backward`.
 use super::parameters::Parameters;
+use super::per_stream::{OfStream, PerStream};
 use super::{
     Backward, Constrain, Engine, ForwardEval, ForwardTrain, LayerNormBackward, LayerNormForward,
     MergeStats, Op, OptimizerStep, Regularize, Request, Stats,
@@ -48,17 +49,41 @@ const NAME: &str = "cudnn";
 /// `grad_weight` errs by up to `|mean| * invstd * |sum(g)|` half units of f32, and `grad_x` with it.
 /// Our kernels save what the rounding leaves.
 ///
-/// An operation queues its work on the stream and returns. Clones share stream, handle and
-/// workspace; a graph that was captured from a step stays valid while one of them lives, and a step
+/// An operation queues its work on the stream and returns. All engines of one stream share handle, descriptors
+/// and workspace; a graph that was captured from a step stays valid while one of them lives, and a step
 /// before the capture, or [`Engine::prepare`] and a [`Saved`](crate::Saved) that was used, makes
-/// all memory. cuDNN wants a ReLU's output again in backward, so `Saved` keeps a copy of it.
+/// all memory. Of calls of the driver and of cudarc's events, what [`Cuda`](crate::Cuda) says holds here.
+///
+/// cuDNN reads a ReLU's output again in backward, and takes no bit mask in its place. So `Saved` keeps a copy of
+/// y, a read and a write of the tensor more, unless the caller says that it keeps y itself
+/// ([`ForwardTrain::y_is_kept`]) and gives it to the backward: a network whose next layer keeps its input has it anyway.
+///
+/// Training goes by `cudnnBatchNormalizationForwardTrainingEx` and `BackwardEx` whatever the dtype and layout,
+/// as in PyTorch. cuDNN's graph API is not called. What its `NORM_FORWARD` and `NORM_BACKWARD` would add is the
+/// mask of a ReLU as bits, so that y need not be kept, and a ReLU behind bf16; it costs a plan for every form that is
+/// compiled at first use, and running statistics that are written beside the old ones instead of in their place.
+/// Our kernels have that mask and all dtypes, and callers who keep y pay nothing for it here.
 #[derive(Clone)]
 pub struct Cudnn {
     memory: Device,
-    desk: Arc<Mutex<Desk>>,
+    shared: Arc<Shared>,
     persistent: bool,
-    parameters: Arc<Parameters>,
 }
+
+/// What the engines of a stream share.
+struct Shared {
+    stream: Arc<CudaStream>,
+    desk: Mutex<Desk>,
+    parameters: Parameters,
+}
+
+impl OfStream for Shared {
+    fn stream(&self) -> &CudaStream {
+        &self.stream
+    }
+}
+
+static SHARED: PerStream<Shared> = PerStream::new();
 
 impl Cudnn {
     /// On a new stream of a device, by its ordinal.
@@ -70,16 +95,19 @@ impl Cudnn {
         Self::on_stream(new_stream(ordinal)?)
     }
 
-    /// On this stream.
+    /// On this stream, sharing handle and workspace with every other engine that is there.
     ///
     /// # Errors
     /// As [`Cudnn::new`]; [`Error::Unsupported`] where the handle means a stream per thread.
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
         check_stream(&stream, NAME)?;
         library::cudnn(raw::SYMBOLS)?;
-        let desk = Arc::new(Mutex::new(Desk::new(&stream)?));
-        let parameters = Arc::new(Parameters::new(NAME));
-        Ok(Self { memory: Device::new(stream), desk, persistent: false, parameters })
+        let make = || {
+            let (desk, parameters) = (Mutex::new(Desk::new(&stream)?), Parameters::new(NAME));
+            Ok(Shared { stream: stream.clone(), desk, parameters })
+        };
+        let shared = SHARED.get(&stream, make)?;
+        Ok(Self { memory: Device::new(stream), shared, persistent: false })
     }
 
     /// The same, in the persistent mode where channels come first, too: it may be faster, and its
@@ -98,8 +126,8 @@ impl Cudnn {
         raw::version()
     }
 
-    /// Whether sums of the persistent mode have overflowed since this last said so, on this engine
-    /// and its clones. Steps do not ask; this waits for the stream.
+    /// Whether sums of the persistent mode have overflowed since this last said so, by whichever engine of this
+    /// stream. Steps do not ask; this waits for the stream.
     ///
     /// # Errors
     /// [`Error::Device`].
@@ -134,12 +162,10 @@ impl Cudnn {
             return Ok(format!("{NAME}: {:?} by a kernel of ours", request.op));
         }
         let form = Form::new(shape, request, self.persistent)?;
-        let calls = match (form.is_extended, request.op) {
-            (_, Op::ForwardEval) => "ForwardInference",
-            (false, Op::Backward) => "Backward",
-            (true, Op::Backward) => "BackwardEx",
-            (false, _) => "ForwardTraining",
-            (true, _) => "ForwardTrainingEx",
+        let calls = match request.op {
+            Op::ForwardEval => "ForwardInference",
+            Op::Backward => "BackwardEx",
+            _ => "ForwardTrainingEx",
         };
         let mut text = format!("{NAME}: cudnnBatchNormalization{calls}, {form}");
         for unknown in limits::unknown(&Ask { shape, request }) {
@@ -149,7 +175,7 @@ impl Cudnn {
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Constants where weight or bias is absent; none of their addresses is used where both are
@@ -194,22 +220,26 @@ impl Engine for Cudnn {
     }
     fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
         if is_ours(request.op) {
-            return self.parameters.load(self.stream());
+            return self.shared.parameters.load(self.stream());
         }
         let form = Form::new(shape, request, self.persistent)?;
         let mut desk = self.desk();
-        let sizes = desk.describe(&form)?;
+        let sizes = desk.describe(&form)?.sizes;
         desk.spaces(&self.memory, &sizes)?;
         match request.dtype {
             DType::F64 => desk.constants::<f64>(&self.memory, shape.channels()).map(drop),
             _ => desk.constants::<f32>(&self.memory, shape.channels()).map(drop),
         }
     }
-    /// What cuDNN asks for; and y, which it wants again where a ReLU follows. 0 for what it does
-    /// not serve.
+    /// What cuDNN asks for; and y, which it wants again where a ReLU follows, unless the caller keeps it. 0 for
+    /// what it does not serve.
     fn reserve_len(&self, shape: &Shape, request: Request) -> usize {
         let form = Form::new(shape, request, self.persistent);
-        form.and_then(|form| Ok(form.kept(&self.desk().describe(&form)?))).unwrap_or(0)
+        let kept = form.and_then(|form| {
+            let sizes = self.desk().describe(&form)?.sizes;
+            Ok(form.kept(&sizes, request.y_is_kept))
+        });
+        kept.unwrap_or(0)
     }
 
     fn forward_train<E: Element>(
@@ -263,13 +293,13 @@ impl Engine for Cudnn {
         Err(no_call(args.request(), shape))
     }
     fn optimizer_step<P: Real>(&self, args: OptimizerStep<'_, Device, P>) -> Result<()> {
-        self.parameters.optimizer_step(&self.memory, args)
+        self.shared.parameters.optimizer_step(&self.memory, args)
     }
     fn regularize<P: Real>(&self, args: Regularize<'_, Device, P>) -> Result<()> {
-        self.parameters.regularize(&self.memory, args)
+        self.shared.parameters.regularize(&self.memory, args)
     }
     fn constrain<P: Real>(&self, args: Constrain<'_, Device, P>) -> Result<()> {
-        self.parameters.constrain(&self.memory, args)
+        self.shared.parameters.constrain(&self.memory, args)
     }
 }
 

@@ -38,6 +38,9 @@ pub struct Backward<'a, M: Memory, E: Element> {
     /// Length N, as in the forward: asked for again where the derivative takes it
     /// ([`Derivative::FromResidual`]), otherwise not read.
     pub residual: Option<M::View<'a, E>>,
+    /// Length N: the forward's y, unchanged, where that has been told that it is kept
+    /// ([`ForwardTrain::y_is_kept`](crate::ForwardTrain::y_is_kept)); otherwise not read.
+    pub y: Option<M::View<'a, E>>,
     /// Length N: gradient of y. In place: `grad_x` holds it before. Through frozen statistics and in
     /// place, on a device, sums that leave f32 on the way are infinite or NaN, as nothing is there to
     /// add them up again from.
@@ -84,6 +87,7 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
             saved,
             x,
             residual: None,
+            y: None,
             grad_y,
             grad_x: None,
             grad_residual: None,
@@ -97,6 +101,10 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
     /// The forward's residual (length N), for an activation whose derivative takes it.
     pub fn residual(self, residual: M::View<'a, E>) -> Self {
         Self { residual: Some(residual), ..self }
+    }
+    /// The forward's y (length N), where the caller has kept it.
+    pub fn y(self, y: M::View<'a, E>) -> Self {
+        Self { y: Some(y), ..self }
     }
     /// Asks for the gradient of x (length N).
     pub fn grad_x(self, grad_x: M::ViewMut<'a, E>) -> Self {
@@ -136,18 +144,20 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
         let op = if forward.batch_statistics { Op::Backward } else { Op::BackwardEval };
         let request = Request::new(op, E::DTYPE).in_place(self.grad_y.is_in_place());
         let request = request.activation(forward.activation).residual(forward.residual);
+        let request = request.y_is_kept(forward.y_is_kept);
         let request = request.grad_x(self.grad_x.is_some());
         let request = request.grad_residual(self.grad_residual.is_some());
         Ok(request.sums(self.sums.is_some() || self.total_sums.is_some()))
     }
     /// The same for a shorter time.
     pub fn reborrow(&mut self) -> Backward<'_, M, E> {
-        let Self { saved, x, residual, grad_y, grad_x, grad_residual, .. } = self;
+        let Self { saved, x, residual, y, grad_y, grad_x, grad_residual, .. } = self;
         let Self { grad_weight, grad_bias, accumulate, sums, total_sums, .. } = self;
         Backward {
             saved,
             x: M::reborrow(x),
             residual: residual.as_ref().map(M::reborrow),
+            y: y.as_ref().map(M::reborrow),
             grad_y: grad_y.as_ref().map(M::reborrow),
             grad_x: grad_x.as_mut().map(M::reborrow_mut),
             grad_residual: grad_residual.as_mut().map(M::reborrow_mut),
@@ -175,7 +185,7 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
         if self.grad_residual.is_some() && !forward.residual {
             return Err(Error::saved("residual", "none", "a grad_residual to write"));
         }
-        on.check_here("saved", &M::view(&buffers.mean))?;
+        on.check_here("saved", &buffers.all())?;
         self.walk(&mut Check::new(on, shape))?;
         let from = forward.activation.derivative_from(forward.residual);
         if from == Derivative::FromResidual && self.residual.is_none() {
@@ -184,6 +194,10 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
                 forward.activation
             );
             return Err(Error::invalid("residual", reason));
+        }
+        if forward.y_is_kept && self.y.is_none() {
+            let reason = "expected that of the forward, which was told that it is kept, got none";
+            return Err(Error::invalid("y", reason));
         }
         if self.grad_y.is_in_place() && self.grad_x.is_none() {
             let reason = "in place: expected a grad_x that holds it, got none";
@@ -200,6 +214,7 @@ impl<'a, M: Memory, E: Element> Arguments<'a, M> for Backward<'a, M, E> {
             saved: _,
             x,
             residual,
+            y,
             grad_y,
             grad_x,
             grad_residual,
@@ -211,6 +226,7 @@ impl<'a, M: Memory, E: Element> Arguments<'a, M> for Backward<'a, M, E> {
         } = self;
         visitor.read(tensor("x"), x)?;
         visitor.read_some(tensor("residual"), residual)?;
+        visitor.read_some(tensor("y"), y)?;
         if let Input::View(grad_y) = grad_y {
             visitor.read(tensor("grad_y"), grad_y)?;
         }

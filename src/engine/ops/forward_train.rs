@@ -51,6 +51,11 @@ pub struct ForwardTrain<'a, M: Memory, E: Element> {
     pub y: M::ViewMut<'a, E>,
     /// For a backward; absent if there will be none.
     pub saved: Option<&'a mut Saved<M, E::Acc>>,
+    /// Whether the caller keeps y as it is until the backward, and gives it there
+    /// ([`Backward::y`](crate::Backward::y)), as a network does whose next layer keeps it as its input.
+    /// Then nothing is copied: [`Cudnn`](crate#features), which reads it again behind a ReLU, otherwise
+    /// copies it, a read and a write of the whole tensor. Other engines have no use for it.
+    pub y_is_kept: bool,
 }
 
 impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
@@ -68,6 +73,7 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
             running: None,
             y,
             saved: None,
+            y_is_kept: false,
         }
     }
     /// Adds this (length N) before the activation.
@@ -108,18 +114,22 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
     pub fn saved(self, saved: &'a mut Saved<M, E::Acc>) -> Self {
         Self { saved: Some(saved), ..self }
     }
+    /// Promises the backward this y, unchanged.
+    pub fn y_is_kept(self, y_is_kept: bool) -> Self {
+        Self { y_is_kept, ..self }
+    }
 
     /// What is asked of an engine.
     pub fn request(&self) -> Request {
         let Self { activation, residual, running, saved, .. } = self;
         let request = Request::new(Op::ForwardTrain, E::DTYPE).saves(saved.is_some());
         let request = request.activation(*activation).residual(residual.is_some());
+        let request = request.y_is_kept(self.y_is_kept);
         Request { running: running.as_ref().map(Running::rules), ..request }
     }
     /// The same for a shorter time.
     pub fn reborrow(&mut self) -> ForwardTrain<'_, M, E> {
-        let Self { x, residual, weight, bias, activation, eps, one_value, running, y, saved } =
-            self;
+        let Self { x, residual, weight, bias, activation, eps, one_value, running, y, .. } = self;
         ForwardTrain {
             x: M::reborrow(x),
             residual: residual.as_ref().map(M::reborrow),
@@ -130,7 +140,8 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
             one_value: *one_value,
             running: running.as_mut().map(Running::reborrow),
             y: M::reborrow_mut(y),
-            saved: saved.as_deref_mut(),
+            saved: self.saved.as_deref_mut(),
+            y_is_kept: self.y_is_kept,
         }
     }
     /// The check every engine makes first, for the memory that it works on.
@@ -178,6 +189,7 @@ impl<'a, M: Memory, E: Element> Arguments<'a, M> for ForwardTrain<'a, M, E> {
             running,
             y,
             saved: _,
+            y_is_kept: _,
         } = self;
         visitor.read(tensor("x"), x)?;
         visitor.write(tensor("y"), y)?;

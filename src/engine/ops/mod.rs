@@ -248,6 +248,7 @@ fn open<'s, M: Memory, P: Real, G: Engine<Memory = M>>(
         dtype: request.dtype,
         activation: request.activation,
         residual: request.residual,
+        y_is_kept: request.y_is_kept,
         weight,
         bias,
         batch_statistics: request.op == Op::ForwardTrain,

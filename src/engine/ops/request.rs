@@ -30,6 +30,9 @@ pub struct Request {
     pub running: Option<RunningRules>,
     /// Of a forward: whether it saves something for a backward.
     pub saves: bool,
+    /// Of a forward that saves something, and of its backward: whether the caller keeps y between them, as
+    /// [`ForwardTrain::y_is_kept`](crate::ForwardTrain::y_is_kept) says.
+    pub y_is_kept: bool,
     /// Of [`Op::ForwardEval`]: whether the statistics are a record.
     pub by_record: bool,
     /// Of a backward: whether the gradient of x is asked for.
@@ -100,6 +103,7 @@ impl Request {
             in_place: false,
             running: None,
             saves: false,
+            y_is_kept: false,
             by_record: false,
             grad_x: true,
             grad_residual: true,
@@ -133,6 +137,10 @@ impl Request {
     /// The same of a forward that saves something for a backward, or nothing.
     pub const fn saves(self, saves: bool) -> Self {
         Self { saves, ..self }
+    }
+    /// The same where the caller keeps y, or does not.
+    pub const fn y_is_kept(self, y_is_kept: bool) -> Self {
+        Self { y_is_kept, ..self }
     }
     /// The same by a record of statistics, or by a mean and a variance.
     pub const fn by_record(self, by_record: bool) -> Self {

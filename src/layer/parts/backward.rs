@@ -68,7 +68,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         for (saved, lens) in saved.parts.iter().zip(lens) {
             let shape = saved.made()?.0.shape;
             self.check_lens(&shape, &lens)?;
-            tensors.push(self.zeros(&shape)?);
+            tensors.push(self.unwritten(&shape)?);
         }
         Ok(tensors)
     }

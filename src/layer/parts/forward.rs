@@ -69,7 +69,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             let added = residual.as_ref().map_or(shape.len(), M::len);
             self.check_lens(shape, &[("x", M::len(x)), ("residual", added)])?;
         }
-        let ys = parts.iter().map(|(shape, ..)| self.zeros(shape));
+        let ys = parts.iter().map(|(shape, ..)| self.unwritten(shape));
         let mut ys = ys.collect::<Result<Vec<M::Buf<E>>>>()?;
         let parts = parts.iter().zip(&mut ys).map(|((shape, x, residual), y)| {
             let mut part = Part::<M, E>::new(*shape, M::reborrow(x), M::view_mut(y));

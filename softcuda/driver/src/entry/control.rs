@@ -3,6 +3,7 @@
 use std::ffi::{c_char, c_uint};
 
 use crate::{
+    calls,
     code::Code,
     control::{RawLaunch, SOURCES, pack},
     device::Device,
@@ -58,6 +59,14 @@ extern "C" fn softcuda_set_all_seeds(seed: u64) {
 extern "C" fn softcuda_set_budget(device: c_uint, instructions: u64) {
     on_device(device, |device| {
         device.budget = instructions;
+        Some(())
+    });
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn softcuda_set_shared_taken(device: c_uint, bytes: c_uint) {
+    on_device(device, |device| {
+        device.shared_taken = bytes;
         Some(())
     });
 }
@@ -125,6 +134,31 @@ unsafe extern "C" fn softcuda_message(
         on_device(device, |device| device.log.list(*lists.get(list as usize)?).get(index).cloned());
     // SAFETY: by the contract of this function.
     unsafe { copy_text(message.as_deref(), out, room) }
+}
+
+/// The name of a kind of call that this thread has made, and how often; `usize::MAX` where there is none.
+///
+/// # Safety
+/// `out` must be valid for writing `room` bytes, `count` for writing.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn softcuda_calls(
+    index: usize,
+    count: *mut u64,
+    out: *mut u8,
+    room: usize,
+) -> usize {
+    let counted = calls::counted(index);
+    // SAFETY: by the contract of this function.
+    unsafe {
+        count.write(counted.map_or(0, |(_, count)| count));
+        copy_text(counted.map(|(name, _)| name), out, room)
+    }
+}
+
+/// Counts the calls of this thread from 0 on.
+#[unsafe(no_mangle)]
+extern "C" fn softcuda_forget_calls() {
+    calls::forget();
 }
 
 /// Whether the request makes sense: the call at `point` after `before` others will answer `code`.

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{call, call_in_context, put};
+use super::{call_in_context, named_call, put, step};
 use crate::{
     code::Code,
     driver::Id,
@@ -43,13 +43,14 @@ const ATTRIBUTE_PRIORITY: c_uint = 8;
 /// # Safety
 /// `params` must point to as many pointers as the kernel has parameters, each to as many bytes as its parameter has.
 unsafe fn launch(
+    name: &'static str,
     function: Id,
     shape: Shape,
     stream: u64,
     params: *const *const u8,
     extra: *const c_void,
 ) -> Code {
-    call(|driver| {
+    named_call(name, |driver| {
         let stream = driver.stream(stream)?;
         let context = driver.streams[&stream].context;
         let (this, _) = driver.function(function)?;
@@ -98,7 +99,7 @@ unsafe extern "C" fn cuLaunchKernel(
         cooperative: false,
     };
     // SAFETY: the same contract.
-    unsafe { launch(function, shape, stream, params, extra) }
+    unsafe { launch("cuLaunchKernel", function, shape, stream, params, extra) }
 }
 
 #[unsafe(no_mangle)]
@@ -114,6 +115,7 @@ unsafe extern "C" fn cuLaunchCooperativeKernel(
     stream: u64,
     params: *const *const u8,
 ) -> Code {
+    const NAME: &str = "cuLaunchCooperativeKernel";
     let shape = Shape {
         grid: [grid_x, grid_y, grid_z],
         block: [block_x, block_y, block_z],
@@ -121,7 +123,7 @@ unsafe extern "C" fn cuLaunchCooperativeKernel(
         cooperative: true,
     };
     // SAFETY: the same contract.
-    unsafe { launch(function, shape, stream, params, std::ptr::null()) }
+    unsafe { launch(NAME, function, shape, stream, params, std::ptr::null()) }
 }
 
 #[unsafe(no_mangle)]
@@ -152,7 +154,7 @@ unsafe extern "C" fn cuLaunchKernelEx(
     let (grid, block, dynamic_shared) = (config.grid, config.block, config.shared);
     let shape = Shape { grid, block, dynamic_shared, cooperative };
     // SAFETY: the same contract.
-    unsafe { launch(function, shape, config.stream, params, extra) }
+    unsafe { launch("cuLaunchKernelEx", function, shape, config.stream, params, extra) }
 }
 
 #[unsafe(no_mangle)]
@@ -172,7 +174,7 @@ unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
             return Err(Code::InvalidValue);
         }
         let blocks = match threads <= most {
-            true => blocks_per_multiprocessor(device.profile, threads, shared),
+            true => blocks_per_multiprocessor(&device.available(), threads, shared),
             false => 0,
         };
         // SAFETY: the caller's pointer, as the driver's API demands.
@@ -204,7 +206,7 @@ unsafe extern "C" fn cuOccupancyAvailableDynamicSMemPerBlock(
         let blocks = u32::try_from(blocks).map_err(|_| Code::InvalidValue)?;
         let threads = u32::try_from(threads).map_err(|_| Code::InvalidValue)?;
         let fixed = function.kernel.static_shared as u32;
-        let bytes = dynamic_shared(device.profile, blocks, threads, fixed);
+        let bytes = dynamic_shared(&device.available(), blocks, threads, fixed);
         // SAFETY: the caller's pointer, as the driver's API demands.
         unsafe { put(out, bytes.ok_or(Code::InvalidValue)? as usize) }
     })
@@ -223,7 +225,7 @@ unsafe extern "C" fn cuOccupancyMaxPotentialBlockSize(
     let mut found = None;
     let checked = call_in_context(|driver, _| {
         let (function, device) = driver.function(function)?;
-        found = Some((Arc::clone(&function.kernel), device.profile));
+        found = Some((Arc::clone(&function.kernel), device.available()));
         Ok(())
     });
     let Some((kernel, profile)) = found else { return checked };
@@ -234,8 +236,8 @@ unsafe extern "C" fn cuOccupancyMaxPotentialBlockSize(
         let bytes = shared_of.map_or(shared, |of| unsafe { of(threads as c_int) });
         u32::try_from(kernel.static_shared.saturating_add(bytes)).unwrap_or(u32::MAX)
     };
-    let best = best_block(profile, limit, shared_at);
-    call_in_context(|_, _| {
+    let best = best_block(&profile, limit, shared_at);
+    step(|_| {
         let (blocks, threads) = best.ok_or(Code::InvalidValue)?;
         // SAFETY: the caller's pointers, as the driver's API demands.
         unsafe {

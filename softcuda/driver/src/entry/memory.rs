@@ -5,7 +5,7 @@
 
 use std::{ffi::c_uint, sync::Arc};
 
-use super::{call, call_in_context, put, required};
+use super::{call, call_in_context, named_call, put, required, step};
 use crate::{
     code::Code,
     driver::{Id, Locked},
@@ -214,7 +214,7 @@ extern "C" fn cuMemcpyPeerAsync(
     bytes: usize,
     stream: u64,
 ) -> Code {
-    let checked = call(|driver| {
+    let checked = step(|driver| {
         driver.check_context(target_context)?;
         driver.check_context(source_context)
     });
@@ -243,7 +243,7 @@ unsafe extern "C" fn cuMemcpyDtoH_v2(target: *mut u8, source: u64, bytes: usize)
 /// Not waited for: a copy within the device is asynchronous to the host even so.
 #[unsafe(no_mangle)]
 extern "C" fn cuMemcpyDtoD_v2(target: u64, source: u64, bytes: usize) -> Code {
-    match call(|driver| driver.check_no_capture()) {
+    match step(|driver| driver.check_no_capture()) {
         Code::Success => cuMemcpyDtoDAsync_v2(target, source, bytes, NULL_STREAM),
         code => code,
     }
@@ -251,12 +251,12 @@ extern "C" fn cuMemcpyDtoD_v2(target: u64, source: u64, bytes: usize) -> Code {
 
 /// A copy in the null stream that is waited for.
 fn synchronously(copy: impl FnOnce() -> Code) -> Code {
-    let checked = call(|driver| driver.check_no_capture());
+    let checked = step(|driver| driver.check_no_capture());
     if checked != Code::Success {
         return checked;
     }
     match copy() {
-        Code::Success => call(|driver| {
+        Code::Success => step(|driver| {
             let id = driver.stream(NULL_STREAM)?;
             wait(driver, id)
         }),
@@ -264,8 +264,15 @@ fn synchronously(copy: impl FnOnce() -> Code) -> Code {
     }
 }
 
-fn fill(name: &str, target: u64, pattern: u32, width: u8, count: usize, stream: u64) -> Code {
-    call(|driver| {
+fn fill(
+    name: &'static str,
+    target: u64,
+    pattern: u32,
+    width: u8,
+    count: usize,
+    stream: u64,
+) -> Code {
+    named_call(name, |driver| {
         let bytes = count.checked_mul(usize::from(width)).ok_or(Code::InvalidValue)?;
         if !target.is_multiple_of(u64::from(width)) {
             return Err(Code::InvalidValue);

@@ -15,12 +15,24 @@ mod stream;
 mod unsupported;
 
 use crate::{
+    calls,
     code::Code,
     driver::{Id, Locked, in_callback, with_current},
 };
 
-/// A call that needs an initialised driver.
-fn call(f: impl FnOnce(&mut Locked) -> Result<(), Code>) -> Code {
+/// A call that needs an initialised driver. It is counted by the name of the entry point whose closure `f` is.
+fn call<F: FnOnce(&mut Locked) -> Result<(), Code>>(f: F) -> Code {
+    named_call(calls::entry_point::<F>(), f)
+}
+
+/// A call of this name, where the closure is not written in the entry point itself.
+fn named_call(name: &'static str, f: impl FnOnce(&mut Locked) -> Result<(), Code>) -> Code {
+    calls::count(name);
+    step(f)
+}
+
+/// A part of a call that something else has counted.
+fn step(f: impl FnOnce(&mut Locked) -> Result<(), Code>) -> Code {
     if in_callback() {
         return Code::NotPermitted;
     }
@@ -35,8 +47,8 @@ fn call(f: impl FnOnce(&mut Locked) -> Result<(), Code>) -> Code {
 }
 
 /// A call that needs a current context, one whose work has not failed.
-fn call_in_context(f: impl FnOnce(&mut Locked, Id) -> Result<(), Code>) -> Code {
-    call(|driver| {
+fn call_in_context<F: FnOnce(&mut Locked, Id) -> Result<(), Code>>(f: F) -> Code {
+    named_call(calls::entry_point::<F>(), |driver| {
         let context = with_current(|stack| stack.last().copied()).ok_or(Code::InvalidContext)?;
         driver.check_context(context)?;
         f(driver, context)

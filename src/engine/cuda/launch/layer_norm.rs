@@ -1,10 +1,9 @@
 //! The kernels of `kernels/layer_norm.cu`, as [`super`] has those of channels.
-use super::submit;
+use super::{Bound, submit};
 use crate::engine::EpsRule;
 use crate::engine::cuda::module::LayerNormKernels;
 use crate::engine::pointers::Ptr;
 use crate::{Element, Result};
-use cudarc::driver::CudaStream;
 
 /// The tensor, and what its rows are divided by.
 #[repr(C)]
@@ -70,7 +69,7 @@ impl LayerNorm {
 /// The kernels of one type of elements, on a stream.
 pub(in crate::engine::cuda) struct RowLauncher<'a> {
     pub kernels: &'a LayerNormKernels,
-    pub stream: &'a CudaStream,
+    pub stream: Bound<'a>,
 }
 
 impl RowLauncher<'_> {
@@ -87,7 +86,7 @@ impl RowLauncher<'_> {
         nonfinite: Ptr<u32>,
     ) -> Result<()> {
         let arguments = arguments![by, x, weight, bias, y, saved, saved_weight, nonfinite];
-        submit(self.stream, &self.kernels.forward, by.blocks(), BLOCK, arguments)
+        submit(&self.stream, &self.kernels.forward, by.blocks(), BLOCK, arguments)
     }
 
     pub fn backward<E: Element>(
@@ -100,7 +99,7 @@ impl RowLauncher<'_> {
         grad_x: Ptr<E>,
     ) -> Result<()> {
         let arguments = arguments![by, saved, weight, x, grad_y, grad_x];
-        submit(self.stream, &self.kernels.backward, by.blocks(), BLOCK, arguments)
+        submit(&self.stream, &self.kernels.backward, by.blocks(), BLOCK, arguments)
     }
 
     /// The sums of the chunks; nothing where there are no rows.
@@ -117,7 +116,7 @@ impl RowLauncher<'_> {
             return Ok(());
         }
         let arguments = arguments![by, chunk, saved, x, grad_y, partials];
-        submit(self.stream, &self.kernels.sums, grid as u32, BLOCK, arguments)
+        submit(&self.stream, &self.kernels.sums, grid as u32, BLOCK, arguments)
     }
 
     pub fn finalize<A>(
@@ -134,7 +133,7 @@ impl RowLauncher<'_> {
         let grid = features.div_ceil(u64::from(BLOCK)) as u32;
         let arguments =
             arguments![features, chunks, partials, accumulate, grad_weight, grad_bias, nonfinite];
-        submit(self.stream, &self.kernels.finalize, grid, BLOCK, arguments)
+        submit(&self.stream, &self.kernels.finalize, grid, BLOCK, arguments)
     }
 }
 

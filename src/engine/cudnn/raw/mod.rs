@@ -19,10 +19,8 @@ macro_rules! symbols {
     };
 }
 symbols![
-    cudnnBatchNormalizationBackward,
     cudnnBatchNormalizationBackwardEx,
     cudnnBatchNormalizationForwardInference,
-    cudnnBatchNormalizationForwardTraining,
     cudnnBatchNormalizationForwardTrainingEx,
     cudnnCreate,
     cudnnCreateActivationDescriptor,
