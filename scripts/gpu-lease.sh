@@ -32,6 +32,7 @@ lease() {
     summary=$kept/summary.txt
     trap lease_end EXIT
     trap 'exit 143' TERM INT HUP
+    lease_unpack || exit 2
     { printf 'batchnorm, leased device, '; head -n 1 built.txt 2>/dev/null || echo 'not a bundle'; } >"$summary"
     lease_ready
     versions >"$kept/versions.log" 2>&1
@@ -104,6 +105,22 @@ lease_driver() {
     done
 }
 
+# The programs, once.
+lease_unpack() {
+    local packed=(bin/*.xz)
+    [ -e "${packed[0]}" ] || return 0
+    python3 - "${packed[@]}" <<'PYTHON'
+import lzma, pathlib, sys
+for path in map(pathlib.Path, sys.argv[1:]):
+    program = path.with_suffix("")
+    if not program.exists():
+        part = path.with_suffix(".part")
+        part.write_bytes(lzma.decompress(path.read_bytes()))
+        part.chmod(0o755)
+        part.rename(program)
+PYTHON
+}
+
 # Leaves in a line where nothing could be answered.
 lease_ready() {
     local probe=scripts/gpu_probe.py found program
@@ -120,7 +137,7 @@ lease_ready() {
         lease_say 'the software device: what passes says nothing of hardware'
     fi
     for program in bin/*; do
-        [ -e "$program" ] || continue
+        [ -e "$program" ] && [[ $program != *.xz ]] || continue
         chmod +x "$program" 2>/dev/null
         found=$(timeout -k 2 10 "$program" --help 2>&1) || {
             lease_say "DOES NOT START: $program: $(printf '%s' "$found" | head -n 1); $(sed -n '/^needs/p' built.txt)"

@@ -36,7 +36,7 @@ versions() {
     IFS=: read -ra folders <<<"$pip_libraries"
     [ -z "$pip_libraries" ] || find "${folders[@]}" -maxdepth 1 -name 'lib*.so*' -printf '%f\n' | sort -u
     /sbin/ldconfig -p | grep -E 'lib(cuda|cudnn|cublas|nccl)\.so'
-    for program in bin/*; do echo "$program:" && ldd "$program"; done
+    for program in bin/*; do [[ $program == *.xz ]] || { echo "$program:" && ldd "$program"; }; done
 }
 
 if [ "${1:-}" = --lease ]; then

@@ -2,11 +2,11 @@
 //! `scripts/lease_record.py` makes the costs that an engine reads.
 use crate::table::{Case, data};
 use anyhow::{Context, Result, ensure};
+use batchnorm::cudarc::driver::CudaSlice;
 use batchnorm::cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
 use batchnorm::cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use batchnorm::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 use batchnorm::cudarc::driver::sys::{CUdevice_attribute, CUgraphInstantiate_flags};
-use batchnorm::cudarc::driver::{CudaContext, CudaSlice};
 use batchnorm::{
     Backward, Cuda, DType, Device, Element, Engine, Family, ForwardTrain, Memory, Op, Request,
     Saved, Shape, Tuning,
@@ -35,7 +35,7 @@ pub const EFFORT: Effort = Effort { launches: 20, graphs: 5, calls: 200 };
 
 /// An engine in a context where cudarc records no events, which a graph must not wait for.
 pub fn untracked(ordinal: usize) -> Result<Cuda> {
-    let context = CudaContext::new(ordinal)?;
+    let context = Cuda::new(ordinal)?.stream().context().clone();
     // SAFETY: everything of this program is on the one stream below.
     unsafe { context.disable_event_tracking() };
     Ok(Cuda::on_stream(context.new_stream()?)?)

@@ -53,7 +53,7 @@ pub struct ForwardTrain<'a, M: Memory, E: Element> {
     pub saved: Option<&'a mut Saved<M, E::Acc>>,
     /// Whether the caller keeps y as it is until the backward, and gives it there
     /// ([`Backward::y`](crate::Backward::y)), as a network does whose next layer keeps it as its input.
-    /// Then nothing is copied: [`Cudnn`](crate#features), which reads it again behind a ReLU, otherwise
+    /// Then nothing is copied: `Cudnn`, which reads it again behind a ReLU, otherwise
     /// copies it, a read and a write of the whole tensor. Other engines have no use for it.
     pub y_is_kept: bool,
 }
