@@ -31,6 +31,7 @@ pub use tuning::{Family, Tuning};
 mod arguments;
 mod backward;
 mod costs;
+mod explain;
 mod figures;
 mod forward;
 #[allow(unsafe_code)]
@@ -153,49 +154,6 @@ impl Cuda {
     /// [`Error::Device`](crate::Error::Device).
     pub fn take_nonfinite(&self) -> Result<bool> {
         self.shared.workspace.take_nonfinite(&self.memory)
-    }
-
-    /// How it would serve a request: its kernels and how they cut the tensor.
-    ///
-    /// # Errors
-    /// As [`Engine::supports`]; or the driver does not load the kernels.
-    pub fn explain(&self, shape: &Shape, request: Request) -> Result<String> {
-        self.supports(shape, request)?;
-        let (steps, resident) = match request.op {
-            Op::ForwardTrain => ("stats, stats_finalize, apply", Some(Step::Forward)),
-            Op::ForwardEval => ("apply", None),
-            Op::Backward => {
-                ("backward_sums, backward_finalize, backward_apply", Some(Step::Backward))
-            }
-            Op::BackwardEval => ("backward_sums, backward_finalize", None),
-            Op::Stats => ("stats, stats_finalize", None),
-            Op::MergeStats => return Ok(format!("{NAME}: merge_stats, a thread per channel")),
-            Op::LayerNorm => return Ok(format!("{NAME}: layer_norm, a warp or a block per row")),
-            Op::LayerNormBackward => {
-                let steps = "layer_norm_backward, layer_norm_sums, layer_norm_finalize";
-                return Ok(format!("{NAME}: {steps}, a warp or a block per row"));
-            }
-            Op::OptimizerStep => {
-                return Ok(format!("{NAME}: optimizer_step, a thread per channel"));
-            }
-            Op::Regularize => return Ok(format!("{NAME}: regularize, one block")),
-            Op::Constrain => return Ok(format!("{NAME}: constrain, one block")),
-        };
-        let (plan, dtype) = (self.cut(shape, request.dtype)?, request.dtype);
-        let Some(step) = resident.filter(|_| self.tuning.family != Family::Split) else {
-            return Ok(format!("{NAME}: {steps}; {plan}"));
-        };
-        let modules = &self.shared.modules;
-        let (resident, refused) = (
-            self.resident(shape, dtype, request.activation, step)?,
-            format!("{}{}", modules.refusals, modules.unfit(dtype, request.activation)),
-        );
-        let Some((resident, _)) = resident else {
-            return Ok(format!("{NAME}: {steps}; {plan}{refused}"));
-        };
-        let name = if request.op == Op::Backward { "backward" } else { "forward" };
-        let otherwise = "where a tensor does not start at a multiple of 16 bytes";
-        Ok(format!("{NAME}: {name}_resident; {resident}; {otherwise}: {steps}; {plan}{refused}"))
     }
 
     fn cut(&self, shape: &Shape, dtype: DType) -> Result<Plan> {
