@@ -43,13 +43,19 @@ template <class T, int W> struct Moments {
             fresh[i] = fma_rn(d, d, fresh[i]);
         }
     }
-    /// Before the first of `n` vectors is added: where nothing is known, the mean of two becomes the pivot.
+    /// Before the first of `n` vectors is added: where nothing is known, the mean of these becomes the pivot.
     template <unsigned N> __device__ void begin(const Vector<T, W> (&few)[N], unsigned n) {
         if (count > 0) return;
+        const A each = reciprocal<A>(n);
 #pragma unroll
         for (int i = 0; i < W; i++) {
-            const A one = Element<T>::widen(few[0].get(i)), two = n > 1 ? Element<T>::widen(few[1].get(i)) : one;
-            pivot[i] = one + (two - one) / 2;
+            const A one = Element<T>::widen(few[0].get(i));
+            A sum = 0;
+#pragma unroll
+            for (unsigned k = 1; k < N; k++) {
+                if (k < n) sum += Element<T>::widen(few[k].get(i)) - one;
+            }
+            pivot[i] = one + sum * each;
         }
     }
     /// After the last of them.
