@@ -26,10 +26,10 @@ pub use cudarc; // its streams and slices are what `Cuda` works on
 pub use element::{DType, Element, Plain, Real};
 pub use engine::{
     Activation, Algorithm, Argument, Arguments, Backward, Constrain, Constraint, Cpu, Derivative,
-    EmptyBatch, Engine, EpsRule, ForwardEval, ForwardTrain, Input, LayerNormBackward,
-    LayerNormForward, LayerNormSaved, MergeStats, NonFinite, OneValue, Op, OptimizerStep,
-    Reference, Regularize, Regularizer, Request, Role, Running, RunningRules, Saved, SimdLevel,
-    Statistics, Stats, Variance, Visitor,
+    DoubleBackward, EmptyBatch, Engine, EpsRule, ForwardEval, ForwardTrain, Input,
+    LayerNormBackward, LayerNormForward, LayerNormSaved, MergeStats, NonFinite, OneValue, Op,
+    OptimizerStep, Reference, Regularize, Regularizer, Request, Role, Running, RunningRules, Saved,
+    SimdLevel, Statistics, Stats, Variance, Visitor,
 };
 #[cfg(feature = "cudnn")]
 pub use engine::{Choice, Cudnn, Gpu, Rule};

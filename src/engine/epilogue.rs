@@ -161,6 +161,32 @@ impl Activation {
         }
     }
 
+    /// The derivative of [`derivative`](Self::derivative) for a tensor of `E`: 0 for all but SiLU, hard-swish and
+    /// GELU. At a kink it is that of the side which the derivative is taken from.
+    pub fn second_derivative<E: Element>(self, z: f64) -> f64 {
+        match self {
+            Self::Identity | Self::Relu | Self::LeakyRelu { .. } | Self::Relu6 => 0.0,
+            Self::Silu => {
+                let s = 1.0 / (1.0 + (-z).exp());
+                let rest = 1.0 / (1.0 + z.exp());
+                s * rest * (2.0 + z * (rest - s))
+            }
+            Self::HardSwish => {
+                let decides = rounded::<E>(z);
+                if decides <= -3.0 || decides >= 3.0 { 0.0 } else { 1.0 / 3.0 }
+            }
+            Self::Gelu => {
+                let z = z.clamp(-50.0, 50.0); // beyond which it is 0
+                (2.0 - z * z) * (-0.5 * z * z).exp() * INV_SQRT_2PI
+            }
+        }
+    }
+
+    /// Whether its derivative changes other than at kinks.
+    pub(crate) const fn is_curved(self) -> bool {
+        matches!(self, Self::Silu | Self::HardSwish | Self::Gelu)
+    }
+
     /// Whether the derivative of one that is 1 or [`negative_slope`](Self::negative_slope) is 1: the bit
     /// that a mask holds.
     pub(crate) fn is_one<E: Element>(self, z: f64) -> bool {
@@ -264,6 +290,29 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn second_derivatives_are_those_of_the_derivatives() {
+        for activation in Activation::ALL {
+            for z in (-80..=80).map(|k| 0.1 * f64::from(k) + 0.017) {
+                let h = 1e-5;
+                let [above, below] = [z + h, z - h].map(|z| activation.derivative::<f64>(z));
+                let (slope, second) =
+                    ((above - below) / (2.0 * h), activation.second_derivative::<f64>(z));
+                assert!(
+                    abs_diff_eq!(slope, second, epsilon = 1e-8),
+                    "{activation} at {z}: {second}"
+                );
+                assert!(activation.is_curved() || second == 0.0, "{activation}");
+            }
+        }
+        // Far out nothing is left of it, and NaN stays.
+        for activation in [Activation::Silu, Activation::Gelu, Activation::HardSwish] {
+            assert_eq!([-1e200, 1e200].map(|z| activation.second_derivative::<f64>(z)), [0.0; 2]);
+        }
+        assert!(Activation::Silu.second_derivative::<f64>(f64::NAN).is_nan());
+        assert_eq!(Activation::HardSwish.second_derivative::<bf16>(2.999), 0.0);
     }
 
     #[test]

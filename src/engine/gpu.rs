@@ -1,7 +1,8 @@
 //! Our kernels or cuDNN, whichever is faster: per operation, dtype and shape, by a table.
 use super::{
-    Activation, Backward, Constrain, Cuda, Cudnn, Engine, ForwardEval, ForwardTrain,
-    LayerNormBackward, LayerNormForward, MergeStats, Op, OptimizerStep, Regularize, Request, Stats,
+    Activation, Backward, Constrain, Cuda, Cudnn, DoubleBackward, Engine, ForwardEval,
+    ForwardTrain, LayerNormBackward, LayerNormForward, MergeStats, Op, OptimizerStep, Regularize,
+    Request, Stats,
 };
 use crate::memory::new_stream;
 use crate::{DType, Device, Element, Error, Real, Result, Shape};
@@ -278,6 +279,21 @@ impl Engine for Gpu {
             Err(Error::Unsupported { .. }) if !gates => self.cuda.launch_backward(shape, args),
             done => done,
         }
+    }
+
+    fn double_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: DoubleBackward<'_, Device, E>,
+    ) -> Result<()> {
+        let (forward, _) = args.saved.made()?;
+        let is_cudnn = self.cudnn().is_some_and(|cudnn| cudnn.name() == forward.engine);
+        if !is_cudnn || forward.activation != Activation::Identity {
+            return self.cuda.double_backward(shape, args);
+        }
+        // Statistics and parameters alone are saved, which mean the same to both.
+        args.check_on(self.memory(), shape)?;
+        self.cuda.launch_double_backward(shape, args)
     }
 
     fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Device, E>) -> Result<()> {

@@ -40,9 +40,10 @@ pub use epilogue::{Activation, Derivative};
 pub use gpu::{Choice, Gpu, Rule};
 pub use layer_norm::{EpsRule, LayerNormSaved};
 pub use ops::{
-    Argument, Arguments, Backward, Constrain, EmptyBatch, ForwardEval, ForwardTrain, Input,
-    LayerNormBackward, LayerNormForward, MergeStats, NonFinite, OneValue, Op, OptimizerStep,
-    Regularize, Request, Role, Running, RunningRules, Statistics, Stats, Variance, Visitor,
+    Argument, Arguments, Backward, Constrain, DoubleBackward, EmptyBatch, ForwardEval,
+    ForwardTrain, Input, LayerNormBackward, LayerNormForward, MergeStats, NonFinite, OneValue, Op,
+    OptimizerStep, Regularize, Request, Role, Running, RunningRules, Statistics, Stats, Variance,
+    Visitor,
 };
 pub use optimizer::Algorithm;
 pub(crate) use optimizer::check_from_0;
@@ -119,6 +120,16 @@ pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
         &self,
         shape: &Shape,
         args: Backward<'_, Self::Memory, E>,
+    ) -> Result<()>;
+    /// The gradients of a [`backward`](Self::backward), given those of its results: for losses that are made of
+    /// gradients, such as a gradient penalty.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    fn double_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        args: DoubleBackward<'_, Self::Memory, E>,
     ) -> Result<()>;
     /// Mean and variance of this part of a batch, in f64: one device's share of synchronized
     /// statistics.

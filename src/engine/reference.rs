@@ -2,10 +2,13 @@
 use super::check::{check_values_per_channel, total_count};
 use super::saved::{Buffers, ByChannel, Opened};
 use super::{Activation, Backward, Derivative, Engine, ForwardEval, ForwardTrain, Input};
-use super::{Constrain, MergeStats, OptimizerStep, Regularize, Request, Statistics, Stats};
+use super::{
+    Constrain, DoubleBackward, MergeStats, OptimizerStep, Regularize, Request, Statistics, Stats,
+};
 use super::{LayerNormBackward, LayerNormForward};
 use crate::{Element, Host, Real, Result, Shape};
 
+mod double_backward;
 mod layer_norm;
 mod parameters;
 
@@ -136,6 +139,14 @@ impl Engine for Reference {
             }
         }
         Ok(())
+    }
+
+    fn double_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        args: DoubleBackward<'_, Host, E>,
+    ) -> Result<()> {
+        double_backward::double_backward(self, shape, args)
     }
 
     fn stats<E: Element>(&self, shape: &Shape, mut args: Stats<'_, Host, E>) -> Result<()> {

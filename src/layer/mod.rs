@@ -4,6 +4,7 @@ use crate::{Activation, Engine, Error, Memory, NonFinite, Plain, Real, Result};
 
 mod affine;
 mod config;
+mod double_backward;
 mod fold;
 mod initializer;
 mod layer_norm;

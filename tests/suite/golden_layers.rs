@@ -38,6 +38,7 @@ fn every_golden_tensor_is_judged() {
         for name in document.names() {
             let is_input = name.starts_with('x') || name.starts_with("grad_y");
             let is_input = is_input
+                || name.starts_with("v_")
                 || document.kind == "fold" && name.starts_with("conv_")
                 || document.kind == "optimizer" && name.starts_with("grad_")
                 || document.kind.starts_with("population")

@@ -2,9 +2,9 @@
 use super::faults::{Fault, RowsOn};
 use super::run::{Buf, SavedOn};
 use batchnorm::{
-    Activation, Algorithm, Backward, Constrain, Constraint, Element, Engine, ForwardEval,
-    ForwardTrain, Input, LayerNormBackward, LayerNormForward, Memory, MergeStats, OptimizerStep,
-    Regularize, Regularizer, Stats,
+    Activation, Algorithm, Backward, Constrain, Constraint, DoubleBackward, Element, Engine,
+    ForwardEval, ForwardTrain, Input, LayerNormBackward, LayerNormForward, Memory, MergeStats,
+    OptimizerStep, Regularize, Regularizer, Stats,
 };
 
 /// What arguments are made of before they have their buffers.
@@ -56,6 +56,13 @@ impl<E: Element, G: Engine> Blank<E, G> {
             args.grad_y = Input::InPlace;
         }
         args
+    }
+    pub fn double_backward<'a>(
+        &'a mut self,
+        saved: &'a SavedOn<G, E>,
+    ) -> DoubleBackward<'a, G::Memory, E> {
+        let [x, grad_y] = &self.tensors;
+        DoubleBackward::new(saved, G::Memory::view(x), G::Memory::view(grad_y))
     }
     pub fn stats(&mut self) -> Stats<'_, G::Memory, E> {
         let ([x, _], [record, _]) = (&self.tensors, &mut self.records);

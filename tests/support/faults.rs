@@ -62,6 +62,7 @@ pub enum Operation {
     Eval,
     EvalByRecord,
     Backward,
+    DoubleBackward,
     Stats,
     Merge,
     OptimizerStep,
@@ -80,11 +81,12 @@ fn rows(shape: &Shape) -> Shape {
 }
 
 impl Operation {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Train,
         Self::Eval,
         Self::EvalByRecord,
         Self::Backward,
+        Self::DoubleBackward,
         Self::Stats,
         Self::Merge,
         Self::OptimizerStep,
@@ -111,6 +113,7 @@ impl Operation {
             Self::Train => list(desk.held(&mut blank.train(fault), |_| None)),
             Self::Eval | Self::EvalByRecord => list(desk.held(&mut blank.eval(fault), |_| None)),
             Self::Backward => list(desk.held(&mut blank.backward(fault, &saved), |_| None)),
+            Self::DoubleBackward => list(desk.held(&mut blank.double_backward(&saved), |_| None)),
             Self::Stats => list(desk.held(&mut blank.stats(), |_| None)),
             Self::Merge => list(desk.held(&mut blank.merge(fault), |_| None)),
             Self::LayerNorm => list(desk.held(&mut blank.layer_norm(fault), |_| None)),
@@ -137,6 +140,7 @@ impl Operation {
             Self::Train => desk.train::<E>(shape, None, views),
             Self::Eval | Self::EvalByRecord => desk.eval::<E>(shape, None, views),
             Self::Backward => desk.backward::<E>(shape, saved, views),
+            Self::DoubleBackward => desk.double_backward::<E>(shape, saved, views),
             Self::Stats => desk.stats::<E>(shape, views),
             Self::Merge => {
                 let record = [vec![0.5; 3 * shape.channels()], vec![7.0]].concat();
@@ -271,6 +275,7 @@ impl<G: Engine> Desk<'_, G> {
         Held::new::<G::Memory>(args, |argument, _| {
             let Argument { name, role, .. } = argument;
             let not_plain = role == Role::Sums || name == "grad_residual";
+            let not_plain = not_plain || ["v_residual", "gg_residual"].contains(&name);
             if fault.without == name || fault.plain && not_plain {
                 return None;
             }
@@ -317,6 +322,15 @@ impl<G: Engine> Desk<'_, G> {
     ) -> Called {
         call!(self, views, |blank: E| blank.backward(self.fault, saved), |engine, args| engine
             .backward(shape, args))
+    }
+    fn double_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        saved: &SavedOn<G, E>,
+        views: impl Views<G::Memory>,
+    ) -> Called {
+        call!(self, views, |blank: E| blank.double_backward(saved), |engine, args| engine
+            .double_backward(shape, args))
     }
     fn layer_norm<E: Element>(
         &self,

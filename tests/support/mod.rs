@@ -8,6 +8,7 @@ pub mod call;
 pub mod cuda;
 #[cfg(all(feature = "cudnn", target_os = "linux"))]
 pub mod cudnn;
+pub mod doubly;
 pub mod engines;
 pub mod faults;
 pub mod files;

@@ -1,9 +1,9 @@
 //! The operations compiled for each of the four types in this crate, once: a program that uses the
 //! engine only links them, whatever its own optimization, instead of compiling every level of vector
 //! instructions of every type again. That was most of what a test program took to build.
-use super::{Cpu, backward, forward, layer_norm, stats};
+use super::{Cpu, backward, double_backward, forward, layer_norm, stats};
 use crate::engine::{
-    Backward, ForwardEval, ForwardTrain, LayerNormBackward, LayerNormForward, Stats,
+    Backward, DoubleBackward, ForwardEval, ForwardTrain, LayerNormBackward, LayerNormForward, Stats,
 };
 use crate::{Element, Host, Result, Shape};
 use half::{bf16, f16};
@@ -20,6 +20,14 @@ pub trait CpuOperations: Sized {
         Self: Element;
     #[doc(hidden)]
     fn backward(cpu: &Cpu, shape: &Shape, args: Backward<'_, Host, Self>) -> Result<()>
+    where
+        Self: Element;
+    #[doc(hidden)]
+    fn double_backward(
+        cpu: &Cpu,
+        shape: &Shape,
+        args: DoubleBackward<'_, Host, Self>,
+    ) -> Result<()>
     where
         Self: Element;
     #[doc(hidden)]
@@ -55,6 +63,14 @@ macro_rules! operations {
             #[inline(never)]
             fn backward(cpu: &Cpu, shape: &Shape, args: Backward<'_, Host, $t>) -> Result<()> {
                 backward::backward(cpu, shape, args)
+            }
+            #[inline(never)]
+            fn double_backward(
+                cpu: &Cpu,
+                shape: &Shape,
+                args: DoubleBackward<'_, Host, $t>,
+            ) -> Result<()> {
+                double_backward::double_backward(cpu, shape, args)
             }
             #[inline(never)]
             fn stats(cpu: &Cpu, shape: &Shape, args: Stats<'_, Host, $t>) -> Result<()> {

@@ -214,16 +214,16 @@ fn sums_of_columns<E: Element>(
     }
 }
 
-/// Adds up the slots of all tiles of a block, which are overwritten: `sum(g)` of its channels in
-/// the first half of `into`, `sum(g * (x - mean))` in the second.
+/// Adds up the slots of all tiles of a block, which are overwritten: every sum of its channels into as many
+/// values of `into` as a block has channels, `sum(g)` and then `sum(g * (x - mean))` in a backward.
 pub(super) fn merge(simd: Simd, plan: &Plan, slots: &mut [f64], into: &mut [f64]) {
-    let half = plan.slot_len() / 2;
-    let (first, others) = slots.split_at_mut(2 * half);
-    for slot in others.chunks(2 * half) {
+    let (part, n) = (plan.slot_len() / 2, plan.block_channels());
+    let slot_len = into.len() / n * part;
+    let (first, others) = slots.split_at_mut(slot_len);
+    for slot in others.chunks(slot_len) {
         sums::add_f64(simd, first, slot);
     }
-    let n = into.len() / 2;
-    for (columns, into) in first.chunks_mut(half).zip(into.chunks_mut(n)) {
+    for (columns, into) in first.chunks_mut(part).zip(into.chunks_mut(n)) {
         if plan.is_joined() {
             let (columns, more) = columns.split_at_mut(plan.row());
             more.chunks(plan.row()).for_each(|more| sums::add_f64(simd, columns, more));

@@ -17,7 +17,10 @@
 //! coefficients of channels, `parameters` changes those of a layer. `compiled` leads from the trait to the operations of a type.
 use super::check::{check_values_per_channel, total_count};
 use super::{Backward, Derivative, Engine, ForwardEval, ForwardTrain};
-use super::{Constrain, MergeStats, OneValue, OptimizerStep, Regularize, Request, Running, Stats};
+use super::{
+    Constrain, DoubleBackward, MergeStats, OneValue, OptimizerStep, Regularize, Request, Running,
+    Stats,
+};
 use super::{LayerNormBackward, LayerNormForward};
 use crate::{Element, Host, Real, Result, Shape};
 pub use simd::SimdLevel;
@@ -30,6 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 mod backward;
 pub(crate) mod compiled;
+mod double_backward;
 mod elementwise;
 mod extremes;
 mod forward;
@@ -132,6 +136,13 @@ impl Engine for Cpu {
     }
     fn backward<E: Element>(&self, shape: &Shape, args: Backward<'_, Host, E>) -> Result<()> {
         E::backward(self, shape, args)
+    }
+    fn double_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        args: DoubleBackward<'_, Host, E>,
+    ) -> Result<()> {
+        E::double_backward(self, shape, args)
     }
     fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Host, E>) -> Result<()> {
         E::stats(self, shape, args)

@@ -20,6 +20,10 @@ pub(super) trait TwoPass: Sync {
     type Outputs: Outputs;
     /// Values of `cached`.
     fn cached_len(&self) -> usize;
+    /// Sums that the first pass makes of every channel.
+    fn sums(&self) -> usize {
+        2
+    }
     /// What the first pass needs of a block.
     fn prepare(&self, block: usize, cached: &mut [f64]);
     /// The first pass over a tile.
@@ -40,7 +44,12 @@ pub(super) type Part<'o, T> = <<T as TwoPass>::Outputs as Outputs>::Part<'o>;
 
 /// Values that [`two_pass`] works in.
 pub(super) fn workspace_len(plan: &Plan, operation: &impl TwoPass) -> usize {
-    plan.tiles() * plan.slot_len() + plan.blocks() * operation.cached_len()
+    plan.tiles() * slot_len(plan, operation) + plan.blocks() * operation.cached_len()
+}
+
+/// Values kept of a tile.
+fn slot_len(plan: &Plan, operation: &impl TwoPass) -> usize {
+    plan.slot_len() / 2 * operation.sums()
 }
 
 /// Runs all steps but the last; returns what is cached for the blocks, one after the other.
@@ -50,7 +59,7 @@ pub(super) fn two_pass<'w, T: TwoPass>(
     outputs: &mut T::Outputs,
     workspace: &'w mut [f64],
 ) -> &'w [f64] {
-    let (slot_len, cached_len) = (plan.slot_len(), operation.cached_len());
+    let (slot_len, cached_len) = (slot_len(plan, operation), operation.cached_len());
     let (slots, all_cached) = workspace.split_at_mut(plan.tiles() * slot_len);
     if plan.whole_channels() {
         let slots = Slots::new(slots, slot_len);

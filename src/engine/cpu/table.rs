@@ -97,14 +97,14 @@ impl<'a, A: Real> Statistics<'a, A> {
     }
 }
 
-fn split<A, const N: usize>(mut rest: &[A], n: usize) -> [&[A]; N] {
+pub(super) fn split<A, const N: usize>(mut rest: &[A], n: usize) -> [&[A]; N] {
     let mut fields = [&[][..]; N];
     for field in &mut fields {
         (*field, rest) = rest.split_at(n);
     }
     fields
 }
-fn split_mut<A, const N: usize>(mut rest: &mut [A], n: usize) -> [&mut [A]; N] {
+pub(super) fn split_mut<A, const N: usize>(mut rest: &mut [A], n: usize) -> [&mut [A]; N] {
     [(); N].map(|()| {
         let (field, more) = std::mem::take(&mut rest).split_at_mut(n);
         rest = more;

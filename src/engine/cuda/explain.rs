@@ -1,6 +1,6 @@
 //! What an engine would do, in words.
 use super::resident::Step;
-use super::{Cuda, Family, NAME};
+use super::{Cuda, Family, NAME, double_backward};
 use crate::engine::{Engine, Op, Request};
 use crate::{Result, Shape};
 
@@ -18,6 +18,15 @@ impl Cuda {
                 ("backward_sums, backward_finalize, backward_apply", Some(Step::Backward))
             }
             Op::BackwardEval => ("backward_sums, backward_finalize", None),
+            Op::DoubleBackward => {
+                let curved = if request.activation.is_curved() { "_curved" } else { "" };
+                let [sums, apply] =
+                    ["sums", "apply"].map(|step| format!("double_backward_{step}{curved}"));
+                return Ok(format!(
+                    "{NAME}: {sums}, double_backward_finalize, {apply}; {}",
+                    double_backward::cut(shape, request.dtype)
+                ));
+            }
             Op::Stats => ("stats, stats_finalize", None),
             Op::MergeStats => return Ok(format!("{NAME}: merge_stats, a thread per channel")),
             Op::LayerNorm => return Ok(format!("{NAME}: layer_norm, a warp or a block per row")),

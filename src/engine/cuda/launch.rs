@@ -25,8 +25,10 @@ macro_rules! arguments {
     };
 }
 
+mod double_backward;
 mod layer_norm;
 
+pub(super) use double_backward::{Cut, DoubleLauncher, Follows, Parameters, Reads, Writes};
 pub(super) use layer_norm::{LayerNorm, RowLauncher, Rows};
 
 /// The kernels of one type of elements, on a stream. Those of the split family are loaded by the first
@@ -64,7 +66,7 @@ const CALL: &str = "cuLaunchKernel";
 const BLOCK: u32 = 128;
 const WARPS: u32 = BLOCK / 32;
 
-/// Launches a kernel: the functions below, and those of `layer_norm`, alone call it.
+/// Launches a kernel: the functions below, and those of `layer_norm` and `double_backward`, alone call it.
 fn submit(
     stream: &Bound<'_>,
     kernel: &CudaFunction,

@@ -8,7 +8,7 @@ use super::check::{check_values_per_channel, total_count};
 use super::ops::check_rows;
 use super::pointers::{Pointers, Ptr};
 use super::{
-    Activation, Backward, Constrain, Derivative, Engine, ForwardEval, ForwardTrain,
+    Activation, Backward, Constrain, Derivative, DoubleBackward, Engine, ForwardEval, ForwardTrain,
     LayerNormBackward, LayerNormForward, MergeStats, OneValue, Op, OptimizerStep, Regularize,
     Request, Stats,
 };
@@ -31,6 +31,7 @@ pub use tuning::{Family, Tuning};
 mod arguments;
 mod backward;
 mod costs;
+mod double_backward;
 mod explain;
 mod figures;
 mod forward;
@@ -249,6 +250,11 @@ impl Engine for Cuda {
         }
         let plan = self.cut(shape, request.dtype)?;
         let activation = request.activation;
+        if request.op == Op::DoubleBackward {
+            self.shared.modules.double_backward(request.dtype)?;
+            let layout = double_backward::layout(shape, request.dtype);
+            return self.shared.workspace.room(&self.memory, layout).map(drop);
+        }
         if matches!(request.op, Op::OptimizerStep | Op::Regularize | Op::Constrain) {
             return self.shared.parameters.load(self.stream());
         }
@@ -297,6 +303,15 @@ impl Engine for Cuda {
     fn backward<E: Element>(&self, shape: &Shape, mut args: Backward<'_, Device, E>) -> Result<()> {
         args.check(self, shape)?;
         self.launch_backward(shape, args)
+    }
+
+    fn double_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: DoubleBackward<'_, Device, E>,
+    ) -> Result<()> {
+        args.check(self, shape)?;
+        self.launch_double_backward(shape, args)
     }
 
     fn stats<E: Element>(&self, shape: &Shape, mut args: Stats<'_, Device, E>) -> Result<()> {

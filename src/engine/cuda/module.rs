@@ -167,6 +167,28 @@ impl LayerNormKernels {
     }
 }
 
+/// The kernels of a double backward.
+pub(super) struct DoubleBackwardKernels {
+    /// Those without an activation that is curved, and with one.
+    pub sums: [CudaFunction; 2],
+    pub apply: [CudaFunction; 2],
+    /// Of the accumulating type.
+    pub finalize: CudaFunction,
+}
+
+impl DoubleBackwardKernels {
+    fn load(module: &Arc<CudaModule>, dtype: DType) -> Result<Self> {
+        let acc = if dtype == DType::F64 { dtype } else { DType::F32 };
+        let kernel =
+            |name: &str, dtype: DType| function(module, &format!("double_backward_{name}_{dtype}"));
+        Ok(Self {
+            sums: [kernel("sums", dtype)?, kernel("sums_curved", dtype)?],
+            apply: [kernel("apply", dtype)?, kernel("apply_curved", dtype)?],
+            finalize: kernel("finalize", acc)?,
+        })
+    }
+}
+
 /// The kernels, or why the device has no room for them.
 type Fit = std::result::Result<Arc<ResidentKernels>, String>;
 
@@ -181,6 +203,7 @@ pub(super) struct Modules {
     /// Of launches of these.
     pub refusals: Refusals,
     layer_norm: [Mutex<Option<Arc<LayerNormKernels>>>; DTYPES.len()],
+    double_backward: [Mutex<Option<Arc<DoubleBackwardKernels>>>; DTYPES.len()],
 }
 
 impl Modules {
@@ -195,9 +218,18 @@ impl Modules {
             return Ok(modules);
         }
         let context = context.clone();
-        let (loaded, any, resident, refusals, layer_norm) = Default::default();
-        let modules =
-            Arc::new(Self { context, capability, loaded, any, resident, refusals, layer_norm });
+        let (loaded, any, resident, refusals) = Default::default();
+        let (layer_norm, double_backward) = Default::default();
+        let modules = Arc::new(Self {
+            context,
+            capability,
+            loaded,
+            any,
+            resident,
+            refusals,
+            layer_norm,
+            double_backward,
+        });
         all.push(Arc::downgrade(&modules));
         Ok(modules)
     }
@@ -246,6 +278,18 @@ impl Modules {
         }
         let module = load(&self.context, "layer_norm", self.capability)?;
         let kernels = Arc::new(LayerNormKernels::load(&module, dtype)?);
+        Ok(loaded.insert(kernels).clone())
+    }
+
+    /// Those of a double backward.
+    pub fn double_backward(&self, dtype: DType) -> Result<Arc<DoubleBackwardKernels>> {
+        let place = &self.double_backward[index(dtype)];
+        let mut loaded = place.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernels) = &*loaded {
+            return Ok(kernels.clone());
+        }
+        let module = load(&self.context, "double_backward", self.capability)?;
+        let kernels = Arc::new(DoubleBackwardKernels::load(&module, dtype)?);
         Ok(loaded.insert(kernels).clone())
     }
 

@@ -62,6 +62,7 @@ pub(super) const LIMITS: &[Limit] = &[
             Op::ForwardTrain | Op::ForwardEval | Op::Backward => None,
             Op::OptimizerStep | Op::Regularize | Op::Constrain => None, // kernels of ours
             Op::BackwardEval => Some("there is no backward through frozen statistics".into()),
+            Op::DoubleBackward => Some("there is no backward of a backward".into()),
             Op::Stats => Some("there is no call for statistics alone".into()),
             Op::MergeStats => Some("there is no call that merges statistics".into()),
             Op::LayerNorm | Op::LayerNormBackward => {

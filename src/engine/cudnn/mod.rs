@@ -7,8 +7,8 @@
 use super::parameters::Parameters;
 use super::per_stream::{OfStream, PerStream};
 use super::{
-    Backward, Constrain, Engine, ForwardEval, ForwardTrain, LayerNormBackward, LayerNormForward,
-    MergeStats, Op, OptimizerStep, Regularize, Request, Stats,
+    Backward, Constrain, DoubleBackward, Engine, ForwardEval, ForwardTrain, LayerNormBackward,
+    LayerNormForward, MergeStats, Op, OptimizerStep, Regularize, Request, Stats,
 };
 use crate::memory::{check_stream, new_stream};
 use crate::{DType, Device, Element, Error, Real, Result, Shape, library};
@@ -35,7 +35,7 @@ const NAME: &str = "cudnn";
 ///
 /// It serves what cuDNN serves and refuses the rest with [`Error::Unsupported`], which names the
 /// limit; [`Gpu`](crate::Gpu) serves everything. Beyond a limit are statistics without a
-/// normalization, evaluation by a record of them, backward through frozen ones, evaluation with a ReLU,
+/// normalization, the backward of a backward, evaluation by a record of them, backward through frozen ones, evaluation with a ReLU,
 /// a ReLU on anything but f16 with channels last, and a backward in place. A call that nobody has tried is made, and becomes
 /// the same error where cuDNN refuses it.
 ///
@@ -263,6 +263,15 @@ impl Engine for Cudnn {
     fn backward<E: Element>(&self, shape: &Shape, mut args: Backward<'_, Device, E>) -> Result<()> {
         args.check(self, shape)?;
         self.launch_backward(shape, args)
+    }
+
+    fn double_backward<E: Element>(
+        &self,
+        shape: &Shape,
+        mut args: DoubleBackward<'_, Device, E>,
+    ) -> Result<()> {
+        args.check(self, shape)?;
+        Err(no_call(args.request()?, shape))
     }
 
     fn stats<E: Element>(&self, shape: &Shape, mut args: Stats<'_, Device, E>) -> Result<()> {

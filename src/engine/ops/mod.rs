@@ -13,6 +13,7 @@ use crate::{Element, Error, Memory, Real, Result, Shape};
 
 mod backward;
 mod constrain;
+mod double_backward;
 mod forward_eval;
 mod forward_train;
 mod layer_norm;
@@ -26,6 +27,7 @@ mod stats;
 
 pub use backward::Backward;
 pub use constrain::Constrain;
+pub use double_backward::DoubleBackward;
 pub use forward_eval::{ForwardEval, Input, Statistics};
 pub use forward_train::ForwardTrain;
 pub(super) use layer_norm::check_rows;
@@ -162,6 +164,7 @@ mod sealed {
     impl<M: Memory, E: Element> Sealed for super::ForwardTrain<'_, M, E> {}
     impl<M: Memory, E: Element> Sealed for super::ForwardEval<'_, M, E> {}
     impl<M: Memory, E: Element> Sealed for super::Backward<'_, M, E> {}
+    impl<M: Memory, E: Element> Sealed for super::DoubleBackward<'_, M, E> {}
     impl<M: Memory, E: Element> Sealed for super::Stats<'_, M, E> {}
     impl<M: Memory, P: Real> Sealed for super::MergeStats<'_, M, P> {}
     impl<M: Memory, E: Element> Sealed for super::LayerNormForward<'_, M, E> {}

@@ -35,9 +35,9 @@ pub struct Request {
     pub y_is_kept: bool,
     /// Of [`Op::ForwardEval`]: whether the statistics are a record.
     pub by_record: bool,
-    /// Of a backward: whether the gradient of x is asked for.
+    /// Of a backward, the double one too: whether the gradient of x is asked for.
     pub grad_x: bool,
-    /// Of a backward with a residual: whether the gradient of that is asked for.
+    /// Of a backward with a residual, the double one too: whether the gradient of that is asked for.
     pub grad_residual: bool,
     /// Of a backward: whether it is that of a part of a batch, with sums to write or to take.
     pub sums: bool,
@@ -172,6 +172,8 @@ pub enum Op {
     Backward,
     /// [`Engine::backward`](crate::Engine::backward) through frozen statistics.
     BackwardEval,
+    /// [`Engine::double_backward`](crate::Engine::double_backward), through whichever statistics.
+    DoubleBackward,
     /// [`Engine::stats`](crate::Engine::stats).
     Stats,
     /// [`Engine::merge_stats`](crate::Engine::merge_stats).

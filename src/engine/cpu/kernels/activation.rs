@@ -153,6 +153,60 @@ pub fn differentiate<A: Real>(
     );
 }
 
+/// Multiplies `n` gradients by the second derivatives of an activation that is curved, at `z`. One of 0
+/// stops what is not finite, too.
+pub fn differentiate_twice<A: Real>(
+    simd: Simd,
+    activation: Activation,
+    kinks: Kinks<A>,
+    z: &Block<A>,
+    g: &mut Block<A>,
+    n: usize,
+) {
+    let (zero, two) = (A::default(), A::from_f64(2.0));
+    simd.vectorize(
+        #[inline(always)]
+        |_| match activation {
+            Activation::Silu => multiply(
+                z,
+                g,
+                n,
+                #[inline(always)]
+                |z| {
+                    let (s, rest) = sigmoid(z);
+                    s * rest * (two + z * (rest - s))
+                },
+            ),
+            Activation::HardSwish => {
+                let third = A::from_f64(1.0 / 3.0);
+                multiply(
+                    z,
+                    g,
+                    n,
+                    #[inline(always)]
+                    move |z| {
+                        if (z <= kinks.minus_three) | (z >= kinks.three) { zero } else { third }
+                    },
+                );
+            }
+            Activation::Gelu => {
+                let density = A::from_f64(0.398_942_280_401_432_7); // 1 / sqrt(2 pi)
+                multiply(
+                    z,
+                    g,
+                    n,
+                    #[inline(always)]
+                    move |z| {
+                        let z = clamp(z, zero - A::FAR, A::FAR); // whose square is in range
+                        (two - z * z) * normal(z).1 * density
+                    },
+                );
+            }
+            _ => (),
+        },
+    );
+}
+
 /// Replaces `n` values by 1 where the derivative is 1, by 0 where it is not: of an activation that has
 /// two derivatives.
 pub fn ones<A: Real>(

@@ -7,6 +7,7 @@
 //! of lanes, and no multiplication is fused with an addition: every level computes the same bits.
 pub(super) mod activation;
 pub(super) mod convert;
+pub(super) mod double_backward;
 pub(super) mod elementwise;
 pub(crate) mod math;
 pub(super) mod moments;

@@ -9,6 +9,7 @@ use batchnorm::{Element, Engine, Error};
 use std::collections::BTreeMap;
 
 mod batch_always;
+mod double_backward;
 mod fold;
 mod frozen;
 mod keras_old_std;
@@ -95,6 +96,7 @@ type Runner<G> = fn(&G, &Document) -> Result<Outcome>;
 fn runner<G: Engine, E: Element>(kind: &str) -> Option<Runner<G>> {
     Some(match kind {
         "batch_always" => batch_always::run::<G, E>,
+        "double_backward" => double_backward::run::<G, E>,
         "fold" => fold::run::<G, E>,
         "frozen" => frozen::run::<G, E>,
         "keras_old_std" => keras_old_std::run::<G, E>,

@@ -1,0 +1,416 @@
+// The gradients of a backward: sums of every channel, and what they make of the elements. All sums and coefficients are
+// in f64, as is what an element adds to them, so that no product of f32 leaves its range; what an activation is taken
+// at is what forward and backward compute, the same bits.
+#include "extremes.cuh"
+#include <cstddef>
+
+/// How the tensor is cut: a block takes a part of one channel where its runs are long, else of 32 columns.
+struct Cut {
+    /// Elements of the tensor, of a channel in a row of all channels, of such a row, and of as many of them as make up
+    /// 32 columns. A row of one channel is all of it.
+    u64 elements, inner, row, width;
+    /// Values of a channel, or rows of columns, of a part.
+    u64 chunk;
+    unsigned channels, chunks;
+    /// Whether a block takes a channel.
+    unsigned runs;
+    /// Elements of a byte of the mask.
+    unsigned lanes;
+};
+/// What is read; null where it is absent.
+template <class T> struct Reads {
+    const T *x, *grad_y, *residual, *v_x, *v_residual;
+    const unsigned char *mask;
+};
+template <class T> struct Writes {
+    T *gg_grad_y, *gg_x, *gg_residual;
+};
+/// What follows the normalization, by its number, and what its derivatives are taken from.
+template <class A> struct Follows {
+    unsigned activation, source;
+    /// Where the derivative is not 1.
+    A slope;
+};
+/// What is given and written of every channel.
+template <class A> struct Parameters {
+    const A *v_weight, *v_bias;
+    A *gg_weight, *gg_bias;
+    unsigned *nonfinite;
+    unsigned accumulate;
+    /// Whether gradients flow through the statistics.
+    unsigned batch;
+};
+
+// The library's test in src/engine/cuda/launch/double_backward.rs reads these lines.
+#define FIELD(type, field, place) static_assert(offsetof(type, field) == place, "the library has it elsewhere")
+#define SIZE(type, bytes) static_assert(sizeof(type) == bytes, "the library has it in another size")
+SIZE(Cut, 56);
+FIELD(Cut, elements, 0);
+FIELD(Cut, inner, 8);
+FIELD(Cut, row, 16);
+FIELD(Cut, width, 24);
+FIELD(Cut, chunk, 32);
+FIELD(Cut, channels, 40);
+FIELD(Cut, chunks, 44);
+FIELD(Cut, runs, 48);
+FIELD(Cut, lanes, 52);
+SIZE(Channels<float>, 40);
+FIELD(Channels<float>, mean, 0);
+FIELD(Channels<float>, mean_rest, 8);
+FIELD(Channels<float>, invstd, 16);
+FIELD(Channels<float>, weight, 24);
+FIELD(Channels<float>, bias, 32);
+SIZE(Reads<float>, 48);
+FIELD(Reads<float>, x, 0);
+FIELD(Reads<float>, grad_y, 8);
+FIELD(Reads<float>, residual, 16);
+FIELD(Reads<float>, v_x, 24);
+FIELD(Reads<float>, v_residual, 32);
+FIELD(Reads<float>, mask, 40);
+SIZE(Writes<float>, 24);
+FIELD(Writes<float>, gg_grad_y, 0);
+FIELD(Writes<float>, gg_x, 8);
+FIELD(Writes<float>, gg_residual, 16);
+SIZE(Follows<float>, 12);
+FIELD(Follows<float>, activation, 0);
+FIELD(Follows<float>, source, 4);
+FIELD(Follows<float>, slope, 8);
+SIZE(Follows<double>, 16);
+FIELD(Follows<double>, activation, 0);
+FIELD(Follows<double>, source, 4);
+FIELD(Follows<double>, slope, 8);
+SIZE(Parameters<float>, 48);
+FIELD(Parameters<float>, v_weight, 0);
+FIELD(Parameters<float>, v_bias, 8);
+FIELD(Parameters<float>, gg_weight, 16);
+FIELD(Parameters<float>, gg_bias, 24);
+FIELD(Parameters<float>, nonfinite, 32);
+FIELD(Parameters<float>, accumulate, 40);
+FIELD(Parameters<float>, batch, 44);
+
+constexpr unsigned BLOCK = 256, WARPS = BLOCK / 32;
+/// Sums of a channel: of `g`, `g xhat`, `v`, `v xhat`, `v g`; and, q being `grad_y * a''`, where an activation is
+/// curved, of `q`, `q xhat`, `q xhat^2`, `q v`, `q v xhat`, `q r`, `q r xhat`.
+constexpr unsigned PLAIN = 5, CURVED = 12;
+/// Elements whose loads are in flight together: those of f64 take twice the registers.
+template <class T> constexpr unsigned BATCH = sizeof(T) == 8 ? 2 : 4;
+
+/// Of a channel: of `v_x`, xhat and alone in u; of `v_x`, `g`, xhat and alone in the gradient of x. The first is also
+/// that of the curved part in it.
+struct Made {
+    double scale, u_xhat, u_one, x_v, x_g, x_xhat, x_one;
+};
+
+template <class A, class T, bool IS_CURVED> struct Follow {
+    Follows<A> by;
+
+    __device__ A derivative(A z) const {
+        if constexpr (IS_CURVED) {
+            switch (by.activation) {
+            case SILU: return Silu<A>{}.template derivative<T>(z);
+            case HARD_SWISH: return HardSwish<A>{}.template derivative<T>(z);
+            default: return Gelu<A>{}.template derivative<T>(z);
+            }
+        } else {
+            switch (by.activation) {
+            case RELU: return Relu{true}.is_one<T>(z) ? 1 : 0;
+            case LEAKY_RELU: return LeakyRelu<A>{by.slope}.template derivative<T>(z);
+            default: return Relu6<A>{}.template derivative<T>(z);
+            }
+        }
+    }
+    /// Of those that are curved.
+    __device__ A second_derivative(A z) const {
+        constexpr A FAR = sizeof(A) == 4 ? 15 : 40; // beyond it that of GELU is 0
+        switch (by.activation) {
+        case SILU: {
+            const A s = sigmoid(z), rest = sigmoid(-z);
+            return s * rest * (2 + z * (rest - s));
+        }
+        case HARD_SWISH: return z <= -3 + Element<T>::STEP || z >= 3 - Element<T>::STEP ? A(0) : A(1.0 / 3);
+        case GELU:
+            z = z > FAR ? FAR : z < -FAR ? -FAR : z;
+            return (2 - z * z) * (exp_of(A(-0.5) * z * z) * A(0.39894228040143267794));
+        default: return 0;
+        }
+    }
+};
+
+/// An element.
+template <class T> struct Loaded {
+    T x, grad_y, residual, v_x, v_residual;
+    unsigned bit;
+};
+/// What of it flows.
+struct Flows {
+    double xhat, slope, g, v, q, r;
+};
+
+template <class T, bool IS_CURVED> struct Elements {
+    using A = AccOf<T>;
+    using E = Element<T>;
+    const Reads<T> &from;
+    Follow<A, T, IS_CURVED> follow;
+    unsigned lanes;
+
+    __device__ Loaded<T> load(u64 at) const {
+        const T zero = E::narrow(A(0));
+        Loaded<T> values = {from.x[at], from.grad_y[at], zero, zero, zero, 0};
+        if (from.residual) values.residual = from.residual[at];
+        if (from.v_x) values.v_x = from.v_x[at];
+        if (from.v_residual) values.v_residual = from.v_residual[at];
+        if (from.mask) values.bit = from.mask[at / lanes] >> at % lanes & 1;
+        return values;
+    }
+    __device__ Flows flows(const Channel<A> &channel, const Loaded<T> &of) const {
+        const A x = E::widen(of.x), grad_y = E::widen(of.grad_y);
+        A slope = 1, second = 0;
+        if (follow.by.source == FROM_MASK) {
+            slope = of.bit ? A(1) : follow.by.slope;
+        } else if (follow.by.source != ONE) {
+            A z = channel.normalize(x);
+            if (follow.by.source == FROM_RESIDUAL) z = add_rn(z, E::widen(of.residual));
+            slope = follow.derivative(z);
+            if (IS_CURVED) second = follow.second_derivative(z);
+        }
+        const double g = grad_y;
+        return {channel.xhat(x),          double(slope),
+                times(double(slope), g),  double(E::widen(of.v_x)),
+                times(double(second), g), double(E::widen(of.v_residual))};
+    }
+};
+
+/// Calls `take(at)` in batches for what this thread has of its block's part; `begin(c)` before, with its channel.
+/// False where it has none.
+struct Mine {
+    u64 at, step_at, i, step_i, inner, wrap;
+    unsigned channel;
+    u64 count;
+
+    __device__ Mine(const Cut &cut) {
+        const u64 row = cut.row;
+        inner = cut.inner;
+        if (cut.runs) {
+            // A channel's values one after the other, a run in every row.
+            channel = blockIdx.x / cut.chunks;
+            const u64 values = cut.elements / cut.channels;
+            const u64 begin = u64(blockIdx.x % cut.chunks) * cut.chunk, end = min(begin + cut.chunk, values);
+            const u64 first = begin + threadIdx.x;
+            i = first % inner;
+            at = first / inner * row + channel * inner + i;
+            step_i = BLOCK % inner;
+            step_at = BLOCK / inner * row + step_i;
+            wrap = row - inner;
+            count = first < end ? (end - first + BLOCK - 1) / BLOCK : 0;
+        } else {
+            // A column, every eighth row.
+            const u64 tiles = (cut.width + 31) / 32, part = blockIdx.x / tiles;
+            const u64 column = blockIdx.x % tiles * 32 + threadIdx.x % 32;
+            const u64 rows = (cut.elements + cut.width - 1) / cut.width;
+            const u64 first = part * cut.chunk + threadIdx.x / 32, end = min((part + 1) * cut.chunk, rows);
+            channel = unsigned(column % row / inner);
+            at = first * cut.width + column;
+            i = step_i = wrap = 0;
+            step_at = WARPS * cut.width;
+            count = column < cut.width && first < end ? (end - first + WARPS - 1) / WARPS : 0;
+            // The last row may be shorter.
+            if (count > 0 && at + (count - 1) * step_at >= cut.elements) count--;
+        }
+    }
+    __device__ u64 next() {
+        const u64 here = at;
+        at += step_at;
+        i += step_i;
+        if (i >= inner && step_i > 0) {
+            i -= inner;
+            at += wrap;
+        }
+        return here;
+    }
+    /// `load(at)` of a batch, then `use(item, at)` of each.
+    template <unsigned N, class Load, class Use> __device__ void each(Load load, Use use) {
+        using Item = decltype(load(at));
+        for (u64 left = count; left > 0;) {
+            Item items[N];
+            u64 places[N];
+            const unsigned here = left < N ? unsigned(left) : N;
+#pragma unroll
+            for (unsigned k = 0; k < N; k++) {
+                if (k < here) items[k] = load(places[k] = next());
+            }
+            // What is done with one is too long to stand there several times.
+#pragma unroll 1
+            for (unsigned n = 0; n < here; n++) {
+                use(items[0], places[0]);
+#pragma unroll
+                for (unsigned k = 1; k < N; k++) items[k - 1] = items[k], places[k - 1] = places[k];
+            }
+            left -= here;
+        }
+    }
+};
+
+/// `partials`: `K` sums for each part of each channel, or of each column.
+template <class T, unsigned K>
+__device__ void sums(const Cut &cut, const Channels<AccOf<T>> &by, const Reads<T> &from,
+                     const Follows<AccOf<T>> &follows, double *partials) {
+    using A = AccOf<T>;
+    __shared__ double parts[K][BLOCK];
+    Mine mine(cut);
+    double all[K] = {};
+    if (mine.count > 0) {
+        const Elements<T, (K > PLAIN)> element = {from, {follows}, cut.lanes};
+        const Channel<A> channel(by.of(mine.channel));
+        mine.each<BATCH<T>>([&](u64 at) { return element.load(at); },
+                            [&](const Loaded<T> &values, u64) {
+                                const Flows f = element.flows(channel, values);
+                                all[0] += f.g;
+                                all[1] += f.g * f.xhat;
+                                all[2] += f.v;
+                                all[3] += f.v * f.xhat;
+                                all[4] += f.v * f.g;
+                                if constexpr (K > PLAIN) {
+                                    const double of_xhat = f.q * f.xhat, of_v = f.q * f.v, of_r = f.q * f.r;
+                                    all[5] += f.q;
+                                    all[6] += of_xhat;
+                                    all[7] += of_xhat * f.xhat;
+                                    all[8] += of_v;
+                                    all[9] += of_v * f.xhat;
+                                    all[10] += of_r;
+                                    all[11] += of_r * f.xhat;
+                                }
+                            });
+    }
+#pragma unroll
+    for (unsigned k = 0; k < K; k++) parts[k][threadIdx.x] = all[k];
+    __syncthreads();
+    // Of a channel all threads' sums are one, of columns those of every warp.
+    for (unsigned d = BLOCK / 2; d >= (cut.runs ? 1 : 32); d /= 2) {
+        if (threadIdx.x < d) {
+#pragma unroll
+            for (unsigned k = 0; k < K; k++) parts[k][threadIdx.x] += parts[k][threadIdx.x + d];
+        }
+        __syncthreads();
+    }
+    if (cut.runs) {
+        if (threadIdx.x < K) partials[u64(blockIdx.x) * K + threadIdx.x] = parts[threadIdx.x][0];
+        return;
+    }
+    const u64 tiles = (cut.width + 31) / 32, column = blockIdx.x % tiles * 32 + threadIdx.x;
+    if (threadIdx.x < 32 && column < cut.width) {
+        double *const to = partials + (blockIdx.x / tiles * cut.width + column) * K;
+#pragma unroll
+        for (unsigned k = 0; k < K; k++) to[k] = parts[k][threadIdx.x];
+    }
+}
+
+/// A warp for each channel: what its partial sums add up to, and what follows from that. `parts`: how many there are,
+/// or 0 where none have been made.
+template <class A>
+__device__ void finalize(const Cut &cut, const Channels<A> &by, const Parameters<A> &parameters, unsigned k_of,
+                         const double *partials, Made *made) {
+    const u64 c = u64(blockIdx.x) * WARPS + threadIdx.x / 32;
+    if (c >= cut.channels) return; // a whole warp
+    const unsigned lane = threadIdx.x % 32;
+    double s[CURVED] = {};
+    const u64 join = cut.width / cut.row, columns = cut.runs ? 1 : join * cut.inner;
+    for (u64 n = lane; partials && n < cut.chunks * columns; n += 32) {
+        const u64 part = n / columns, q = n % columns;
+        const u64 column = q / cut.inner * cut.row + c * cut.inner + q % cut.inner;
+        const double *const of = partials + (cut.runs ? c * cut.chunks + part : part * cut.width + column) * k_of;
+#pragma unroll
+        for (unsigned k = 0; k < CURVED; k++) {
+            if (k < k_of) s[k] += of[k];
+        }
+    }
+#pragma unroll
+    for (unsigned k = 0; k < CURVED; k++) {
+        for (unsigned d = 16; d > 0; d /= 2) s[k] += __shfl_xor_sync(~0u, s[k], d);
+    }
+    if (lane != 0) return;
+    const auto of = by.of(c);
+    const double invstd = of.invstd, weight = of.weight, scale = weight * invstd;
+    const double v_weight = parameters.v_weight ? parameters.v_weight[c] : A(0);
+    const double v_bias = parameters.v_bias ? parameters.v_bias[c] : A(0);
+    const double g = s[0], g_xhat = s[1], v = s[2], v_xhat = s[3], v_g = s[4];
+    const double m = cut.elements > 0 ? double(cut.elements / cut.channels) : 1;
+    const bool batch = parameters.batch;
+    Made out = {scale, v_weight, v_bias, 0, invstd * v_weight, 0, 0};
+    if (batch) {
+        out.u_xhat = v_weight - scale * (v_xhat / m);
+        out.u_one = v_bias - scale * (v / m);
+    }
+    const double h = scale * s[8] + out.u_xhat * s[6] + out.u_one * s[5] + s[10];
+    const double h_xhat = scale * s[9] + out.u_xhat * s[7] + out.u_one * s[6] + s[11];
+    double kappa = v_g;
+    if (batch) {
+        kappa = v_g - v * (g / m) - v_xhat * (g_xhat / m);
+        const double t = v_weight * g - scale * (v * (g_xhat / m) + g * (v_xhat / m));
+        const double t_xhat = v_weight * g_xhat - 2 * scale * (v_xhat * (g_xhat / m));
+        out.x_v = -invstd * (scale * (g_xhat / m));
+        out.x_g = invstd * (v_weight - scale * (v_xhat / m));
+        out.x_xhat = -(invstd * ((t_xhat + scale * kappa) / m) + scale * (h_xhat / m));
+        out.x_one = -(invstd * (t / m) + scale * (h / m));
+    }
+    made[c] = out;
+    const double of_weight = invstd * kappa + h_xhat;
+    const bool accumulate = parameters.accumulate;
+    if (parameters.gg_weight) {
+        parameters.gg_weight[c] = A((accumulate ? double(parameters.gg_weight[c]) : 0) + of_weight);
+    }
+    if (parameters.gg_bias) parameters.gg_bias[c] = A((accumulate ? double(parameters.gg_bias[c]) : 0) + h);
+    if (!isfinite(of_weight) || !isfinite(h)) atomicOr(parameters.nonfinite, 1u);
+}
+
+template <class T, bool IS_CURVED>
+__device__ void apply(const Cut &cut, const Channels<AccOf<T>> &by, const Reads<T> &from,
+                      const Follows<AccOf<T>> &follows, unsigned batch, const Made *made, const Writes<T> &to) {
+    using A = AccOf<T>;
+    using E = Element<T>;
+    Mine mine(cut);
+    if (mine.count == 0) return;
+    const Elements<T, IS_CURVED> element = {from, {follows}, cut.lanes};
+    const Channel<A> channel(by.of(mine.channel));
+    const Made m = made[mine.channel];
+    mine.each<BATCH<T>>([&](u64 at) { return element.load(at); },
+                        [&](const Loaded<T> &values, u64 at) {
+                            const Flows f = element.flows(channel, values);
+                            const double u = m.scale * f.v + m.u_xhat * f.xhat + m.u_one + f.r;
+                            double x = m.x_g * f.g, h = 0;
+                            if (batch) x += m.x_v * f.v + m.x_xhat * f.xhat + m.x_one;
+                            if constexpr (IS_CURVED) {
+                                h = times(f.q, u);
+                                x += m.scale * h;
+                            }
+                            if (to.gg_grad_y) to.gg_grad_y[at] = E::narrow(A(times(f.slope, u)));
+                            if (to.gg_x) to.gg_x[at] = E::narrow(A(x));
+                            if (to.gg_residual) to.gg_residual[at] = E::narrow(A(h));
+                        });
+}
+
+#define ENTRY extern "C" __global__ void __launch_bounds__(BLOCK, 1)
+#define KIND(name, T, kind, K)                                                                                         \
+    ENTRY double_backward_sums##kind##_##name(Cut cut, Channels<AccOf<T>> by, Reads<T> from,                           \
+                                              Follows<AccOf<T>> follows, double *partials) {                           \
+        sums<T, K>(cut, by, from, follows, partials);                                                                  \
+    }                                                                                                                  \
+    ENTRY double_backward_apply##kind##_##name(Cut cut, Channels<AccOf<T>> by, Reads<T> from,                          \
+                                               Follows<AccOf<T>> follows, unsigned batch, const Made *made,            \
+                                               Writes<T> to) {                                                         \
+        apply<T, (K > PLAIN)>(cut, by, from, follows, batch, made, to);                                                \
+    }
+#define DOUBLE_BACKWARD(name, T)                                                                                       \
+    KIND(name, T, , PLAIN)                                                                                             \
+    KIND(name, T, _curved, CURVED)
+#define FINALIZE(name, A)                                                                                              \
+    ENTRY double_backward_finalize_##name(Cut cut, Channels<A> by, Parameters<A> parameters, unsigned sums,            \
+                                          const double *partials, Made *made) {                                        \
+        finalize(cut, by, parameters, sums, partials, made);                                                           \
+    }
+
+DOUBLE_BACKWARD(f64, double)
+DOUBLE_BACKWARD(f32, float)
+DOUBLE_BACKWARD(f16, __half)
+DOUBLE_BACKWARD(bf16, __nv_bfloat16)
+FINALIZE(f64, double)
+FINALIZE(f32, float)

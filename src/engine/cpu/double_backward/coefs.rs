@@ -1,0 +1,141 @@
+//! What the sums of a channel make of its elements: every result is a combination of `v_x`, `g`, xhat, 1 and
+//! the curved part, with coefficients of the channel.
+use super::super::kernels::double_backward::SUMS;
+use super::super::table::{finite, split, split_mut};
+use super::super::tiles::{numbers, numbers_mut};
+use crate::Real;
+use std::ops::Range;
+
+/// What is known of a channel before there are sums.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Channel {
+    pub mean: f64,
+    pub rest: f64,
+    pub invstd: f64,
+    pub weight: f64,
+    pub bias: f64,
+    pub v_weight: f64,
+    pub v_bias: f64,
+}
+
+/// A channel's coefficients, and its gradients of weight and bias.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Coefs {
+    /// `weight * invstd`: of `v_x` in u.
+    pub scale: f64,
+    /// Of xhat, and alone, in u.
+    pub u_xhat: f64,
+    pub u_one: f64,
+    /// Of `v_x`, `g`, xhat, and alone, in `gg_x`, whose curved part has `scale`.
+    pub x_v: f64,
+    pub x_g: f64,
+    pub x_xhat: f64,
+    pub x_one: f64,
+    pub gg_weight: f64,
+    pub gg_bias: f64,
+}
+
+impl Channel {
+    /// By the sums over the `m` values of the channel, through which gradients flow if the statistics were
+    /// those of the `batch`.
+    pub fn coefs(&self, sums: &[f64; SUMS], m: f64, batch: bool) -> Coefs {
+        let Self { invstd, weight, v_weight, v_bias, .. } = *self;
+        let [g, g_xhat, v, v_xhat, v_g, q, q_xhat, q_xhat_2, q_v, q_v_xhat, q_r, q_r_xhat] = *sums;
+        let scale = weight * invstd;
+        let (u_xhat, u_one) = match batch {
+            true => (v_weight - scale * (v_xhat / m), v_bias - scale * (v / m)),
+            false => (v_weight, v_bias),
+        };
+        // Sums of the curved part, and of it times xhat.
+        let h = scale * q_v + u_xhat * q_xhat + u_one * q + q_r;
+        let h_xhat = scale * q_v_xhat + u_xhat * q_xhat_2 + u_one * q_xhat + q_r_xhat;
+        let mut coefs = Coefs {
+            scale,
+            u_xhat,
+            u_one,
+            x_v: 0.0,
+            x_g: invstd * v_weight,
+            x_xhat: 0.0,
+            x_one: 0.0,
+            gg_weight: invstd * v_g + h_xhat,
+            gg_bias: h,
+        };
+        if batch {
+            let kappa = v_g - v * (g / m) - v_xhat * (g_xhat / m);
+            // Sums of what flows to xhat, and of it times xhat.
+            let t = v_weight * g - scale * (v * (g_xhat / m) + g * (v_xhat / m));
+            let t_xhat = v_weight * g_xhat - 2.0 * scale * (v_xhat * (g_xhat / m));
+            coefs.x_v = -invstd * (scale * (g_xhat / m));
+            coefs.x_g = invstd * (v_weight - scale * (v_xhat / m));
+            coefs.x_xhat = -(invstd * ((t_xhat + scale * kappa) / m) + scale * (h_xhat / m));
+            coefs.x_one = -(invstd * (t / m) + scale * (h / m));
+            coefs.gg_weight = invstd * kappa + h_xhat;
+        }
+        coefs
+    }
+}
+
+/// Arrays of a [`Table`], in this order: mean, invstd, what a rounded mean adds to xhat, scale, bias; then
+/// those of u and of `gg_x`.
+pub(super) const FIELDS: usize = 11;
+/// Of them what the sums take.
+pub(super) const FORWARD: usize = 5;
+
+/// The coefficients of some channels in the type that loops compute with, an array for each.
+#[derive(Clone, Copy)]
+pub(super) struct Table<'a, A> {
+    first: usize,
+    fields: [&'a [A]; FIELDS],
+}
+
+impl<'a, A: Real> Table<'a, A> {
+    pub fn new(memory: &'a [f64], channels: Range<usize>) -> Self {
+        Self { first: channels.start, fields: split(numbers(memory), channels.len()) }
+    }
+    pub fn at(&self, channel: usize) -> [A; FIELDS] {
+        self.fields.map(|field| field[channel - self.first])
+    }
+    /// Each field of some of the channels.
+    pub fn fields(&self, channels: Range<usize>) -> [&'a [A]; FIELDS] {
+        self.fields.map(|field| &field[channels.start - self.first..channels.end - self.first])
+    }
+    /// `weight * xhat + bias` as the forward computed it.
+    pub fn normalize(&self, channel: usize, x: A) -> A {
+        let [mean, _, _, scale, bias, ..] = self.at(channel);
+        (x - mean) * scale + bias
+    }
+}
+
+/// A [`Table`] to write.
+pub(super) struct TableMut<'a, A> {
+    first: usize,
+    fields: [&'a mut [A]; FIELDS],
+}
+
+impl<'a, A: Real> TableMut<'a, A> {
+    pub fn new(memory: &'a mut [f64], channels: Range<usize>) -> Self {
+        let fields = split_mut(numbers_mut(memory), channels.len());
+        Self { first: channels.start, fields }
+    }
+    /// What a forward took: the same bits, in the type's own arithmetic.
+    pub fn forward(&mut self, channel: usize, of: &Channel) {
+        let k = channel - self.first;
+        let [mean, rest, invstd] = [of.mean, of.rest, of.invstd].map(A::from_f64);
+        let [weight, bias, zero] = [of.weight, of.bias, 0.0].map(A::from_f64);
+        let scale = weight * invstd;
+        // A scale that is infinite times no rest would be NaN.
+        let bias = if rest == zero { bias } else { bias - rest * scale };
+        let less = A::from_f64(-finite(of.rest * of.invstd));
+        let values = [mean, invstd, less, scale, bias];
+        for (field, value) in self.fields.iter_mut().zip(values) {
+            field[k] = value;
+        }
+    }
+    pub fn gradient(&mut self, channel: usize, of: &Coefs) {
+        let k = channel - self.first;
+        let values = [of.u_xhat, of.u_one, of.x_v, of.x_g, of.x_xhat, of.x_one];
+        for (field, value) in self.fields[FORWARD..].iter_mut().zip(values) {
+            field[k] = A::from_f64(value);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! The loops of the double backward, over blocks that are in the accumulating type.
+use super::super::simd::{GROUP, ROOM, Simd};
+use super::activation::Block;
+use crate::Real;
+
+/// Sums of a channel: of `g`, `g xhat`, `v`, `v xhat`, `v g`; and, q being `grad_y * a''`, where an activation
+/// is curved, of `q`, `q xhat`, `q xhat^2`, `q v`, `q v xhat`, `q r`, `q r xhat`.
+pub const SUMS: usize = 12;
+/// Of them without one that is.
+pub const PLAIN: usize = 5;
+/// Coefficients of a value: those of `Table` in `double_backward/coefs.rs`.
+const FIELDS: usize = 11;
+
+/// Where the coefficients of a value are.
+pub trait Coefs<A>: Copy {
+    fn field(self, field: usize, group: usize) -> [A; GROUP];
+}
+/// Of a run: one channel's.
+#[derive(Clone, Copy)]
+pub struct One<A>(pub [A; FIELDS]);
+/// Of columns: each has its own.
+#[derive(Clone, Copy)]
+pub struct Many<'a, A>(pub &'a [Block<A>; FIELDS]);
+
+impl<A: Real> Coefs<A> for One<A> {
+    #[inline(always)]
+    fn field(self, field: usize, _: usize) -> [A; GROUP] {
+        [self.0[field]; GROUP]
+    }
+}
+impl<A: Real> Coefs<A> for Many<'_, A> {
+    #[inline(always)]
+    fn field(self, field: usize, group: usize) -> [A; GROUP] {
+        groups(&self.0[field])[group]
+    }
+}
+
+#[inline(always)]
+fn groups<A>(block: &Block<A>) -> &[[A; GROUP]; ROOM / GROUP] {
+    const { assert!(ROOM.is_multiple_of(GROUP)) };
+    block.as_chunks().0.first_chunk().unwrap()
+}
+#[inline(always)]
+fn groups_mut<A>(block: &mut Block<A>) -> &mut [[A; GROUP]; ROOM / GROUP] {
+    block.as_chunks_mut().0.first_chunk_mut().unwrap()
+}
+
+/// What the loops read of a block of values; zeros behind its end, to a whole group.
+pub struct Values<A> {
+    pub xhat: Block<A>,
+    pub z: Block<A>,
+    /// `grad_y * a'(z)`.
+    pub g: Block<A>,
+    pub v: Block<A>,
+    /// `grad_y * a''(z)`.
+    pub q: Block<A>,
+    /// What is given for the residual's gradient.
+    pub r: Block<A>,
+}
+
+impl<A: Real> Values<A> {
+    pub fn new() -> Self {
+        let zeros = [A::default(); ROOM];
+        Self { xhat: zeros, z: zeros, g: zeros, v: zeros, q: zeros, r: zeros }
+    }
+    /// Zeros from the `n`th value on, to a whole group.
+    pub fn end(&mut self, n: usize) {
+        let end = n.next_multiple_of(GROUP);
+        for block in [&mut self.xhat, &mut self.g, &mut self.v, &mut self.q, &mut self.r] {
+            block[n..end].fill(A::default());
+        }
+    }
+    /// Of x, which lies in `xhat`, xhat and `z = weight * xhat + bias (+ r)`.
+    pub fn normalize(&mut self, simd: Simd, coefs: impl Coefs<A>, residual: bool, n: usize) {
+        let zero = A::default();
+        simd.vectorize(
+            #[inline(always)]
+            |_| {
+                let (xs, zs) = (groups_mut(&mut self.xhat), groups_mut(&mut self.z));
+                let rs = groups(&self.r);
+                for i in 0..n.div_ceil(GROUP) {
+                    let [mean, invstd, less, scale, bias] = [0, 1, 2, 3, 4].map(
+                        #[inline(always)]
+                        |field| coefs.field(field, i),
+                    );
+                    let (x, r) = (xs[i], rs[i]);
+                    let (mut xhat, mut z) = ([zero; GROUP], [zero; GROUP]);
+                    for l in 0..GROUP {
+                        let distance = x[l] - mean[l];
+                        xhat[l] = distance * invstd[l] + less[l];
+                        z[l] = distance * scale[l] + bias[l];
+                    }
+                    if residual {
+                        for l in 0..GROUP {
+                            z[l] += r[l];
+                        }
+                    }
+                    (xs[i], zs[i]) = (xhat, z);
+                }
+            },
+        );
+    }
+    /// The first terms of [`SUMS`] of a group.
+    #[inline(always)]
+    fn terms<const K: usize>(&self, i: usize) -> [[A; GROUP]; K] {
+        let (g, xhat, v) = (groups(&self.g)[i], groups(&self.xhat)[i], groups(&self.v)[i]);
+        let mut terms = [[A::default(); GROUP]; K];
+        for l in 0..GROUP {
+            terms[0][l] = g[l];
+            terms[1][l] = g[l] * xhat[l];
+            terms[2][l] = v[l];
+            terms[3][l] = v[l] * xhat[l];
+            terms[4][l] = v[l] * g[l];
+        }
+        if K > PLAIN {
+            let (q, r) = (groups(&self.q)[i], groups(&self.r)[i]);
+            for l in 0..GROUP {
+                let (of_xhat, of_v, of_r) = (q[l] * xhat[l], q[l] * v[l], q[l] * r[l]);
+                terms[5][l] = q[l];
+                terms[6][l] = of_xhat;
+                terms[7][l] = of_xhat * xhat[l];
+                terms[8][l] = of_v;
+                terms[9][l] = of_v * xhat[l];
+                terms[10][l] = of_r;
+                terms[11][l] = of_r * xhat[l];
+            }
+        }
+        terms
+    }
+    /// Adds the terms of `n` values, in lanes.
+    pub fn add_to_lanes<const K: usize>(&self, simd: Simd, sums: &mut [[A; GROUP]; K], n: usize) {
+        simd.vectorize(
+            #[inline(always)]
+            |_| {
+                let mut all = *sums;
+                for i in 0..n.div_ceil(GROUP) {
+                    let terms = self.terms::<K>(i);
+                    for k in 0..K {
+                        for l in 0..GROUP {
+                            all[k][l] += terms[k][l];
+                        }
+                    }
+                }
+                *sums = all;
+            },
+        );
+    }
+    /// Adds the terms of `n` columns to theirs.
+    pub fn add_to_columns<const K: usize>(&self, simd: Simd, sums: &mut [Block<A>; K], n: usize) {
+        simd.vectorize(
+            #[inline(always)]
+            |_| {
+                for i in 0..n.div_ceil(GROUP) {
+                    let terms = self.terms::<K>(i);
+                    for (sums, terms) in sums.iter_mut().zip(terms) {
+                        let sums = &mut groups_mut(sums)[i];
+                        let mut all = *sums;
+                        for l in 0..GROUP {
+                            all[l] += terms[l];
+                        }
+                        *sums = all;
+                    }
+                }
+            },
+        );
+    }
+    /// u and the gradient of x of `n` values, `batch` if gradients flow through statistics; `q` becomes the
+    /// curved part, if there is one.
+    pub fn gradients(
+        &mut self,
+        simd: Simd,
+        coefs: impl Coefs<A>,
+        (batch, curved): (bool, bool),
+        (u, x): (&mut Block<A>, &mut Block<A>),
+        n: usize,
+    ) {
+        let values = self;
+        simd.vectorize(
+            #[inline(always)]
+            |_| match (batch, curved) {
+                (true, true) => values.gradients_of::<true, true>(coefs, u, x, n),
+                (true, false) => values.gradients_of::<true, false>(coefs, u, x, n),
+                (false, true) => values.gradients_of::<false, true>(coefs, u, x, n),
+                (false, false) => values.gradients_of::<false, false>(coefs, u, x, n),
+            },
+        );
+    }
+    #[inline(always)]
+    fn gradients_of<const BATCH: bool, const CURVED: bool>(
+        &mut self,
+        coefs: impl Coefs<A>,
+        u: &mut Block<A>,
+        x: &mut Block<A>,
+        n: usize,
+    ) {
+        let zero = A::default();
+        let (us, xs, qs) = (groups_mut(u), groups_mut(x), groups_mut(&mut self.q));
+        for i in 0..n.div_ceil(GROUP) {
+            let (g, xhat) = (groups(&self.g)[i], groups(&self.xhat)[i]);
+            let (v, r) = (groups(&self.v)[i], groups(&self.r)[i]);
+            let [scale, u_xhat, u_one, x_v, x_g, x_xhat, x_one] = [3, 5, 6, 7, 8, 9, 10].map(
+                #[inline(always)]
+                |field| coefs.field(field, i),
+            );
+            let (mut u, mut x) = ([zero; GROUP], [zero; GROUP]);
+            for l in 0..GROUP {
+                u[l] = scale[l] * v[l] + u_xhat[l] * xhat[l] + u_one[l] + r[l];
+                x[l] = x_g[l] * g[l];
+                if BATCH {
+                    x[l] = x[l] + x_v[l] * v[l] + x_xhat[l] * xhat[l] + x_one[l];
+                }
+            }
+            if CURVED {
+                let mut h = qs[i];
+                for l in 0..GROUP {
+                    h[l] = if h[l] == zero { zero } else { h[l] * u[l] };
+                    x[l] += scale[l] * h[l];
+                }
+                qs[i] = h;
+            }
+            (us[i], xs[i]) = (u, x);
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The kernels of `kernels/double_backward.cu`, as [`super`] has those of a step.
+use super::super::arguments::Channels;
+use super::super::module::DoubleBackwardKernels;
+use super::super::plan::{folded, form};
+use super::{Bound, submit};
+use crate::engine::pointers::Ptr;
+use crate::{DType, Element, Result, Shape};
+
+/// How the tensor is cut: a block takes a part of one channel where its runs are long, else of 32 columns.
+/// The shape alone decides, as it says in which order sums are made.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(in crate::engine::cuda) struct Cut {
+    elements: u64,
+    inner: u64,
+    row: u64,
+    width: u64,
+    chunk: u64,
+    channels: u32,
+    chunks: u32,
+    runs: u32,
+    lanes: u32,
+}
+
+/// What is read; null where it is absent.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(in crate::engine::cuda) struct Reads<T> {
+    pub x: Ptr<T>,
+    pub grad_y: Ptr<T>,
+    pub residual: Ptr<T>,
+    pub v_x: Ptr<T>,
+    pub v_residual: Ptr<T>,
+    pub mask: Ptr<u8>,
+}
+
+/// What is written; null where it is not asked for.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(in crate::engine::cuda) struct Writes<T> {
+    pub gg_grad_y: Ptr<T>,
+    pub gg_x: Ptr<T>,
+    pub gg_residual: Ptr<T>,
+}
+
+impl<T> Writes<T> {
+    pub fn any(&self) -> bool {
+        [&self.gg_grad_y, &self.gg_x, &self.gg_residual].iter().any(|to| !to.is_null())
+    }
+}
+
+/// What follows the normalization, and what its derivatives are taken from.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(in crate::engine::cuda) struct Follows<A> {
+    pub activation: u32,
+    pub source: u32,
+    pub slope: A,
+}
+
+/// What is given and written of every channel.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(in crate::engine::cuda) struct Parameters<A> {
+    pub v_weight: Ptr<A>,
+    pub v_bias: Ptr<A>,
+    pub gg_weight: Ptr<A>,
+    pub gg_bias: Ptr<A>,
+    pub nonfinite: Ptr<u32>,
+    pub accumulate: u32,
+    pub batch: u32,
+}
+
+const BLOCK: u32 = 256;
+const WARPS: u32 = BLOCK / 32;
+/// Runs from here on are long: a warp reads whole sectors of them.
+const LONG: u64 = 32;
+/// Columns of a block.
+const COLUMNS: u64 = 32;
+/// Values of a part of a channel, and rows of a part of columns, at least.
+const LEAST_VALUES: u64 = 4096;
+const LEAST_ROWS: u64 = 128;
+/// Blocks that keep any device busy: no more parts than give these.
+const ENOUGH: u64 = 2048;
+/// Coefficients that a channel has in `Made`.
+const MADE: u64 = 7;
+
+impl Cut {
+    pub fn new(shape: &Shape, dtype: DType) -> Self {
+        let (outer, channels, inner) = folded(shape);
+        let (elements, row) = (outer * channels * inner, (channels * inner).max(1));
+        let runs = inner >= LONG;
+        // Short rows are taken several together.
+        let width = row * if runs { 1 } else { COLUMNS.div_ceil(row) };
+        // What is cut, at least so many of it a part, and blocks of a part.
+        let (all, least, blocks) = match runs {
+            true => (outer * inner, LEAST_VALUES, channels),
+            false => (elements.div_ceil(width), LEAST_ROWS, width.div_ceil(COLUMNS)),
+        };
+        let chunks = all.div_ceil(least).min(ENOUGH.div_ceil(blocks)).max(1);
+        let chunk = all.div_ceil(chunks).max(1);
+        Self {
+            elements,
+            inner: inner.max(1),
+            row,
+            width,
+            chunk,
+            channels: channels as u32,
+            chunks: all.div_ceil(chunk) as u32,
+            runs: runs.into(),
+            lanes: form(shape, dtype.size() as u64).0 as u32,
+        }
+    }
+    /// Of a pass over the elements.
+    fn blocks(&self) -> u64 {
+        let parts = match self.runs {
+            1 => u64::from(self.channels),
+            _ => self.width.div_ceil(COLUMNS),
+        };
+        parts * u64::from(self.chunks)
+    }
+    /// Bytes of the partial sums, `count` for each part of each channel or column.
+    fn partials(&self, count: u32) -> u64 {
+        let sets = if self.runs == 1 { self.channels.into() } else { self.width };
+        8 * sets * u64::from(self.chunks) * u64::from(count)
+    }
+    /// Bytes of them and of the coefficients behind them.
+    pub fn room(&self) -> u64 {
+        self.partials(sums(true)) + 8 * MADE * u64::from(self.channels)
+    }
+}
+
+/// `12 parts of 256 channels`.
+impl std::fmt::Display for Cut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { chunks, channels, width, .. } = self;
+        match self.runs {
+            1 => write!(f, "{chunks} parts of {channels} channels"),
+            _ => write!(f, "{chunks} parts of {width} columns"),
+        }
+    }
+}
+
+/// Sums of a channel.
+fn sums(curved: bool) -> u32 {
+    if curved { 12 } else { 5 }
+}
+
+/// The kernels of one type of elements, on a stream.
+pub(in crate::engine::cuda) struct DoubleLauncher<'a, A> {
+    pub kernels: &'a DoubleBackwardKernels,
+    pub stream: Bound<'a>,
+    pub cut: Cut,
+    pub by: Channels<A>,
+    /// Whether the activation is.
+    pub curved: bool,
+    pub room: Ptr<f64>,
+}
+
+impl<A> DoubleLauncher<'_, A> {
+    fn made(&self) -> Ptr<f64> {
+        Ptr::at(self.room.address() + self.cut.partials(sums(true)))
+    }
+    /// The sums of the parts; nothing where there are no elements.
+    pub fn sums<E: Element<Acc = A>>(&self, from: Reads<E>, follows: Follows<A>) -> Result<()> {
+        let Self { cut, by, room, .. } = self;
+        let kernel = &self.kernels.sums[usize::from(self.curved)];
+        match cut.blocks() {
+            0 => Ok(()),
+            blocks => {
+                let arguments = arguments![*cut, *by, from, follows, *room];
+                submit(&self.stream, kernel, blocks as u32, BLOCK, arguments)
+            }
+        }
+    }
+    /// What they add up to, if they have been made, and the coefficients.
+    pub fn finalize(&self, parameters: Parameters<A>, has_sums: bool) -> Result<()> {
+        let Self { cut, by, room, .. } = self;
+        let (partials, made) = (if has_sums { *room } else { Ptr::NULL }, self.made());
+        let (count, grid) = (sums(self.curved), cut.channels.div_ceil(WARPS));
+        let arguments = arguments![*cut, *by, parameters, count, partials, made];
+        submit(&self.stream, &self.kernels.finalize, grid, BLOCK, arguments)
+    }
+    pub fn apply<E: Element<Acc = A>>(
+        &self,
+        from: Reads<E>,
+        follows: Follows<A>,
+        batch: u32,
+        to: Writes<E>,
+    ) -> Result<()> {
+        let (Self { cut, by, .. }, made) = (self, self.made());
+        let kernel = &self.kernels.apply[usize::from(self.curved)];
+        match cut.blocks() {
+            0 => Ok(()),
+            blocks => {
+                let arguments = arguments![*cut, *by, from, follows, batch, made, to];
+                submit(&self.stream, kernel, blocks as u32, BLOCK, arguments)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::pointers::assert_layout;
+
+    #[test]
+    fn arguments_lie_as_the_kernels_declare_them() {
+        assert_layout! {
+            include_str!("../../../../kernels/double_backward.cu");
+            "Cut": Cut { elements, inner, row, width, chunk, channels, chunks, runs, lanes }
+            "Channels<float>": Channels<f32> { mean, mean_rest, invstd, weight, bias }
+            "Reads<float>": Reads<f32> { x, grad_y, residual, v_x, v_residual, mask }
+            "Writes<float>": Writes<f32> { gg_grad_y, gg_x, gg_residual }
+            "Follows<float>": Follows<f32> { activation, source, slope }
+            "Follows<double>": Follows<f64> { activation, source, slope }
+            "Parameters<float>": Parameters<f32> { v_weight, v_bias, gg_weight, gg_bias, nonfinite, accumulate, batch }
+        }
+    }
+
+    #[test]
+    fn parts_cover_the_tensor_and_are_few() {
+        for dims in [
+            [1, 1, 1],
+            [256, 64, 3136],
+            [1 << 20, 3, 1],
+            [5, 3, 31],
+            [5, 3, 32],
+            [0, 4, 7],
+            [32, 2048, 49],
+            [1 << 16, 1, 1],
+            [1, 100_000, 2],
+        ] {
+            let shape = Shape::new(&dims, 1).unwrap();
+            let cut = Cut::new(&shape, DType::F16);
+            let all = if cut.runs == 1 {
+                shape.per_channel() as u64
+            } else {
+                cut.elements.div_ceil(cut.width)
+            };
+            assert!(cut.chunk * u64::from(cut.chunks) >= all, "{cut:?}");
+            let parts = if cut.runs == 1 { dims[1] as u64 } else { cut.width.div_ceil(COLUMNS) };
+            assert!(cut.blocks() < ENOUGH + 2 * parts + 1, "{cut:?}");
+            assert_eq!(cut.width % cut.row, 0);
+        }
+    }
+}
