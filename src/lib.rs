@@ -38,10 +38,10 @@ pub use engine::{Costs, Cuda, Family, Tuning};
 pub use error::{Cause, Error, Result};
 pub use input_spec::InputSpec;
 pub use layer::{
-    BatchNorm, Config, Folded, Initializer, Keras1, Keras1Std, LayerNorm, LayerNormConfig,
-    LazyBatchNorm, Momentum, Optimizer, OptimizerState, Order, Param, ParamState, Part,
-    PartGradients, Population, PopulationRule, PopulationStatistics, Progress, RunningStats,
-    SavedParts, ScaleShift, Slot, WeightLayout,
+    BatchNorm, Config, Folded, Ghost, GhostRemainder, GhostRows, GhostUpdate, Initializer, Keras1,
+    Keras1Std, LayerNorm, LayerNormConfig, LazyBatchNorm, Momentum, Optimizer, OptimizerState,
+    Order, Param, ParamState, Part, PartGradients, Population, PopulationRule,
+    PopulationStatistics, Progress, RunningStats, SavedParts, ScaleShift, Slot, WeightLayout,
 };
 #[cfg(feature = "safetensors")]
 pub use layer::{LoadReport, Mismatch, StateDict, Strict};

@@ -27,6 +27,7 @@ mod pointers;
 mod ptx;
 mod reference;
 mod saved;
+mod saved_groups;
 
 pub(crate) use check::{check_eps, check_momentum, check_values_per_channel};
 pub use cpu::{Cpu, SimdLevel};
@@ -49,6 +50,7 @@ pub(crate) use optimizer::check_from_0;
 pub use penalty::{Constraint, Regularizer};
 pub use reference::Reference;
 pub use saved::Saved;
+pub(crate) use saved_groups::Grouping;
 
 /// An algorithm for batch normalization on one kind of memory. A cheap handle: clones share one
 /// workspace.

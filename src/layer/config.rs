@@ -1,7 +1,7 @@
 //! How a layer behaves, in PyTorch's words.
 use std::fmt;
 
-use super::{Momentum, RunningStats};
+use super::{Ghost, Momentum, RunningStats};
 use crate::engine::check_eps;
 use crate::{
     Activation, EmptyBatch, Error, Memory, NonFinite, OneValue, Real, Result, Running, Variance,
@@ -53,6 +53,9 @@ pub struct Config {
     /// What a training batch that is not finite does to the running statistics.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_default"))]
     pub non_finite: NonFinite,
+    /// In which groups of rows a training batch is normalized; as one batch where there is none.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_default"))]
+    pub ghost: Option<Ghost>,
 }
 
 /// What a file that was written before there was such a field does without.
@@ -74,6 +77,7 @@ impl Default for Config {
             one_value: OneValue::Refuse,
             empty_batch: EmptyBatch::Keep,
             non_finite: NonFinite::Propagate,
+            ghost: None,
         }
     }
 }
@@ -119,6 +123,10 @@ impl Config {
     pub const fn non_finite(self, non_finite: NonFinite) -> Self {
         Self { non_finite, ..self }
     }
+    /// With ghost batches.
+    pub const fn ghost(self, ghost: Ghost) -> Self {
+        Self { ghost: Some(ghost), ..self }
+    }
 
     /// What the next batch moves, by these rules.
     pub(super) fn next<'a, M: Memory, P: Real>(
@@ -140,7 +148,7 @@ impl Config {
                           batches, the same for all channels; got skip";
             return Err(Error::invalid("non_finite", reason));
         }
-        Ok(())
+        self.ghost.map_or(Ok(()), |ghost| ghost.check(self))
     }
 }
 
@@ -169,7 +177,8 @@ impl fmt::Display for Config {
             (self.empty_batch != EmptyBatch::Keep).then_some("empty_batch=nan"),
             (self.non_finite != NonFinite::Propagate).then_some("non_finite=skip"),
         ];
-        of_running.into_iter().flatten().try_for_each(|rule| write!(f, ", {rule}"))
+        of_running.into_iter().flatten().try_for_each(|rule| write!(f, ", {rule}"))?;
+        self.ghost.map_or(Ok(()), |ghost| write!(f, ", ghost={ghost}"))
     }
 }
 

@@ -5,6 +5,7 @@ use crate::{Activation, Engine, Error, Memory, NonFinite, Plain, Real, Result};
 mod affine;
 mod config;
 mod fold;
+mod ghost;
 mod initializer;
 mod layer_norm;
 mod lazy;
@@ -23,6 +24,7 @@ mod state;
 
 pub use config::Config;
 pub use fold::{Folded, ScaleShift, WeightLayout};
+pub use ghost::{Ghost, GhostRemainder, GhostRows, GhostUpdate};
 pub use initializer::Initializer;
 pub use layer_norm::{LayerNorm, LayerNormConfig};
 pub use lazy::LazyBatchNorm;
@@ -83,6 +85,8 @@ pub struct BatchNorm<P: Real, G: Engine> {
     training: bool,
     /// Whether training forwards move the running statistics.
     updates_running: bool,
+    /// What forwards and backwards in groups work in.
+    groups: ghost::Scratch<G::Memory, P>,
 }
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
@@ -111,6 +115,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             running,
             training: true,
             updates_running: true,
+            groups: ghost::Scratch::default(),
         })
     }
 
@@ -292,6 +297,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             running: self.running.as_ref().map(|r| r.to(from, to)).transpose()?,
             training: self.training,
             updates_running: self.updates_running,
+            groups: ghost::Scratch::default(),
         })
     }
 

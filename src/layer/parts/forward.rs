@@ -96,6 +96,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         if parts.is_empty() {
             return Err(Error::invalid("parts", "expected at least 1, got none"));
         }
+        if let (Some(ghost), true) = (self.config().ghost, self.training) {
+            let reason = "expected none for a list of inputs, which is one batch";
+            return Err(Error::invalid("ghost", format!("{reason}; got groups of {}", ghost.size)));
+        }
         let with = parts.iter().filter(|part| part.residual.is_some()).count();
         if with != 0 && with != parts.len() {
             let all = parts.len();

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 mod batch_always;
 mod fold;
 mod frozen;
+mod ghost;
 mod keras_old_std;
 mod layer;
 mod optimizer;
@@ -97,6 +98,7 @@ fn runner<G: Engine, E: Element>(kind: &str) -> Option<Runner<G>> {
         "batch_always" => batch_always::run::<G, E>,
         "fold" => fold::run::<G, E>,
         "frozen" => frozen::run::<G, E>,
+        "ghost" => ghost::run::<G, E>,
         "keras_old_std" => keras_old_std::run::<G, E>,
         "sample_wise" => sample_wise::run::<G, E>,
         "optimizer" => optimizer::run::<G, E>,
