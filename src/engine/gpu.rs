@@ -1,7 +1,8 @@
 //! Our kernels or cuDNN, whichever is faster: per operation, dtype and shape, by a table.
 use super::{
     Activation, Backward, Constrain, Cuda, Cudnn, Engine, ForwardEval, ForwardTrain,
-    LayerNormBackward, LayerNormForward, MergeStats, Op, OptimizerStep, Regularize, Request, Stats,
+    LayerNormBackward, LayerNormForward, MergeStats, Op, OptimizerStep, Regularize, Renormalize,
+    RenormalizeBackward, Request, Stats,
 };
 use crate::memory::new_stream;
 use crate::{DType, Device, Element, Error, Real, Result, Shape};
@@ -309,6 +310,15 @@ impl Engine for Gpu {
     }
     fn regularize<P: Real>(&self, args: Regularize<'_, Device, P>) -> Result<()> {
         self.cuda.regularize(args)
+    }
+    fn renormalize<P: Real>(&self, args: Renormalize<'_, Device, P>) -> Result<()> {
+        self.cuda.renormalize(args)
+    }
+    fn renormalize_backward<P: Real>(
+        &self,
+        args: RenormalizeBackward<'_, Device, P>,
+    ) -> Result<()> {
+        self.cuda.renormalize_backward(args)
     }
     fn constrain<P: Real>(&self, args: Constrain<'_, Device, P>) -> Result<()> {
         self.cuda.constrain(args)

@@ -16,6 +16,9 @@ pub struct Saved<M: Memory, P: Real> {
     pub(super) whole: SavedBuffers<Forward, Buffers<M, P>>,
     /// In place of the whole, if the last forward was one in groups.
     pub(super) groups: Option<Box<SavedGroups<M, P>>>,
+    /// r and d of renormalization, length 2C; anything unless the last forward was one.
+    factors: Option<M::Buf<P>>,
+    is_renormalized: bool,
 }
 
 /// What is inside of a [`Saved`], and of what other operations save: buffers, and by which forward they have
@@ -232,7 +235,7 @@ impl<F, B> SavedBuffers<F, B> {
 impl<M: Memory, P: Real> Saved<M, P> {
     /// Nothing saved, nothing allocated.
     pub fn new() -> Self {
-        Self { whole: SavedBuffers::NONE, groups: None }
+        Self { whole: SavedBuffers::NONE, groups: None, factors: None, is_renormalized: false }
     }
     /// The shape of the forward; none before the first.
     pub fn shape(&self) -> Option<Shape> {
@@ -268,10 +271,38 @@ impl<M: Memory, P: Real> Saved<M, P> {
             let alike = b.engine == engine && b.channels == channels;
             here && alike && b.reserve_len >= reserve_len
         };
+        self.is_renormalized = false;
         if let Some(groups) = &mut self.groups {
             groups.clear();
         }
         self.whole.open(forward, fit, || Buffers::new(memory, channels, reserve_len, engine))
+    }
+
+    /// Nothing is saved until the next forward; the memory stays.
+    pub(super) fn clear(&mut self) {
+        self.is_renormalized = false;
+        self.whole.clear();
+    }
+    /// Memory for r and d, that of the last forward with renormalization if it fits.
+    pub(crate) fn take_factors(&mut self, memory: &M, channels: usize) -> Result<M::Buf<P>> {
+        let len = channels.saturating_mul(2);
+        let fits = |buf: &M::Buf<P>| {
+            let view = M::view(buf);
+            M::len(&view) == len && memory.check_here("saved", &view).is_ok()
+        };
+        self.factors.take().filter(fits).map_or_else(|| memory.zeros(len), Ok)
+    }
+    /// Notes that the forward which filled this was by the batch's own statistics, with these r and d, in a layer
+    /// with these parameters.
+    pub(crate) fn set_renormalized(&mut self, factors: M::Buf<P>, weight: bool, bias: bool) {
+        if let Some(forward) = &mut self.whole.forward {
+            *forward = Forward { weight, bias, batch_statistics: true, ..*forward };
+        }
+        (self.factors, self.is_renormalized) = (Some(factors), true);
+    }
+    /// r and d, if the forward was one with renormalization.
+    pub(crate) fn renormalized(&self) -> Option<&M::Buf<P>> {
+        self.factors.as_ref().filter(|_| self.is_renormalized)
     }
 
     /// What a forward left, if there was one.

@@ -44,7 +44,7 @@ impl<M: Memory, P: Real> Saved<M, P> {
     }
     /// Room for what so many calls save; until [`fill_groups`](Self::fill_groups) nothing is saved.
     pub(crate) fn open_groups(&mut self, calls: usize) -> &mut [Saved<M, P>] {
-        self.whole.clear();
+        self.clear();
         let none = || Box::new(SavedGroups { filled: None, saved: vec![] });
         let groups = self.groups.get_or_insert_with(none);
         groups.clear();

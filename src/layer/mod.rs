@@ -17,6 +17,7 @@ mod passes;
 mod population;
 mod presets;
 mod regularize;
+mod renorm;
 mod running;
 mod slots;
 #[cfg(feature = "safetensors")]
@@ -34,6 +35,7 @@ pub use param::Param;
 pub use parts::{Part, PartGradients, SavedParts};
 pub use population::{Population, PopulationRule, PopulationStatistics, Progress};
 pub use presets::{Keras1, Keras1Std};
+pub use renorm::{Renorm, RenormStats};
 pub use running::RunningStats;
 pub use slots::{Order, Slot};
 #[cfg(feature = "safetensors")]
@@ -87,6 +89,8 @@ pub struct BatchNorm<P: Real, G: Engine> {
     updates_running: bool,
     /// What forwards and backwards in groups work in.
     groups: ghost::Scratch<G::Memory, P>,
+    /// What those with renormalization work in.
+    renorm: Option<renorm::Scratch<G::Memory, P>>,
 }
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
@@ -110,12 +114,17 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         if let (NonFinite::Skip, Some(running)) = (config.non_finite, &mut running) {
             running.skipped = Some(memory.zeros(channels)?);
         }
+        if let (Some(renorm), Some(running)) = (config.renorm, &mut running) {
+            let own_pair = renorm.momentum.is_some();
+            running.renorm = Some(RenormStats::new(memory, channels, own_pair)?);
+        }
         Ok(Self {
             affine: Affine { engine: engine.clone(), config, channels, weight, bias },
             running,
             training: true,
             updates_running: true,
             groups: ghost::Scratch::default(),
+            renorm: None,
         })
     }
 
@@ -298,6 +307,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             training: self.training,
             updates_running: self.updates_running,
             groups: ghost::Scratch::default(),
+            renorm: None,
         })
     }
 

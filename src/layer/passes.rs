@@ -77,6 +77,12 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             whole.residual = residual.as_ref().map(M::reborrow);
             return self.forward_groups(grouping, &mut whole, saved);
         }
+        if let Some(renorm) = self.affine.config.renorm {
+            let mut y = y;
+            let mut whole = Part::new(*shape, M::reborrow(&x), M::reborrow_mut(&mut y));
+            whole.residual = residual.as_ref().map(M::reborrow);
+            return self.forward_renormalized(renorm, &mut whole, saved);
+        }
         self.forward_whole(shape, x, residual, y, saved)
     }
     /// A training forward of one batch.
@@ -212,7 +218,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         grad_x: Option<M::ViewMut<'_, E>>,
         grad_residual: Option<M::ViewMut<'_, E>>,
     ) -> Result<()> {
-        if saved.groups().is_some() {
+        let factors = saved.renormalized();
+        if saved.groups().is_some() || factors.is_some() {
             let (mut grad_x, mut grad_residual) = (grad_x, grad_residual);
             let mut whole = PartGradients {
                 x: M::reborrow(&x),
@@ -221,7 +228,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 grad_x: grad_x.as_mut().map(M::reborrow_mut),
                 grad_residual: grad_residual.as_mut().map(M::reborrow_mut),
             };
-            return self.backward_groups(saved, &mut whole);
+            return match factors {
+                Some(factors) => self.backward_renormalized(saved, factors, &mut whole),
+                None => self.backward_groups(saved, &mut whole),
+            };
         }
         self.affine.backward(saved, x, residual, grad_y, grad_x, grad_residual)
     }

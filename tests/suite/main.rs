@@ -30,6 +30,7 @@ mod parts; // a list of inputs as one batch
 mod population; // statistics of a whole data set
 mod presets; // defaults of other systems
 mod properties; // random calls, repeatability, threads
+mod renorm; // statistics brought to the running ones
 mod running; // by which rules running statistics move
 mod serialized; // configurations by serde
 mod state; // state dicts, and files that torch wrote

@@ -17,7 +17,10 @@
 //! coefficients of channels, `parameters` changes those of a layer. `compiled` leads from the trait to the operations of a type.
 use super::check::{check_values_per_channel, total_count};
 use super::{Backward, Derivative, Engine, ForwardEval, ForwardTrain};
-use super::{Constrain, MergeStats, OneValue, OptimizerStep, Regularize, Request, Running, Stats};
+use super::{
+    Constrain, MergeStats, OneValue, OptimizerStep, Regularize, Renormalize, RenormalizeBackward,
+    Request, Running, Stats,
+};
 use super::{LayerNormBackward, LayerNormForward};
 use crate::{Element, Host, Real, Result, Shape};
 pub use simd::SimdLevel;
@@ -167,6 +170,22 @@ impl Engine for Cpu {
         args: LayerNormBackward<'_, Host, E>,
     ) -> Result<()> {
         E::layer_norm_backward(self, shape, args)
+    }
+
+    fn renormalize<P: Real>(&self, mut args: Renormalize<'_, Host, P>) -> Result<()> {
+        args.check(&Host)?;
+        self.simd()?;
+        args.on_host();
+        Ok(())
+    }
+    fn renormalize_backward<P: Real>(
+        &self,
+        mut args: RenormalizeBackward<'_, Host, P>,
+    ) -> Result<()> {
+        args.check(&Host)?;
+        self.simd()?;
+        args.on_host();
+        Ok(())
     }
 
     fn optimizer_step<P: Real>(&self, mut args: OptimizerStep<'_, Host, P>) -> Result<()> {

@@ -10,10 +10,10 @@ use super::pointers::{Pointers, Ptr};
 use super::{
     Activation, Backward, Constrain, Derivative, Engine, ForwardEval, ForwardTrain,
     LayerNormBackward, LayerNormForward, MergeStats, OneValue, Op, OptimizerStep, Regularize,
-    Request, Stats,
+    Renormalize, RenormalizeBackward, Request, Stats,
 };
 use crate::memory::{check_stream, new_stream};
-use crate::{DType, Device, Element, Memory, Real, Result, Shape};
+use crate::{DType, Device, Element, Error, Memory, Real, Result, Shape};
 use arguments::Group;
 use cudarc::driver::CudaStream;
 use figures::Figures;
@@ -180,6 +180,7 @@ impl Cuda {
             }
             Op::Regularize => return Ok(format!("{NAME}: regularize, one block")),
             Op::Constrain => return Ok(format!("{NAME}: constrain, one block")),
+            Op::Renormalize | Op::RenormalizeBackward => return Err(no_renormalization()),
         };
         let (plan, dtype) = (self.cut(shape, request.dtype)?, request.dtype);
         let Some(step) = resident.filter(|_| self.tuning.family != Family::Split) else {
@@ -280,6 +281,7 @@ impl Engine for Cuda {
                 check_rows(shape)?;
                 layer_norm::check_features(shape)
             }
+            Op::Renormalize | Op::RenormalizeBackward => Err(no_renormalization()),
             _ => self.cut(shape, request.dtype).map(drop),
         }
     }
@@ -361,6 +363,12 @@ impl Engine for Cuda {
     fn regularize<P: Real>(&self, args: Regularize<'_, Device, P>) -> Result<()> {
         self.shared.parameters.regularize(&self.memory, args)
     }
+    fn renormalize<P: Real>(&self, _: Renormalize<'_, Device, P>) -> Result<()> {
+        Err(no_renormalization())
+    }
+    fn renormalize_backward<P: Real>(&self, _: RenormalizeBackward<'_, Device, P>) -> Result<()> {
+        Err(no_renormalization())
+    }
     fn constrain<P: Real>(&self, args: Constrain<'_, Device, P>) -> Result<()> {
         self.shared.parameters.constrain(&self.memory, args)
     }
@@ -401,4 +409,11 @@ impl Cuda {
         }
         check_values_per_channel("records", total as usize, args.one_value)
     }
+}
+
+/// There are no kernels for it yet.
+fn no_renormalization() -> Error {
+    let reason =
+        "there is no kernel for batch renormalization yet: the engines of the CPU serve it";
+    Error::Unsupported { engine: NAME, reason: reason.into() }
 }

@@ -8,7 +8,7 @@ use super::parameters::Parameters;
 use super::per_stream::{OfStream, PerStream};
 use super::{
     Backward, Constrain, Engine, ForwardEval, ForwardTrain, LayerNormBackward, LayerNormForward,
-    MergeStats, Op, OptimizerStep, Regularize, Request, Stats,
+    MergeStats, Op, OptimizerStep, Regularize, Renormalize, RenormalizeBackward, Request, Stats,
 };
 use crate::memory::{check_stream, new_stream};
 use crate::{DType, Device, Element, Error, Real, Result, Shape, library};
@@ -297,6 +297,12 @@ impl Engine for Cudnn {
     }
     fn regularize<P: Real>(&self, args: Regularize<'_, Device, P>) -> Result<()> {
         self.shared.parameters.regularize(&self.memory, args)
+    }
+    fn renormalize<P: Real>(&self, _: Renormalize<'_, Device, P>) -> Result<()> {
+        self.supports(&Shape::new(&[1, 1], 1)?, Request::new(Op::Renormalize, P::DTYPE))
+    }
+    fn renormalize_backward<P: Real>(&self, _: RenormalizeBackward<'_, Device, P>) -> Result<()> {
+        self.supports(&Shape::new(&[1, 1], 1)?, Request::new(Op::RenormalizeBackward, P::DTYPE))
     }
     fn constrain<P: Real>(&self, args: Constrain<'_, Device, P>) -> Result<()> {
         self.shared.parameters.constrain(&self.memory, args)

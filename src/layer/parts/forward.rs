@@ -106,6 +106,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             let reason = format!("expected one in each of {all} parts or in none, got {with}");
             return Err(Error::invalid("residual", reason));
         }
+        if self.config().renorm.is_some() && self.training {
+            let reason = "expected a layer without it for a list of inputs, got one with it";
+            return Err(Error::invalid("renorm", reason));
+        }
         self.check_capture()?;
         let is_frozen = self.running.is_some() && !self.training;
         let per_channel = parts.iter().map(|part| part.shape.per_channel());

@@ -17,6 +17,7 @@ mod layer;
 mod optimizer;
 mod population;
 mod regularizer;
+mod renorm;
 mod sample_wise;
 mod steps;
 mod vectors;
@@ -105,6 +106,7 @@ fn runner<G: Engine, E: Element>(kind: &str) -> Option<Runner<G>> {
         "population" => population::run::<G, E>,
         "population_network" => population::run_network::<G, E>,
         "regularizer" => regularizer::run::<G, E>,
+        "renorm" => renorm::run::<G, E>,
         "steps" => steps::run::<G, E>,
         _ => return None,
     })
