@@ -38,6 +38,7 @@ impl<M: Memory, P: Real> Saved<M, P> {
         }
     }
     /// What each call saved, where the forward was one in groups.
+    #[allow(clippy::type_complexity)] // three parts
     pub(crate) fn groups(&self) -> Option<(&Forward, Grouping, &[Saved<M, P>])> {
         let groups = self.groups.as_ref()?;
         groups.filled.as_ref().map(|(forward, grouping)| (forward, *grouping, &groups.saved[..]))

@@ -20,9 +20,6 @@ fn every_engine_computes_what_each_kind_asks_for() {
             let outcome = (engine.layer)(&document).unwrap();
             let name = format!("{}: {}", engine.name, document.name);
             let refuses = engine.name == "cudnn";
-            // The devices have no kernel for it yet.
-            let refuses =
-                refuses || document.kind == "renorm" && ["cuda", "gpu"].contains(&engine.name);
             assert!(refuses || outcome.refused.is_empty(), "{name}: {:?}", outcome.refused);
             assert!(refuses || !outcome.verdicts.is_empty(), "{name}: nothing was judged");
             let verdicts = outcome.verdicts.into_iter().filter(|verdict| !verdict.pass);

@@ -13,7 +13,7 @@ use super::{
     Renormalize, RenormalizeBackward, Request, Stats,
 };
 use crate::memory::{check_stream, new_stream};
-use crate::{DType, Device, Element, Error, Memory, Real, Result, Shape};
+use crate::{DType, Device, Element, Memory, Real, Result, Shape};
 use arguments::Group;
 use cudarc::driver::CudaStream;
 use figures::Figures;
@@ -180,7 +180,10 @@ impl Cuda {
             }
             Op::Regularize => return Ok(format!("{NAME}: regularize, one block")),
             Op::Constrain => return Ok(format!("{NAME}: constrain, one block")),
-            Op::Renormalize | Op::RenormalizeBackward => return Err(no_renormalization()),
+            Op::Renormalize => return Ok(format!("{NAME}: renormalize, a thread per channel")),
+            Op::RenormalizeBackward => {
+                return Ok(format!("{NAME}: renormalize_backward, a thread per channel"));
+            }
         };
         let (plan, dtype) = (self.cut(shape, request.dtype)?, request.dtype);
         let Some(step) = resident.filter(|_| self.tuning.family != Family::Split) else {
@@ -281,7 +284,6 @@ impl Engine for Cuda {
                 check_rows(shape)?;
                 layer_norm::check_features(shape)
             }
-            Op::Renormalize | Op::RenormalizeBackward => Err(no_renormalization()),
             _ => self.cut(shape, request.dtype).map(drop),
         }
     }
@@ -293,7 +295,7 @@ impl Engine for Cuda {
         }
         let plan = self.cut(shape, request.dtype)?;
         let activation = request.activation;
-        if matches!(request.op, Op::OptimizerStep | Op::Regularize | Op::Constrain) {
+        if is_of_parameters(request.op) {
             return self.shared.parameters.load(self.stream());
         }
         let resident = match request.op {
@@ -363,11 +365,14 @@ impl Engine for Cuda {
     fn regularize<P: Real>(&self, args: Regularize<'_, Device, P>) -> Result<()> {
         self.shared.parameters.regularize(&self.memory, args)
     }
-    fn renormalize<P: Real>(&self, _: Renormalize<'_, Device, P>) -> Result<()> {
-        Err(no_renormalization())
+    fn renormalize<P: Real>(&self, args: Renormalize<'_, Device, P>) -> Result<()> {
+        self.shared.parameters.renormalize(&self.memory, args)
     }
-    fn renormalize_backward<P: Real>(&self, _: RenormalizeBackward<'_, Device, P>) -> Result<()> {
-        Err(no_renormalization())
+    fn renormalize_backward<P: Real>(
+        &self,
+        args: RenormalizeBackward<'_, Device, P>,
+    ) -> Result<()> {
+        self.shared.parameters.renormalize_backward(&self.memory, args)
     }
     fn constrain<P: Real>(&self, args: Constrain<'_, Device, P>) -> Result<()> {
         self.shared.parameters.constrain(&self.memory, args)
@@ -411,9 +416,14 @@ impl Cuda {
     }
 }
 
-/// There are no kernels for it yet.
-fn no_renormalization() -> Error {
-    let reason =
-        "there is no kernel for batch renormalization yet: the engines of the CPU serve it";
-    Error::Unsupported { engine: NAME, reason: reason.into() }
+/// Whether an operation is one on vectors of a value per channel, which have kernels of their own.
+pub(super) const fn is_of_parameters(op: Op) -> bool {
+    matches!(
+        op,
+        Op::OptimizerStep
+            | Op::Regularize
+            | Op::Constrain
+            | Op::Renormalize
+            | Op::RenormalizeBackward
+    )
 }

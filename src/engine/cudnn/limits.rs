@@ -64,9 +64,7 @@ pub(super) const LIMITS: &[Limit] = &[
             Op::BackwardEval => Some("there is no backward through frozen statistics".into()),
             Op::Stats => Some("there is no call for statistics alone".into()),
             Op::MergeStats => Some("there is no call that merges statistics".into()),
-            Op::Renormalize | Op::RenormalizeBackward => {
-                Some("there is no call for batch renormalization".into())
-            }
+            Op::Renormalize | Op::RenormalizeBackward => None,
             Op::LayerNorm | Op::LayerNormBackward => {
                 Some("there is no call for layer normalization beside those of graphs".into())
             }

@@ -298,11 +298,14 @@ impl Engine for Cudnn {
     fn regularize<P: Real>(&self, args: Regularize<'_, Device, P>) -> Result<()> {
         self.shared.parameters.regularize(&self.memory, args)
     }
-    fn renormalize<P: Real>(&self, _: Renormalize<'_, Device, P>) -> Result<()> {
-        self.supports(&Shape::new(&[1, 1], 1)?, Request::new(Op::Renormalize, P::DTYPE))
+    fn renormalize<P: Real>(&self, args: Renormalize<'_, Device, P>) -> Result<()> {
+        self.shared.parameters.renormalize(&self.memory, args)
     }
-    fn renormalize_backward<P: Real>(&self, _: RenormalizeBackward<'_, Device, P>) -> Result<()> {
-        self.supports(&Shape::new(&[1, 1], 1)?, Request::new(Op::RenormalizeBackward, P::DTYPE))
+    fn renormalize_backward<P: Real>(
+        &self,
+        args: RenormalizeBackward<'_, Device, P>,
+    ) -> Result<()> {
+        self.shared.parameters.renormalize_backward(&self.memory, args)
     }
     fn constrain<P: Real>(&self, args: Constrain<'_, Device, P>) -> Result<()> {
         self.shared.parameters.constrain(&self.memory, args)
@@ -311,7 +314,7 @@ impl Engine for Cudnn {
 
 /// Whether an operation is a kernel of ours, which serves every parameter.
 const fn is_ours(op: Op) -> bool {
-    matches!(op, Op::OptimizerStep | Op::Regularize | Op::Constrain)
+    super::cuda::is_of_parameters(op)
 }
 
 /// The limit that forbids an operation.

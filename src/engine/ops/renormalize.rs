@@ -87,17 +87,7 @@ impl<'a, M: Memory, P: Real> RenormState<'a, M, P> {
     ) -> Self {
         let (stddev_factor, renorm_factor) = (factor, factor);
         let (renorm_mean, renorm_stddev) = (None, None);
-        let moved = Self {
-            mean,
-            stddev,
-            var,
-            factor,
-            stddev_factor,
-            renorm_mean,
-            renorm_stddev,
-            renorm_factor,
-        };
-        moved
+        Self { mean, stddev, var, factor, stddev_factor, renorm_mean, renorm_stddev, renorm_factor }
     }
     /// A pair of its own for r and d (length C each), as Keras has it, with this weight of the new value.
     pub fn renorm(

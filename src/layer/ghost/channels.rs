@@ -40,7 +40,7 @@ impl<M: Memory, P: Real> Tiles<M, P> {
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// Whether the engine serves what is done on (groups, C).
-    pub(super) fn check_tiles<E: Element<Acc = P>>(&self, groups: usize) -> Result<()> {
+    pub(super) fn check_tiles(&self, groups: usize) -> Result<()> {
         let shape = Shape::new(&[groups, self.channels()], 1)?;
         let engine = self.engine();
         engine.supports(&shape, Request::new(Op::ForwardEval, P::DTYPE))?;

@@ -126,7 +126,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 let all = present("x", shape.of_strided_groups(groups))?;
                 has_variance(&all)?;
                 affine.engine.supports(&all, request)?;
-                self.check_tiles::<E>(groups)
+                self.check_tiles(groups)
             }
             Grouping::Strided(groups) => {
                 has_variance(&shape.of_rows(shape.batch() / groups))?;
