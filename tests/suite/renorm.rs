@@ -13,6 +13,7 @@ engines! { [reference, cpu, cuda, gpu] [
     parameters_that_want_no_gradient_get_none,
     state_moves_by_its_names,
     an_empty_batch_follows_the_rule,
+    a_population_sets_what_is_kept,
 ] }
 #[cfg(all(feature = "cudnn", target_os = "linux"))]
 engines! { [cudnn] [an_engine_without_it_refuses_and_changes_nothing] }
@@ -276,6 +277,19 @@ fn state_moves_by_its_names<G: Engine>(engine: &G) {
         other.load_state_dict(&dict, "", Strict::Yes).unwrap();
         assert_eq!(kept(&other), got);
     }
+}
+
+fn a_population_sets_what_is_kept<G: Engine>(engine: &G) {
+    let mut population = PopulationStatistics::new(engine, 3, PopulationRule::Exact).unwrap();
+    let x = up(engine, &numbers::<f32>(small().len(), 1));
+    population.add(engine, &small(), view::<G, f32>(&x)).unwrap();
+    let mut bn = renormalizing(engine);
+    population.apply_to(&mut bn).unwrap();
+    let got = kept(&bn);
+    let stddev: Vec<f64> = got[1].iter().map(|v| (f64::from(*v) + 1e-5).sqrt()).collect();
+    assert_eq!(got[3], got[0]);
+    assert_near(&got[2], &stddev, Kind::Statistic);
+    assert_near(&got[4], &stddev, Kind::Statistic);
 }
 
 fn an_empty_batch_follows_the_rule<G: Engine>(engine: &G) {
