@@ -1,5 +1,5 @@
 // What happens to a parameter, a vector of one value per channel, between two steps of training: the gradient of its
-// regularizer, the optimizer's step, and its constraint.
+// regularizer, the optimizer's step, and its constraint. And what batch renormalization does with such vectors.
 //
 // All of it is computed in f64, every operation rounded once and none fused, and rounded to the parameter's type where
 // it is stored.
@@ -32,6 +32,17 @@ struct NormOptions {
     unsigned non_negative, reserved;
 };
 
+enum RenormSwitch : unsigned { UPDATES = 1, KEEP_VARIANCE = 2, EMPTY_IS_NAN = 4 };
+
+struct RenormOptions {
+    double eps;
+    /// Bounds of r, and of d on both sides; infinite ones are none.
+    double r_min, r_max, d_max;
+    /// The weights of a batch: in the mean, in the deviation, in the pair that r and d are taken by.
+    double factor, stddev_factor, renorm_factor;
+    unsigned switches, reserved;
+};
+
 #define SIZE(type, size) static_assert(sizeof(type) == size, #type)
 #define FIELD(type, field, offset) static_assert(offsetof(type, field) == offset, #type "." #field)
 SIZE(StepOptions, 48);
@@ -48,6 +59,16 @@ FIELD(NormOptions, most, 8);
 FIELD(NormOptions, rate, 16);
 FIELD(NormOptions, non_negative, 24);
 FIELD(NormOptions, reserved, 28);
+SIZE(RenormOptions, 64);
+FIELD(RenormOptions, eps, 0);
+FIELD(RenormOptions, r_min, 8);
+FIELD(RenormOptions, r_max, 16);
+FIELD(RenormOptions, d_max, 24);
+FIELD(RenormOptions, factor, 32);
+FIELD(RenormOptions, stddev_factor, 40);
+FIELD(RenormOptions, renorm_factor, 48);
+FIELD(RenormOptions, switches, 56);
+FIELD(RenormOptions, reserved, 60);
 
 /// `base` to the power of a whole number, by squaring.
 __device__ inline double power(double base, double exponent) {
@@ -203,6 +224,69 @@ template <class A> __device__ void constrain(u64 count, const NormOptions &to, A
     }
 }
 
+/// `(1 - factor) * old + factor * value`; a factor of 1 replaces what is not finite, too.
+__device__ inline double blend(double old, double value, double factor) {
+    return factor == 1 ? value : add_rn(mul_rn(add_rn(1.0, -factor), old), mul_rn(factor, value));
+}
+
+/// What renormalization reads and writes of every channel. Null: no weight, no bias, no pair of its own.
+template <class A> struct Renorm {
+    const double *record;
+    const A *weight, *bias;
+    A *mean, *stddev, *var, *renorm_mean, *renorm_stddev, *scale, *shift, *r, *d;
+};
+
+/// r and d lead from the batch's statistics to the kept ones, within bounds; NaN stays.
+template <class A> __device__ void renormalize(u64 count, const RenormOptions &by, const Renorm<A> &of) {
+    const double values = of.record[3 * count];
+#pragma unroll 1
+    for (u64 c = u64(blockIdx.x) * BLOCK + threadIdx.x; c < count; c += u64(gridDim.x) * BLOCK) {
+        double mean = add_rn(of.record[c], of.record[count + c]);
+        double stddev = sqrt(add_rn(of.record[2 * count + c], by.eps));
+        const double kept_mean = of.renorm_mean ? of.renorm_mean[c] : of.mean[c];
+        double kept = of.renorm_stddev ? of.renorm_stddev[c] : of.stddev[c];
+        const double least = sqrt(by.eps);
+        kept = kept < least ? least : kept;
+        double r = stddev / kept, d = add_rn(mean, -kept_mean) / kept;
+        r = r < by.r_min ? by.r_min : r > by.r_max ? by.r_max : r;
+        d = d < -by.d_max ? -by.d_max : d > by.d_max ? by.d_max : d;
+        if (values == 0) {
+            r = 1;
+            d = 0;
+        }
+        const double weight = of.weight ? double(of.weight[c]) : 1.0;
+        of.r[c] = A(r);
+        of.d[c] = A(d);
+        of.scale[c] = A(mul_rn(weight, r));
+        of.shift[c] = A(add_rn(mul_rn(weight, d), of.bias ? double(of.bias[c]) : 0.0));
+        if (!(by.switches & UPDATES) || (values == 0 && !(by.switches & EMPTY_IS_NAN))) continue;
+        if (values == 0) mean = stddev = __longlong_as_double(0x7ff8000000000000);
+        of.mean[c] = A(blend(of.mean[c], mean, by.factor));
+        if (of.renorm_mean) of.renorm_mean[c] = A(blend(of.renorm_mean[c], mean, by.renorm_factor));
+        if (values == 1 && (by.switches & KEEP_VARIANCE)) continue;
+        const double moved = blend(of.stddev[c], stddev, by.stddev_factor);
+        const double var = add_rn(mul_rn(moved, moved), -by.eps);
+        of.stddev[c] = A(moved);
+        of.var[c] = A(var < 0 ? 0.0 : var);
+        if (of.renorm_stddev) of.renorm_stddev[c] = A(blend(of.renorm_stddev[c], stddev, by.renorm_factor));
+    }
+}
+
+/// The gradients of weight and bias, `r * sum(g * xhat) + d * sum(g)` and `sum(g)`. Null: not asked for.
+template <class A>
+__device__ void renormalize_backward(u64 count, const A *r, const A *d, const A *sum_g_xhat, const A *sum_g,
+                                     A *grad_weight, A *grad_bias, unsigned accumulate) {
+#pragma unroll 1
+    for (u64 c = u64(blockIdx.x) * BLOCK + threadIdx.x; c < count; c += u64(gridDim.x) * BLOCK) {
+        const double g = sum_g[c];
+        if (grad_weight) {
+            const double own = add_rn(mul_rn(double(r[c]), double(sum_g_xhat[c])), mul_rn(double(d[c]), g));
+            grad_weight[c] = A(accumulate ? add_rn(double(grad_weight[c]), own) : own);
+        }
+        if (grad_bias) grad_bias[c] = A(accumulate ? add_rn(double(grad_bias[c]), g) : g);
+    }
+}
+
 #define ENTRIES(name, A)                                                                                               \
     STEP_KERNEL optimizer_step_##name(u64 count, const StepOptions by, const double *lr, double *steps, A *value,      \
                                       const A *grad, A *first, A *second, A *third) {                                  \
@@ -212,7 +296,12 @@ template <class A> __device__ void constrain(u64 count, const NormOptions &to, A
                              unsigned accumulate_grad, unsigned accumulate_loss) {                                     \
         regularize(count, l1, l2, value, grad, loss, accumulate_grad, accumulate_loss);                                \
     }                                                                                                                  \
-    KERNEL constrain_##name(u64 count, const NormOptions to, A *value) { constrain(count, to, value); }
+    KERNEL constrain_##name(u64 count, const NormOptions to, A *value) { constrain(count, to, value); }                \
+    KERNEL renormalize_##name(u64 count, const RenormOptions by, const Renorm<A> of) { renormalize(count, by, of); }   \
+    KERNEL renormalize_backward_##name(u64 count, const A *r, const A *d, const A *sum_g_xhat, const A *sum_g,         \
+                                       A *grad_weight, A *grad_bias, unsigned accumulate) {                            \
+        renormalize_backward(count, r, d, sum_g_xhat, sum_g, grad_weight, grad_bias, accumulate);                      \
+    }
 
 ENTRIES(f32, float)
 ENTRIES(f64, double)

@@ -28,8 +28,9 @@ pub use engine::{
     Activation, Algorithm, Argument, Arguments, Backward, Constrain, Constraint, Cpu, Derivative,
     DoubleBackward, EmptyBatch, Engine, EpsRule, ForwardEval, ForwardTrain, Input,
     LayerNormBackward, LayerNormForward, LayerNormSaved, MergeStats, NonFinite, OneValue, Op,
-    OptimizerStep, Reference, Regularize, Regularizer, Request, Role, Running, RunningRules, Saved,
-    SimdLevel, Statistics, Stats, Variance, Visitor,
+    OptimizerStep, Reference, Regularize, Regularizer, RenormClip, RenormState, Renormalize,
+    RenormalizeBackward, Request, Role, Running, RunningRules, Saved, SimdLevel, Statistics, Stats,
+    Variance, Visitor,
 };
 #[cfg(feature = "cudnn")]
 pub use engine::{Choice, Cudnn, Gpu, Rule};
@@ -38,10 +39,11 @@ pub use engine::{Costs, Cuda, Family, Tuning};
 pub use error::{Cause, Error, Result};
 pub use input_spec::InputSpec;
 pub use layer::{
-    BatchNorm, Config, Folded, Initializer, Keras1, Keras1Std, LayerNorm, LayerNormConfig,
-    LazyBatchNorm, Momentum, Optimizer, OptimizerState, Order, Param, ParamState, Part,
-    PartGradients, Population, PopulationRule, PopulationStatistics, Progress, RunningStats,
-    SavedParts, ScaleShift, Slot, WeightLayout,
+    BatchNorm, Config, Folded, Ghost, GhostRemainder, GhostRows, GhostUpdate, Initializer, Keras1,
+    Keras1Std, LayerNorm, LayerNormConfig, LazyBatchNorm, Momentum, Optimizer, OptimizerState,
+    Order, Param, ParamState, Part, PartGradients, Population, PopulationRule,
+    PopulationStatistics, Progress, Renorm, RenormStats, RunningStats, SavedParts, ScaleShift,
+    Slot, WeightLayout,
 };
 #[cfg(feature = "safetensors")]
 pub use layer::{LoadReport, Mismatch, StateDict, Strict};

@@ -22,6 +22,8 @@ pub struct Shape {
     outer: usize,
     channels: usize,
     inner: usize,
+    /// Whether another axis lies outside of the first one, so that a row is not one piece of memory.
+    is_interleaved: bool,
 }
 
 impl Shape {
@@ -44,6 +46,7 @@ impl Shape {
             outer: dims[..axis].iter().product(),
             channels,
             inner: dims[axis + 1..].iter().product(),
+            is_interleaved: false,
         })
     }
 
@@ -184,6 +187,8 @@ impl Shape {
             }
             dense *= dims[k];
         }
+        let is_interleaved = axis != 0 && dims[0] > 1 && order[0] != 0;
+        let logical = Self { is_interleaved, ..logical };
         let Some(place) = order.iter().position(|&k| k == axis) else {
             // One channel lies anywhere: all elements share its mean.
             return Ok(Self { outer: 1, inner: logical.len(), ..logical });
@@ -221,6 +226,32 @@ impl Shape {
     pub fn per_channel(&self) -> usize {
         self.outer * self.inner
     }
+    /// Elements of a row, a place of the first axis; none where they do not lie in one piece.
+    pub(crate) fn row_len(&self) -> Option<usize> {
+        (!self.is_interleaved && self.batch > 0).then(|| self.len() / self.batch)
+    }
+    /// So many rows of it, which lie in one piece, as a tensor.
+    pub(crate) fn of_rows(self, rows: usize) -> Self {
+        let scaled = |size: usize| size / self.batch.max(1) * rows;
+        // With one channel the rows may be a part of either.
+        match self.outer.is_multiple_of(self.batch.max(1)) {
+            true => Self { batch: rows, outer: scaled(self.outer), ..self },
+            false => Self { batch: rows, inner: scaled(self.inner), ..self },
+        }
+    }
+    /// The channels of so many groups, row i being in group i mod `groups`, as the channels of one tensor: group by
+    /// group. None where they lie otherwise; `groups` divides the rows.
+    pub(crate) fn of_strided_groups(self, groups: usize) -> Option<Self> {
+        let row_len = self.row_len()?;
+        let is_channels_first = self.channels == 1 || self.outer == self.batch;
+        is_channels_first.then(|| Self {
+            batch: self.batch / groups,
+            outer: self.batch / groups,
+            channels: groups * self.channels,
+            inner: row_len / self.channels,
+            ..self
+        })
+    }
     /// Indices of channel `c`, in memory order.
     pub(crate) fn channel(self, c: usize) -> impl Iterator<Item = usize> + Clone {
         let start = move |o| (o * self.channels + c) * self.inner;
@@ -254,7 +285,7 @@ fn checked_product(dims: &[usize], mut sizes: impl Iterator<Item = usize>) -> Re
 /// As messages show it: `4 x 64 x 3136 (outer x channels x inner, batch 4)`.
 impl std::fmt::Display for Shape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { batch, outer, channels, inner } = self;
+        let Self { batch, outer, channels, inner, .. } = self;
         write!(f, "{outer} x {channels} x {inner} (outer x channels x inner, batch {batch})")
     }
 }

@@ -2,7 +2,7 @@
 use super::{
     Activation, Backward, Constrain, Cuda, Cudnn, DoubleBackward, Engine, ForwardEval,
     ForwardTrain, LayerNormBackward, LayerNormForward, MergeStats, Op, OptimizerStep, Regularize,
-    Request, Stats,
+    Renormalize, RenormalizeBackward, Request, Stats,
 };
 use crate::memory::new_stream;
 use crate::{DType, Device, Element, Error, Real, Result, Shape};
@@ -325,6 +325,15 @@ impl Engine for Gpu {
     }
     fn regularize<P: Real>(&self, args: Regularize<'_, Device, P>) -> Result<()> {
         self.cuda.regularize(args)
+    }
+    fn renormalize<P: Real>(&self, args: Renormalize<'_, Device, P>) -> Result<()> {
+        self.cuda.renormalize(args)
+    }
+    fn renormalize_backward<P: Real>(
+        &self,
+        args: RenormalizeBackward<'_, Device, P>,
+    ) -> Result<()> {
+        self.cuda.renormalize_backward(args)
     }
     fn constrain<P: Real>(&self, args: Constrain<'_, Device, P>) -> Result<()> {
         self.cuda.constrain(args)

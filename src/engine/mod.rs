@@ -26,7 +26,9 @@ mod pointers;
 #[cfg(feature = "cuda")]
 mod ptx;
 mod reference;
+mod renorm;
 mod saved;
+mod saved_groups;
 
 pub(crate) use check::{check_eps, check_momentum, check_values_per_channel};
 pub use cpu::{Cpu, SimdLevel};
@@ -42,14 +44,16 @@ pub use layer_norm::{EpsRule, LayerNormSaved};
 pub use ops::{
     Argument, Arguments, Backward, Constrain, DoubleBackward, EmptyBatch, ForwardEval,
     ForwardTrain, Input, LayerNormBackward, LayerNormForward, MergeStats, NonFinite, OneValue, Op,
-    OptimizerStep, Regularize, Request, Role, Running, RunningRules, Statistics, Stats, Variance,
-    Visitor,
+    OptimizerStep, Regularize, RenormState, Renormalize, RenormalizeBackward, Request, Role,
+    Running, RunningRules, Statistics, Stats, Variance, Visitor,
 };
 pub use optimizer::Algorithm;
 pub(crate) use optimizer::check_from_0;
 pub use penalty::{Constraint, Regularizer};
 pub use reference::Reference;
+pub use renorm::RenormClip;
 pub use saved::Saved;
+pub(crate) use saved_groups::Grouping;
 
 /// An algorithm for batch normalization on one kind of memory. A cheap handle: clones share one
 /// workspace.
@@ -161,6 +165,20 @@ pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
         &self,
         shape: &Shape,
         args: LayerNormBackward<'_, Self::Memory, E>,
+    ) -> Result<()>;
+
+    /// What a batch is scaled and shifted by to be renormalized, and what is kept of it.
+    ///
+    /// # Errors
+    /// A wrong length, eps, weight of a batch or bound.
+    fn renormalize<P: Real>(&self, args: Renormalize<'_, Self::Memory, P>) -> Result<()>;
+    /// The gradients of weight and bias behind [`renormalize`](Self::renormalize).
+    ///
+    /// # Errors
+    /// A wrong length.
+    fn renormalize_backward<P: Real>(
+        &self,
+        args: RenormalizeBackward<'_, Self::Memory, P>,
     ) -> Result<()>;
 
     /// A step of an optimizer on one parameter: in f64, rounded where it is stored.

@@ -7,7 +7,8 @@ use super::optimizer::{Family, Rule};
 use super::penalty::Norms;
 use super::pointers::{Pointers, Ptr};
 use super::ptx::{capability, function, load};
-use super::{Constrain, OptimizerStep, Regularize, Regularizer};
+use super::{Constrain, EmptyBatch, OneValue, OptimizerStep, Regularize, Regularizer};
+use super::{RenormState, Renormalize, RenormalizeBackward};
 use crate::memory::refused;
 use crate::{DType, Device, Error, Real, Result};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, result};
@@ -51,11 +52,53 @@ struct NormOptions {
     reserved: u32,
 }
 
+/// The numbers of a renormalization.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RenormOptions {
+    eps: f64,
+    r_min: f64,
+    r_max: f64,
+    d_max: f64,
+    factor: f64,
+    stddev_factor: f64,
+    renorm_factor: f64,
+    /// Bits: [`RenormOptions::UPDATES`] and its like.
+    switches: u32,
+    reserved: u32,
+}
+
+impl RenormOptions {
+    const UPDATES: u32 = 1;
+    const KEEP_VARIANCE: u32 = 2;
+    const EMPTY_IS_NAN: u32 = 4;
+}
+
+/// Where the vectors of a renormalization lie.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RenormAt<P> {
+    record: Ptr<f64>,
+    weight: Ptr<P>,
+    bias: Ptr<P>,
+    mean: Ptr<P>,
+    stddev: Ptr<P>,
+    var: Ptr<P>,
+    renorm_mean: Ptr<P>,
+    renorm_stddev: Ptr<P>,
+    scale: Ptr<P>,
+    shift: Ptr<P>,
+    r: Ptr<P>,
+    d: Ptr<P>,
+}
+
 /// The kernels for parameters of one type.
 struct Kernels {
     optimizer_step: CudaFunction,
     regularize: CudaFunction,
     constrain: CudaFunction,
+    renormalize: CudaFunction,
+    renormalize_backward: CudaFunction,
 }
 
 /// Those of a context.
@@ -80,6 +123,8 @@ impl Loaded {
                 optimizer_step: function(&module, &format!("optimizer_step_{dtype}"))?,
                 regularize: function(&module, &format!("regularize_{dtype}"))?,
                 constrain: function(&module, &format!("constrain_{dtype}"))?,
+                renormalize: function(&module, &format!("renormalize_{dtype}"))?,
+                renormalize_backward: function(&module, &format!("renormalize_backward_{dtype}"))?,
             })
         };
         let (f32, f64) = (kernels("f32")?, kernels("f64")?);
@@ -151,7 +196,7 @@ impl Parameters {
         let (value, grad) = (pointers.write(value), pointers.read(grad));
         let [first, second, third] = [first, second, third].map(|buf| pointers.write_some(buf));
         // One block at least, which counts the step.
-        let blocks = len.div_ceil(BLOCK as usize).clamp(1, BLOCKS) as u32;
+        let blocks = blocks_of(len);
         let count = len as u64;
         let arguments = arguments![count, options, lr, steps, value, grad, first, second, third];
         submit(on.stream(), &loaded.kernels::<P>().optimizer_step, blocks, arguments)
@@ -189,6 +234,73 @@ impl Parameters {
         let arguments = arguments![count, options, value];
         submit(on.stream(), &loaded.kernels::<P>().constrain, 1, arguments)
     }
+
+    pub fn renormalize<P: Real>(
+        &self,
+        on: &Device,
+        mut args: Renormalize<'_, Device, P>,
+    ) -> Result<()> {
+        let channels = args.check(on)?;
+        let (loaded, mut pointers) = (self.loaded(on.stream())?, Pointers::new(on.stream()));
+        let Renormalize { record, weight, bias, eps, clip, one_value, empty_batch, .. } = args;
+        let Renormalize { state, updates, scale, shift, r, d, .. } = args;
+        let switches = [
+            (updates, RenormOptions::UPDATES),
+            (one_value == OneValue::KeepVariance, RenormOptions::KEEP_VARIANCE),
+            (empty_batch == EmptyBatch::Nan, RenormOptions::EMPTY_IS_NAN),
+        ];
+        let RenormState { mean, stddev, var, renorm_mean, renorm_stddev, .. } = state;
+        let (renorm_mean, renorm_stddev) = renorm_mean.zip(renorm_stddev).unzip();
+        let options = RenormOptions {
+            eps,
+            r_min: clip.r_min.unwrap_or(f64::NEG_INFINITY),
+            r_max: clip.r_max.unwrap_or(f64::INFINITY),
+            d_max: clip.d_max.unwrap_or(f64::INFINITY),
+            factor: state.factor,
+            stddev_factor: state.stddev_factor,
+            renorm_factor: state.renorm_factor,
+            switches: switches.iter().filter(|(on, _)| *on).map(|(_, bit)| bit).sum(),
+            reserved: 0,
+        };
+        let at = RenormAt::<P> {
+            record: pointers.read(record),
+            weight: pointers.read_some(weight),
+            bias: pointers.read_some(bias),
+            mean: pointers.write(mean),
+            stddev: pointers.write(stddev),
+            var: pointers.write(var),
+            renorm_mean: pointers.write_some(renorm_mean),
+            renorm_stddev: pointers.write_some(renorm_stddev),
+            scale: pointers.write(scale),
+            shift: pointers.write(shift),
+            r: pointers.write(r),
+            d: pointers.write(d),
+        };
+        let count = channels as u64;
+        let arguments = arguments![count, options, at];
+        submit(on.stream(), &loaded.kernels::<P>().renormalize, blocks_of(channels), arguments)
+    }
+
+    pub fn renormalize_backward<P: Real>(
+        &self,
+        on: &Device,
+        mut args: RenormalizeBackward<'_, Device, P>,
+    ) -> Result<()> {
+        let channels = args.check(on)?;
+        let (loaded, mut pointers) = (self.loaded(on.stream())?, Pointers::new(on.stream()));
+        let [r, d] = [args.r, args.d].map(|buf| pointers.read(buf));
+        let [sum_g_xhat, sum_g] = [args.sum_g_xhat, args.sum_g].map(|buf| pointers.read(buf));
+        let [weight, bias] = [args.grad_weight, args.grad_bias].map(|buf| pointers.write_some(buf));
+        let (count, add) = (channels as u64, u32::from(args.accumulate));
+        let arguments = arguments![count, r, d, sum_g_xhat, sum_g, weight, bias, add];
+        let kernel = &loaded.kernels::<P>().renormalize_backward;
+        submit(on.stream(), kernel, blocks_of(channels), arguments)
+    }
+}
+
+/// Blocks that have a thread for each value, at most as many as take more values each.
+fn blocks_of(len: usize) -> u32 {
+    len.div_ceil(BLOCK as usize).clamp(1, BLOCKS) as u32
 }
 
 fn submit(
@@ -217,6 +329,9 @@ mod tests {
             include_str!("../../kernels/parameters.cu");
             "StepOptions": StepOptions { lr_factor, weight_decay, beta1, beta2, eps, family, switches }
             "NormOptions": NormOptions { least, most, rate, non_negative, reserved }
+            "RenormOptions": RenormOptions {
+                eps, r_min, r_max, d_max, factor, stddev_factor, renorm_factor, switches, reserved
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use super::{
     Constrain, DoubleBackward, MergeStats, OptimizerStep, Regularize, Request, Statistics, Stats,
 };
 use super::{LayerNormBackward, LayerNormForward};
+use super::{Renormalize, RenormalizeBackward};
 use crate::{Element, Host, Real, Result, Shape};
 
 mod double_backward;
@@ -205,6 +206,20 @@ impl Engine for Reference {
         args: LayerNormBackward<'_, Host, E>,
     ) -> Result<()> {
         layer_norm::backward(self, shape, args)
+    }
+
+    fn renormalize<P: Real>(&self, mut args: Renormalize<'_, Host, P>) -> Result<()> {
+        args.check(&Host)?;
+        args.on_host();
+        Ok(())
+    }
+    fn renormalize_backward<P: Real>(
+        &self,
+        mut args: RenormalizeBackward<'_, Host, P>,
+    ) -> Result<()> {
+        args.check(&Host)?;
+        args.on_host();
+        Ok(())
     }
 
     fn optimizer_step<P: Real>(&self, mut args: OptimizerStep<'_, Host, P>) -> Result<()> {

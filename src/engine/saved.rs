@@ -1,5 +1,6 @@
 //! What travels from a forward to its backward.
 use super::Activation;
+use super::saved_groups::SavedGroups;
 use crate::{DType, Error, Host, Memory, Real, Result, Shape};
 #[cfg(feature = "cuda")]
 use {crate::Device, cudarc::driver::CudaViewMut};
@@ -11,7 +12,14 @@ use {crate::Device, cudarc::driver::CudaViewMut};
 /// ones write into them. Two forwards before a backward take one each. What changes between
 /// forward and backward (weight and bias by an optimizer's step, running statistics) does not reach
 /// into it; x alone is the caller's to keep.
-pub struct Saved<M: Memory, P: Real>(SavedBuffers<Forward, Buffers<M, P>>);
+pub struct Saved<M: Memory, P: Real> {
+    pub(super) whole: SavedBuffers<Forward, Buffers<M, P>>,
+    /// In place of the whole, if the last forward was one in groups.
+    pub(super) groups: Option<Box<SavedGroups<M, P>>>,
+    /// r and d of renormalization, length 2C; anything unless the last forward was one.
+    factors: Option<M::Buf<P>>,
+    is_renormalized: bool,
+}
 
 /// What is inside of a [`Saved`], and of what other operations save: buffers, and by which forward they have
 /// been filled, if one has filled them.
@@ -189,6 +197,10 @@ impl<F, B> SavedBuffers<F, B> {
     /// No forward, nothing allocated.
     pub const NONE: Self = Self { forward: None, buffers: None };
 
+    /// Nothing is saved until the next forward has filled them.
+    pub fn clear(&mut self) {
+        self.forward = None;
+    }
     /// The forward that has filled them, if one has.
     pub fn forward(&self) -> Option<&F> {
         self.forward.as_ref()
@@ -223,23 +235,24 @@ impl<F, B> SavedBuffers<F, B> {
 impl<M: Memory, P: Real> Saved<M, P> {
     /// Nothing saved, nothing allocated.
     pub fn new() -> Self {
-        Self(SavedBuffers::NONE)
+        Self { whole: SavedBuffers::NONE, groups: None, factors: None, is_renormalized: false }
     }
     /// The shape of the forward; none before the first.
     pub fn shape(&self) -> Option<Shape> {
-        self.0.forward().map(|forward| forward.shape)
+        self.forward().ok().map(|forward| forward.shape)
     }
-    /// The mean that the forward subtracted, rounded to the parameters' type, length C.
+    /// The mean that the forward subtracted, rounded to the parameters' type, length C; none where it was a
+    /// forward in ghost batches, which subtracts several.
     pub fn mean(&self) -> Option<M::View<'_, P>> {
-        self.0.filled().and_then(|buffers| buffers.array(0))
+        self.whole.filled().and_then(|buffers| buffers.array(0))
     }
-    /// What the forward multiplied by, `1 / sqrt(var + eps)`, length C.
+    /// What the forward multiplied by, `1 / sqrt(var + eps)`, length C; none as for [`mean`](Self::mean).
     pub fn invstd(&self) -> Option<M::View<'_, P>> {
-        self.0.filled().and_then(|buffers| buffers.array(2))
+        self.whole.filled().and_then(|buffers| buffers.array(2))
     }
     /// Whether the statistics were frozen: a forward by running statistics.
     pub fn is_frozen(&self) -> Option<bool> {
-        self.0.forward().map(|forward| !forward.batch_statistics)
+        self.forward().ok().map(|forward| !forward.batch_statistics)
     }
 
     /// Buffers for a forward that is about to run. Until it says that they are filled, nothing is
@@ -258,12 +271,44 @@ impl<M: Memory, P: Real> Saved<M, P> {
             let alike = b.engine == engine && b.channels == channels;
             here && alike && b.reserve_len >= reserve_len
         };
-        self.0.open(forward, fit, || Buffers::new(memory, channels, reserve_len, engine))
+        self.is_renormalized = false;
+        if let Some(groups) = &mut self.groups {
+            groups.clear();
+        }
+        self.whole.open(forward, fit, || Buffers::new(memory, channels, reserve_len, engine))
+    }
+
+    /// Nothing is saved until the next forward; the memory stays.
+    pub(super) fn clear(&mut self) {
+        self.is_renormalized = false;
+        self.whole.clear();
+    }
+    /// Memory for r and d, that of the last forward with renormalization if it fits.
+    pub(crate) fn take_factors(&mut self, memory: &M, channels: usize) -> Result<M::Buf<P>> {
+        let len = channels.saturating_mul(2);
+        let fits = |buf: &M::Buf<P>| {
+            let view = M::view(buf);
+            M::len(&view) == len && memory.check_here("saved", &view).is_ok()
+        };
+        self.factors.take().filter(fits).map_or_else(|| memory.zeros(len), Ok)
+    }
+    /// Notes that the forward which filled this was by the batch's own statistics, with these r and d, in a layer
+    /// with these parameters.
+    pub(crate) fn set_renormalized(&mut self, factors: M::Buf<P>, weight: bool, bias: bool) {
+        if let Some(forward) = &mut self.whole.forward {
+            *forward = Forward { weight, bias, batch_statistics: true, ..*forward };
+        }
+        (self.factors, self.is_renormalized) = (Some(factors), true);
+    }
+    /// r and d, if the forward was one with renormalization.
+    pub(crate) fn renormalized(&self) -> Option<&M::Buf<P>> {
+        self.factors.as_ref().filter(|_| self.is_renormalized)
     }
 
     /// What a forward left, if there was one.
     pub(crate) fn made(&self) -> Result<(&Forward, &Buffers<M, P>)> {
-        self.0.made()
+        self.check_whole()?;
+        self.whole.made()
     }
 }
 
@@ -275,7 +320,7 @@ impl<M: Memory, P: Real> Default for Saved<M, P> {
 
 impl<M: Memory, P: Real> std::fmt::Debug for Saved<M, P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Saved").field("forward", &self.0.forward()).finish_non_exhaustive()
+        f.debug_struct("Saved").field("forward", &self.forward().ok()).finish_non_exhaustive()
     }
 }
 

@@ -34,15 +34,28 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         saved: Option<&mut Saved<M, P>>,
     ) -> Result<()> {
         self.check(shape)?;
-        let mut args = ForwardTrain::<M, E>::new(M::reborrow(&x), M::reborrow_mut(&mut y));
-        args.residual = residual.as_ref().map(M::reborrow);
+        let (x, residual) = (M::reborrow(&x), residual.as_ref().map(M::reborrow));
+        let args = self.train(x, residual, M::reborrow_mut(&mut y), running, saved);
+        self.engine.forward_train(shape, args)
+    }
+
+    /// What normalizes by the batch is given.
+    pub fn train<'a, E: Element<Acc = P>>(
+        &'a self,
+        x: M::View<'a, E>,
+        residual: Option<M::View<'a, E>>,
+        y: M::ViewMut<'a, E>,
+        running: Option<&'a mut RunningStats<M, P>>,
+        saved: Option<&'a mut Saved<M, P>>,
+    ) -> ForwardTrain<'a, M, E> {
+        let mut args = ForwardTrain::<M, E>::new(x, y);
+        args.residual = residual;
         args.weight = self.weight.as_ref().map(|p| M::view(&p.value));
         args.bias = self.bias.as_ref().map(|p| M::view(&p.value));
         let Config { activation, eps, .. } = self.config;
         args.running = running.map(|running| self.config.next(running));
         args.saved = saved;
-        let args = args.activation(activation).eps(eps).one_value(self.config.one_value);
-        self.engine.forward_train(shape, args)
+        args.activation(activation).eps(eps).one_value(self.config.one_value)
     }
 
     /// Normalizes by given statistics.

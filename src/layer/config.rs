@@ -1,7 +1,7 @@
 //! How a layer behaves, in PyTorch's words.
 use std::fmt;
 
-use super::{Momentum, RunningStats};
+use super::{Ghost, Momentum, Renorm, RunningStats};
 use crate::engine::check_eps;
 use crate::{
     Activation, EmptyBatch, Error, Memory, NonFinite, OneValue, Real, Result, Running, Variance,
@@ -53,6 +53,12 @@ pub struct Config {
     /// What a training batch that is not finite does to the running statistics.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_default"))]
     pub non_finite: NonFinite,
+    /// In which groups of rows a training batch is normalized; as one batch where there is none.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_default"))]
+    pub ghost: Option<Ghost>,
+    /// How a training batch is brought to the running statistics; not at all where there is none.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_default"))]
+    pub renorm: Option<Renorm>,
 }
 
 /// What a file that was written before there was such a field does without.
@@ -74,6 +80,8 @@ impl Default for Config {
             one_value: OneValue::Refuse,
             empty_batch: EmptyBatch::Keep,
             non_finite: NonFinite::Propagate,
+            ghost: None,
+            renorm: None,
         }
     }
 }
@@ -119,6 +127,14 @@ impl Config {
     pub const fn non_finite(self, non_finite: NonFinite) -> Self {
         Self { non_finite, ..self }
     }
+    /// With ghost batches.
+    pub const fn ghost(self, ghost: Ghost) -> Self {
+        Self { ghost: Some(ghost), ..self }
+    }
+    /// With batch renormalization.
+    pub const fn renorm(self, renorm: Renorm) -> Self {
+        Self { renorm: Some(renorm), ..self }
+    }
 
     /// What the next batch moves, by these rules.
     pub(super) fn next<'a, M: Memory, P: Real>(
@@ -140,7 +156,8 @@ impl Config {
                           batches, the same for all channels; got skip";
             return Err(Error::invalid("non_finite", reason));
         }
-        Ok(())
+        self.ghost.map_or(Ok(()), |ghost| ghost.check(self))?;
+        self.renorm.map_or(Ok(()), |renorm| renorm.check(self))
     }
 }
 
@@ -169,7 +186,9 @@ impl fmt::Display for Config {
             (self.empty_batch != EmptyBatch::Keep).then_some("empty_batch=nan"),
             (self.non_finite != NonFinite::Propagate).then_some("non_finite=skip"),
         ];
-        of_running.into_iter().flatten().try_for_each(|rule| write!(f, ", {rule}"))
+        of_running.into_iter().flatten().try_for_each(|rule| write!(f, ", {rule}"))?;
+        self.ghost.map_or(Ok(()), |ghost| write!(f, ", ghost={ghost}"))?;
+        self.renorm.map_or(Ok(()), |renorm| write!(f, ", renorm={renorm}"))
     }
 }
 

@@ -6,6 +6,7 @@ mod affine;
 mod config;
 mod double_backward;
 mod fold;
+mod ghost;
 mod initializer;
 mod layer_norm;
 mod lazy;
@@ -17,6 +18,7 @@ mod passes;
 mod population;
 mod presets;
 mod regularize;
+mod renorm;
 mod running;
 mod slots;
 #[cfg(feature = "safetensors")]
@@ -24,6 +26,7 @@ mod state;
 
 pub use config::Config;
 pub use fold::{Folded, ScaleShift, WeightLayout};
+pub use ghost::{Ghost, GhostRemainder, GhostRows, GhostUpdate};
 pub use initializer::Initializer;
 pub use layer_norm::{LayerNorm, LayerNormConfig};
 pub use lazy::LazyBatchNorm;
@@ -33,6 +36,7 @@ pub use param::Param;
 pub use parts::{Part, PartGradients, SavedParts};
 pub use population::{Population, PopulationRule, PopulationStatistics, Progress};
 pub use presets::{Keras1, Keras1Std};
+pub use renorm::{Renorm, RenormStats};
 pub use running::RunningStats;
 pub use slots::{Order, Slot};
 #[cfg(feature = "safetensors")]
@@ -84,6 +88,10 @@ pub struct BatchNorm<P: Real, G: Engine> {
     training: bool,
     /// Whether training forwards move the running statistics.
     updates_running: bool,
+    /// What forwards and backwards in groups work in.
+    groups: ghost::Scratch<G::Memory, P>,
+    /// What those with renormalization work in.
+    renorm: Option<renorm::Scratch<G::Memory, P>>,
 }
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
@@ -107,11 +115,17 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         if let (NonFinite::Skip, Some(running)) = (config.non_finite, &mut running) {
             running.skipped = Some(memory.zeros(channels)?);
         }
+        if let (Some(renorm), Some(running)) = (config.renorm, &mut running) {
+            let own_pair = renorm.momentum.is_some();
+            running.renorm = Some(RenormStats::new(memory, channels, own_pair)?);
+        }
         Ok(Self {
             affine: Affine { engine: engine.clone(), config, channels, weight, bias },
             running,
             training: true,
             updates_running: true,
+            groups: ghost::Scratch::default(),
+            renorm: None,
         })
     }
 
@@ -293,6 +307,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             running: self.running.as_ref().map(|r| r.to(from, to)).transpose()?,
             training: self.training,
             updates_running: self.updates_running,
+            groups: ghost::Scratch::default(),
+            renorm: None,
         })
     }
 

@@ -1,6 +1,6 @@
 //! Forward, evaluation and backward: owned forms, and the ones that write into memory.
 use super::affine::Given;
-use super::{BatchNorm, RunningStats};
+use super::{BatchNorm, Part, PartGradients, RunningStats};
 use crate::{Element, Engine, Error, Input, Memory, Plain, Real, Result, Saved, Shape};
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
@@ -71,6 +71,29 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         if !self.training {
             return self.evaluate(shape, Input::View(x), residual, y, Some(saved));
         }
+        if let Some(grouping) = self.grouping(shape)? {
+            let mut y = y;
+            let mut whole = Part::new(*shape, M::reborrow(&x), M::reborrow_mut(&mut y));
+            whole.residual = residual.as_ref().map(M::reborrow);
+            return self.forward_groups(grouping, &mut whole, saved);
+        }
+        if let Some(renorm) = self.affine.config.renorm {
+            let mut y = y;
+            let mut whole = Part::new(*shape, M::reborrow(&x), M::reborrow_mut(&mut y));
+            whole.residual = residual.as_ref().map(M::reborrow);
+            return self.forward_renormalized(renorm, &mut whole, saved);
+        }
+        self.forward_whole(shape, x, residual, y, saved)
+    }
+    /// A training forward of one batch.
+    pub(super) fn forward_whole<E: Element<Acc = P>>(
+        &mut self,
+        shape: &Shape,
+        x: M::View<'_, E>,
+        residual: Option<M::View<'_, E>>,
+        y: M::ViewMut<'_, E>,
+        saved: &mut Saved<M, P>,
+    ) -> Result<()> {
         self.check_capture()?;
         let (momentum, updates) = (self.affine.config.momentum, self.updates_running);
         let mut running = self.running.as_mut().filter(|_| updates);
@@ -147,7 +170,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         x: M::View<'_, E>,
         grad_y: M::View<'_, E>,
     ) -> Result<M::Buf<E>> {
-        let shape = saved.made()?.0.shape;
+        let shape = saved.forward()?.shape;
         self.check_lens(&shape, &[("x", M::len(&x)), ("grad_y", M::len(&grad_y))])?;
         let mut grad_x = self.unwritten(&shape)?;
         let to_x = Some(M::view_mut(&mut grad_x));
@@ -170,7 +193,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         residual: Option<M::View<'_, E>>,
         grad_y: M::View<'_, E>,
     ) -> Result<(M::Buf<E>, M::Buf<E>)> {
-        let shape = saved.made()?.0.shape;
+        let shape = saved.forward()?.shape;
         let added = residual.as_ref().map_or(shape.len(), M::len);
         let lens = [("x", M::len(&x)), ("residual", added), ("grad_y", M::len(&grad_y))];
         self.check_lens(&shape, &lens)?;
@@ -195,6 +218,21 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         grad_x: Option<M::ViewMut<'_, E>>,
         grad_residual: Option<M::ViewMut<'_, E>>,
     ) -> Result<()> {
+        let factors = saved.renormalized();
+        if saved.groups().is_some() || factors.is_some() {
+            let (mut grad_x, mut grad_residual) = (grad_x, grad_residual);
+            let mut whole = PartGradients {
+                x: M::reborrow(&x),
+                residual: residual.as_ref().map(M::reborrow),
+                grad_y: grad_y.as_ref().map(M::reborrow),
+                grad_x: grad_x.as_mut().map(M::reborrow_mut),
+                grad_residual: grad_residual.as_mut().map(M::reborrow_mut),
+            };
+            return match factors {
+                Some(factors) => self.backward_renormalized(saved, factors, &mut whole),
+                None => self.backward_groups(saved, &mut whole),
+            };
+        }
         self.affine.backward(saved, x, residual, grad_y, grad_x, grad_residual)
     }
 

@@ -361,15 +361,19 @@ impl<M: Memory> PopulationStatistics<M> {
             return Err(Error::Length { what: "channels", expected, got });
         }
         bn.check_lengths()?;
-        let memory = bn.engine().memory().clone();
+        let (memory, eps) = (bn.engine().memory().clone(), bn.config().eps);
         let Some(running) = bn.running_mut() else {
             let reason = "expected a layer that keeps some, got one without";
             return Err(Error::invalid("running statistics", reason));
         };
         let Population { mean, var, batches, .. } = self.finish()?;
         let narrow = |values: Vec<f64>| values.into_iter().map(P::from_f64).collect::<Vec<P>>();
-        memory.write(&narrow(mean), G::Memory::view_mut(&mut running.mean))?;
-        memory.write(&narrow(var), G::Memory::view_mut(&mut running.var))?;
+        let (mean, var) = (narrow(mean), narrow(var));
+        memory.write(&mean, G::Memory::view_mut(&mut running.mean))?;
+        memory.write(&var, G::Memory::view_mut(&mut running.var))?;
+        if let Some(kept) = &mut running.renorm {
+            kept.take_plain(&memory, eps, &mean, &var)?;
+        }
         running.num_batches_tracked = batches;
         Ok(())
     }

@@ -1,5 +1,5 @@
 //! Running statistics, and how much of them a new batch replaces.
-use super::{BatchNorm, Momentum, copy, fill};
+use super::{BatchNorm, Momentum, RenormStats, copy, fill};
 use crate::memory::filled;
 use crate::{Engine, Error, Memory, Real, Result, Running};
 
@@ -16,6 +16,8 @@ pub struct RunningStats<M: Memory, P: Real> {
     /// Length C: how many updates a channel has skipped; absent where none can be, see
     /// [`NonFinite`](crate::NonFinite).
     pub skipped: Option<M::Buf<f64>>,
+    /// What renormalization keeps beside, where a layer has [`Config::renorm`](crate::Config::renorm).
+    pub renorm: Option<RenormStats<M, P>>,
     /// Training forwards so far, those of empty batches included unless the momentum is
     /// [`Momentum::Average`] or [`Momentum::Debiased`], and skipped updates too. A forward that is captured into a CUDA graph counts once, at the capture,
     /// and its replays do not: whoever replays it adds them here.
@@ -32,7 +34,8 @@ impl<M: Memory, P: Real> RunningStats<M, P> {
     pub fn new(memory: &M, channels: usize) -> Result<Self> {
         let var = memory.upload(&filled(channels, P::from_f64(1.0))?)?;
         let mean = memory.zeros(channels)?;
-        Ok(Self { mean, var, skipped: None, num_batches_tracked: 0, known_skipped: Vec::new() })
+        let (skipped, renorm, num_batches_tracked, known_skipped) = (None, None, 0, Vec::new());
+        Ok(Self { mean, var, skipped, renorm, num_batches_tracked, known_skipped })
     }
 
     /// What the next training forward updates. Once that went well, call
@@ -57,6 +60,7 @@ impl<M: Memory, P: Real> RunningStats<M, P> {
         // First what a captured graph refuses.
         fill(memory, &mut self.var, 1.0)?;
         memory.zero(M::view_mut(&mut self.mean))?;
+        self.renorm.as_mut().map_or(Ok(()), |renorm| renorm.reset(memory))?;
         self.num_batches_tracked = 0;
         self.forget_skipped(memory)
     }
@@ -72,7 +76,8 @@ impl<M: Memory, P: Real> RunningStats<M, P> {
         let skipped = self.skipped.as_ref().map(|skipped| copy(from, to, skipped)).transpose()?;
         let (num_batches_tracked, known_skipped) =
             (self.num_batches_tracked, self.known_skipped.clone());
-        Ok(RunningStats { mean, var, skipped, num_batches_tracked, known_skipped })
+        let renorm = self.renorm.as_ref().map(|renorm| renorm.to(from, to)).transpose()?;
+        Ok(RunningStats { mean, var, skipped, renorm, num_batches_tracked, known_skipped })
     }
 
     /// The fields are public: what stands there may have another length by now.
@@ -80,6 +85,12 @@ impl<M: Memory, P: Real> RunningStats<M, P> {
         let skipped = self.skipped.as_ref().map_or(channels, |skipped| M::len(&M::view(skipped)));
         let [mean, var] = [&self.mean, &self.var].map(|buf| M::len(&M::view(buf)));
         for (what, got) in [("running_mean", mean), ("running_var", var), ("skipped", skipped)] {
+            if got != channels {
+                return Err(Error::Length { what, expected: channels, got });
+            }
+        }
+        for (what, buf) in self.renorm.iter().flat_map(RenormStats::named) {
+            let got = M::len(&M::view(buf));
             if got != channels {
                 return Err(Error::Length { what, expected: channels, got });
             }

@@ -1,5 +1,5 @@
 //! The four vectors of a layer, and the orders and names that other systems have them in.
-use super::BatchNorm;
+use super::{BatchNorm, RenormStats};
 use crate::{Engine, Error, Initializer, Memory, Real, Result};
 
 /// One of the vectors of a layer, each of length C.
@@ -14,7 +14,20 @@ pub enum Slot {
     RunningMean,
     /// The variance for evaluation.
     RunningVar,
+    /// Of renormalization, [`RenormStats::moving_stddev`](crate::RenormStats::moving_stddev).
+    MovingStddev,
+    /// Of renormalization, [`RenormStats::renorm_mean`](crate::RenormStats::renorm_mean).
+    RenormMean,
+    /// Of renormalization, [`RenormStats::renorm_stddev`](crate::RenormStats::renorm_stddev).
+    RenormStddev,
 }
+
+/// What a layer with renormalization has behind the four, in whichever order: by Keras' names.
+const OF_RENORM: [(Slot, &str); 3] = [
+    (Slot::MovingStddev, "moving_stddev"),
+    (Slot::RenormMean, "renorm_mean"),
+    (Slot::RenormStddev, "renorm_stddev"),
+];
 
 /// The order in which a system lists the vectors of a layer, and what it calls them. A layer that lacks
 /// one has the others in the same order, as in those systems.
@@ -78,6 +91,12 @@ impl Order {
 }
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
+    fn kept(&self) -> Option<&RenormStats<M, P>> {
+        self.running().and_then(|running| running.renorm.as_ref())
+    }
+    fn kept_mut(&mut self) -> Option<&mut RenormStats<M, P>> {
+        self.running_mut().and_then(|running| running.renorm.as_mut())
+    }
     /// The memory of a vector, if the layer has it.
     fn slot(&self, slot: Slot) -> Option<&M::Buf<P>> {
         match slot {
@@ -85,6 +104,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             Slot::Bias => self.bias().map(|p| &p.value),
             Slot::RunningMean => self.running().map(|r| &r.mean),
             Slot::RunningVar => self.running().map(|r| &r.var),
+            Slot::MovingStddev => self.kept().map(|r| &r.moving_stddev),
+            Slot::RenormMean => self.kept().and_then(|r| r.renorm_mean.as_ref()),
+            Slot::RenormStddev => self.kept().and_then(|r| r.renorm_stddev.as_ref()),
         }
     }
     fn write_slot(&mut self, slot: Slot, values: &[P]) -> Result<()> {
@@ -94,6 +116,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             Slot::Bias => self.bias_mut().map(|p| &mut p.value),
             Slot::RunningMean => self.running_mut().map(|r| &mut r.mean),
             Slot::RunningVar => self.running_mut().map(|r| &mut r.var),
+            Slot::MovingStddev => self.kept_mut().map(|r| &mut r.moving_stddev),
+            Slot::RenormMean => self.kept_mut().and_then(|r| r.renorm_mean.as_mut()),
+            Slot::RenormStddev => self.kept_mut().and_then(|r| r.renorm_stddev.as_mut()),
         };
         to.map_or(Ok(()), |to| memory.write(values, M::view_mut(to)))
     }
@@ -103,12 +128,15 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// # Errors
     /// The memory's refusal.
     pub fn values(&self, order: Order) -> Result<Vec<(&'static str, Vec<P>)>> {
-        let has = order.0.into_iter().filter_map(|(slot, name)| Some((name, self.slot(slot)?)));
+        let all = order.0.into_iter().chain(OF_RENORM);
+        let has = all.filter_map(|(slot, name)| Some((name, self.slot(slot)?)));
         let memory = self.engine().memory();
         has.map(|(name, buf)| Ok((name, memory.download(M::view(buf))?))).collect()
     }
 
-    /// Takes over vectors of length C each, in a system's order: as many as the layer has. The counter of
+    /// Takes over vectors of length C each, in a system's order: as many as the layer has, those of
+    /// renormalization behind the others, or as many as it has without renormalization, whose statistics are then
+    /// set by mean and variance. The counter of
     /// batches stays.
     ///
     /// # Errors
@@ -117,8 +145,13 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// first write.
     pub fn set_values(&mut self, order: Order, values: &[&[P]]) -> Result<()> {
         self.check_lengths()?;
-        let has: Vec<_> =
-            order.0.into_iter().filter(|(slot, _)| self.slot(*slot).is_some()).collect();
+        let plain = order.0.into_iter();
+        let has = |(slot, _): &(Slot, _)| self.slot(*slot).is_some();
+        let plain: Vec<_> = plain.filter(has).collect();
+        // A plain layer's are taken by one with renormalization, too.
+        let is_plain = values.len() == plain.len() && self.kept().is_some();
+        let of_renorm = OF_RENORM.into_iter().filter(|_| !is_plain);
+        let has: Vec<_> = plain.into_iter().chain(of_renorm.filter(has)).collect();
         if has.len() != values.len() {
             let names: Vec<_> = has.iter().map(|(_, name)| *name).collect();
             let reason = format!(
@@ -137,6 +170,14 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         }
         for ((slot, _), values) in has.iter().zip(values) {
             self.write_slot(*slot, values)?;
+        }
+        if is_plain {
+            let vector = |slot| has.iter().zip(values).find(|((s, _), _)| *s == slot);
+            let (mean, var) = (vector(Slot::RunningMean), vector(Slot::RunningVar));
+            let (eps, memory) = (self.config().eps, self.engine().memory().clone());
+            if let (Some((_, mean)), Some((_, var)), Some(kept)) = (mean, var, self.kept_mut()) {
+                kept.take_plain(&memory, eps, mean, var)?;
+            }
         }
         Ok(())
     }

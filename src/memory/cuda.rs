@@ -174,6 +174,12 @@ impl Memory for Device {
     fn as_view<'b, T: Plain>(view: &'b CudaViewMut<'_, T>) -> CudaView<'b, T> {
         view.as_view()
     }
+    fn slice<'b, T: Plain>(
+        view: &'b CudaView<'_, T>,
+        range: Range<usize>,
+    ) -> Option<CudaView<'b, T>> {
+        view.try_slice(range)
+    }
     fn slice_mut<'b, T: Plain>(
         view: &'b mut CudaViewMut<'_, T>,
         range: Range<usize>,

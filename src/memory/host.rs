@@ -78,6 +78,9 @@ impl Memory for Host {
     fn as_view<'b, T: Plain>(view: &'b &mut [T]) -> &'b [T] {
         view
     }
+    fn slice<'b, T: Plain>(view: &'b &[T], range: Range<usize>) -> Option<&'b [T]> {
+        view.get(range)
+    }
     fn slice_mut<'b, T: Plain>(view: &'b mut &mut [T], range: Range<usize>) -> Option<&'b mut [T]> {
         view.get_mut(range)
     }

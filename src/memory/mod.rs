@@ -100,6 +100,11 @@ pub trait Memory: sealed::Sealed + Clone + Send + Sync + 'static {
     fn reborrow_mut<'b, T: Plain>(view: &'b mut Self::ViewMut<'_, T>) -> Self::ViewMut<'b, T>;
     /// A mutable view, to read for a while.
     fn as_view<'b, T: Plain>(view: &'b Self::ViewMut<'_, T>) -> Self::View<'b, T>;
+    /// A part of a view; none where it has no such elements.
+    fn slice<'b, T: Plain>(
+        view: &'b Self::View<'_, T>,
+        range: Range<usize>,
+    ) -> Option<Self::View<'b, T>>;
     /// A part of a mutable view; none where it has no such elements.
     fn slice_mut<'b, T: Plain>(
         view: &'b mut Self::ViewMut<'_, T>,

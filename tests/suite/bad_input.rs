@@ -37,6 +37,12 @@ fn refusal(operation: Operation, argument: Argument, right: isize, got: isize) -
         (Operation::OptimizerStep | Operation::Regularize, _) if name == "value" => {
             Some(format!("grad: expected {got} elements, got {right}"))
         }
+        (Operation::Renormalize, _) if name == "moving_mean" => {
+            Some(format!("record: expected {} elements, got {}", 3 * got + 1, 3 * right + 1))
+        }
+        (Operation::RenormalizeBackward, _) if name == "r" => {
+            Some(format!("d: expected {got} elements, got {right}"))
+        }
         (_, Role::Records) if got > 0 && got % (right / 2) == 0 => None,
         (_, Role::Records) => Some(format!(
             "{name}: expected a multiple of 3C + 1 = {} elements, got {got}",

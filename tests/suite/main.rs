@@ -11,6 +11,7 @@ mod double_backward; // the gradients of a backward
 mod epilogues; // kinks, special values, what a backward is given
 mod extremes; // numbers beyond the range of a type on the way
 mod fold; // layers that do a normalization's work
+mod ghost; // groups of a batch's rows
 mod golden; // what PyTorch computed in float64
 mod golden_layers; // golden cases of a whole layer, by kind
 mod golden_reader; // malformed cases
@@ -30,6 +31,7 @@ mod parts; // a list of inputs as one batch
 mod population; // statistics of a whole data set
 mod presets; // defaults of other systems
 mod properties; // random calls, repeatability, threads
+mod renorm; // statistics brought to the running ones
 mod running; // by which rules running statistics move
 mod serialized; // configurations by serde
 mod state; // state dicts, and files that torch wrote

@@ -4,13 +4,14 @@ use super::run::{Buf, SavedOn};
 use batchnorm::{
     Activation, Algorithm, Backward, Constrain, Constraint, DoubleBackward, Element, Engine,
     ForwardEval, ForwardTrain, Input, LayerNormBackward, LayerNormForward, Memory, MergeStats,
-    OptimizerStep, Regularize, Regularizer, Stats,
+    OptimizerStep, Regularize, Regularizer, RenormState, Renormalize, RenormalizeBackward, Stats,
 };
 
 /// What arguments are made of before they have their buffers.
 pub struct Blank<E: Element, G: Engine> {
     tensors: [Buf<G, E>; 2],
     channels: [Buf<G, E::Acc>; 2],
+    more: [Buf<G, E::Acc>; 5],
     records: [Buf<G, f64>; 2],
 }
 
@@ -20,6 +21,7 @@ impl<E: Element, G: Engine> Blank<E, G> {
         Self {
             tensors: [on.zeros(0).unwrap(), on.zeros(0).unwrap()],
             channels: [on.zeros(0).unwrap(), on.zeros(0).unwrap()],
+            more: [(); 5].map(|()| on.zeros(0).unwrap()),
             records: [on.zeros(0).unwrap(), on.zeros(0).unwrap()],
         }
     }
@@ -98,6 +100,20 @@ impl<E: Element, G: Engine> Blank<E, G> {
     pub fn regularize(&mut self) -> Regularize<'_, G::Memory, E::Acc> {
         let value = G::Memory::view(&self.channels[0]);
         Regularize::<G::Memory, E::Acc>::new(value, Regularizer::new(0.5, 0.25))
+    }
+    pub fn renormalize(&mut self, fault: Fault) -> Renormalize<'_, G::Memory, E::Acc> {
+        let ([mean, stddev], [var, scale, shift, r, d]) = (&mut self.channels, &mut self.more);
+        let [mean, stddev, var] = [mean, stddev, var].map(G::Memory::view_mut);
+        let state = RenormState::<G::Memory, E::Acc>::new(mean, stddev, var, fault.factor);
+        let [scale, shift, r, d] = [scale, shift, r, d].map(G::Memory::view_mut);
+        let record = G::Memory::view(&self.records[0]);
+        Renormalize::<G::Memory, E::Acc>::new(record, state, [scale, shift], [r, d]).eps(fault.eps)
+    }
+    pub fn renormalize_backward(&mut self) -> RenormalizeBackward<'_, G::Memory, E::Acc> {
+        let ([r, d], [sum_g_xhat, sum_g, ..]) = (&self.channels, &self.more);
+        let [r, d] = [r, d].map(G::Memory::view);
+        let sums = [sum_g_xhat, sum_g].map(G::Memory::view);
+        RenormalizeBackward::<G::Memory, E::Acc>::new([r, d], sums)
     }
     pub fn constrain(&mut self) -> Constrain<'_, G::Memory, E::Acc> {
         let value = G::Memory::view_mut(&mut self.channels[0]);

@@ -68,6 +68,8 @@ pub enum Operation {
     OptimizerStep,
     Regularize,
     Constrain,
+    Renormalize,
+    RenormalizeBackward,
     LayerNorm,
     LayerNormBackward,
 }
@@ -81,7 +83,7 @@ fn rows(shape: &Shape) -> Shape {
 }
 
 impl Operation {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Train,
         Self::Eval,
         Self::EvalByRecord,
@@ -92,6 +94,8 @@ impl Operation {
         Self::OptimizerStep,
         Self::Regularize,
         Self::Constrain,
+        Self::Renormalize,
+        Self::RenormalizeBackward,
     ];
 
     /// All of [`ALL`](Self::ALL), which an engine serves or refuses by its limits, and those on rows where it
@@ -124,6 +128,10 @@ impl Operation {
             Self::OptimizerStep => list(desk.held(&mut blank.optimizer_step(), |_| None)),
             Self::Regularize => list(desk.held(&mut blank.regularize(), |_| None)),
             Self::Constrain => list(desk.held(&mut blank.constrain(), |_| None)),
+            Self::Renormalize => list(desk.held(&mut blank.renormalize(fault), |_| None)),
+            Self::RenormalizeBackward => {
+                list(desk.held(&mut blank.renormalize_backward(), |_| None))
+            }
         }
     }
 
@@ -156,6 +164,8 @@ impl Operation {
             Self::OptimizerStep => desk.optimizer_step::<E>(views),
             Self::Regularize => desk.regularize::<E>(views),
             Self::Constrain => desk.constrain::<E>(views),
+            Self::Renormalize => desk.renormalize::<E>(views),
+            Self::RenormalizeBackward => desk.renormalize_backward::<E>(views),
         }
     }
     pub fn desk<'e, G: Engine>(
@@ -367,6 +377,15 @@ impl<G: Engine> Desk<'_, G> {
     }
     fn regularize<E: Element>(&self, views: impl Views<G::Memory>) -> Called {
         call!(self, views, |blank: E| blank.regularize(), |engine, args| engine.regularize(args))
+    }
+    fn renormalize<E: Element>(&self, views: impl Views<G::Memory>) -> Called {
+        let fault = self.fault;
+        call!(self, views, |blank: E| blank.renormalize(fault), |engine, args| engine
+            .renormalize(args))
+    }
+    fn renormalize_backward<E: Element>(&self, views: impl Views<G::Memory>) -> Called {
+        call!(self, views, |blank: E| blank.renormalize_backward(), |engine, args| engine
+            .renormalize_backward(args))
     }
     fn constrain<E: Element>(&self, views: impl Views<G::Memory>) -> Called {
         call!(self, views, |blank: E| blank.constrain(), |engine, args| engine.constrain(args))

@@ -18,8 +18,8 @@
 use super::check::{check_values_per_channel, total_count};
 use super::{Backward, Derivative, Engine, ForwardEval, ForwardTrain};
 use super::{
-    Constrain, DoubleBackward, MergeStats, OneValue, OptimizerStep, Regularize, Request, Running,
-    Stats,
+    Constrain, DoubleBackward, MergeStats, OneValue, OptimizerStep, Regularize, Renormalize,
+    RenormalizeBackward, Request, Running, Stats,
 };
 use super::{LayerNormBackward, LayerNormForward};
 use crate::{Element, Host, Real, Result, Shape};
@@ -178,6 +178,22 @@ impl Engine for Cpu {
         args: LayerNormBackward<'_, Host, E>,
     ) -> Result<()> {
         E::layer_norm_backward(self, shape, args)
+    }
+
+    fn renormalize<P: Real>(&self, mut args: Renormalize<'_, Host, P>) -> Result<()> {
+        args.check(&Host)?;
+        self.simd()?;
+        args.on_host();
+        Ok(())
+    }
+    fn renormalize_backward<P: Real>(
+        &self,
+        mut args: RenormalizeBackward<'_, Host, P>,
+    ) -> Result<()> {
+        args.check(&Host)?;
+        self.simd()?;
+        args.on_host();
+        Ok(())
     }
 
     fn optimizer_step<P: Real>(&self, mut args: OptimizerStep<'_, Host, P>) -> Result<()> {

@@ -39,6 +39,10 @@ impl Cuda {
             }
             Op::Regularize => return Ok(format!("{NAME}: regularize, one block")),
             Op::Constrain => return Ok(format!("{NAME}: constrain, one block")),
+            Op::Renormalize => return Ok(format!("{NAME}: renormalize, a thread per channel")),
+            Op::RenormalizeBackward => {
+                return Ok(format!("{NAME}: renormalize_backward, a thread per channel"));
+            }
         };
         let (plan, dtype) = (self.cut(shape, request.dtype)?, request.dtype);
         let Some(step) = resident.filter(|_| self.tuning.family != Family::Split) else {

@@ -10,7 +10,7 @@ use super::pointers::{Pointers, Ptr};
 use super::{
     Activation, Backward, Constrain, Derivative, DoubleBackward, Engine, ForwardEval, ForwardTrain,
     LayerNormBackward, LayerNormForward, MergeStats, OneValue, Op, OptimizerStep, Regularize,
-    Request, Stats,
+    Renormalize, RenormalizeBackward, Request, Stats,
 };
 use crate::memory::{check_stream, new_stream};
 use crate::{DType, Device, Element, Memory, Real, Result, Shape};
@@ -255,7 +255,7 @@ impl Engine for Cuda {
             let layout = double_backward::layout(shape, request.dtype);
             return self.shared.workspace.room(&self.memory, layout).map(drop);
         }
-        if matches!(request.op, Op::OptimizerStep | Op::Regularize | Op::Constrain) {
+        if is_of_parameters(request.op) {
             return self.shared.parameters.load(self.stream());
         }
         let resident = match request.op {
@@ -334,6 +334,15 @@ impl Engine for Cuda {
     fn regularize<P: Real>(&self, args: Regularize<'_, Device, P>) -> Result<()> {
         self.shared.parameters.regularize(&self.memory, args)
     }
+    fn renormalize<P: Real>(&self, args: Renormalize<'_, Device, P>) -> Result<()> {
+        self.shared.parameters.renormalize(&self.memory, args)
+    }
+    fn renormalize_backward<P: Real>(
+        &self,
+        args: RenormalizeBackward<'_, Device, P>,
+    ) -> Result<()> {
+        self.shared.parameters.renormalize_backward(&self.memory, args)
+    }
     fn constrain<P: Real>(&self, args: Constrain<'_, Device, P>) -> Result<()> {
         self.shared.parameters.constrain(&self.memory, args)
     }
@@ -374,4 +383,16 @@ impl Cuda {
         }
         check_values_per_channel("records", total as usize, args.one_value)
     }
+}
+
+/// Whether an operation is one on vectors of a value per channel, which have kernels of their own.
+pub(super) const fn is_of_parameters(op: Op) -> bool {
+    matches!(
+        op,
+        Op::OptimizerStep
+            | Op::Regularize
+            | Op::Constrain
+            | Op::Renormalize
+            | Op::RenormalizeBackward
+    )
 }

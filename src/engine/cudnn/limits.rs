@@ -65,6 +65,7 @@ pub(super) const LIMITS: &[Limit] = &[
             Op::DoubleBackward => Some("there is no backward of a backward".into()),
             Op::Stats => Some("there is no call for statistics alone".into()),
             Op::MergeStats => Some("there is no call that merges statistics".into()),
+            Op::Renormalize | Op::RenormalizeBackward => None,
             Op::LayerNorm | Op::LayerNormBackward => {
                 Some("there is no call for layer normalization beside those of graphs".into())
             }

@@ -8,7 +8,8 @@ use super::parameters::Parameters;
 use super::per_stream::{OfStream, PerStream};
 use super::{
     Backward, Constrain, DoubleBackward, Engine, ForwardEval, ForwardTrain, LayerNormBackward,
-    LayerNormForward, MergeStats, Op, OptimizerStep, Regularize, Request, Stats,
+    LayerNormForward, MergeStats, Op, OptimizerStep, Regularize, Renormalize, RenormalizeBackward,
+    Request, Stats,
 };
 use crate::memory::{check_stream, new_stream};
 use crate::{DType, Device, Element, Error, Real, Result, Shape, library};
@@ -307,6 +308,15 @@ impl Engine for Cudnn {
     fn regularize<P: Real>(&self, args: Regularize<'_, Device, P>) -> Result<()> {
         self.shared.parameters.regularize(&self.memory, args)
     }
+    fn renormalize<P: Real>(&self, args: Renormalize<'_, Device, P>) -> Result<()> {
+        self.shared.parameters.renormalize(&self.memory, args)
+    }
+    fn renormalize_backward<P: Real>(
+        &self,
+        args: RenormalizeBackward<'_, Device, P>,
+    ) -> Result<()> {
+        self.shared.parameters.renormalize_backward(&self.memory, args)
+    }
     fn constrain<P: Real>(&self, args: Constrain<'_, Device, P>) -> Result<()> {
         self.shared.parameters.constrain(&self.memory, args)
     }
@@ -314,7 +324,7 @@ impl Engine for Cudnn {
 
 /// Whether an operation is a kernel of ours, which serves every parameter.
 const fn is_ours(op: Op) -> bool {
-    matches!(op, Op::OptimizerStep | Op::Regularize | Op::Constrain)
+    super::cuda::is_of_parameters(op)
 }
 
 /// The limit that forbids an operation.

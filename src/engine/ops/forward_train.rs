@@ -145,7 +145,7 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
         }
     }
     /// The check every engine makes first, for the memory that it works on.
-    pub(in crate::engine) fn check(&mut self, on: &M, shape: &Shape) -> Result<()> {
+    pub(crate) fn check(&mut self, on: &M, shape: &Shape) -> Result<()> {
         self.walk(&mut Check::new(on, shape))?;
         check_eps::<E::Acc>(self.eps)?;
         self.activation.check()?;

@@ -20,6 +20,7 @@ mod layer_norm;
 mod merge_stats;
 mod optimizer_step;
 mod regularize;
+mod renormalize;
 mod request;
 mod rules;
 mod running;
@@ -35,6 +36,7 @@ pub use layer_norm::{LayerNormBackward, LayerNormForward};
 pub use merge_stats::MergeStats;
 pub use optimizer_step::OptimizerStep;
 pub use regularize::Regularize;
+pub use renormalize::{RenormState, Renormalize, RenormalizeBackward};
 pub use request::{Op, Request, RunningRules};
 pub use rules::{EmptyBatch, NonFinite, OneValue, Variance};
 pub use running::Running;
@@ -172,6 +174,8 @@ mod sealed {
     impl<M: Memory, P: Real> Sealed for super::OptimizerStep<'_, M, P> {}
     impl<M: Memory, P: Real> Sealed for super::Regularize<'_, M, P> {}
     impl<M: Memory, P: Real> Sealed for super::Constrain<'_, M, P> {}
+    impl<M: Memory, P: Real> Sealed for super::Renormalize<'_, M, P> {}
+    impl<M: Memory, P: Real> Sealed for super::RenormalizeBackward<'_, M, P> {}
 }
 
 const fn tensor(name: &'static str) -> Argument {

@@ -188,4 +188,8 @@ pub enum Op {
     Regularize,
     /// [`Engine::constrain`](crate::Engine::constrain).
     Constrain,
+    /// [`Engine::renormalize`](crate::Engine::renormalize).
+    Renormalize,
+    /// [`Engine::renormalize_backward`](crate::Engine::renormalize_backward).
+    RenormalizeBackward,
 }

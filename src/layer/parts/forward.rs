@@ -96,11 +96,19 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         if parts.is_empty() {
             return Err(Error::invalid("parts", "expected at least 1, got none"));
         }
+        if let (Some(ghost), true) = (self.config().ghost, self.training) {
+            let reason = "expected none for a list of inputs, which is one batch";
+            return Err(Error::invalid("ghost", format!("{reason}; got groups of {}", ghost.size)));
+        }
         let with = parts.iter().filter(|part| part.residual.is_some()).count();
         if with != 0 && with != parts.len() {
             let all = parts.len();
             let reason = format!("expected one in each of {all} parts or in none, got {with}");
             return Err(Error::invalid("residual", reason));
+        }
+        if self.config().renorm.is_some() && self.training {
+            let reason = "expected a layer without it for a list of inputs, got one with it";
+            return Err(Error::invalid("renorm", reason));
         }
         self.check_capture()?;
         let is_frozen = self.running.is_some() && !self.training;

@@ -75,7 +75,10 @@ impl<'a, M: Memory, E: Element> PartGradients<'a, M, E> {
     }
 
     /// All that is asked for, but the parameters' gradients.
-    fn args<'b>(&'b mut self, saved: &'b Saved<M, E::Acc>) -> Backward<'b, M, E> {
+    pub(in crate::layer) fn args<'b>(
+        &'b mut self,
+        saved: &'b Saved<M, E::Acc>,
+    ) -> Backward<'b, M, E> {
         let grad_y = self.grad_y.as_ref().map(M::reborrow);
         let mut args = Backward::with_input(saved, M::reborrow(&self.x), grad_y);
         args.residual = self.residual.as_ref().map(M::reborrow);
@@ -84,7 +87,10 @@ impl<'a, M: Memory, E: Element> PartGradients<'a, M, E> {
         args
     }
     /// For sums alone: nothing of a tensor is written, a gradient in place is read where it lies.
-    fn sums<'b>(&'b self, saved: &'b Saved<M, E::Acc>) -> Option<Backward<'b, M, E>> {
+    pub(in crate::layer) fn sums<'b>(
+        &'b self,
+        saved: &'b Saved<M, E::Acc>,
+    ) -> Option<Backward<'b, M, E>> {
         let grad_y = match (&self.grad_y, &self.grad_x) {
             (Input::View(grad_y), _) => M::reborrow(grad_y),
             (Input::InPlace, Some(grad_x)) => M::as_view(grad_x),
@@ -107,17 +113,17 @@ pub struct SavedParts<M: Memory, P: Real> {
 }
 
 /// What the parts of a list have in common. None of it is of a tensor's size.
-struct Shared<M: Memory, P: Real> {
+pub(in crate::layer) struct Shared<M: Memory, P: Real> {
     /// The statistics of each, one after the other: length `k * (3C + 1)` for k parts.
-    records: M::Buf<f64>,
+    pub records: M::Buf<f64>,
     /// Those of all of them: length 3C + 1.
-    merged: M::Buf<f64>,
+    pub merged: M::Buf<f64>,
     /// In a backward the sums of g and of g * xhat over all parts; then `per_channel`. Length 2C + 1.
-    sums: M::Buf<P>,
+    pub sums: M::Buf<P>,
     /// Values per channel in all of them.
     per_channel: usize,
     /// k and C.
-    made_for: (usize, usize),
+    pub made_for: (usize, usize),
 }
 
 impl<M: Memory, P: Real> std::fmt::Debug for SavedParts<M, P> {
@@ -158,7 +164,7 @@ impl<M: Memory, P: Real> SavedParts<M, P> {
 }
 
 impl<M: Memory, P: Real> Shared<M, P> {
-    fn new(memory: &M, made_for: (usize, usize)) -> Result<Self> {
+    pub fn new(memory: &M, made_for: (usize, usize)) -> Result<Self> {
         let (parts, channels) = made_for;
         let len = 3 * channels + 1;
         let (records, merged) = (memory.zeros(len.saturating_mul(parts))?, memory.zeros(len)?);
@@ -166,7 +172,7 @@ impl<M: Memory, P: Real> Shared<M, P> {
         Ok(Self { records, merged, sums, per_channel: 0, made_for })
     }
     /// From now on of so many values per channel.
-    fn count(&mut self, memory: &M, per_channel: usize) -> Result<()> {
+    pub fn count(&mut self, memory: &M, per_channel: usize) -> Result<()> {
         if self.per_channel != per_channel {
             let (mut sums, channels) = (M::view_mut(&mut self.sums), self.made_for.1);
             if let Some(count) = M::slice_mut(&mut sums, 2 * channels..2 * channels + 1) {
@@ -176,7 +182,7 @@ impl<M: Memory, P: Real> Shared<M, P> {
         }
         Ok(())
     }
-    fn merge(&mut self, one_value: OneValue) -> MergeStats<'_, M, P> {
+    pub fn merge(&mut self, one_value: OneValue) -> MergeStats<'_, M, P> {
         let args = MergeStats::new(M::view(&self.records), M::view_mut(&mut self.merged));
         args.known(self.per_channel).one_value(one_value)
     }

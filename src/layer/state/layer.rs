@@ -4,6 +4,7 @@ use std::ops::Bound;
 
 use super::entry::{A_COUNT, Entry, accepted};
 use super::{StateDict, state};
+use crate::RenormStats;
 use crate::{BatchNorm, Engine, Error, Memory, Real, Result};
 
 const COUNTER: &str = "num_batches_tracked";
@@ -78,6 +79,10 @@ impl<'a> Reader<'a> {
         Self { dict, prefix, expected: Vec::new(), report: LoadReport::default() }
     }
 
+    /// Whether there is such an entry.
+    fn has(&self, name: &str) -> bool {
+        self.dict.entries.contains_key(&format!("{}{name}", self.prefix))
+    }
     fn entry(&mut self, name: &str) -> (String, Option<&'a Entry>) {
         let name = format!("{}{name}", self.prefix);
         self.expected.push(name.clone());
@@ -150,6 +155,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         if let Some(running) = self.running() {
             insert("running_mean", &running.mean)?;
             insert("running_var", &running.var)?;
+            for (name, buf) in running.renorm.iter().flat_map(RenormStats::named) {
+                insert(name, buf)?;
+            }
             let count = i64::try_from(running.num_batches_tracked).map_err(|e| {
                 state(format_args!("{prefix}{COUNTER}: {}: {e}", running.num_batches_tracked))
             })?;
@@ -193,6 +201,14 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let bias = floats(self.bias().is_some(), "bias");
         let mean = floats(tracked, "running_mean");
         let var = floats(tracked, "running_var");
+        let kept = self.running.iter().flat_map(|running| &running.renorm);
+        let kept: Vec<_> = kept.flat_map(RenormStats::named).map(|(name, _)| name).collect();
+        // A plain layer's state has none of them, and none is missed.
+        let is_plain = kept.iter().all(|name| !reader.has(name));
+        let kept: Vec<_> = match is_plain {
+            true => vec![],
+            false => kept.iter().map(|name| reader.floats::<P>(name, channels)).collect(),
+        };
         let count = if tracked { reader.counter() } else { None };
         let report = reader.finish();
         if strict == Strict::Yes && !report.is_empty() {
@@ -207,6 +223,14 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         write(weight, self.affine.weight.as_mut().map(|p| &mut p.value))?;
         write(bias, self.affine.bias.as_mut().map(|p| &mut p.value))?;
         if let Some(running) = &mut self.running {
+            if let Some(renorm) = &mut running.renorm {
+                if let (true, Some(mean), Some(var)) = (is_plain, &mean, &var) {
+                    renorm.take_plain(memory, self.affine.config.eps, mean, var)?;
+                }
+                for (values, (_, to)) in kept.into_iter().zip(renorm.named_mut()) {
+                    write(values, Some(to))?;
+                }
+            }
             write(mean, Some(&mut running.mean))?;
             write(var, Some(&mut running.var))?;
             running.num_batches_tracked = count.unwrap_or(running.num_batches_tracked);

@@ -12,11 +12,13 @@ mod batch_always;
 mod double_backward;
 mod fold;
 mod frozen;
+mod ghost;
 mod keras_old_std;
 mod layer;
 mod optimizer;
 mod population;
 mod regularizer;
+mod renorm;
 mod sample_wise;
 mod steps;
 mod vectors;
@@ -99,12 +101,14 @@ fn runner<G: Engine, E: Element>(kind: &str) -> Option<Runner<G>> {
         "double_backward" => double_backward::run::<G, E>,
         "fold" => fold::run::<G, E>,
         "frozen" => frozen::run::<G, E>,
+        "ghost" => ghost::run::<G, E>,
         "keras_old_std" => keras_old_std::run::<G, E>,
         "sample_wise" => sample_wise::run::<G, E>,
         "optimizer" => optimizer::run::<G, E>,
         "population" => population::run::<G, E>,
         "population_network" => population::run_network::<G, E>,
         "regularizer" => regularizer::run::<G, E>,
+        "renorm" => renorm::run::<G, E>,
         "steps" => steps::run::<G, E>,
         _ => return None,
     })

@@ -1,0 +1,165 @@
+//! Strided groups as channels of one call: (rows of a group, groups x C, inner).
+//!
+//! Parameters are repeated for every group before it, and running statistics and gradients gathered behind it,
+//! by the engine's own operations on (groups, C), which is small: what is repeated is the bias of zeros
+//! that are normalized, an average over groups the mean of a batch, a sum over groups the gradient of a bias.
+use super::super::{BatchNorm, Param, Part, PartGradients};
+use super::forward::present;
+use crate::{
+    Backward, Element, Engine, ForwardEval, ForwardTrain, Memory, OneValue, Op, Real, Request,
+    Result, Running, RunningRules, Saved, Shape,
+};
+
+/// What that takes: vectors of every group, group by group, unless another length is said.
+pub(super) struct Tiles<M: Memory, P: Real> {
+    /// Rows are groups.
+    shape: Shape,
+    zeros: M::Buf<P>,
+    weight: M::Buf<P>,
+    bias: M::Buf<P>,
+    mean: M::Buf<P>,
+    var: M::Buf<P>,
+    /// What is not looked at.
+    spare: M::Buf<P>,
+    /// Likewise, length C.
+    spare_channel: M::Buf<P>,
+    /// Of the zeros, for the sums over groups.
+    saved: Saved<M, P>,
+}
+
+impl<M: Memory, P: Real> Tiles<M, P> {
+    fn new(memory: &M, shape: Shape) -> Result<Self> {
+        let zeros = || memory.zeros(shape.len());
+        let (spare_channel, saved) = (memory.zeros(shape.channels())?, Saved::new());
+        let [zeros, weight, bias] = [zeros()?, zeros()?, zeros()?];
+        let [mean, var, spare] = [(); 3].map(|()| memory.zeros(shape.len()));
+        let (mean, var, spare) = (mean?, var?, spare?);
+        Ok(Self { shape, zeros, weight, bias, mean, var, spare, spare_channel, saved })
+    }
+}
+
+impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
+    /// Whether the engine serves what is done on (groups, C).
+    pub(super) fn check_tiles(&self, groups: usize) -> Result<()> {
+        let shape = Shape::new(&[groups, self.channels()], 1)?;
+        let engine = self.engine();
+        engine.supports(&shape, Request::new(Op::ForwardEval, P::DTYPE))?;
+        let request = Request::new(Op::ForwardTrain, P::DTYPE);
+        engine.supports(&shape, request.running(RunningRules::default()))
+    }
+
+    pub(super) fn forward_as_channels<E: Element<Acc = P>>(
+        &mut self,
+        groups: usize,
+        whole: &mut Part<'_, M, E>,
+        average: Option<(f64, f64)>,
+        saved: &mut Saved<M, P>,
+    ) -> Result<()> {
+        let all = present("x", whole.shape.of_strided_groups(groups))?;
+        let (engine, config) = (self.affine.engine.clone(), self.affine.config);
+        let tiles = self.groups.tiles(engine.memory(), groups, self.affine.channels)?;
+        let repeated = [
+            (self.affine.weight.as_ref(), &mut tiles.weight),
+            (self.affine.bias.as_ref(), &mut tiles.bias),
+        ];
+        for (param, to) in repeated {
+            let Some(param) = param else { continue };
+            let zeros = || M::part(&tiles.zeros, 0..self.affine.channels);
+            let (mean, var) = (present("zeros", zeros())?, present("zeros", zeros())?);
+            let args = ForwardEval::<M, P>::new(M::view(&tiles.zeros), M::view_mut(to), mean, var);
+            engine.forward_eval(&tiles.shape, args.bias(M::view(&param.value)))?;
+        }
+        let moves = self.updates_running;
+        let mut running = self.running.as_mut().filter(|_| moves);
+        let mut args =
+            ForwardTrain::<M, E>::new(M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
+        args.residual = whole.residual.as_ref().map(M::reborrow);
+        args.weight = self.affine.weight.as_ref().map(|_| M::view(&tiles.weight));
+        args.bias = self.affine.bias.as_ref().map(|_| M::view(&tiles.bias));
+        args.running = running.is_some().then(|| {
+            let (mean, var) = (M::view_mut(&mut tiles.mean), M::view_mut(&mut tiles.var));
+            Running::new(mean, var, 1.0).variance(config.variance)
+        });
+        args.saved = saved.open_groups(1).first_mut();
+        let args = args.activation(config.activation).eps(config.eps).one_value(config.one_value);
+        engine.forward_train(&all, args)?;
+
+        let Some(running) = running.take() else { return Ok(()) };
+        let keeps_var = config.one_value == OneValue::KeepVariance && all.per_channel() == 1;
+        let Tiles { shape, mean, var, spare, spare_channel, .. } = tiles;
+        // Of all groups at once, or one after the other.
+        let (shape, steps) = match average {
+            Some(_) => (*shape, 1),
+            None => (Shape::new(&[1, shape.channels()], 1)?, groups),
+        };
+        for k in 0..steps {
+            let factors =
+                average.unwrap_or_else(|| config.momentum.factors(running.num_batches_tracked));
+            let moved =
+                [(&*mean, &mut running.mean, factors.0), (&*var, &mut running.var, factors.1)];
+            for (from, to, factor) in moved.into_iter().take(if keeps_var { 1 } else { 2 }) {
+                let at = k * shape.len()..(k + 1) * shape.len();
+                let mut y = M::view_mut(spare);
+                let y = present("running", M::slice_mut(&mut y, at.clone()))?;
+                let x = present("running", M::part(from, at))?;
+                let args = ForwardTrain::<M, P>::new(x, y).one_value(OneValue::ZeroVariance);
+                let to = (M::view_mut(to), M::view_mut(spare_channel));
+                engine.forward_train(&shape, args.running(to.0, to.1, factor))?;
+            }
+            running.count();
+        }
+        Ok(())
+    }
+
+    pub(super) fn backward_as_channels<E: Element<Acc = P>>(
+        &mut self,
+        saved: &Saved<M, P>,
+        groups: usize,
+        whole: &mut PartGradients<'_, M, E>,
+    ) -> Result<()> {
+        let all = saved.forward()?.shape;
+        let engine = self.affine.engine.clone();
+        let mut args = whole.args(saved);
+        args.check_on(engine.memory(), &all)?;
+        engine.supports(&all, args.request()?)?;
+        let wants = |param: Option<&Param<M, P>>| param.is_some_and(|param| param.requires_grad);
+        let (wants_weight, wants_bias) = (wants(self.weight()), wants(self.bias()));
+        let tiles = self.groups.tiles(engine.memory(), groups, self.affine.channels)?;
+        let Tiles { shape, zeros, weight, bias, spare, saved, .. } = tiles;
+        if wants_weight || wants_bias {
+            let request = Request::new(Op::BackwardEval, P::DTYPE).grad_x(false);
+            engine.supports(shape, request.grad_residual(false))?;
+            if saved.shape() != Some(*shape) {
+                let channel = || M::part(zeros, 0..shape.channels());
+                let (mean, var) = (present("zeros", channel())?, present("zeros", channel())?);
+                let args = ForwardEval::<M, P>::new(M::view(zeros), M::view_mut(spare), mean, var);
+                engine.forward_eval(shape, args.saved(saved))?;
+            }
+        }
+        args.grad_weight = wants_weight.then(|| M::view_mut(weight));
+        args.grad_bias = wants_bias.then(|| M::view_mut(bias));
+        engine.backward(&all, args)?;
+        let both = [&mut self.affine.weight, &mut self.affine.bias];
+        let accumulate = Param::begin_backward(engine.memory(), both)?;
+        for (param, from) in [(&mut self.affine.weight, &*weight), (&mut self.affine.bias, &*bias)]
+        {
+            let Some(to) = Param::wanted(param) else { continue };
+            let args = Backward::<M, P>::new(saved, M::view(zeros), M::view(from));
+            engine.backward(shape, args.grad_bias(to).accumulate(accumulate))?;
+        }
+        Param::end_backward([&mut self.affine.weight, &mut self.affine.bias]);
+        Ok(())
+    }
+}
+
+impl<M: Memory, P: Real> super::Scratch<M, P> {
+    /// For so many groups.
+    fn tiles(&mut self, memory: &M, groups: usize, channels: usize) -> Result<&mut Tiles<M, P>> {
+        let shape = Shape::new(&[groups, channels], 1)?;
+        let tiles = match self.channels.take().filter(|tiles| tiles.shape == shape) {
+            Some(tiles) => tiles,
+            None => Tiles::new(memory, shape)?,
+        };
+        Ok(self.channels.insert(tiles))
+    }
+}

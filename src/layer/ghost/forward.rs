@@ -1,0 +1,214 @@
+//! The training forward in groups.
+use super::super::affine::Given;
+use super::super::{BatchNorm, GhostUpdate, Momentum, Part, RunningStats};
+use crate::engine::{Grouping, check_values_per_channel};
+use crate::{
+    Element, Engine, Error, Input, Memory, OneValue, Op, Real, Request, Result, Saved, Shape, Stats,
+};
+use std::ops::Range;
+
+/// Consecutive groups as shapes and the elements they have.
+pub(super) fn consecutive(
+    shape: &Shape,
+    size: usize,
+) -> impl ExactSizeIterator<Item = (Shape, Range<usize>)> + Clone + use<> {
+    let (shape, rows) = (*shape, shape.batch());
+    let row_len = shape.row_len().unwrap_or(0);
+    (0..rows.div_ceil(size)).map(move |k| {
+        let (from, to) = (k * size, rows.min((k + 1) * size));
+        (shape.of_rows(to - from), from * row_len..to * row_len)
+    })
+}
+
+/// Elements of the row of that number, by the shape of one.
+pub(super) fn rows_at(row: &Shape, number: usize) -> Range<usize> {
+    number * row.len()..(number + 1) * row.len()
+}
+
+/// A part that every tensor has whose length was checked.
+pub(super) fn present<T>(what: &'static str, part: Option<T>) -> Result<T> {
+    part.ok_or_else(|| Error::invalid(what, "expected as many elements as the shape has"))
+}
+
+/// By which momentum each group moves the running statistics.
+pub(super) struct Updates {
+    /// The weights of the batch in mean and variance, where the groups are averaged.
+    average: Option<(f64, f64)>,
+    groups: usize,
+    /// The first so many have a variance.
+    vars: usize,
+}
+
+impl Updates {
+    /// That of group k; the layer's own where each is a batch.
+    ///
+    /// An average is made one group after the other: the last one weighs `factor / groups`, and so does each
+    /// before it in the end, as those behind it leave `1 - factor * behind / groups` of it.
+    fn momentum(&self, k: usize) -> Option<Momentum> {
+        let weight = |factor: f64, of: usize| {
+            if k >= of || factor == 0.0 {
+                return 0.0;
+            }
+            factor / (of as f64 - factor * (of - 1 - k) as f64)
+        };
+        let (mean, var) = self.average?;
+        Some(Momentum::Separate { mean: weight(mean, self.groups), var: weight(var, self.vars) })
+    }
+}
+
+impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
+    /// A training forward in groups.
+    pub(in crate::layer) fn forward_groups<E: Element<Acc = P>>(
+        &mut self,
+        grouping: Grouping,
+        whole: &mut Part<'_, M, E>,
+        saved: &mut Saved<M, P>,
+    ) -> Result<()> {
+        self.check_capture()?;
+        self.check_groups(grouping, whole)?;
+        let shape = whole.shape;
+        let config = self.affine.config;
+        let before = self.running.as_ref().map_or(0, |running| running.num_batches_tracked);
+        let averages = config.ghost.is_some_and(|ghost| ghost.update == GhostUpdate::Average);
+        let average = averages.then(|| config.momentum.factors(before));
+        let done = match grouping {
+            Grouping::Consecutive(size) => {
+                let no_var = |shape: &Shape| {
+                    config.one_value == OneValue::KeepVariance && shape.per_channel() == 1
+                };
+                let groups = consecutive(&shape, size);
+                let vars = groups.clone().filter(|(shape, _)| !no_var(shape)).count();
+                let updates = Updates { average, groups: groups.len(), vars };
+                self.forward_consecutive(size, whole, &updates, saved)
+            }
+            Grouping::AsChannels(groups) => self.forward_as_channels(groups, whole, average, saved),
+            Grouping::Strided(groups) => {
+                let updates = Updates { average, groups, vars: groups };
+                self.forward_strided(groups, whole, &updates, saved)
+            }
+        };
+        // That of a group, until here.
+        self.affine.config = config;
+        done?;
+        if let Some(running) = self.running.as_mut().filter(|_| averages && self.updates_running) {
+            running.num_batches_tracked = before;
+            running.count();
+        }
+        saved.fill_groups(shape, grouping)
+    }
+
+    /// The check of everything, before anything is written: an engine checks one call at a time.
+    fn check_groups<E: Element<Acc = P>>(
+        &mut self,
+        grouping: Grouping,
+        whole: &mut Part<'_, M, E>,
+    ) -> Result<()> {
+        let (shape, updates) = (whole.shape, self.updates_running);
+        self.affine.check(&shape)?;
+        let Self { affine, running, .. } = &mut *self;
+        let affine = &*affine;
+        let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
+        let residual = whole.residual.as_ref().map(M::reborrow);
+        let running = running.as_mut().filter(|_| updates);
+        let mut args = affine.train(x, residual, y, running, None);
+        args.check(affine.engine.memory(), &shape)?;
+        let has_variance = |shape: &Shape| {
+            check_values_per_channel("x", shape.per_channel(), affine.config.one_value)
+        };
+        let request = args.request().saves(true);
+        drop(args);
+        match grouping {
+            Grouping::Consecutive(size) => consecutive(&shape, size).try_for_each(|(group, _)| {
+                has_variance(&group)?;
+                affine.engine.supports(&group, request)
+            }),
+            Grouping::AsChannels(groups) => {
+                let all = present("x", shape.of_strided_groups(groups))?;
+                has_variance(&all)?;
+                affine.engine.supports(&all, request)?;
+                self.check_tiles(groups)
+            }
+            Grouping::Strided(groups) => {
+                has_variance(&shape.of_rows(shape.batch() / groups))?;
+                let row = shape.of_rows(1);
+                affine.engine.supports(&row, Request::new(Op::Stats, E::DTYPE))?;
+                let request = Request { op: Op::ForwardEval, running: None, ..request };
+                affine.engine.supports(&row, request.by_record(true))
+            }
+        }
+    }
+
+    /// A forward for each group.
+    fn forward_consecutive<E: Element<Acc = P>>(
+        &mut self,
+        size: usize,
+        whole: &mut Part<'_, M, E>,
+        updates: &Updates,
+        saved: &mut Saved<M, P>,
+    ) -> Result<()> {
+        let groups = consecutive(&whole.shape, size);
+        let saved = saved.open_groups(groups.len());
+        for (k, ((shape, at), saved)) in groups.zip(saved).enumerate() {
+            self.affine.config.momentum =
+                updates.momentum(k).unwrap_or(self.affine.config.momentum);
+            let Part { x, residual, y, .. } = slice(whole, at)?;
+            self.forward_whole(&shape, x, residual, y, saved)?;
+        }
+        Ok(())
+    }
+
+    /// Statistics of every row, merged by group, then every row by those of its group.
+    fn forward_strided<E: Element<Acc = P>>(
+        &mut self,
+        groups: usize,
+        whole: &mut Part<'_, M, E>,
+        updates: &Updates,
+        saved: &mut Saved<M, P>,
+    ) -> Result<()> {
+        let (shape, engine) = (whole.shape, self.affine.engine.clone());
+        let (rows, channels) = (shape.batch() / groups, shape.channels());
+        let len = 3 * channels + 1;
+        let (moves, one_value) = (self.updates_running, self.affine.config.one_value);
+        let shared = self.groups.parts(engine.memory(), rows, channels)?;
+        shared.count(engine.memory(), shape.of_rows(rows).per_channel())?;
+        let saved = saved.open_groups(groups * rows);
+        for group in 0..groups {
+            let shape = shape.of_rows(1);
+            for k in 0..rows {
+                let mut records = M::view_mut(&mut shared.records);
+                let record = M::slice_mut(&mut records, k * len..(k + 1) * len);
+                let x = M::slice(&whole.x, rows_at(&shape, k * groups + group));
+                let args = Stats::<M, E>::new(present("x", x)?, present("records", record)?);
+                engine.stats(&shape, args)?;
+            }
+            self.affine.config.momentum =
+                updates.momentum(group).unwrap_or(self.affine.config.momentum);
+            let mut running = self.running.as_mut().filter(|_| moves);
+            let mut args = shared.merge(one_value);
+            args.running = running.as_deref_mut().map(|running| self.affine.config.next(running));
+            engine.merge_stats(args)?;
+            running.into_iter().for_each(RunningStats::count);
+            for (k, saved) in saved[group * rows..][..rows].iter_mut().enumerate() {
+                let Part { x, residual, y, .. } =
+                    slice(whole, rows_at(&shape, k * groups + group))?;
+                let given = Given::Record(&shared.merged);
+                let x = Input::View(x);
+                self.affine.by_given(&shape, x, residual, y, given, Some(saved))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// These elements of every tensor.
+fn slice<'b, M: Memory, E: Element>(
+    whole: &'b mut Part<'_, M, E>,
+    at: Range<usize>,
+) -> Result<Part<'b, M, E>> {
+    let Part { shape, x, residual, y } = whole;
+    let x = present("x", M::slice(x, at.clone()))?;
+    let residual = residual.as_ref().map(|r| present("residual", M::slice(r, at.clone())));
+    let mut part = Part::<M, E>::new(*shape, x, present("y", M::slice_mut(y, at))?);
+    part.residual = residual.transpose()?;
+    Ok(part)
+}

@@ -1,0 +1,231 @@
+//! Ghost batches: groups of a batch's rows, each normalized by statistics of its own.
+use super::parts::Shared;
+use super::{BatchNorm, Config};
+use crate::engine::Grouping;
+use crate::{Engine, Error, Memory, NonFinite, Real, Result, Shape};
+use std::fmt;
+
+mod backward;
+mod channels;
+mod forward;
+
+macro_rules! rule {
+    ($(#[$doc:meta])* $name:ident { $($(#[$of:meta])* $variant:ident),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+        #[cfg_attr(
+            feature = "serde",
+            derive(serde::Serialize, serde::Deserialize),
+            serde(rename_all = "snake_case")
+        )]
+        #[non_exhaustive]
+        pub enum $name { $($(#[$of])* $variant),+ }
+    };
+}
+
+rule! {
+    /// Which rows are a group.
+    GhostRows {
+        /// Neighbours: the first `size` rows, the next ones, and so on. PyTorch's wrappers.
+        #[default]
+        Consecutive,
+        /// Row i is in group i mod (rows / size): TensorFlow's `virtual_batch_size`.
+        Strided,
+    }
+}
+rule! {
+    /// What becomes of a batch that groups of the size do not divide.
+    GhostRemainder {
+        /// An error.
+        #[default]
+        Even,
+        /// As many groups as full ones and a shorter one would be, as equal as `torch.chunk` makes them:
+        /// each of `ceil(rows / groups)` rows, the last of those that are left.
+        Chunk,
+        /// The last group has the rows that are left.
+        ShortLast,
+    }
+}
+rule! {
+    /// How the groups of a batch move the running statistics.
+    GhostUpdate {
+        /// Each as a batch, in their order, each counted: PyTorch's wrappers.
+        #[default]
+        Sequential,
+        /// Together as one batch, by the plain average of their means and of their variances, whatever their
+        /// sizes: TensorFlow. A group that has no variance for
+        /// [`OneValue::KeepVariance`](crate::OneValue::KeepVariance) is not in that average.
+        Average,
+    }
+}
+
+/// Ghost batches: in training each group of so many rows (places of the first axis) is normalized by its own
+/// mean and variance, and its gradients go through those. Evaluation is by the running statistics, as ever.
+///
+/// ```
+/// # use batchnorm::{BatchNorm, Config, Cpu, Ghost, Shape};
+/// # fn main() -> batchnorm::Result<()> {
+/// let config = Config::default().ghost(Ghost::consecutive(2));
+/// let mut bn = BatchNorm::new(&Cpu::default(), 1, config)?;
+/// let (y, _saved) = bn.forward(&Shape::new(&[4, 1], 1)?, &[1f32, 3.0, 100.0, 300.0])?;
+/// assert!(y.iter().zip([-1.0, 1.0, -1.0, 1.0]).all(|(y, right)| (y - right).abs() < 1e-4));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Which variance moves the running one is [`Config::variance`]: TensorFlow's is biased. One value per channel in
+/// a group is what [`Config::one_value`] says. Consecutive groups are a call of the engine each, and strided ones
+/// a single call where the channels are on the axis behind the rows or there is only one; elsewhere strided groups
+/// take one more pass over x, and calls for every row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(deny_unknown_fields)
+)]
+#[non_exhaustive]
+pub struct Ghost {
+    /// Rows of a group, at least 1.
+    pub size: usize,
+    /// Which rows are one.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub rows: GhostRows,
+    /// What becomes of a batch that does not divide.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub remainder: GhostRemainder,
+    /// How the running statistics move.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub update: GhostUpdate,
+}
+
+impl Ghost {
+    /// Groups of so many neighbours, which must divide the batch, each a batch to the running statistics.
+    pub const fn consecutive(size: usize) -> Self {
+        let (rows, remainder) = (GhostRows::Consecutive, GhostRemainder::Even);
+        Self { size, rows, remainder, update: GhostUpdate::Sequential }
+    }
+    /// TensorFlow's `virtual_batch_size`: groups of so many rows at equal distances, which must divide the
+    /// batch, averaged for the running statistics.
+    pub const fn strided(size: usize) -> Self {
+        let (rows, remainder) = (GhostRows::Strided, GhostRemainder::Even);
+        Self { size, rows, remainder, update: GhostUpdate::Average }
+    }
+    /// With this for a batch that does not divide.
+    pub const fn remainder(self, remainder: GhostRemainder) -> Self {
+        Self { remainder, ..self }
+    }
+    /// With this way to move the running statistics.
+    pub const fn update(self, update: GhostUpdate) -> Self {
+        Self { update, ..self }
+    }
+
+    /// Refuses numbers and rules that have no meaning.
+    pub(super) fn check(&self, config: &Config) -> Result<()> {
+        let refused = |expected: &str, got: String| {
+            Err(Error::invalid("ghost", format!("expected {expected}, got {got}")))
+        };
+        if self.size == 0 {
+            return refused("groups of at least 1 row", "0".into());
+        }
+        if self.rows == GhostRows::Strided && self.remainder != GhostRemainder::Even {
+            let expected = "even where groups are strided, as rows / size is the distance";
+            return refused(expected, format!("{:?}", self.remainder).to_lowercase());
+        }
+        if !config.track_running_stats {
+            return refused("running statistics, by which to evaluate", "none".into());
+        }
+        let skips = config.non_finite == NonFinite::Skip;
+        if skips && (self.rows, self.update) != (GhostRows::Consecutive, GhostUpdate::Sequential) {
+            let expected = "consecutive groups with sequential updates, which can be skipped";
+            return refused(expected, format!("{self} with non_finite=skip"));
+        }
+        Ok(())
+    }
+
+    /// How these groups lie in a batch; none where it is a single group, or has no rows.
+    fn grouping(&self, shape: &Shape) -> Result<Option<Grouping>> {
+        let rows = shape.batch();
+        if shape.is_empty() {
+            return Ok(None);
+        }
+        if self.remainder == GhostRemainder::Even && !rows.is_multiple_of(self.size) {
+            let reason =
+                format!("expected rows that groups of {} divide, got {rows} rows", self.size);
+            return Err(Error::invalid("ghost", reason));
+        }
+        let groups = rows.div_ceil(self.size);
+        if groups == 1 {
+            return Ok(None);
+        }
+        if shape.row_len().is_none() {
+            let reason = "expected rows that lie in one piece each, got strides by which another axis lies \
+                          outside of the first one";
+            return Err(Error::invalid("ghost", reason));
+        }
+        Ok(Some(match (self.rows, self.remainder) {
+            (GhostRows::Consecutive, GhostRemainder::Chunk) => {
+                Grouping::Consecutive(rows.div_ceil(groups))
+            }
+            (GhostRows::Consecutive, _) => Grouping::Consecutive(self.size),
+            (GhostRows::Strided, _) if shape.of_strided_groups(groups).is_some() => {
+                Grouping::AsChannels(groups)
+            }
+            (GhostRows::Strided, _) => Grouping::Strided(groups),
+        }))
+    }
+}
+
+/// `32`, `strided(32)`, with what else there is: `32, chunk, average`.
+impl fmt::Display for Ghost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = self.size;
+        match self.rows {
+            GhostRows::Consecutive => write!(f, "{size}")?,
+            GhostRows::Strided => write!(f, "strided({size})")?,
+        }
+        match self.remainder {
+            GhostRemainder::Even => {}
+            GhostRemainder::Chunk => f.write_str(", chunk")?,
+            GhostRemainder::ShortLast => f.write_str(", short_last")?,
+        }
+        match (self.rows, self.update) {
+            (GhostRows::Consecutive, GhostUpdate::Average) => f.write_str(", average"),
+            (GhostRows::Strided, GhostUpdate::Sequential) => f.write_str(", sequential"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Memory that forwards and backwards in groups work in, kept from one to the next. None of it is of a tensor's
+/// size.
+pub(super) struct Scratch<M: Memory, P: Real> {
+    /// Of strided groups that are calls for each row.
+    parts: Option<Shared<M, P>>,
+    /// Of strided groups that are channels of one call.
+    channels: Option<channels::Tiles<M, P>>,
+}
+
+impl<M: Memory, P: Real> Default for Scratch<M, P> {
+    fn default() -> Self {
+        Self { parts: None, channels: None }
+    }
+}
+
+impl<M: Memory, P: Real> Scratch<M, P> {
+    /// For groups of so many rows each.
+    fn parts(&mut self, memory: &M, rows: usize, channels: usize) -> Result<&mut Shared<M, P>> {
+        let made_for = (rows, channels);
+        let shared = match self.parts.take().filter(|shared| shared.made_for == made_for) {
+            Some(shared) => shared,
+            None => Shared::new(memory, made_for)?,
+        };
+        Ok(self.parts.insert(shared))
+    }
+}
+
+impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
+    /// How a training batch of this shape is grouped, if it is.
+    pub(super) fn grouping(&self, shape: &Shape) -> Result<Option<Grouping>> {
+        self.affine.config.ghost.map_or(Ok(None), |ghost| ghost.grouping(shape))
+    }
+}

@@ -1,0 +1,326 @@
+//! Batch renormalization: training by the batch's statistics, brought to those that evaluation takes.
+use super::affine::Given;
+use super::config::Python;
+use super::{BatchNorm, Config, Param, Part, PartGradients, RunningStats, copy, fill};
+use crate::memory::filled;
+use crate::{
+    Element, Engine, Error, Input, Memory, NonFinite, Op, Real, RenormClip, RenormState,
+    Renormalize, RenormalizeBackward, Request, Result, Saved, Shape, Stats,
+};
+use std::fmt;
+
+/// Batch renormalization (Ioffe 2017): in training a channel's y is `(xhat * r + d) * weight + bias`, where r and d
+/// lead from the batch's statistics to the kept ones, as far as their bounds let them. So what a layer computes
+/// depends less on which samples are in a batch, and on how many. Gradients take r and d as constants.
+///
+/// ```
+/// # use batchnorm::{BatchNorm, Config, Cpu, Renorm, RenormClip, Shape};
+/// # fn main() -> batchnorm::Result<()> {
+/// let config = Config::default().renorm(Renorm::paper(1.0, 0.0)); // plain batch normalization at first
+/// let mut bn = BatchNorm::new(&Cpu::default(), 1, config)?;
+/// let (shape, x) = (Shape::new(&[2, 1], 1)?, [1f32, 3.0]);
+/// let (y, _saved) = bn.forward(&shape, &x)?;
+/// assert!((y[1] - 1.0).abs() < 1e-4);
+/// bn.set_renorm_clip(RenormClip::paper(3.0, 5.0))?;
+/// let (y, _saved) = bn.forward(&shape, &x)?;
+/// assert!(y[0] > 0.5); // the kept mean is still near 0
+/// # Ok(())
+/// # }
+/// ```
+///
+/// The variance that moves the kept ones is biased, whatever [`Config::variance`] says, and
+/// [`Config::momentum`] is the weight of a batch in the statistics that evaluation takes. It takes one more
+/// pass over x than a forward without does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
+#[non_exhaustive]
+pub struct Renorm {
+    /// Bounds of r and d.
+    pub clip: RenormClip,
+    /// The weight of a batch in the pair of statistics that r and d are taken by, 0 to 1: what Keras'
+    /// `renorm_momentum` leaves of 1. Absent where they are taken by those of evaluation, as in the paper.
+    pub momentum: Option<f64>,
+}
+
+impl Default for Renorm {
+    fn default() -> Self {
+        Self::keras()
+    }
+}
+
+impl Renorm {
+    /// Keras' defaults, of 3.14 and of 2: no bounds, a pair of its own with a `renorm_momentum` of 0.99.
+    pub const fn keras() -> Self {
+        Self { clip: RenormClip::NONE, momentum: Some(0.01) }
+    }
+    /// The paper's: one pair of statistics, and [`RenormClip::paper`].
+    pub const fn paper(r_max: f64, d_max: f64) -> Self {
+        Self { clip: RenormClip::paper(r_max, d_max), momentum: None }
+    }
+    /// With these bounds.
+    pub const fn clip(self, clip: RenormClip) -> Self {
+        Self { clip, ..self }
+    }
+    /// With a pair of its own that a batch has this weight in, 0 to 1.
+    pub const fn momentum(self, momentum: f64) -> Self {
+        Self { momentum: Some(momentum), ..self }
+    }
+
+    /// Refuses numbers and rules that have no meaning.
+    pub(super) fn check(&self, config: &Config) -> Result<()> {
+        self.clip.check()?;
+        self.momentum.map_or(Ok(()), crate::engine::check_momentum)?;
+        let got = match config {
+            Config { track_running_stats: false, .. } => "a layer that keeps no running statistics",
+            Config { non_finite: NonFinite::Skip, .. } => "non_finite=skip",
+            Config { ghost: Some(_), .. } => "ghost batches",
+            _ => return Ok(()),
+        };
+        let expected = "expected a layer that keeps the statistics of every whole batch";
+        Err(Error::invalid("renorm", format!("{expected}, got {got}")))
+    }
+}
+
+/// `rmin=0.5, rmax=2.0, dmax=1.0, momentum=0.01`, of what there is.
+impl fmt::Display for Renorm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RenormClip { r_min, r_max, d_max } = self.clip;
+        let all = [("rmin", r_min), ("rmax", r_max), ("dmax", d_max), ("momentum", self.momentum)];
+        let all = all.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        f.write_str("(")?;
+        for (k, (name, value)) in all.enumerate() {
+            write!(f, "{}{name}={}", if k > 0 { ", " } else { "" }, Python(value))?;
+        }
+        f.write_str(")")
+    }
+}
+
+/// What renormalization keeps beside running mean and variance, by Keras' names.
+#[non_exhaustive]
+pub struct RenormStats<M: Memory, P: Real> {
+    /// Length C: the running standard deviation, eps within its root. The running variance is computed from it.
+    pub moving_stddev: M::Buf<P>,
+    /// Length C: the mean that d is taken by, where it is another than the running one.
+    pub renorm_mean: Option<M::Buf<P>>,
+    /// Length C: the standard deviation that r and d are taken by, likewise.
+    pub renorm_stddev: Option<M::Buf<P>>,
+}
+
+impl<M: Memory, P: Real> RenormStats<M, P> {
+    pub(super) fn new(memory: &M, channels: usize, own_pair: bool) -> Result<Self> {
+        let ones = || memory.upload(&filled(channels, P::from_f64(1.0))?);
+        Ok(Self {
+            moving_stddev: ones()?,
+            renorm_mean: own_pair.then(|| memory.zeros(channels)).transpose()?,
+            renorm_stddev: own_pair.then(ones).transpose()?,
+        })
+    }
+    pub(super) fn reset(&mut self, memory: &M) -> Result<()> {
+        fill(memory, &mut self.moving_stddev, 1.0)?;
+        self.renorm_mean.as_mut().map_or(Ok(()), |mean| memory.zero(M::view_mut(mean)))?;
+        self.renorm_stddev.as_mut().map_or(Ok(()), |stddev| fill(memory, stddev, 1.0))
+    }
+    pub(super) fn to<N: Memory>(&self, from: &M, to: &N) -> Result<RenormStats<N, P>> {
+        let some = |buf: &Option<M::Buf<P>>| buf.as_ref().map(|b| copy(from, to, b)).transpose();
+        Ok(RenormStats {
+            moving_stddev: copy(from, to, &self.moving_stddev)?,
+            renorm_mean: some(&self.renorm_mean)?,
+            renorm_stddev: some(&self.renorm_stddev)?,
+        })
+    }
+    /// What there is, by Keras' names and in its order.
+    pub(super) fn named(&self) -> impl Iterator<Item = (&'static str, &M::Buf<P>)> {
+        let [stddev, mean, own] = Self::NAMES;
+        let named = [
+            (stddev, Some(&self.moving_stddev)),
+            (mean, self.renorm_mean.as_ref()),
+            (own, self.renorm_stddev.as_ref()),
+        ];
+        named.into_iter().filter_map(|(name, buf)| Some((name, buf?)))
+    }
+    pub(super) fn named_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut M::Buf<P>)> {
+        let [stddev, mean, own] = Self::NAMES;
+        let named = [
+            (stddev, Some(&mut self.moving_stddev)),
+            (mean, self.renorm_mean.as_mut()),
+            (own, self.renorm_stddev.as_mut()),
+        ];
+        named.into_iter().filter_map(|(name, buf)| Some((name, buf?)))
+    }
+    const NAMES: [&'static str; 3] = ["moving_stddev", "renorm_mean", "renorm_stddev"];
+
+    /// As the statistics of a plain layer have it, whose mean and variance are given.
+    pub(super) fn take_plain(&mut self, memory: &M, eps: f64, mean: &[P], var: &[P]) -> Result<()> {
+        let stddev: Vec<P> = var.iter().map(|v| P::from_f64((v.to_f64() + eps).sqrt())).collect();
+        for (name, to) in self.named_mut() {
+            let values = if name == Self::NAMES[1] { mean } else { &stddev };
+            memory.write(values, M::view_mut(to))?;
+        }
+        Ok(())
+    }
+}
+
+/// Memory that forwards and backwards work in, of one value per channel.
+pub(super) struct Scratch<M: Memory, P: Real> {
+    record: M::Buf<f64>,
+    scale: M::Buf<P>,
+    shift: M::Buf<P>,
+    /// In a backward the sums of g * xhat and of g.
+    sums: [M::Buf<P>; 2],
+}
+
+impl<M: Memory, P: Real> Scratch<M, P> {
+    fn new(memory: &M, channels: usize) -> Result<Self> {
+        let zeros = || memory.zeros(channels);
+        let record = memory.zeros(3 * channels + 1)?;
+        Ok(Self { record, scale: zeros()?, shift: zeros()?, sums: [zeros()?, zeros()?] })
+    }
+    /// That of a layer, made the first time.
+    fn of<'a>(place: &'a mut Option<Self>, memory: &M, channels: usize) -> Result<&'a mut Self> {
+        let scratch = match place.take() {
+            Some(scratch) => scratch,
+            None => Self::new(memory, channels)?,
+        };
+        Ok(place.insert(scratch))
+    }
+}
+
+impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
+    /// From now on these bounds: the paper's schedule lets them grow while it trains. A CUDA graph that has
+    /// been captured keeps those of its capture.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a bound below that of plain batch normalization, or a layer without
+    /// [`Config::renorm`]; the old ones stay.
+    pub fn set_renorm_clip(&mut self, clip: RenormClip) -> Result<()> {
+        let Some(renorm) = self.affine.config.renorm else {
+            let reason = "expected a layer with renormalization, got one without";
+            return Err(Error::invalid("renorm", reason));
+        };
+        self.set_config(self.affine.config.renorm(renorm.clip(clip)))
+    }
+
+    /// The check of a training forward with renormalization, before anything is written.
+    fn check_renormalized<E: Element<Acc = P>>(
+        &mut self,
+        whole: &mut Part<'_, M, E>,
+    ) -> Result<()> {
+        let (shape, updates) = (whole.shape, self.updates_running);
+        self.affine.check(&shape)?;
+        self.check_lengths()?;
+        let Self { affine, running, .. } = &mut *self;
+        let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
+        let residual = whole.residual.as_ref().map(M::reborrow);
+        let running = running.as_mut().filter(|_| updates);
+        let mut args = affine.train(x, residual, y, running, None);
+        args.check(affine.engine.memory(), &shape)?;
+        let eval = Request { op: Op::ForwardEval, running: None, ..args.request() };
+        let of = |op, dtype| Request::new(op, dtype);
+        let asked = [
+            of(Op::Stats, E::DTYPE),
+            of(Op::Renormalize, P::DTYPE),
+            eval.by_record(true).saves(true),
+        ];
+        asked.into_iter().try_for_each(|request| affine.engine.supports(&shape, request))
+    }
+
+    /// A training forward with renormalization: the batch's statistics, r and d by them, then x by all three.
+    pub(super) fn forward_renormalized<E: Element<Acc = P>>(
+        &mut self,
+        renorm: Renorm,
+        whole: &mut Part<'_, M, E>,
+        saved: &mut Saved<M, P>,
+    ) -> Result<()> {
+        self.check_capture()?;
+        self.check_renormalized(whole)?;
+        let (shape, config, updates) = (whole.shape, self.affine.config, self.updates_running);
+        let Self { affine, running, renorm: scratch, .. } = self;
+        let Some(running) = running else { return Ok(()) };
+        let (mean_factor, stddev_factor) = config.momentum.factors(running.num_batches_tracked);
+        let RunningStats { mean, var, renorm: Some(kept), .. } = running else {
+            let reason = "expected what renormalization keeps, got none";
+            return Err(Error::invalid("renorm", reason));
+        };
+        let (engine, memory, channels) = (&affine.engine, affine.engine.memory(), affine.channels);
+        let scratch = Scratch::of(scratch, memory, channels)?;
+        let mut factors = saved.take_factors(memory, channels)?;
+
+        let (x, record) = (M::reborrow(&whole.x), M::view_mut(&mut scratch.record));
+        engine.stats(&shape, Stats::<M, E>::new(x, record))?;
+        {
+            let mut both = M::view_mut(&mut factors);
+            let (stddev, own) =
+                (M::view_mut(&mut kept.moving_stddev), renorm.momentum.unwrap_or(0.0));
+            let mut state =
+                RenormState::<M, P>::new(M::view_mut(mean), stddev, M::view_mut(var), mean_factor);
+            state.stddev_factor = stddev_factor;
+            state.renorm_mean = kept.renorm_mean.as_mut().map(M::view_mut);
+            state.renorm_stddev = kept.renorm_stddev.as_mut().map(M::view_mut);
+            state.renorm_factor = own;
+            let Some((r, d)) = M::split_at_mut(&mut both, channels) else { return Ok(()) };
+            let to = [M::view_mut(&mut scratch.scale), M::view_mut(&mut scratch.shift)];
+            let record = M::view(&scratch.record);
+            let mut args = Renormalize::<M, P>::new(record, state, to, [r, d]);
+            args.weight = affine.weight.as_ref().map(|p| M::view(&p.value));
+            args.bias = affine.bias.as_ref().map(|p| M::view(&p.value));
+            args.one_value = config.one_value;
+            args.empty_batch = config.empty_batch;
+            engine.renormalize(args.eps(config.eps).clip(renorm.clip).updates(updates))?;
+        }
+        let x = Input::View(M::reborrow(&whole.x));
+        let residual = whole.residual.as_ref().map(M::reborrow);
+        let given = Given::Record(&scratch.record);
+        let y = M::reborrow_mut(&mut whole.y);
+        let mut args = affine.given(x, residual, y, given, Some(&mut *saved));
+        args.weight = Some(M::view(&scratch.scale));
+        args.bias = Some(M::view(&scratch.shift));
+        engine.forward_eval(&shape, args)?;
+        saved.set_renormalized(factors, affine.weight.is_some(), affine.bias.is_some());
+        if updates && !(config.momentum.leaves_out_empty() && shape.is_empty()) {
+            running.count();
+        }
+        Ok(())
+    }
+
+    /// The gradients asked for, of a forward with renormalization.
+    pub(super) fn backward_renormalized<E: Element<Acc = P>>(
+        &mut self,
+        saved: &Saved<M, P>,
+        factors: &M::Buf<P>,
+        whole: &mut PartGradients<'_, M, E>,
+    ) -> Result<()> {
+        let forward = saved.forward()?;
+        let (shape, channels): (Shape, _) = (forward.shape, self.affine.channels);
+        self.affine.check(&shape)?;
+        forward.check_parameters(self.weight().is_some(), self.bias().is_some())?;
+        let Self { affine, renorm: scratch, .. } = self;
+        let (engine, memory) = (affine.engine.clone(), affine.engine.memory().clone());
+        engine.supports(&shape, Request::new(Op::RenormalizeBackward, P::DTYPE))?;
+        let Scratch { sums: [sum_g_xhat, sum_g], .. } = Scratch::of(scratch, &memory, channels)?;
+        let wants = |param: &Option<Param<M, P>>| param.as_ref().is_some_and(|p| p.requires_grad);
+        let (wants_weight, wants_bias) = (wants(&affine.weight), wants(&affine.bias));
+        let mut args = whole.args(saved);
+        args.grad_weight = wants_weight.then(|| M::view_mut(sum_g_xhat));
+        args.grad_bias = (wants_weight || wants_bias).then(|| M::view_mut(sum_g));
+        engine.backward(&shape, args)?;
+        let part = |from: usize| {
+            let none = || Error::invalid("saved", "expected r and d of every channel");
+            M::part(factors, from..from + channels).ok_or_else(none)
+        };
+        let sums = [M::view(sum_g_xhat), M::view(sum_g)];
+        let mut args = RenormalizeBackward::<M, P>::new([part(0)?, part(channels)?], sums);
+        args.accumulate = Param::begin_backward(&memory, [&mut affine.weight, &mut affine.bias])?;
+        args.grad_weight = Param::wanted(&mut affine.weight);
+        args.grad_bias = Param::wanted(&mut affine.bias);
+        match wants_weight || wants_bias {
+            true => engine.renormalize_backward(args)?,
+            false => drop(args),
+        }
+        Param::end_backward([&mut affine.weight, &mut affine.bias]);
+        Ok(())
+    }
+}
