@@ -84,9 +84,9 @@ fn start<G: Engine, E: Element>(
 }
 
 /// All that is kept, by its golden names.
-fn vectors<'a, P: batchnorm::Real, G: Engine>(
-    bn: &'a BatchNorm<P, G>,
-) -> Result<Vec<(&'static str, &'a Buf<G, P>)>> {
+fn vectors<P: batchnorm::Real, G: Engine>(
+    bn: &BatchNorm<P, G>,
+) -> Result<Vec<(&'static str, &Buf<G, P>)>> {
     let running = bn.running().context("a layer with running statistics")?;
     let RenormStats { moving_stddev, renorm_mean, renorm_stddev, .. } =
         running.renorm.as_ref().context("a layer with renormalization")?;
