@@ -20,8 +20,15 @@ template <class T> __device__ AccOf<T> base_of(const T *x, u64 channel, u64 inne
     return isfinite(first) ? first : AccOf<T>(0);
 }
 
-/// About `1 / n`: where a pivot lies need not be exact.
-template <class A> __device__ A reciprocal(unsigned n) { return __fdividef(1.0f, float(n)); }
+/// `1 / n` within a part of 100,000, by two of Newton's steps from what the exponent says: where a pivot lies need not
+/// be exact, but on every device the same, as what hardware approximates is not.
+template <class A> __device__ A reciprocal(unsigned n) {
+    const float of = float(n);
+    float each = __uint_as_float(0x7ef311c7u - __float_as_uint(of));
+    each *= __fmaf_rn(-of, each, 2.0f);
+    each *= __fmaf_rn(-of, each, 2.0f);
+    return each;
+}
 
 /// Of each lane, the values that a thread has read: sums of their distances from the pivot, and of the squares.
 template <class T, int W> struct Moments {
