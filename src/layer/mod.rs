@@ -8,6 +8,7 @@ mod fold;
 mod initializer;
 mod layer_norm;
 mod lazy;
+mod masked;
 mod momentum;
 mod optimizer;
 mod param;

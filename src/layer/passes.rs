@@ -1,7 +1,7 @@
 //! Forward, evaluation and backward: owned forms, and the ones that write into memory.
 use super::affine::Given;
 use super::{BatchNorm, RunningStats};
-use crate::{Element, Engine, Error, Input, Memory, Plain, Real, Result, Saved, Shape};
+use crate::{Element, Engine, Error, Input, Mask, Memory, Plain, Real, Result, Saved, Shape};
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// Normalizes `x` (length N, the shape's number of elements) into new memory. What comes with
@@ -68,14 +68,33 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         y: M::ViewMut<'_, E>,
         saved: &mut Saved<M, P>,
     ) -> Result<()> {
-        if !self.training {
-            return self.evaluate(shape, Input::View(x), residual, y, Some(saved));
+        self.forward_by(shape, x, residual, None, y, saved)
+    }
+
+    /// A forward of all values, or of those of a mask.
+    pub(super) fn forward_by<E: Element<Acc = P>>(
+        &mut self,
+        shape: &Shape,
+        x: M::View<'_, E>,
+        residual: Option<M::View<'_, E>>,
+        mask: Option<Mask<'_, M>>,
+        y: M::ViewMut<'_, E>,
+        saved: &mut Saved<M, P>,
+    ) -> Result<()> {
+        match (&self.running, self.training) {
+            (_, true) => {}
+            (Some(_), false) => {
+                return self.evaluate(shape, Input::View(x), residual, y, Some(saved));
+            }
+            (None, false) => {
+                return self.affine.by_batch(shape, x, residual, mask, y, None, Some(saved));
+            }
         }
         self.check_capture()?;
         let (momentum, updates) = (self.affine.config.momentum, self.updates_running);
         let mut running = self.running.as_mut().filter(|_| updates);
         let tracked = running.as_deref_mut();
-        self.affine.by_batch(shape, x, residual, y, tracked, Some(saved))?;
+        self.affine.by_batch(shape, x, residual, mask, y, tracked, Some(saved))?;
         // Only now: a batch that was refused is none.
         let counts = !(momentum.leaves_out_empty() && shape.is_empty());
         running.filter(|_| counts).into_iter().for_each(RunningStats::count);
@@ -127,7 +146,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 let running = Given::Running(running);
                 self.affine.by_given(shape, x, residual, y, running, saved)
             }
-            (None, Input::View(x)) => self.affine.by_batch(shape, x, residual, y, None, saved),
+            (None, Input::View(x)) => {
+                self.affine.by_batch(shape, x, residual, None, y, None, saved)
+            }
             (None, Input::InPlace) => {
                 let reason = "in place: expected running statistics to evaluate by, got none";
                 Err(Error::invalid("x", reason))
@@ -195,7 +216,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         grad_x: Option<M::ViewMut<'_, E>>,
         grad_residual: Option<M::ViewMut<'_, E>>,
     ) -> Result<()> {
-        self.affine.backward(saved, x, residual, grad_y, grad_x, grad_residual)
+        self.affine.backward(saved, x, residual, None, grad_y, grad_x, grad_residual)
     }
 
     /// Refuses a training forward whose weight in the running statistics changes with every batch, where

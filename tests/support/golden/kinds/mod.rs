@@ -13,6 +13,7 @@ mod fold;
 mod frozen;
 mod keras_old_std;
 mod layer;
+mod masked;
 mod optimizer;
 mod population;
 mod regularizer;
@@ -99,6 +100,7 @@ fn runner<G: Engine, E: Element>(kind: &str) -> Option<Runner<G>> {
         "frozen" => frozen::run::<G, E>,
         "keras_old_std" => keras_old_std::run::<G, E>,
         "sample_wise" => sample_wise::run::<G, E>,
+        "masked" => masked::run::<G, E>,
         "optimizer" => optimizer::run::<G, E>,
         "population" => population::run::<G, E>,
         "population_network" => population::run_network::<G, E>,
