@@ -25,9 +25,9 @@ pub use cudarc; // its streams and slices are what `Cuda` works on
 
 pub use element::{DType, Element, Plain, Real};
 pub use engine::{
-    Activation, Algorithm, Argument, Arguments, Backward, Constrain, Constraint, Cpu, Derivative,
-    DoubleBackward, EmptyBatch, Engine, EpsRule, ForwardEval, ForwardTrain, Input,
-    LayerNormBackward, LayerNormForward, LayerNormSaved, MergeStats, NonFinite, OneValue, Op,
+    Activation, Algorithm, AllMasked, Argument, Arguments, Backward, Constrain, Constraint, Cpu,
+    Derivative, DoubleBackward, EmptyBatch, Engine, EpsRule, ForwardEval, ForwardTrain, Input,
+    LayerNormBackward, LayerNormForward, LayerNormSaved, Mask, MergeStats, NonFinite, OneValue, Op,
     OptimizerStep, Reference, Regularize, Regularizer, RenormClip, RenormState, Renormalize,
     RenormalizeBackward, Request, Role, Running, RunningRules, Saved, SimdLevel, Statistics, Stats,
     Variance, Visitor,

@@ -21,6 +21,7 @@ mod parameters;
 mod penalty;
 #[cfg(feature = "cuda")]
 mod per_stream;
+mod places;
 #[cfg(feature = "cuda")]
 mod pointers;
 #[cfg(feature = "cuda")]
@@ -42,10 +43,10 @@ pub use epilogue::{Activation, Derivative};
 pub use gpu::{Choice, Gpu, Rule};
 pub use layer_norm::{EpsRule, LayerNormSaved};
 pub use ops::{
-    Argument, Arguments, Backward, Constrain, DoubleBackward, EmptyBatch, ForwardEval,
-    ForwardTrain, Input, LayerNormBackward, LayerNormForward, MergeStats, NonFinite, OneValue, Op,
-    OptimizerStep, Regularize, RenormState, Renormalize, RenormalizeBackward, Request, Role,
-    Running, RunningRules, Statistics, Stats, Variance, Visitor,
+    AllMasked, Argument, Arguments, Backward, Constrain, DoubleBackward, EmptyBatch, ForwardEval,
+    ForwardTrain, Input, LayerNormBackward, LayerNormForward, Mask, MergeStats, NonFinite,
+    OneValue, Op, OptimizerStep, Regularize, RenormState, Renormalize, RenormalizeBackward,
+    Request, Role, Running, RunningRules, Statistics, Stats, Variance, Visitor,
 };
 pub use optimizer::Algorithm;
 pub(crate) use optimizer::check_from_0;

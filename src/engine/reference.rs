@@ -11,6 +11,7 @@ use crate::{Element, Host, Real, Result, Shape};
 
 mod double_backward;
 mod layer_norm;
+mod masked;
 mod parameters;
 
 type Train<'a, E> = ForwardTrain<'a, Host, E>;
@@ -43,7 +44,17 @@ impl Engine for Reference {
         let mut running = args.running;
         let x_view = Input::View(x);
         let mut output = Output { x: x_view, residual, weight, bias, activation, y, saved };
+        let mask = args.mask.map(|mask| masked::Masked::new(shape, &mask)).transpose()?;
         for c in 0..shape.channels() {
+            if let Some(mask) = &mask {
+                let (by, count, var_over) = mask.statistics(shape, c, x, eps);
+                output.channel(shape, c, by);
+                if let Some(running) = &mut running {
+                    let rules = (one_value, mask.rules.all_masked);
+                    running.update_masked(c, count, by.mean + by.rest, var_over, rules);
+                }
+                continue;
+            }
             let by = Statistics64::of_batch(shape, c, x, eps);
             output.channel(shape, c, by);
             if let Some(running) = &mut running {
@@ -77,6 +88,9 @@ impl Engine for Reference {
         let (activation, residual) =
             (forward.activation, args.residual.filter(|_| forward.residual));
         let by_channel = saved.by_channel();
+        let mask = forward.mask.zip(args.mask);
+        let mask = mask.map(|(rules, places)| masked::Masked::with_rules(shape, rules, places));
+        let mask = mask.transpose()?;
         for c in 0..channels {
             let ByChannel { mean, mean_rest, invstd, weight, bias } = by_channel;
             let [mean, rest, invstd] = [mean, mean_rest, invstd].map(|array| array[c].to_f64());
@@ -118,8 +132,13 @@ impl Engine for Reference {
                 }
                 None => forward.batch_statistics.then_some((sum_g / m, sum_g_xhat / m)),
             };
+            let count = mask.as_ref().map_or(m, |mask| mask.count(shape, c));
             for (i, g) in g {
                 if let Some(grad_x) = &mut args.grad_x {
+                    let means = match &mask {
+                        Some(mask) => mask.through(i, count, by, (sum_g, sum_g_xhat)),
+                        None => means,
+                    };
                     let centered = means.map_or(g, |(g1, g2)| g - g1 - xhat(i) * g2);
                     grad_x[i] = narrow(centered * invstd * weight);
                 }

@@ -1,5 +1,6 @@
 //! What travels from a forward to its backward.
 use super::Activation;
+use super::ops::MaskRules;
 use super::saved_groups::SavedGroups;
 use crate::{DType, Error, Host, Memory, Real, Result, Shape};
 #[cfg(feature = "cuda")]
@@ -41,6 +42,8 @@ pub(crate) struct Forward {
     pub y_is_kept: bool,
     /// Whether the statistics were the batch's own, so that gradients flow through them.
     pub batch_statistics: bool,
+    /// The mask's rules, if some values did not count.
+    pub mask: Option<MaskRules>,
     pub engine: &'static str,
 }
 
@@ -249,6 +252,10 @@ impl<M: Memory, P: Real> Saved<M, P> {
     /// What the forward multiplied by, `1 / sqrt(var + eps)`, length C; none as for [`mean`](Self::mean).
     pub fn invstd(&self) -> Option<M::View<'_, P>> {
         self.whole.filled().and_then(|buffers| buffers.array(2))
+    }
+    /// Whether the forward had a mask, which its backward then asks for again.
+    pub fn is_masked(&self) -> Option<bool> {
+        self.forward().ok().map(|forward| forward.mask.is_some())
     }
     /// Whether the statistics were frozen: a forward by running statistics.
     pub fn is_frozen(&self) -> Option<bool> {

@@ -1,7 +1,7 @@
 //! The layer's calls to its engine: all of a layer but its mode and its running statistics.
 use super::{Config, Param, RunningStats};
 use crate::{
-    Backward, Element, Engine, Error, ForwardEval, ForwardTrain, Input, Memory, Real, Result,
+    Backward, Element, Engine, Error, ForwardEval, ForwardTrain, Input, Mask, Memory, Real, Result,
     Saved, Shape, Statistics,
 };
 
@@ -23,19 +23,22 @@ pub(super) enum Given<'a, M: Memory, P: Real> {
 }
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
-    /// Normalizes by the batch, and updates `running`.
+    /// Normalizes by the batch, or by what a mask leaves of it, and updates `running`.
+    #[allow(clippy::too_many_arguments)] // an operation's
     pub fn by_batch<E: Element<Acc = P>>(
         &self,
         shape: &Shape,
         x: M::View<'_, E>,
         residual: Option<M::View<'_, E>>,
+        mask: Option<Mask<'_, M>>,
         mut y: M::ViewMut<'_, E>,
         running: Option<&mut RunningStats<M, P>>,
         saved: Option<&mut Saved<M, P>>,
     ) -> Result<()> {
         self.check(shape)?;
         let (x, residual) = (M::reborrow(&x), residual.as_ref().map(M::reborrow));
-        let args = self.train(x, residual, M::reborrow_mut(&mut y), running, saved);
+        let mask = mask.as_ref().map(Mask::reborrow);
+        let args = self.train(x, residual, mask, M::reborrow_mut(&mut y), running, saved);
         self.engine.forward_train(shape, args)
     }
 
@@ -44,12 +47,14 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         &'a self,
         x: M::View<'a, E>,
         residual: Option<M::View<'a, E>>,
+        mask: Option<Mask<'a, M>>,
         y: M::ViewMut<'a, E>,
         running: Option<&'a mut RunningStats<M, P>>,
         saved: Option<&'a mut Saved<M, P>>,
     ) -> ForwardTrain<'a, M, E> {
         let mut args = ForwardTrain::<M, E>::new(x, y);
         args.residual = residual;
+        args.mask = mask;
         args.weight = self.weight.as_ref().map(|p| M::view(&p.value));
         args.bias = self.bias.as_ref().map(|p| M::view(&p.value));
         let Config { activation, eps, .. } = self.config;
@@ -99,11 +104,13 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
     }
 
     /// The gradients asked for, those of the parameters among them.
+    #[allow(clippy::too_many_arguments)] // an operation's
     pub fn backward<E: Element<Acc = P>>(
         &mut self,
         saved: &Saved<M, P>,
         x: M::View<'_, E>,
         residual: Option<M::View<'_, E>>,
+        mask: Option<M::View<'_, u8>>,
         grad_y: Input<M::View<'_, E>>,
         mut grad_x: Option<M::ViewMut<'_, E>>,
         mut grad_residual: Option<M::ViewMut<'_, E>>,
@@ -119,6 +126,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         let grad_y = grad_y.as_ref().map(M::reborrow);
         let mut args = Backward::<M, E>::with_input(saved, M::reborrow(&x), grad_y);
         args.residual = residual.as_ref().map(M::reborrow);
+        args.mask = mask.as_ref().map(M::reborrow);
         args.grad_x = grad_x.as_mut().map(M::reborrow_mut);
         args.grad_residual = grad_residual.as_mut().map(M::reborrow_mut);
         args.grad_weight = grad_weight;

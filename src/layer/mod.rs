@@ -10,6 +10,7 @@ mod ghost;
 mod initializer;
 mod layer_norm;
 mod lazy;
+mod masked;
 mod momentum;
 mod optimizer;
 mod param;

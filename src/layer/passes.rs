@@ -1,7 +1,7 @@
 //! Forward, evaluation and backward: owned forms, and the ones that write into memory.
 use super::affine::Given;
-use super::{BatchNorm, Part, PartGradients, RunningStats};
-use crate::{Element, Engine, Error, Input, Memory, Plain, Real, Result, Saved, Shape};
+use super::{BatchNorm, Config, Part, PartGradients, RunningStats};
+use crate::{Element, Engine, Error, Input, Mask, Memory, Plain, Real, Result, Saved, Shape};
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// Normalizes `x` (length N, the shape's number of elements) into new memory. What comes with
@@ -68,8 +68,32 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         y: M::ViewMut<'_, E>,
         saved: &mut Saved<M, P>,
     ) -> Result<()> {
-        if !self.training {
-            return self.evaluate(shape, Input::View(x), residual, y, Some(saved));
+        self.forward_by(shape, x, residual, None, y, saved)
+    }
+
+    /// A forward of all values, or of those of a mask.
+    pub(super) fn forward_by<E: Element<Acc = P>>(
+        &mut self,
+        shape: &Shape,
+        x: M::View<'_, E>,
+        residual: Option<M::View<'_, E>>,
+        mask: Option<Mask<'_, M>>,
+        y: M::ViewMut<'_, E>,
+        saved: &mut Saved<M, P>,
+    ) -> Result<()> {
+        match (&self.running, self.training) {
+            (_, true) => {}
+            (Some(_), false) => {
+                return self.evaluate(shape, Input::View(x), residual, y, Some(saved));
+            }
+            (None, false) => {
+                return self.affine.by_batch(shape, x, residual, mask, y, None, Some(saved));
+            }
+        }
+        let Config { ghost, renorm, .. } = self.affine.config;
+        if mask.is_some() && (ghost.is_some() || renorm.is_some()) {
+            let by = if ghost.is_some() { "ghost batches" } else { "renormalization" };
+            return Err(Error::invalid("mask", format!("with {by}: expected no mask, got one")));
         }
         if let Some(grouping) = self.grouping(shape)? {
             let mut y = y;
@@ -83,7 +107,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             whole.residual = residual.as_ref().map(M::reborrow);
             return self.forward_renormalized(renorm, &mut whole, saved);
         }
-        self.forward_whole(shape, x, residual, y, saved)
+        self.forward_whole(shape, x, residual, mask, y, saved)
     }
     /// A training forward of one batch.
     pub(super) fn forward_whole<E: Element<Acc = P>>(
@@ -91,6 +115,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         shape: &Shape,
         x: M::View<'_, E>,
         residual: Option<M::View<'_, E>>,
+        mask: Option<Mask<'_, M>>,
         y: M::ViewMut<'_, E>,
         saved: &mut Saved<M, P>,
     ) -> Result<()> {
@@ -98,7 +123,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let (momentum, updates) = (self.affine.config.momentum, self.updates_running);
         let mut running = self.running.as_mut().filter(|_| updates);
         let tracked = running.as_deref_mut();
-        self.affine.by_batch(shape, x, residual, y, tracked, Some(saved))?;
+        self.affine.by_batch(shape, x, residual, mask, y, tracked, Some(saved))?;
         // Only now: a batch that was refused is none.
         let counts = !(momentum.leaves_out_empty() && shape.is_empty());
         running.filter(|_| counts).into_iter().for_each(RunningStats::count);
@@ -150,7 +175,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 let running = Given::Running(running);
                 self.affine.by_given(shape, x, residual, y, running, saved)
             }
-            (None, Input::View(x)) => self.affine.by_batch(shape, x, residual, y, None, saved),
+            (None, Input::View(x)) => {
+                self.affine.by_batch(shape, x, residual, None, y, None, saved)
+            }
             (None, Input::InPlace) => {
                 let reason = "in place: expected running statistics to evaluate by, got none";
                 Err(Error::invalid("x", reason))
@@ -233,7 +260,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 None => self.backward_groups(saved, &mut whole),
             };
         }
-        self.affine.backward(saved, x, residual, grad_y, grad_x, grad_residual)
+        self.affine.backward(saved, x, residual, None, grad_y, grad_x, grad_residual)
     }
 
     /// Refuses a training forward whose weight in the running statistics changes with every batch, where

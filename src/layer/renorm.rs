@@ -216,7 +216,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
         let residual = whole.residual.as_ref().map(M::reborrow);
         let running = running.as_mut().filter(|_| updates);
-        let mut args = affine.train(x, residual, y, running, None);
+        let mut args = affine.train(x, residual, None, y, running, None);
         args.check(affine.engine.memory(), &shape)?;
         let eval = Request { op: Op::ForwardEval, running: None, ..args.request() };
         let of = |op, dtype| Request::new(op, dtype);

@@ -93,4 +93,11 @@ impl Memory for Host {
     fn len<T: Plain>(view: &&[T]) -> usize {
         view.len()
     }
+    fn first_above_1(view: &&[u8]) -> Option<(usize, u8)> {
+        // Without a way out of the loop it is as fast as memory.
+        if view.iter().fold(0, |all, value| all | value) < 2 {
+            return None;
+        }
+        view.iter().copied().enumerate().find(|(_, value)| *value > 1)
+    }
 }

@@ -128,6 +128,11 @@ pub trait Memory: sealed::Sealed + Clone + Send + Sync + 'static {
         let _ = (what, view);
         Ok(())
     }
+    /// The first byte above 1, and its index, where the host can look at once.
+    #[doc(hidden)]
+    fn first_above_1(_: &Self::View<'_, u8>) -> Option<(usize, u8)> {
+        None
+    }
     /// Whether work is recorded for later, into a CUDA graph, instead of being done.
     ///
     /// # Errors

@@ -8,8 +8,8 @@ use crate::support::oracle::served;
 use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Want, same_bits};
 use crate::support::shapes::SMALL;
 use batchnorm::{
-    Argument, BatchNorm, Config, Cpu, Element, Engine, Error, Memory, Reference, Result, Role,
-    Saved, Shape,
+    Argument, BatchNorm, Config, Cpu, Element, Engine, Error, Memory, Op, Reference, Request,
+    Result, Role, Saved, Shape,
 };
 use half::{bf16, f16};
 
@@ -63,7 +63,9 @@ fn every_wrong_length_is_refused<G: Engine>(engine: &G) {
         let shape = SMALL.shape();
         let (saved, _, right) = saved_by_most::<E, G>(engine, &SMALL.shape());
         for operation in Operation::known_to(engine) {
-            for fault in [right, Fault { in_place: true, ..right }] {
+            let masked = Request::new(Op::ForwardTrain, E::DTYPE).mask(true);
+            let mask = engine.supports(&shape, masked).is_ok();
+            for fault in [right, Fault { in_place: true, ..right }, Fault { mask, ..right }] {
                 let arguments = operation.arguments::<E, G>(engine, fault);
                 let least = if operation == Operation::Constrain { 1 } else { 2 };
                 assert!(arguments.len() >= least, "{operation:?}");

@@ -3,8 +3,9 @@ use super::faults::{Fault, RowsOn};
 use super::run::{Buf, SavedOn};
 use batchnorm::{
     Activation, Algorithm, Backward, Constrain, Constraint, DoubleBackward, Element, Engine,
-    ForwardEval, ForwardTrain, Input, LayerNormBackward, LayerNormForward, Memory, MergeStats,
-    OptimizerStep, Regularize, Regularizer, RenormState, Renormalize, RenormalizeBackward, Stats,
+    ForwardEval, ForwardTrain, Input, LayerNormBackward, LayerNormForward, Mask, Memory,
+    MergeStats, OptimizerStep, Regularize, Regularizer, RenormState, Renormalize,
+    RenormalizeBackward, Stats,
 };
 
 /// What arguments are made of before they have their buffers.
@@ -13,6 +14,7 @@ pub struct Blank<E: Element, G: Engine> {
     channels: [Buf<G, E::Acc>; 2],
     more: [Buf<G, E::Acc>; 5],
     records: [Buf<G, f64>; 2],
+    bytes: Buf<G, u8>,
 }
 
 impl<E: Element, G: Engine> Blank<E, G> {
@@ -23,15 +25,16 @@ impl<E: Element, G: Engine> Blank<E, G> {
             channels: [on.zeros(0).unwrap(), on.zeros(0).unwrap()],
             more: [(); 5].map(|()| on.zeros(0).unwrap()),
             records: [on.zeros(0).unwrap(), on.zeros(0).unwrap()],
+            bytes: on.zeros(0).unwrap(),
         }
     }
     pub fn train(&mut self, fault: Fault) -> ForwardTrain<'_, G::Memory, E> {
         let ([x, y], [mean, var]) = (&mut self.tensors, &mut self.channels);
         let (mean, var) = (G::Memory::view_mut(mean), G::Memory::view_mut(var));
-        ForwardTrain::<G::Memory, E>::new(G::Memory::view(x), G::Memory::view_mut(y))
-            .activation(Activation::Relu)
-            .eps(fault.eps)
-            .running(mean, var, fault.factor)
+        let mut args =
+            ForwardTrain::<G::Memory, E>::new(G::Memory::view(x), G::Memory::view_mut(y));
+        args.mask = fault.mask.then(|| Mask::new(G::Memory::view(&self.bytes)));
+        args.activation(Activation::Relu).eps(fault.eps).running(mean, var, fault.factor)
     }
     pub fn eval(&mut self, fault: Fault) -> ForwardEval<'_, G::Memory, E> {
         let ([x, y], [mean, var]) = (&mut self.tensors, &self.channels);

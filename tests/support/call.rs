@@ -34,6 +34,24 @@ impl<M: Memory, T: Element> Buffer for Typed<M, T> {
 #[derive(Default)]
 pub struct Held(BTreeMap<&'static str, (Argument, Box<dyn Buffer>)>);
 
+struct Bytes<M: Memory> {
+    buf: M::Buf<u8>,
+    before: Vec<f64>,
+    at: M,
+}
+
+impl<M: Memory> Buffer for Bytes<M> {
+    fn any(&mut self) -> &mut dyn Any {
+        &mut self.buf
+    }
+    fn values(&self) -> Vec<f64> {
+        self.at.download(M::view(&self.buf)).unwrap().into_iter().map(f64::from).collect()
+    }
+    fn before(&self) -> &[f64] {
+        &self.before
+    }
+}
+
 impl Held {
     /// A buffer for each argument, given or not, that `give` has values for, where it says; it is told
     /// whether the argument is one that is always there.
@@ -99,6 +117,15 @@ impl<'a, M: Memory, F: FnMut(Argument, bool) -> Option<(M, Vec<f64>)>> Visitor<'
     fn write<T: Element>(&mut self, argument: Argument, _: &mut M::ViewMut<'a, T>) -> Result<()> {
         self.make::<M, T>(argument, true)
     }
+    fn read_bytes(&mut self, argument: Argument, _: &mut M::View<'a, u8>) -> Result<()> {
+        if let Some((at, values)) = (self.give)(argument, true) {
+            // Of a mask: both kinds of places, the first of them one that counts.
+            let bytes: Vec<u8> = (0..values.len()).map(|i| u8::from(i % 3 != 1)).collect();
+            let (buf, before) = (at.upload(&bytes)?, bytes.into_iter().map(f64::from).collect());
+            self.held.0.insert(argument.name, (argument, Box::new(Bytes::<M> { buf, before, at })));
+        }
+        Ok(())
+    }
     fn read_some<T: Element>(
         &mut self,
         argument: Argument,
@@ -118,6 +145,7 @@ impl<'a, M: Memory, F: FnMut(Argument, bool) -> Option<(M, Vec<f64>)>> Visitor<'
 /// How buffers become views.
 pub trait Views<M: Memory> {
     fn view<'a, T: Element>(&self, argument: Argument, buf: &'a M::Buf<T>) -> M::View<'a, T>;
+    fn bytes<'a>(&self, argument: Argument, buf: &'a M::Buf<u8>) -> M::View<'a, u8>;
     fn view_mut<'a, T: Element>(
         &self,
         argument: Argument,
@@ -130,6 +158,9 @@ pub struct Whole;
 
 impl<M: Memory> Views<M> for Whole {
     fn view<'a, T: Element>(&self, _: Argument, buf: &'a M::Buf<T>) -> M::View<'a, T> {
+        M::view(buf)
+    }
+    fn bytes<'a>(&self, _: Argument, buf: &'a M::Buf<u8>) -> M::View<'a, u8> {
         M::view(buf)
     }
     fn view_mut<'a, T: Element>(&self, _: Argument, buf: &'a mut M::Buf<T>) -> M::ViewMut<'a, T> {
@@ -162,6 +193,12 @@ impl<'a, M: Memory, V: Views<M>> Visitor<'a, M> for Lend<'a, V> {
     ) -> Result<()> {
         let buf = self.take::<M, T>(argument).expect("a buffer for what is required");
         *view = self.views.view_mut(argument, buf);
+        Ok(())
+    }
+    fn read_bytes(&mut self, argument: Argument, view: &mut M::View<'a, u8>) -> Result<()> {
+        let any = self.held.remove(argument.name).expect("a buffer for what is required");
+        let buf: &'a mut M::Buf<u8> = any.downcast_mut().expect("bytes");
+        *view = self.views.bytes(argument, buf);
         Ok(())
     }
     fn read_some<T: Element>(

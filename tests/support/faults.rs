@@ -22,6 +22,8 @@ pub struct Fault {
     pub without: &'static str,
     /// An argument that starts an element behind the start of its memory, on a device.
     pub late: &'static str,
+    /// A training forward with a mask.
+    pub mask: bool,
     /// A backward without what only engines that serve everything have: a residual, sums.
     pub plain: bool,
 }
@@ -35,6 +37,7 @@ pub const NONE: Fault = Fault {
     by_record: false,
     without: "",
     late: "",
+    mask: false,
     plain: false,
 };
 

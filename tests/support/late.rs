@@ -12,6 +12,9 @@ impl Views<batchnorm::Device> for Late {
     fn view<'a, T: Element>(&self, argument: Argument, buf: &'a CudaSlice<T>) -> CudaView<'a, T> {
         buf.slice(usize::from(argument.name == self.0)..)
     }
+    fn bytes<'a>(&self, argument: Argument, buf: &'a CudaSlice<u8>) -> CudaView<'a, u8> {
+        buf.slice(usize::from(argument.name == self.0)..)
+    }
     fn view_mut<'a, T: Element>(
         &self,
         argument: Argument,

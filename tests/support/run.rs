@@ -1,8 +1,8 @@
 //! Runs an operation on any engine: inputs from the host, results back on the host.
 use batchnorm::{
-    Activation, Backward, Derivative, Element, EmptyBatch, Engine, ForwardEval, ForwardTrain,
-    Input, Memory, MergeStats, NonFinite, OneValue, Real, Result, Running, Saved, Shape,
-    Statistics, Stats, Variance,
+    Activation, AllMasked, Backward, Derivative, Element, EmptyBatch, Engine, ForwardEval,
+    ForwardTrain, Input, Mask, Memory, MergeStats, NonFinite, OneValue, Real, Result, Running,
+    Saved, Shape, Statistics, Stats, Variance,
 };
 use std::collections::BTreeMap;
 
@@ -88,6 +88,28 @@ pub struct Inputs<E: Element> {
     /// In evaluation instead of these.
     pub record: Option<Vec<f64>>,
     pub rules: Rules,
+    /// Which values count; all if absent.
+    pub mask: Option<Masked>,
+}
+
+/// A mask, on the host.
+#[derive(Debug, Clone)]
+pub struct Masked {
+    pub places: Vec<u8>,
+    pub last: Option<usize>,
+    pub count_eps: f64,
+    pub all_masked: AllMasked,
+}
+
+impl Masked {
+    /// As an argument, where its places lie.
+    pub fn mask<'a, M: Memory>(&self, places: M::View<'a, u8>) -> Mask<'a, M> {
+        let mask = Mask::new(places).count_eps(self.count_eps).all_masked(self.all_masked);
+        match self.last {
+            Some(last) => mask.without_last(last),
+            None => mask,
+        }
+    }
 }
 
 impl<E: Element> Inputs<E> {
@@ -120,6 +142,7 @@ impl<E: Element> Inputs<E> {
             var: normals(c).into_iter().map(|v| narrow((0.2 + v.abs()) * std * std)).collect(),
             record: None,
             rules: Rules::default(),
+            mask: None,
         }
     }
 
@@ -138,6 +161,7 @@ impl<E: Element> Inputs<E> {
             var: widen(&self.var),
             record: self.record.clone(),
             rules: self.rules,
+            mask: self.mask.clone(),
         }
     }
 }
@@ -194,6 +218,7 @@ pub fn forward<E: Element, G: Engine>(
     let record = inputs.record.as_ref().map(|record| on.upload(record)).transpose()?;
     let nan = vec![narrow::<E>(f64::NAN); shape.len()];
     let mut y = on.upload(if mode == Mode::InPlace { &inputs.x } else { &nan })?;
+    let places = inputs.mask.as_ref().map(|mask| on.upload(&mask.places)).transpose()?;
     let residual_view = residual.as_ref().map(G::Memory::view);
     let (weight, bias) = (weight.as_ref(), bias.as_ref());
     let (weight, bias) = (weight.map(G::Memory::view), bias.map(G::Memory::view));
@@ -210,6 +235,11 @@ pub fn forward<E: Element, G: Engine>(
             let (mean, var) = (G::Memory::view_mut(&mut mean), G::Memory::view_mut(&mut var));
             rules.running(mean, var, factor, skipped.as_mut().map(G::Memory::view_mut))
         });
+        args.mask = inputs
+            .mask
+            .as_ref()
+            .zip(places.as_ref())
+            .map(|(mask, places)| mask.mask::<G::Memory>(G::Memory::view(places)));
         args.saved = saved.as_deref_mut();
         agree(engine, shape, args.request(), |engine| engine.forward_train(shape, args))?;
     } else {
@@ -262,6 +292,10 @@ pub fn backward<E: Element, G: Engine>(
     let again = activation.derivative_from(residual) == Derivative::FromResidual;
     let residual = again.then(|| on.upload(&inputs.residual)).transpose()?;
     let total_sums = total_sums.map(|sums| on.upload(sums)).transpose()?;
+    let mask = inputs.mask.as_ref().filter(|_| saved.is_masked() == Some(true));
+    let places = mask.map(|mask| on.upload(&mask.places)).transpose()?;
+    // A part of a batch has no mask.
+    let want = Want { sums: want.sums && mask.is_none(), ..want };
     let nan = vec![narrow::<E>(f64::NAN); shape.len()];
     let before = |c| narrow(if want.accumulate { gradient_before(c) } else { f64::NAN });
     let before: Vec<E::Acc> = (0..c).map(before).collect();
@@ -275,6 +309,7 @@ pub fn backward<E: Element, G: Engine>(
         args.grad_y = Input::InPlace;
     }
     args.residual = residual.as_ref().map(G::Memory::view);
+    args.mask = places.as_ref().map(G::Memory::view);
     args.grad_x = want.grad_x.then(|| G::Memory::view_mut(&mut grad_x));
     args.grad_residual = want.grad_residual.then(|| G::Memory::view_mut(&mut grad_residual));
     args.grad_weight = want.grad_weight.then(|| G::Memory::view_mut(&mut grad_weight));

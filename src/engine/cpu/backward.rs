@@ -5,6 +5,7 @@ use super::extremes::{self, Extreme};
 use super::gate::Gate;
 use super::gradients::{self, Gradients, Parts, Read, wide_sums};
 use super::kernels::elementwise::Through;
+use super::masked::Masked;
 use super::plan::{Plan, Tile};
 use super::schedule::{Part, TwoPass, two_pass, workspace_len};
 use super::simd::Simd;
@@ -45,12 +46,15 @@ pub(super) fn backward<E: Element>(
         Input::View(grad_y) => Some(grad_y),
         Input::InPlace => None,
     };
-    let read = Read { simd, plan, x, grad_y, gate };
+    let mask = forward.mask.zip(args.mask);
+    let mask = mask.map(|(rules, places)| Masked::new(shape, rules, places, x)).transpose()?;
+    let mask = mask.as_ref();
+    let read = Read { simd, plan, x, grad_y, gate, mask };
     let through = match forward.batch_statistics || total_sums.is_some() {
         true => Through::Statistics,
         false => Through::Constants,
     };
-    let coefs = Coefs { simd, shape, saved, total_sums };
+    let coefs = Coefs { simd, shape, saved, total_sums, mask };
     let writes = grad_x.is_some() || grad_residual.is_some();
     let extremes = &Extreme::of_saved(simd, saved)[..];
     // What the loops are about to overwrite.
@@ -59,7 +63,7 @@ pub(super) fn backward<E: Element>(
         (None, Some(grad_x)) => extremes::elements(extremes, shape, grad_x),
         (None, None) => vec![],
     };
-    let apart = extremes::Backward { shape, plan, x, gate, grad_y: held };
+    let apart = extremes::Backward { shape, plan, x, gate, grad_y: held, mask };
     let own_sums = forward.batch_statistics && total_sums.is_none();
     let gradients = SumsAndGradients { read, shape, coefs, extremes, through, writes };
     if !(results.any() || own_sums && grad_x.is_some()) {
@@ -82,8 +86,7 @@ pub(super) fn backward<E: Element>(
                 let (sum, product) = (sums[k], products[k]);
                 results.set(shape, c, sum, product);
                 let Some(k) = extremes.iter().position(|e| e.c == c) else { continue };
-                let m = shape.per_channel() as f64;
-                let own = forward.batch_statistics.then_some((sum / m, product / m));
+                let own = forward.batch_statistics.then(|| coefs.of_own(c, sum, product));
                 let to = (grad_x.as_deref_mut(), grad_residual.as_deref_mut());
                 apart.write(&extremes[k], k, coefs.of_total(c).or(own), to);
             }
@@ -198,6 +201,7 @@ struct Coefs<'a, A: Real> {
     shape: &'a Shape,
     saved: &'a Buffers<Host, A>,
     total_sums: Option<&'a [A]>,
+    mask: Option<&'a Masked<'a>>,
 }
 
 impl<A: Real> Coefs<'_, A> {
@@ -206,6 +210,18 @@ impl<A: Real> Coefs<'_, A> {
         let (total, count) = (self.total_sums?, self.shape.channels());
         let m = total[2 * count].to_f64();
         Some((total[c].to_f64() / m, total[count + c].to_f64() / m))
+    }
+    /// What a channel's sums come to over this batch: what [`Extreme`] subtracts of a gradient.
+    fn of_own(self, c: usize, sum: f64, product: f64) -> (f64, f64) {
+        let Some(mask) = self.mask else {
+            let m = self.shape.per_channel() as f64;
+            return (sum / m, product / m);
+        };
+        let n = mask.divisor(c);
+        let by = Statistics::saved(self.saved, c..c + 1);
+        let of_x = product / n * by.invstd[0].to_f64();
+        let mean = by.mean[0].to_f64() + by.rest[0].to_f64();
+        (sum / n - of_x * mask.share(c) * mean, product / n)
     }
     /// What the forward took, in a table's memory.
     fn forward(self, channels: Range<usize>, memory: &mut [f64]) {
@@ -221,6 +237,8 @@ impl<A: Real> Coefs<'_, A> {
             let count = self.shape.channels();
             let sums = (&total[channels.clone()], &total[count..][channels]);
             table.gradient(self.simd, by, sums, total[2 * count].to_f64());
+        } else if let Some((mask, own)) = self.mask.zip(own) {
+            table.masked_gradient(by, own, mask);
         } else if let Some(own) = own {
             table.gradient(self.simd, by, own, self.shape.per_channel() as f64);
         }

@@ -3,6 +3,7 @@
 //! elements are computed again, one at a time in f64, by distances that a power of two has brought to
 //! unit size. There is none in training that goes well.
 use super::gate::Gate;
+use super::masked::Masked;
 use super::plan::Plan;
 use super::simd::Simd;
 use super::table::{Parameters, Statistics};
@@ -202,6 +203,7 @@ pub(super) struct Backward<'a, E> {
     pub x: &'a [E],
     pub gate: Gate<'a, E>,
     pub grad_y: Vec<Vec<E>>,
+    pub mask: Option<&'a Masked<'a>>,
 }
 
 impl<E: Element> Backward<'_, E> {
@@ -221,7 +223,8 @@ impl<E: Element> Backward<'_, E> {
                 grad_residual[i] = narrow(g);
             }
             if let Some(grad_x) = &mut grad_x {
-                grad_x[i] = narrow(e.gradient(x, g, through));
+                let counts = self.mask.is_none_or(|mask| mask.keeps(i));
+                grad_x[i] = narrow(e.gradient(x, g, through.filter(|_| counts)));
             }
         }
     }

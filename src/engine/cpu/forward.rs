@@ -4,6 +4,8 @@ use super::extremes::{self, Extreme};
 use super::kernels::convert::{bits_of_positive, narrow};
 use super::kernels::elementwise::{At, Work, ahead_of, normalize};
 use super::kernels::moments as merging;
+use super::masked::Masked;
+use super::masked_stats;
 use super::moments::{self, Merged, Moments};
 use super::plan::{Plan, Tile};
 use super::schedule::{Part, TwoPass, two_pass, workspace_len};
@@ -14,7 +16,7 @@ use super::tiles::{Elements, TileMut, Writer, clipped, for_each_tile};
 use super::{Cpu, stats, update};
 use crate::engine::saved::{Buffers, Opened};
 use crate::engine::{Activation, Derivative, ForwardEval, ForwardTrain, Input};
-use crate::{Element, Host, Real, Result, Shape, engine};
+use crate::{AllMasked, Element, Host, Real, Result, Shape, engine};
 use std::ops::Range;
 
 pub(super) fn forward_train<E: Element>(
@@ -31,18 +33,31 @@ pub(super) fn forward_train<E: Element>(
     if shape.is_empty() {
         if let Some(saved) = saved {
             let saved = saved.by_channel_mut();
-            saved.mean.fill(Real::from_f64(0.0));
+            let is_nan = args.mask.as_ref().is_some_and(|m| m.all_masked == AllMasked::Nan);
+            let (mean, invstd) =
+                if is_nan { (f64::NAN, f64::NAN) } else { (0.0, 1.0 / eps.sqrt()) };
+            saved.mean.fill(Real::from_f64(mean));
             saved.mean_rest.fill(Real::from_f64(0.0));
-            saved.invstd.fill(Real::from_f64(1.0 / eps.sqrt()));
+            saved.invstd.fill(Real::from_f64(invstd));
+        }
+        if let (Some(running), Some(mask)) = (&mut args.running, &args.mask) {
+            let rules = (args.one_value, mask.all_masked);
+            let channels = 0..shape.channels();
+            channels.for_each(|c| running.update_masked(c, 0.0, 0.0, |_| 0.0, rules));
+            return Ok(());
         }
         let none = |_| Moments::default();
         update(&mut args.running, 0..shape.channels(), none, args.one_value);
         return Ok(());
     }
-    let plan = &Plan::new(shape, size_of::<E>(), 1);
+    let mask = args.mask.as_ref();
+    let mask = mask.map(|mask| Masked::new(shape, mask.rules(), mask.places, x)).transpose()?;
+    let mask = mask.as_ref();
+    let plan = Plan::new(shape, size_of::<E>(), 1);
+    let plan = &if mask.is_some() { plan.counted() } else { plan };
     let (residual, activation) = (args.residual, args.activation);
     let output = Output { simd, shape, plan, x: Some(x), residual, activation };
-    let train = Train { output, x, parameters, eps };
+    let train = Train { output, x, parameters, eps, mask };
     cpu.with_workspace(workspace_len(plan, &train), |workspace| {
         let of_mask = output.mask(saved.as_deref_mut()).map(Elements::mask);
         let mut outputs = (Elements::new(&mut *y), of_mask);
@@ -57,6 +72,11 @@ pub(super) fn forward_train<E: Element>(
             }
             extremes.extend(Extreme::among(simd, channels.clone(), parameters, statistics));
             let merged = Merged::new(merged, shape);
+            if let Some(mask) = mask {
+                let running = args.running.as_mut();
+                masked_stats::update(running, channels, &merged, mask, args.one_value);
+                continue;
+            }
             update(&mut args.running, channels, |k| merged.get(k), args.one_value);
         }
         let x = extremes::elements(&extremes, shape, x);
@@ -136,6 +156,8 @@ struct Train<'a, E: Element> {
     x: &'a [E],
     parameters: Parameters<'a, E::Acc>,
     eps: f64,
+    /// Absent where all values count.
+    mask: Option<&'a Masked<'a>>,
 }
 
 impl<E: Element> Train<'_, E> {
@@ -161,7 +183,11 @@ impl<'a, E: Element> TwoPass for Train<'a, E> {
     }
     fn prepare(&self, _: usize, _: &mut [f64]) {}
     fn reduce(&self, tile: &Tile, _: &Part<'_, Self>, _: &[f64], slot: &mut [f64]) {
-        stats::moments(self.output.simd, self.output.plan, tile, self.x, slot);
+        let Output { simd, plan, .. } = self.output;
+        match self.mask {
+            Some(mask) => masked_stats::moments(simd, plan, tile, (self.x, mask), slot),
+            None => stats::moments(simd, plan, tile, self.x, slot),
+        }
     }
     fn merge(&self, block: usize, _: &Part<'_, Self>, slots: &mut [f64], cached: &mut [f64]) {
         let Output { simd, shape, plan, .. } = self.output;
@@ -170,7 +196,13 @@ impl<'a, E: Element> TwoPass for Train<'a, E> {
         let [of_moments, of_statistics, _] = self.lens();
         let (memory, rest) = cached.split_at_mut(of_moments);
         let (statistics, table) = rest.split_at_mut(of_statistics);
-        moments::merge(simd, (shape, plan), block, (self.x, self.eps), slots, memory);
+        match self.mask {
+            Some(mask) => {
+                let of = (self.x, mask, self.eps);
+                masked_stats::merge((shape, plan), block, of, slots, memory);
+            }
+            None => moments::merge(simd, (shape, plan), block, (self.x, self.eps), slots, memory),
+        }
         let Merged { base, offset, invstd, .. } = Merged::new(memory, shape);
         merging::round(
             simd,

@@ -4,9 +4,11 @@ use super::elementwise::{Cut, Step, by_piece};
 use super::gate::Gate;
 use super::kernels::convert::{copy, keep, narrow};
 use super::kernels::elementwise::{At, Through, Work, ahead_of, input_gradient};
+use super::kernels::masked;
 use super::kernels::moments::total;
 use super::kernels::source::Runs;
 use super::kernels::sums::{self, Lanes, Rows, STRIP_ROWS};
+use super::masked::{Counts, Keep, Masked};
 use super::plan::{Plan, Tile};
 use super::simd::{BLOCK, Scratch, Simd, TWICE};
 use super::staged::{Derivative, Staged};
@@ -28,6 +30,8 @@ pub(super) struct Read<'a, E> {
     /// Absent where `grad_x` holds it.
     pub grad_y: Option<&'a [E]>,
     pub gate: Gate<'a, E>,
+    /// Absent where all values count.
+    pub mask: Option<&'a Masked<'a>>,
 }
 
 impl<'a, E: Element> Read<'a, E> {
@@ -273,6 +277,8 @@ pub(super) struct Gradients<'a, 'p, E: Element> {
     staged: Staged<E::Acc>,
     /// For gradients of the accumulating type.
     wide: Scratch<E::Acc>,
+    /// Which values count.
+    counts: Counts,
 }
 
 /// A tile of `grad_x` and of `grad_residual`.
@@ -292,6 +298,7 @@ impl<'a, 'p, E: Element> Gradients<'a, 'p, E> {
             gated: Scratch::new(),
             staged: Staged::new(),
             wide: Scratch::new(),
+            counts: Counts::new(),
         }
     }
 }
@@ -314,6 +321,9 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
     fn cut(&self) -> Cut {
         let Read { gate, grad_y, .. } = self.read;
         let is_loop = matches!(gate, Gate::Open | Gate::Recompute);
+        if self.read.mask.is_some() {
+            return Cut::Held;
+        }
         match (grad_y, &self.grad_residual) {
             (Some(_), None) if is_loop => Cut::Row,
             (Some(_), _) if !gate.is_staged() => Cut::Twice,
@@ -337,7 +347,15 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
         let read = self.read;
         let Read { simd, plan, x, gate, .. } = read;
         let range = clipped(row, cols.clone(), plan.width, plan.len());
-        let (through, recomputes, reads_x) = (self.through, gate.recomputes(), self.reads_x());
+        let keep = match read.mask.filter(|_| self.through == Through::Statistics) {
+            Some(mask) => mask.keep(plan, row, &cols, &mut self.counts),
+            None => Keep::All,
+        };
+        // Through the statistics flows nothing to what does not count.
+        let through = if keep == Keep::None { Through::Constants } else { self.through };
+        let counts = if let Keep::Some(counts) = keep { Some(counts) } else { None };
+        let recomputes = gate.recomputes();
+        let reads_x = through == Through::Statistics || recomputes;
         let grad_y = match (read.grad_y, &self.grad_x) {
             (Some(grad_y), _) => &grad_y[range.clone()],
             (None, Some(grad_x)) => self.held.copy(grad_x.held(row, cols.clone())),
@@ -350,7 +368,15 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
             }
             if let Some(grad_x) = &mut self.grad_x {
                 let wide = self.wide.values(g.len());
-                input_gradient(simd, (through, false), Work::piece(simd, at, [x, g], wide));
+                match counts {
+                    Some(counts) => {
+                        masked::input_gradient(simd, false, at, [x, g], counts, wide);
+                    }
+                    None => {
+                        let work = Work::piece(simd, at, [x, g], wide);
+                        input_gradient(simd, (through, false), work);
+                    }
+                }
                 grad_x.write(simd, row, cols, false, |_, out| narrow(simd, wide, out));
             }
             return;
@@ -363,6 +389,11 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
         }
         if let Some(grad_x) = &mut self.grad_x {
             let x = if reads_x { &x[range] } else { g };
+            if let Some(counts) = counts {
+                return grad_x.write(simd, row, cols, false, |_, out| {
+                    masked::input_gradient(simd, recomputes, at, [x, g], counts, out);
+                });
+            }
             grad_x.write(simd, row, cols, true, |store, out| {
                 let work = Work::Piece { store, at, from: [x, g], out, ahead };
                 input_gradient(simd, (through, recomputes), work);

@@ -41,6 +41,8 @@ mod gate;
 mod gradients;
 pub(crate) mod kernels;
 mod layer_norm;
+mod masked;
+mod masked_stats;
 mod moments;
 mod parameters;
 mod plan;

@@ -119,11 +119,7 @@ pub(super) fn merge<E: Element>(
     merge_tiles(simd, plan, block, slots, (&mut offsets[..n], &mut squares[..n]));
     let count = shape.per_channel() as f64;
     merging::invstds(simd, &squares[..n], count.max(1.0), eps, &mut invstds[..n]);
-    let (small_eps, small_var) = match E::Acc::DTYPE {
-        DType::F64 => (1e-270, 1e-265),
-        _ => (1e-30, 1e-25),
-    };
-    let has_small_eps = eps > 0.0 && eps < small_eps;
+    let (has_small_eps, small_var) = small_squares::<E::Acc>(eps);
     for (k, c) in channels.enumerate() {
         // Squares below the type matter beside an eps that is as small; those in f32 end at 1e-45, and
         // have lost digits from 1e-38 on.
@@ -137,6 +133,15 @@ pub(super) fn merge<E: Element>(
             invstds[k] = 1.0 / f64::hypot(std, eps.sqrt());
         }
     }
+}
+
+/// Whether an eps is so small that squares below the type matter beside it, and what variances are then.
+pub(super) fn small_squares<A: Real>(eps: f64) -> (bool, f64) {
+    let (small_eps, small_var) = match A::DTYPE {
+        DType::F64 => (1e-270, 1e-265),
+        _ => (1e-30, 1e-25),
+    };
+    (eps > 0.0 && eps < small_eps, small_var)
 }
 
 /// The same, for offsets and sums of squares alone: no type's own.
@@ -210,7 +215,15 @@ fn count_of(plan: &Plan, tile: &Tile) -> f64 {
 /// of f64 where the squares are not. The mean counts from `base`.
 fn wide_moments<E: Element>(shape: &Shape, c: usize, x: &[E], base: f64) -> (Moments, f64) {
     let values = || shape.channel(c).map(|i| x[i].widen().to_f64());
-    let count = shape.per_channel() as f64;
+    wide_moments_of(values, shape.per_channel() as f64, base)
+}
+
+/// The same of `count` values.
+pub(super) fn wide_moments_of<I: Iterator<Item = f64>>(
+    values: impl Fn() -> I,
+    count: f64,
+    base: f64,
+) -> (Moments, f64) {
     // In units of powers of two, so that neither sums nor squares leave f64.
     let largest = values().filter(|x| x.is_finite()).fold(base.abs(), |max, x| x.abs().max(max));
     let unit = power_below(largest);

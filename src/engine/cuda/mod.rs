@@ -13,7 +13,7 @@ use super::{
     Renormalize, RenormalizeBackward, Request, Stats,
 };
 use crate::memory::{check_stream, new_stream};
-use crate::{DType, Device, Element, Memory, Real, Result, Shape};
+use crate::{DType, Device, Element, Error, Memory, Real, Result, Shape};
 use arguments::Group;
 use cudarc::driver::CudaStream;
 use figures::Figures;
@@ -234,6 +234,7 @@ impl Engine for Cuda {
         &self.memory
     }
     fn supports(&self, shape: &Shape, request: Request) -> Result<()> {
+        check_mask(request)?;
         match request.op {
             Op::LayerNorm | Op::LayerNormBackward => {
                 check_rows(shape)?;
@@ -288,6 +289,7 @@ impl Engine for Cuda {
         mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
+        check_mask(args.request())?;
         self.launch_forward_train(shape, args)
     }
 
@@ -302,6 +304,7 @@ impl Engine for Cuda {
 
     fn backward<E: Element>(&self, shape: &Shape, mut args: Backward<'_, Device, E>) -> Result<()> {
         args.check(self, shape)?;
+        check_mask(args.request()?)?;
         self.launch_backward(shape, args)
     }
 
@@ -395,4 +398,13 @@ pub(super) const fn is_of_parameters(op: Op) -> bool {
             | Op::Renormalize
             | Op::RenormalizeBackward
     )
+}
+
+/// Refuses a mask: the kernels take statistics of all values.
+fn check_mask(request: Request) -> Result<()> {
+    if !request.mask {
+        return Ok(());
+    }
+    let reason = "the kernels take statistics of all values: expected no mask, got one";
+    Err(Error::Unsupported { engine: NAME, reason: reason.into() })
 }

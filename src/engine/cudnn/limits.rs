@@ -98,6 +98,14 @@ pub(super) const LIMITS: &[Limit] = &[
         },
     },
     Limit {
+        // Masks.
+        known: Known::Documented,
+        exceeded: |ask| {
+            let reason = "statistics are those of all values: expected no mask, got one";
+            ask.request.mask.then(|| reason.into())
+        },
+    },
+    Limit {
         // Rules of running statistics.
         known: Known::Documented,
         exceeded: |ask| ask.request.running.and_then(rule_of_ours).map(str::to_owned),

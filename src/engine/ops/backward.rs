@@ -1,5 +1,9 @@
 //! The gradients of either forward.
-use super::{Arguments, Check, Engine, Input, Op, Request, Saved, Visitor, channel, sums, tensor};
+use super::mask::check_places;
+use super::{
+    Argument, Arguments, Check, Engine, Input, MaskRules, Op, Request, Role, Saved, Visitor,
+    channel, sums, tensor,
+};
 use crate::{Derivative, Element, Error, Memory, Result, Shape};
 
 /// Arguments of [`Engine::backward`](crate::Engine::backward). Only the gradients asked for are computed.
@@ -13,6 +17,11 @@ use crate::{Derivative, Element, Error, Memory, Result, Shape};
 /// | `grad_bias`, `grad_weight` | `sum(g)`, `sum(g * xhat)` |
 /// | `grad_x`, batch statistics | `weight * invstd * (g - sum(g)/m - xhat * sum(g * xhat)/m)` |
 /// | `grad_x`, frozen statistics | `weight * invstd * g` |
+///
+/// After a forward with a [`Mask`](crate::Mask) the sums are still those over all values. With k a value's 1
+/// or 0 and n the count of that mask, `grad_x` is
+/// `weight * invstd * (g - k * (sum(g) - xhat0 + xhat * sum(g * xhat)) / n)`, where `xhat0` is
+/// `invstd * mean * count_eps / n * sum(g * xhat)`: 0 where values are counted exactly.
 ///
 /// ```
 /// # use batchnorm::{Backward, Cpu, Engine, ForwardTrain, Host, Saved, Shape};
@@ -41,6 +50,9 @@ pub struct Backward<'a, M: Memory, E: Element> {
     /// Length N: the forward's y, unchanged, where that has been told that it is kept
     /// ([`ForwardTrain::y_is_kept`](crate::ForwardTrain::y_is_kept)); otherwise not read.
     pub y: Option<M::View<'a, E>>,
+    /// The places of the forward's mask, unchanged: asked for again where it had one, a byte for each, since to
+    /// keep a copy would cost as much memory.
+    pub mask: Option<M::View<'a, u8>>,
     /// Length N: gradient of y. In place: `grad_x` holds it before. Through frozen statistics and in
     /// place, on a device, sums that leave f32 on the way are infinite or NaN, as nothing is there to
     /// add them up again from.
@@ -88,6 +100,7 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
             x,
             residual: None,
             y: None,
+            mask: None,
             grad_y,
             grad_x: None,
             grad_residual: None,
@@ -105,6 +118,10 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
     /// The forward's y (length N), where the caller has kept it.
     pub fn y(self, y: M::View<'a, E>) -> Self {
         Self { y: Some(y), ..self }
+    }
+    /// The places of the forward's mask.
+    pub fn mask(self, mask: M::View<'a, u8>) -> Self {
+        Self { mask: Some(mask), ..self }
     }
     /// Asks for the gradient of x (length N).
     pub fn grad_x(self, grad_x: M::ViewMut<'a, E>) -> Self {
@@ -144,20 +161,21 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
         let op = if forward.batch_statistics { Op::Backward } else { Op::BackwardEval };
         let request = Request::new(op, E::DTYPE).in_place(self.grad_y.is_in_place());
         let request = request.activation(forward.activation).residual(forward.residual);
-        let request = request.y_is_kept(forward.y_is_kept);
+        let request = request.y_is_kept(forward.y_is_kept).mask(forward.mask.is_some());
         let request = request.grad_x(self.grad_x.is_some());
         let request = request.grad_residual(self.grad_residual.is_some());
         Ok(request.sums(self.sums.is_some() || self.total_sums.is_some()))
     }
     /// The same for a shorter time.
     pub fn reborrow(&mut self) -> Backward<'_, M, E> {
-        let Self { saved, x, residual, y, grad_y, grad_x, grad_residual, .. } = self;
+        let Self { saved, x, residual, y, mask, grad_y, grad_x, grad_residual, .. } = self;
         let Self { grad_weight, grad_bias, accumulate, sums, total_sums, .. } = self;
         Backward {
             saved,
             x: M::reborrow(x),
             residual: residual.as_ref().map(M::reborrow),
             y: y.as_ref().map(M::reborrow),
+            mask: mask.as_ref().map(M::reborrow),
             grad_y: grad_y.as_ref().map(M::reborrow),
             grad_x: grad_x.as_mut().map(M::reborrow_mut),
             grad_residual: grad_residual.as_mut().map(M::reborrow_mut),
@@ -185,8 +203,21 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
         if self.grad_residual.is_some() && !forward.residual {
             return Err(Error::saved("residual", "none", "a grad_residual to write"));
         }
+        let one = |there: bool| if there { "one" } else { "none" };
+        if forward.mask.is_some() != self.mask.is_some() {
+            return Err(Error::saved(
+                "mask",
+                one(forward.mask.is_some()),
+                one(self.mask.is_some()),
+            ));
+        }
+        if forward.mask.is_some() && (self.sums.is_some() || self.total_sums.is_some()) {
+            let reason = "after a mask: expected no sums of a part of a batch, got some";
+            return Err(Error::invalid("sums", reason));
+        }
         on.check_here("saved", &buffers.all())?;
         self.walk(&mut Check::new(on, shape))?;
+        self.mask.as_ref().map_or(Ok(()), check_places::<M>)?;
         let from = forward.activation.derivative_from(forward.residual);
         if from == Derivative::FromResidual && self.residual.is_none() {
             let reason = format!(
@@ -211,10 +242,11 @@ impl<'a, M: Memory, E: Element> Arguments<'a, M> for Backward<'a, M, E> {
     #[inline]
     fn walk<V: Visitor<'a, M>>(&mut self, visitor: &mut V) -> Result<()> {
         let Self {
-            saved: _,
+            saved,
             x,
             residual,
             y,
+            mask,
             grad_y,
             grad_x,
             grad_residual,
@@ -227,6 +259,13 @@ impl<'a, M: Memory, E: Element> Arguments<'a, M> for Backward<'a, M, E> {
         visitor.read(tensor("x"), x)?;
         visitor.read_some(tensor("residual"), residual)?;
         visitor.read_some(tensor("y"), y)?;
+        if let Some(mask) = mask {
+            let rules = saved.made().ok().and_then(|(forward, _)| forward.mask);
+            let role = Role::Positions;
+            let argument =
+                rules.map_or(Argument { name: "mask", role }, |rules: MaskRules| rules.argument());
+            visitor.read_bytes(argument, mask)?;
+        }
         if let Input::View(grad_y) = grad_y {
             visitor.read(tensor("grad_y"), grad_y)?;
         }

@@ -221,7 +221,7 @@ impl<'a, M: Memory, E: Element> ForwardEval<'a, M, E> {
         let parameters = (self.weight.is_some(), self.bias.is_some());
         let request = self.request();
         let reserve_len = engine.reserve_len(shape, request);
-        open(engine, shape, request, parameters, reserve_len, saved).map(Some)
+        open(engine, shape, request, parameters, None, reserve_len, saved).map(Some)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The forward by the batch's own statistics.
 use super::{
-    Arguments, Check, DEFAULT_EPS, Engine, OneValue, Op, Opened, Request, Running, Saved, Visitor,
-    channel, open, tensor,
+    Arguments, Check, DEFAULT_EPS, Engine, Mask, OneValue, Op, Opened, Request, Running, Saved,
+    Visitor, channel, open, tensor,
 };
 use crate::engine::check::{check_eps, check_values_per_channel};
 use crate::{Activation, Element, Memory, Result, Shape};
@@ -45,6 +45,9 @@ pub struct ForwardTrain<'a, M: Memory, E: Element> {
     pub eps: f64,
     /// What a batch with one value per channel is.
     pub one_value: OneValue,
+    /// Which values count for the statistics; all if absent. One value that counts, of several, is a batch
+    /// of variance 0, whatever `one_value` says of one value alone.
+    pub mask: Option<Mask<'a, M>>,
     /// Left alone if absent.
     pub running: Option<Running<'a, M, E::Acc>>,
     /// Length N. Never x itself: backward needs that.
@@ -70,6 +73,7 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
             activation: Activation::Identity,
             eps: DEFAULT_EPS,
             one_value: OneValue::Refuse,
+            mask: None,
             running: None,
             y,
             saved: None,
@@ -100,6 +104,10 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
     pub fn one_value(self, one_value: OneValue) -> Self {
         Self { one_value, ..self }
     }
+    /// Takes statistics of these values alone.
+    pub fn mask(self, mask: Mask<'a, M>) -> Self {
+        Self { mask: Some(mask), ..self }
+    }
     /// Updates these running statistics, mean and variance of length C each; `factor` is the weight of
     /// the new value, 0 to 1. Those of a [`RunningStats`](crate::RunningStats) are assigned to the field.
     pub fn running(
@@ -124,12 +132,14 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
         let Self { activation, residual, running, saved, .. } = self;
         let request = Request::new(Op::ForwardTrain, E::DTYPE).saves(saved.is_some());
         let request = request.activation(*activation).residual(residual.is_some());
-        let request = request.y_is_kept(self.y_is_kept);
+        let request = request.y_is_kept(self.y_is_kept).mask(self.mask.is_some());
         Request { running: running.as_ref().map(Running::rules), ..request }
     }
     /// The same for a shorter time.
     pub fn reborrow(&mut self) -> ForwardTrain<'_, M, E> {
-        let Self { x, residual, weight, bias, activation, eps, one_value, running, y, .. } = self;
+        let Self {
+            x, residual, weight, bias, activation, eps, one_value, mask, running, y, ..
+        } = self;
         ForwardTrain {
             x: M::reborrow(x),
             residual: residual.as_ref().map(M::reborrow),
@@ -138,6 +148,7 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
             activation: *activation,
             eps: *eps,
             one_value: *one_value,
+            mask: mask.as_ref().map(Mask::reborrow),
             running: running.as_mut().map(Running::reborrow),
             y: M::reborrow_mut(y),
             saved: self.saved.as_deref_mut(),
@@ -150,6 +161,7 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
         check_eps::<E::Acc>(self.eps)?;
         self.activation.check()?;
         Running::check_values(self.running.as_ref())?;
+        self.mask.as_ref().map_or(Ok(()), |mask| mask.check_values(shape))?;
         check_values_per_channel("x", shape.per_channel(), self.one_value)
     }
     /// Takes and opens what is to be saved; an engine calls it when no check can fail any more.
@@ -171,7 +183,8 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
         let Some(saved) = self.saved.take() else { return Ok(None) };
         let parameters = (self.weight.is_some(), self.bias.is_some());
         let request = self.request();
-        open(engine, shape, request, parameters, reserve_len(request), saved).map(Some)
+        let mask = self.mask.as_ref().map(Mask::rules);
+        open(engine, shape, request, parameters, mask, reserve_len(request), saved).map(Some)
     }
 }
 
@@ -186,6 +199,7 @@ impl<'a, M: Memory, E: Element> Arguments<'a, M> for ForwardTrain<'a, M, E> {
             activation: _,
             eps: _,
             one_value: _,
+            mask,
             running,
             y,
             saved: _,
@@ -196,6 +210,7 @@ impl<'a, M: Memory, E: Element> Arguments<'a, M> for ForwardTrain<'a, M, E> {
         visitor.read_some(tensor("residual"), residual)?;
         visitor.read_some(channel("weight"), weight)?;
         visitor.read_some(channel("bias"), bias)?;
+        mask.as_mut().map_or(Ok(()), |mask| mask.walk(visitor))?;
         running.as_mut().map_or(Ok(()), |running| running.walk(visitor))
     }
 }

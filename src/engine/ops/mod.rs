@@ -17,6 +17,7 @@ mod double_backward;
 mod forward_eval;
 mod forward_train;
 mod layer_norm;
+mod mask;
 mod merge_stats;
 mod optimizer_step;
 mod regularize;
@@ -33,12 +34,14 @@ pub use forward_eval::{ForwardEval, Input, Statistics};
 pub use forward_train::ForwardTrain;
 pub(super) use layer_norm::check_rows;
 pub use layer_norm::{LayerNormBackward, LayerNormForward};
+pub use mask::Mask;
+pub(crate) use mask::MaskRules;
 pub use merge_stats::MergeStats;
 pub use optimizer_step::OptimizerStep;
 pub use regularize::Regularize;
 pub use renormalize::{RenormState, Renormalize, RenormalizeBackward};
 pub use request::{Op, Request, RunningRules};
-pub use rules::{EmptyBatch, NonFinite, OneValue, Variance};
+pub use rules::{AllMasked, EmptyBatch, NonFinite, OneValue, Variance};
 pub use running::Running;
 pub use stats::Stats;
 
@@ -72,6 +75,10 @@ pub enum Role {
     Records,
     /// So many numbers, whatever the shape.
     Scalars(usize),
+    /// A byte per position of the shape without its channels: length N / C.
+    Positions,
+    /// A byte per position of the shape without its last axis, of this length: length N / L.
+    WithoutLast(usize),
 }
 
 impl Role {
@@ -84,6 +91,9 @@ impl Role {
             Self::Sums => sums_len(channels),
             Self::Record | Self::Records => record_len(channels),
             Self::Scalars(len) => len,
+            Self::Positions => elements / channels,
+            Self::WithoutLast(0) => 0,
+            Self::WithoutLast(last) => elements / last,
         }
     }
 }
@@ -102,6 +112,10 @@ impl Role {
 ///         Ok(())
 ///     }
 ///     fn write<T: Element>(&mut self, _: Argument, _: &mut &'a mut [T]) -> Result<()> {
+///         Ok(())
+///     }
+///     fn read_bytes(&mut self, argument: Argument, view: &mut &'a [u8]) -> Result<()> {
+///         self.0.push((argument.name, view.len()));
 ///         Ok(())
 ///     }
 /// }
@@ -136,6 +150,11 @@ pub trait Visitor<'a, M: Memory> {
     /// As [`read`](Self::read).
     fn write<T: Element>(&mut self, argument: Argument, view: &mut M::ViewMut<'a, T>)
     -> Result<()>;
+    /// Bytes that it reads: a mask, where one is given.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    fn read_bytes(&mut self, argument: Argument, view: &mut M::View<'a, u8>) -> Result<()>;
     /// One that it reads where it is given: as it stands only what is there is visited.
     ///
     /// # Errors
@@ -239,6 +258,9 @@ impl<'a, M: Memory> Visitor<'a, M> for Check<'_, M> {
     ) -> Result<()> {
         self.view(argument, &M::as_view(view))
     }
+    fn read_bytes(&mut self, argument: Argument, view: &mut M::View<'a, u8>) -> Result<()> {
+        self.bytes(argument, view)
+    }
 }
 
 /// Buffers for what a forward saves; `reserve_len` bytes of the engine's own among them.
@@ -247,6 +269,7 @@ fn open<'s, M: Memory, P: Real, G: Engine<Memory = M>>(
     shape: &Shape,
     request: Request,
     (weight, bias): (bool, bool),
+    mask: Option<MaskRules>,
     reserve_len: usize,
     saved: &'s mut Saved<M, P>,
 ) -> Result<Opened<'s, M, P>> {
@@ -259,6 +282,7 @@ fn open<'s, M: Memory, P: Real, G: Engine<Memory = M>>(
         weight,
         bias,
         batch_statistics: request.op == Op::ForwardTrain,
+        mask,
         engine: engine.name(),
     };
     saved.open(engine.memory(), forward, reserve_len)

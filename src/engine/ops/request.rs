@@ -33,6 +33,8 @@ pub struct Request {
     /// Of a forward that saves something, and of its backward: whether the caller keeps y between them, as
     /// [`ForwardTrain::y_is_kept`](crate::ForwardTrain::y_is_kept) says.
     pub y_is_kept: bool,
+    /// Of a training forward, and of its backward: whether some values do not count for the statistics.
+    pub mask: bool,
     /// Of [`Op::ForwardEval`]: whether the statistics are a record.
     pub by_record: bool,
     /// Of a backward, the double one too: whether the gradient of x is asked for.
@@ -104,6 +106,7 @@ impl Request {
             running: None,
             saves: false,
             y_is_kept: false,
+            mask: false,
             by_record: false,
             grad_x: true,
             grad_residual: true,
@@ -141,6 +144,10 @@ impl Request {
     /// The same where the caller keeps y, or does not.
     pub const fn y_is_kept(self, y_is_kept: bool) -> Self {
         Self { y_is_kept, ..self }
+    }
+    /// The same with a mask, or without one.
+    pub const fn mask(self, mask: bool) -> Self {
+        Self { mask, ..self }
     }
     /// The same by a record of statistics, or by a mean and a variance.
     pub const fn by_record(self, by_record: bool) -> Self {

@@ -48,6 +48,19 @@ rule! {
     }
 }
 rule! {
+    /// What a channel is of which a mask leaves no value.
+    AllMasked {
+        /// It is normalized by a mean and a variance of 0, and running statistics stay.
+        #[default]
+        Keep,
+        /// The same, but the zeros go into the running statistics: Keras, whose statistics a batch of padding
+        /// alone moves towards 0.
+        Zero,
+        /// It has a mean and a variance of NaN, as have the running statistics after it: Flax.
+        Nan,
+    }
+}
+rule! {
     /// What a training batch with one value per channel is: it has no unbiased variance.
     OneValue {
         /// An error, as in PyTorch.

@@ -1,6 +1,7 @@
 //! Running statistics as an argument: of a training forward, and of a merge of statistics.
 use super::{
-    EmptyBatch, NonFinite, OneValue, RunningRules, Variance, Visitor, channel, check_momentum,
+    AllMasked, EmptyBatch, NonFinite, OneValue, RunningRules, Variance, Visitor, channel,
+    check_momentum,
 };
 use crate::{Host, Memory, Real, Result};
 
@@ -149,6 +150,28 @@ impl<P: Real> Running<'_, Host, P> {
             (false, EmptyBatch::Nan) => (f64::NAN, f64::NAN),
             (false, EmptyBatch::Keep) => return,
         };
+        let keeps_var = m == 1.0 && one_value == OneValue::KeepVariance;
+        self.take(c, mean, var, keeps_var);
+    }
+    /// The same of a batch of which m values count.
+    pub(in crate::engine) fn update_masked(
+        &mut self,
+        c: usize,
+        m: f64,
+        mean: f64,
+        var_over: impl FnOnce(f64) -> f64,
+        (one_value, all_masked): (OneValue, AllMasked),
+    ) {
+        match all_masked {
+            _ if m > 0.0 => self.update(c, m, mean, var_over, one_value),
+            AllMasked::Keep => {}
+            AllMasked::Zero => self.take(c, 0.0, 0.0, false),
+            AllMasked::Nan => self.take(c, f64::NAN, f64::NAN, false),
+        }
+    }
+
+    /// Moves those of channel c by a mean and a variance, or by the mean alone.
+    fn take(&mut self, c: usize, mean: f64, var: f64, keeps_var: bool) {
         let is_finite = |value: f64| P::from_f64(value).to_f64().is_finite();
         if self.non_finite == NonFinite::Skip && !(is_finite(mean) && is_finite(var)) {
             if let Some(skipped) = &mut self.skipped {
@@ -157,7 +180,7 @@ impl<P: Real> Running<'_, Host, P> {
             return;
         }
         self.mean[c] = blend(self.mean[c], mean, self.weight(self.factor, c));
-        if m != 1.0 || one_value != OneValue::KeepVariance {
+        if !keeps_var {
             self.var[c] = blend(self.var[c], var, self.weight(self.var_factor, c));
         }
     }

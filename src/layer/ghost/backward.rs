@@ -24,7 +24,15 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 for (at, saved) in groups() {
                     let PartGradients { x, residual, grad_y, grad_x, grad_residual } =
                         slice(whole, at)?;
-                    self.affine.backward(saved, x, residual, grad_y, grad_x, grad_residual)?;
+                    self.affine.backward(
+                        saved,
+                        x,
+                        residual,
+                        None,
+                        grad_y,
+                        grad_x,
+                        grad_residual,
+                    )?;
                 }
                 Ok(())
             }

@@ -110,7 +110,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
         let residual = whole.residual.as_ref().map(M::reborrow);
         let running = running.as_mut().filter(|_| updates);
-        let mut args = affine.train(x, residual, y, running, None);
+        let mut args = affine.train(x, residual, None, y, running, None);
         args.check(affine.engine.memory(), &shape)?;
         let has_variance = |shape: &Shape| {
             check_values_per_channel("x", shape.per_channel(), affine.config.one_value)
@@ -152,7 +152,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             self.affine.config.momentum =
                 updates.momentum(k).unwrap_or(self.affine.config.momentum);
             let Part { x, residual, y, .. } = slice(whole, at)?;
-            self.forward_whole(&shape, x, residual, y, saved)?;
+            self.forward_whole(&shape, x, residual, None, y, saved)?;
         }
         Ok(())
     }

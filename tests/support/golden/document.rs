@@ -49,7 +49,13 @@ impl Document {
                 Dtype::F32 => DType::F32,
                 Dtype::F16 => DType::F16,
                 Dtype::BF16 => DType::Bf16,
-                // Masks, which a runner that needs them reads.
+                // Masks.
+                Dtype::U8 | Dtype::BOOL => {
+                    let values = view.data().iter().map(|byte| f64::from(*byte)).collect();
+                    let dims = view.shape().to_vec();
+                    tensors.insert(name.to_owned(), Stored { dims, values });
+                    continue;
+                }
                 _ => continue,
             };
             let values = decode(&view, dtype).with_context(|| name.to_owned())?;

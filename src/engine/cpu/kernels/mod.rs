@@ -9,6 +9,7 @@ pub(super) mod activation;
 pub(super) mod convert;
 pub(super) mod double_backward;
 pub(super) mod elementwise;
+pub(super) mod masked;
 pub(crate) mod math;
 pub(super) mod moments;
 pub(super) mod rows;

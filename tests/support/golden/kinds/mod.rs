@@ -15,6 +15,7 @@ mod frozen;
 mod ghost;
 mod keras_old_std;
 mod layer;
+mod masked;
 mod optimizer;
 mod population;
 mod regularizer;
@@ -104,6 +105,7 @@ fn runner<G: Engine, E: Element>(kind: &str) -> Option<Runner<G>> {
         "ghost" => ghost::run::<G, E>,
         "keras_old_std" => keras_old_std::run::<G, E>,
         "sample_wise" => sample_wise::run::<G, E>,
+        "masked" => masked::run::<G, E>,
         "optimizer" => optimizer::run::<G, E>,
         "population" => population::run::<G, E>,
         "population_network" => population::run_network::<G, E>,
