@@ -57,6 +57,7 @@ pub fn column_distances<E: Element, const ROWS: usize>(
         #[inline(always)]
         |simd| {
             let pivots = pivot.as_chunks::<GROUP>().0;
+            #[allow(clippy::needless_range_loop)] // of seven arrays
             for i in 0..n / GROUP {
                 let [mut s, mut q, mut c] = [&*sum, &*squares, &*count].map(
                     #[inline(always)]
