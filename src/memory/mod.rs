@@ -6,6 +6,8 @@ use std::ops::Range;
 #[allow(unsafe_code)]
 mod cuda;
 mod host;
+#[allow(unsafe_code)]
+mod unwritten;
 
 #[cfg(feature = "cuda")]
 pub use cuda::Device;
@@ -67,12 +69,8 @@ pub trait Memory: sealed::Sealed + Clone + Send + Sync + 'static {
 
     /// New memory, all zero.
     fn zeros<T: Plain>(&self, len: usize) -> Result<Self::Buf<T>>;
-    /// New memory for what writes all of it before anything reads it. Zeros in ordinary memory; on a device
-    /// nothing is written, so that it holds anything.
-    #[doc(hidden)]
-    fn unwritten<T: Plain>(&self, len: usize) -> Result<Self::Buf<T>> {
-        self.zeros(len)
-    }
+    /// New memory for what writes all of it before anything reads it: it holds anything.
+    fn unwritten<T: Plain>(&self, len: usize) -> Result<Self::Buf<T>>;
     /// Borrows a part of a buffer; none where it has no such elements.
     #[doc(hidden)]
     fn part<T: Plain>(buf: &Self::Buf<T>, range: Range<usize>) -> Option<Self::View<'_, T>>;
