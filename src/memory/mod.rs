@@ -12,7 +12,7 @@ mod unwritten;
 #[cfg(feature = "cuda")]
 pub use cuda::Device;
 #[cfg(feature = "cuda")]
-pub(crate) use cuda::{check_stream, new_stream, refused, wait_for_readers};
+pub(crate) use cuda::{new_stream, refused, thread_of, wait_for_readers};
 pub use host::Host;
 pub(crate) use host::filled;
 

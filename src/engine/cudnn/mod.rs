@@ -11,7 +11,7 @@ use super::{
     LayerNormForward, MergeStats, Op, OptimizerStep, Regularize, Renormalize, RenormalizeBackward,
     Request, Stats,
 };
-use crate::memory::{check_stream, new_stream};
+use crate::memory::new_stream;
 use crate::{DType, Device, Element, Error, Real, Result, Shape, library};
 use cudarc::cudnn::sys::{cudnnErrQueryMode_t, cudnnStatus_t};
 use cudarc::driver::CudaStream;
@@ -96,12 +96,12 @@ impl Cudnn {
         Self::on_stream(new_stream(ordinal)?)
     }
 
-    /// On this stream, sharing handle and workspace with every other engine that is there.
+    /// On this stream, sharing handle and workspace with every other engine that is there. A stream per thread is
+    /// as for [`Cuda::on_stream`](crate::Cuda::on_stream).
     ///
     /// # Errors
-    /// As [`Cudnn::new`]; [`Error::Unsupported`] where the handle means a stream per thread.
+    /// As [`Cudnn::new`].
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
-        check_stream(&stream, NAME)?;
         library::cudnn(raw::SYMBOLS)?;
         let make = || {
             let (desk, parameters) = (Mutex::new(Desk::new(&stream)?), Parameters::new(NAME));
