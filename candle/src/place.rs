@@ -132,22 +132,24 @@ macro_rules! on_host {
 }
 on_host!(f32: F32, f64: F64, f16: F16, bf16: BF16);
 
+type Shared<M, P> = Arc<Pool<M, P>>;
+
 /// What a layer keeps to use again, at every place and for every type of parameters.
 #[derive(Clone, Default)]
 pub(crate) struct Pools {
-    host: (Arc<Pool<Host, f32>>, Arc<Pool<Host, f64>>),
+    host: (Shared<Host, f32>, Shared<Host, f64>),
     #[cfg(feature = "cuda")]
-    cuda: (Arc<Pool<batchnorm::Device, f32>>, Arc<Pool<batchnorm::Device, f64>>),
+    cuda: (Shared<batchnorm::Device, f32>, Shared<batchnorm::Device, f64>),
 }
 
 /// Which of a layer's pools serves a place and a type of parameters.
 pub(crate) trait Pooled<L: Place>: batchnorm::Real {
-    fn pool(pools: &Pools) -> &Arc<Pool<L::Memory, Self>>;
+    fn pool(pools: &Pools) -> &Shared<L::Memory, Self>;
 }
 macro_rules! pooled {
     ($($place:ty, $t:ty, $field:ident . $k:tt);*) => {$(
         impl Pooled<$place> for $t {
-            fn pool(pools: &Pools) -> &Arc<Pool<<$place as Place>::Memory, Self>> {
+            fn pool(pools: &Pools) -> &Shared<<$place as Place>::Memory, Self> {
                 &pools.$field.$k
             }
         }
@@ -163,6 +165,7 @@ pub(crate) mod cuda {
     use super::*;
     use batchnorm::cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
     use batchnorm::{Device, Gpu};
+    use std::cell::RefCell;
 
     pub(crate) struct OnCuda;
 
@@ -171,9 +174,23 @@ pub(crate) mod cuda {
         type Engine = Gpu;
         type Storage = CudaStorage;
 
-        /// The one of candle's stream, which is made once and shared.
+        /// That of candle's stream. candle's default is a stream per thread, and engines there are a thread's own: so
+        /// each thread keeps those that it has made.
         fn engine(at: &CudaStorage) -> Result<Gpu> {
-            Gpu::on_stream(at.device.cuda_stream()).map_err(Error::wrap)
+            thread_local!(static ENGINES: RefCell<Vec<Gpu>> = const { RefCell::new(Vec::new()) });
+            let stream = at.device.cuda_stream();
+            ENGINES.with_borrow_mut(|engines| {
+                let is_its = |engine: &&Gpu| {
+                    let its = engine.stream();
+                    its.cu_stream() == stream.cu_stream() && its.context() == stream.context()
+                };
+                if let Some(engine) = engines.iter().find(is_its) {
+                    return Ok(engine.clone());
+                }
+                let engine = Gpu::on_stream(stream).map_err(Error::wrap)?;
+                engines.push(engine.clone());
+                Ok(engine)
+            })
         }
         fn lent(lent: Lent<'_>) -> Option<&CudaStorage> {
             match lent {
