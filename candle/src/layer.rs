@@ -27,7 +27,7 @@ pub struct BatchNorm {
     pools: Pools,
 }
 
-/// As [`candle_nn::batch_norm`]: `running_mean`, `running_var`, and `weight` and `bias` where
+/// As [`candle_nn::batch_norm()`]: `running_mean`, `running_var`, and `weight` and `bias` where
 /// [`affine`](BatchNormConfig::affine), of a `VarBuilder`. One of f16 or bf16 gives them in f32.
 ///
 /// # Errors
