@@ -118,6 +118,16 @@ impl<M: Memory, P: Real> Buffers<M, P> {
         let start = index * stride(self.channels);
         M::part(&self.values, start..start + self.channels)
     }
+    /// Copies into one of the arrays, or sets it to zeros.
+    pub fn set(&mut self, memory: &M, index: usize, from: Option<M::View<'_, P>>) -> Result<()> {
+        let start = index * stride(self.channels);
+        let mut all = M::view_mut(&mut self.values);
+        let Some(to) = M::slice_mut(&mut all, start..start + self.channels) else { return Ok(()) };
+        match from {
+            Some(from) => memory.copy(from, to),
+            None => memory.zero(to),
+        }
+    }
     /// All of them, to ask where they are.
     pub fn all(&self) -> M::View<'_, P> {
         M::view(&self.values)

@@ -160,6 +160,17 @@ impl Memory for Device {
         }
         self.stream.memset_zeros(&mut to).map_err(refused("cuMemsetD8Async"))
     }
+    fn copy<T: Plain>(&self, from: CudaView<'_, T>, mut to: CudaViewMut<'_, T>) -> Result<()> {
+        if from.len() != to.len() {
+            return Err(Error::Length { what: "from", expected: to.len(), got: from.len() });
+        }
+        self.check_here("from", &from)?;
+        self.check_here("to", &to.as_view())?;
+        if from.is_empty() {
+            return Ok(());
+        }
+        self.stream.memcpy_dtod(&from, &mut to).map_err(refused("cuMemcpyDtoDAsync"))
+    }
     fn download<T: Plain>(&self, view: CudaView<'_, T>) -> Result<Vec<T>> {
         self.check_here("view", &view)?;
         self.check_copies()?;

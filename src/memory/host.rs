@@ -63,6 +63,13 @@ impl Memory for Host {
         to.fill(T::default());
         Ok(())
     }
+    fn copy<T: Plain>(&self, from: &[T], to: &mut [T]) -> Result<()> {
+        if from.len() != to.len() {
+            return Err(Error::Length { what: "from", expected: to.len(), got: from.len() });
+        }
+        to.copy_from_slice(from);
+        Ok(())
+    }
     fn download<T: Plain>(&self, view: &[T]) -> Result<Vec<T>> {
         copied(view)
     }

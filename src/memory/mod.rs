@@ -85,6 +85,9 @@ pub trait Memory: sealed::Sealed + Clone + Send + Sync + 'static {
     fn write<T: Plain>(&self, host: &[T], to: Self::ViewMut<'_, T>) -> Result<()>;
     /// Sets memory that exists to zeros. A graph may be captured meanwhile, and does it then.
     fn zero<T: Plain>(&self, to: Self::ViewMut<'_, T>) -> Result<()>;
+    /// Copies memory that exists, of the same length, in the same place. A graph may be captured meanwhile, and does
+    /// it then.
+    fn copy<T: Plain>(&self, from: Self::View<'_, T>, to: Self::ViewMut<'_, T>) -> Result<()>;
     /// A copy on the host; waits for the work that writes it.
     fn download<T: Plain>(&self, view: Self::View<'_, T>) -> Result<Vec<T>>;
 
