@@ -98,6 +98,10 @@ enum FamilyName {
 enum Measure {
     /// Turns of groups, by their blocks and channels.
     Turns,
+    /// A pass that only reads, of the kernels that read a tensor twice.
+    Tiles,
+    /// Steps half of whose groups begin later, and the same where all begin at once.
+    Offsets,
     /// Slices whose rows are 32 to 256 bytes wide.
     Rows,
     /// One launch of the largest group, 1000 times: the same bits each time?
@@ -137,10 +141,17 @@ fn measure(what: Measure) -> Result<()> {
     const EFFORT: measure::Effort = measure::EFFORT;
     const SMALL: [(&[usize], &str); 3] =
         [(&[256, 1024], "nc"), (&[32, 64, 14, 14], "nhwc"), (&[8, 512, 7, 7], "nchw")];
+    const SEVERAL_SLICES: [(&[usize], &str); 3] = [
+        (&[256, 512, 28, 28], "nhwc"),
+        (&[256, 1024, 14, 14], "nhwc"),
+        (&[128, 64, 112, 112], "nchw"),
+    ];
     let engine = measure::untracked(0)?;
     match what {
         Measure::Turns => measure::turns(EFFORT, &engine, &[1, 2, 8, 33, 66, 131, 262], print),
         Measure::Rows => measure::rows(EFFORT, &engine, (256, 28), &[64, 256, 512, 1024], print),
+        Measure::Tiles => measure::tiles(EFFORT, &engine, &[1 << 19, 1 << 21], 512, print),
+        Measure::Offsets => measure::offsets(EFFORT, &engine, &SEVERAL_SLICES, print),
         Measure::Repeats => measure::repeats(&engine, &[256, 64, 56, 56], 1000, print),
         Measure::Host => {
             measure::host(EFFORT, &engine, false, &SMALL, print)?;

@@ -93,7 +93,7 @@ impl<T> ByChannel<T> {
 }
 
 /// Elements from one array to the next: each starts at a multiple of 256 bytes, as an allocation would.
-fn stride(channels: usize) -> usize {
+pub(super) fn stride(channels: usize) -> usize {
     channels.checked_next_multiple_of(64).unwrap_or(channels)
 }
 

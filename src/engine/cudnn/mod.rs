@@ -57,7 +57,8 @@ const NAME: &str = "cudnn";
 ///
 /// cuDNN reads a ReLU's output again in backward, and takes no bit mask in its place. So `Saved` keeps a copy of
 /// y, a read and a write of the tensor more, unless the caller says that it keeps y itself
-/// ([`ForwardTrain::y_is_kept`]) and gives it to the backward: a network whose next layer keeps its input has it anyway.
+/// ([`ForwardTrain::y_is_kept`], of a layer [`forward_keeping_y`](crate::BatchNorm::forward_keeping_y)) and gives it to
+/// the backward: a network whose next layer keeps its input has it anyway.
 ///
 /// Training goes by `cudnnBatchNormalizationForwardTrainingEx` and `BackwardEx` whatever the dtype and layout,
 /// as in PyTorch. cuDNN's graph API is not called. What its `NORM_FORWARD` and `NORM_BACKWARD` would add is the

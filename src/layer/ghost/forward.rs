@@ -152,7 +152,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             self.affine.config.momentum =
                 updates.momentum(k).unwrap_or(self.affine.config.momentum);
             let Part { x, residual, y, .. } = slice(whole, at)?;
-            self.forward_whole(&shape, x, residual, None, y, saved)?;
+            self.forward_whole(&shape, x, residual, None, y, false, saved)?;
         }
         Ok(())
     }
