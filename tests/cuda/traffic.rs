@@ -155,3 +155,42 @@ fn frozen_statistics_take_one_pass_back() {
         backward.is_at_most(&format!("f32 {shape}, grad_x alone"), 1.0, 1.0, 1.05);
     }
 }
+
+/// x, the gradient of y and `v_x` are read for the sums and once more, and two gradients written; an activation
+/// takes nothing beside.
+#[test]
+fn a_double_backward_reads_for_its_sums_and_once_more() {
+    use crate::support::doubly::{Given, double_backward};
+    fn moved<E: Element>(shape: &Shape, activation: Activation) -> Passes {
+        let softcuda = softcuda::install().unwrap();
+        let device = softcuda.exclusive(softcuda::ordinal("sm_90").unwrap());
+        let engine = on_device(device.ordinal()).unwrap();
+        let inputs = Inputs::<E>::new(shape, Epilogue { activation, ..Epilogue::PLAIN }, 3);
+        let given = Given::<E>::new(shape, false, 5);
+        let mut saved = SavedOn::<Cuda, E>::new();
+        run::forward(&engine, &inputs, Mode::Train(None), Some(&mut saved)).unwrap();
+        let seen = device.launches().len();
+        let wanted = ["gg_grad_y", "gg_x", "gg_weight", "gg_bias"];
+        double_backward(&engine, &inputs, &given, &saved, &wanted, false).unwrap();
+        let launches = device.launches().split_off(seen);
+        assert_eq!(launches.len(), 3, "sums, what they add up to, elements");
+        assert_eq!(device.faults(), [""; 0]);
+        let [outer, channels, inner] = [shape.outer(), shape.channels(), shape.inner()];
+        let case =
+            format!("{} {outer}x{channels}x{inner} {activation} Train double backward", E::DTYPE);
+        counts::check(&case, &launches);
+        let bytes = (shape.len() * size_of::<E>()) as f64;
+        let sum = |of: fn(&softcuda::Report) -> u64| {
+            launches.iter().map(|launch| of(&launch.counts)).sum::<u64>() as f64 / bytes
+        };
+        Passes { reads: sum(|c| c.global_loads.bytes), writes: sum(|c| c.global_stores.bytes) }
+    }
+    for shape in shapes() {
+        for activation in [Activation::Identity, Activation::Silu] {
+            let what = format!("f32 {shape} {activation}");
+            moved::<f32>(&shape, activation).is_at_most(&what, 6.0, 2.0, 1.05);
+            let what = format!("f16 {shape} {activation}");
+            moved::<f16>(&shape, activation).is_at_most(&what, 6.0, 2.0, 1.1);
+        }
+    }
+}
