@@ -185,7 +185,9 @@ __device__ void sums(const Cut &cut, const Channels<AccOf<T>> &by, const Reads<T
     constexpr unsigned N = K > PLAIN ? 5 : 3;
     __shared__ Memory<T, N, K> memory;
     Way<T, N> way(cut, blockIdx.x);
-    const Elements<T, N, (K > PLAIN)> element = {from, {follows}, Channel<A>(by.of(way.channel))};
+    const auto values =
+        of_channel<Values<A>>(cut, way.channel, &memory, [&](unsigned channel) { return by.of(channel); });
+    const Elements<T, N, (K > PLAIN)> element = {from, {follows}, Channel<A>(values)};
     const T *tensors[N];
     element.tensors(tensors);
     double all[K] = {};
@@ -325,10 +327,12 @@ __device__ void apply(const Cut &cut, const Channels<AccOf<T>> &by, const Reads<
     constexpr unsigned N = IS_CURVED ? 5 : 4;
     __shared__ Staged<T, N> staged;
     Way<T, N> way(cut, gridDim.x - 1 - blockIdx.x);
-    const Elements<T, N, IS_CURVED> element = {from, {follows}, Channel<A>(by.of(way.channel))};
+    const auto values =
+        of_channel<Values<A>>(cut, way.channel, &staged, [&](unsigned channel) { return by.of(channel); });
+    const Made m = of_channel<Made>(cut, way.channel, &staged, [&](unsigned channel) { return made[channel]; });
+    const Elements<T, N, IS_CURVED> element = {from, {follows}, Channel<A>(values)};
     const T *tensors[N];
     element.tensors(tensors);
-    const Made m = made[way.channel];
 #pragma unroll 1
     for (unsigned stage = 0; stage < way.stages; stage++) {
         Place places[BATCH<T, N>];

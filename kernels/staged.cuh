@@ -120,6 +120,19 @@ template <class T, unsigned N> struct Way {
     }
 };
 
+/// What `load` gives for the channel of a thread's elements, read once for all threads that have it. `memory` of the
+/// block is free until then.
+template <class Value, class Load>
+__device__ Value of_channel(const Cut &cut, unsigned channel, void *memory, Load load) {
+    auto *const table = static_cast<Value *>(memory);
+    const unsigned t = threadIdx.x;
+    if (t < (cut.runs ? 1 : TILE_COLUMNS)) table[t] = load(channel);
+    __syncthreads();
+    const Value value = table[cut.runs ? 0 : t % TILE_COLUMNS];
+    __syncthreads();
+    return value;
+}
+
 /// `N` tensors of a stage, in shared memory.
 template <class T, unsigned N> struct alignas(16) Staged {
     static constexpr unsigned W = 16 / sizeof(T), EACH = BATCH<T, N>, STAGE = EACH * BLOCK;

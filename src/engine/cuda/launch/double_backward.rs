@@ -86,7 +86,8 @@ const BLOCK: u32 = 256;
 /// Of the finalize kernel, for a channel whose partial sums are at most this many.
 const WARP: u32 = 32;
 const MANY_PARTIALS: u64 = 256;
-/// Runs from here on are long: a warp reads whole sectors of them.
+/// Runs from here on are long: a warp reads whole sectors of them, and, where they are no whole vectors, at
+/// most one in so many elements beside them.
 const LONG: u64 = 32;
 /// Columns of a block.
 const COLUMNS: u64 = 64;
@@ -95,8 +96,8 @@ const STAGE: u64 = 2 * BLOCK as u64;
 /// Bytes of a column in a part, at least: partial sums take 80 beside them, of curved activations 192, and
 /// eight tensors are moved.
 const LEAST_BYTES: u64 = 1024;
-/// With fewer blocks than this, parts of columns are smaller, so that a device has something to do.
-const FEW: u64 = 256;
+/// With fewer blocks than this, parts of columns are half as large, so that a device has something to do.
+const FEW: u64 = 128;
 /// Blocks that keep any device busy: no more parts than give these.
 const ENOUGH: u64 = 2048;
 /// Coefficients that a channel has in `Made`.
@@ -106,10 +107,12 @@ impl Cut {
     pub fn new(shape: &Shape, dtype: DType) -> Self {
         let (outer, channels, inner) = folded(shape);
         let (elements, row) = (outer * channels * inner, (channels * inner).max(1));
-        let (size, runs) = (dtype.size() as u64, inner >= LONG);
+        let size = dtype.size() as u64;
         let lanes = 16 / size;
-        // What a run has before its first whole vector is a multiple of this.
+        // What a run has before its first whole vector is a multiple of this; as many elements as that leaves
+        // of a vector are read beside it.
         let common = gcd(inner, lanes);
+        let runs = inner >= LONG && (lanes - common) * LONG <= inner;
         let width = if runs { row } else { columns(row, lanes) };
         let vectors = if runs { (lanes - common + inner).div_ceil(lanes) } else { 1 };
         // What is cut, at least so many of it a part, blocks of a part, and what a stage takes of it.
@@ -118,7 +121,7 @@ impl Cut {
             false => {
                 let (rows, tiles) = (elements.div_ceil(width), width.div_ceil(COLUMNS));
                 let least = LEAST_BYTES / size;
-                let least = if tiles * (rows / least) < FEW { least / 4 } else { least };
+                let least = if tiles * (rows / least) < FEW { least / 2 } else { least };
                 (rows, least, tiles, STAGE * lanes / COLUMNS)
             }
         };
