@@ -8,6 +8,7 @@ mod bad_input; // every wrong argument of every operation
 mod conformance; // engines x dtypes x shapes x operations x epilogues
 mod definition; // numbers worked out by hand
 mod double_backward; // the gradients of a backward
+mod double_backward_layers; // the same through layers
 mod epilogues; // kinks, special values, what a backward is given
 mod extremes; // numbers beyond the range of a type on the way
 mod fold; // layers that do a normalization's work
