@@ -159,8 +159,14 @@ impl<A: Real> Act<A> {
         if !is_any(activation) {
             return Self::Plain((activation == Activation::Relu).into());
         }
+        Self::Any(AnyActivation::new(activation))
+    }
+}
+
+impl<A: Real> AnyActivation<A> {
+    pub fn new(activation: Activation) -> Self {
         let slope = A::from_f64(activation.negative_slope());
-        Self::Any(AnyActivation { activation: activation.code(), slope })
+        Self { activation: activation.code(), slope }
     }
 }
 

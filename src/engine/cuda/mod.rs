@@ -13,7 +13,7 @@ use super::{
     Renormalize, RenormalizeBackward, Request, Stats,
 };
 use crate::memory::new_stream;
-use crate::{DType, Device, Element, Error, Memory, Real, Result, Shape};
+use crate::{DType, Device, Element, Memory, Real, Result, Shape};
 use arguments::Group;
 use cudarc::driver::CudaStream;
 use figures::Figures;
@@ -38,6 +38,7 @@ mod forward;
 #[allow(unsafe_code)]
 mod launch;
 mod layer_norm;
+mod masked;
 mod module;
 mod plan;
 #[cfg(test)]
@@ -237,7 +238,6 @@ impl Engine for Cuda {
         &self.memory
     }
     fn supports(&self, shape: &Shape, request: Request) -> Result<()> {
-        check_mask(request)?;
         match request.op {
             Op::LayerNorm | Op::LayerNormBackward => {
                 check_rows(shape)?;
@@ -263,6 +263,7 @@ impl Engine for Cuda {
             return self.shared.parameters.load(self.stream());
         }
         let resident = match request.op {
+            _ if request.mask => None,
             Op::ForwardTrain => self.resident(shape, request.dtype, activation, Step::Forward)?,
             Op::Backward => self.resident(shape, request.dtype, activation, Step::Backward)?,
             _ => None,
@@ -271,19 +272,25 @@ impl Engine for Cuda {
             self.shared.modules.kernels(request.dtype)?;
             self.shared.modules.activated(request.dtype, activation)?;
         }
+        if request.mask {
+            self.shared.modules.masked(request.dtype)?;
+        }
         let layout = match request.dtype {
             DType::F64 => Layout::new::<f64>(&plan),
             _ => Layout::new::<f32>(&plan),
         };
         let layout = layout.or(resident.as_ref().map(|(plan, _)| plan));
+        let layout = if request.mask { layout.counted() } else { layout };
         self.shared.workspace.room(&self.memory, layout).map(drop)
     }
-    /// A bit per element, a byte per vector, where the derivative is taken from a mask.
+    /// A bit per element, a byte per vector, where the derivative is taken from a mask; behind that the numbers
+    /// of values that count, where not all do.
     fn reserve_len(&self, shape: &Shape, request: Request) -> usize {
-        match request.activation.derivative_from(request.residual) {
+        let bits = match request.activation.derivative_from(request.residual) {
             Derivative::FromMask => plan::mask_len(shape, request.dtype.size()),
             _ => 0,
-        }
+        };
+        if request.mask { masked::reserve_len(shape, bits) } else { bits }
     }
 
     fn forward_train<E: Element>(
@@ -292,7 +299,6 @@ impl Engine for Cuda {
         mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
-        check_mask(args.request())?;
         self.launch_forward_train(shape, args)
     }
 
@@ -307,7 +313,6 @@ impl Engine for Cuda {
 
     fn backward<E: Element>(&self, shape: &Shape, mut args: Backward<'_, Device, E>) -> Result<()> {
         args.check(self, shape)?;
-        check_mask(args.request()?)?;
         self.launch_backward(shape, args)
     }
 
@@ -401,13 +406,4 @@ pub(super) const fn is_of_parameters(op: Op) -> bool {
             | Op::Renormalize
             | Op::RenormalizeBackward
     )
-}
-
-/// Refuses a mask: the kernels take statistics of all values.
-fn check_mask(request: Request) -> Result<()> {
-    if !request.mask {
-        return Ok(());
-    }
-    let reason = "the kernels take statistics of all values: expected no mask, got one";
-    Err(Error::Unsupported { engine: NAME, reason: reason.into() })
 }
