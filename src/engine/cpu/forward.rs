@@ -53,8 +53,7 @@ pub(super) fn forward_train<E: Element>(
     let mask = args.mask.as_ref();
     let mask = mask.map(|mask| Masked::new(shape, mask.rules(), mask.places, x)).transpose()?;
     let mask = mask.as_ref();
-    let plan = Plan::new(shape, size_of::<E>(), 1);
-    let plan = &if mask.is_some() { plan.counted() } else { plan };
+    let plan = &Plan::new(shape, size_of::<E>(), 1);
     let (residual, activation) = (args.residual, args.activation);
     let output = Output { simd, shape, plan, x: Some(x), residual, activation };
     let train = Train { output, x, parameters, eps, mask };
@@ -180,6 +179,10 @@ impl<'a, E: Element> TwoPass for Train<'a, E> {
 
     fn cached_len(&self) -> usize {
         self.lens().iter().sum()
+    }
+    /// Of a mask a number of values beside the two sums.
+    fn sums(&self) -> usize {
+        if self.mask.is_some() { 3 } else { 2 }
     }
     fn prepare(&self, _: usize, _: &mut [f64]) {}
     fn reduce(&self, tile: &Tile, _: &Part<'_, Self>, _: &[f64], slot: &mut [f64]) {

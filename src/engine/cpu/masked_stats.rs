@@ -293,7 +293,7 @@ pub(super) fn merge<E: Element>(
             continue;
         }
         let mut all = Moments { base, ..Moments::default() };
-        for slot in slots.chunks(plan.slot_len()) {
+        for slot in slots.chunks(plan.slot_len() / 2 * 3) {
             let (offset, rest) = slot.split_at(slot.len() / 3);
             let (square, total) = rest.split_at(offset.len());
             let mut merge = |j: usize| {
