@@ -21,6 +21,7 @@ use sweep::Sweep;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 mod measure; // cudarc's switch for its events
+mod steps;
 mod sweep;
 #[path = "../../benches/table/mod.rs"]
 mod table;
@@ -63,6 +64,10 @@ struct Arguments {
     /// Write JSON lines instead of a table.
     #[arg(long)]
     json: bool,
+    /// How many times a plain training step one by a mask, with renormalization or of ghost batches takes,
+    /// instead of the table; on the CPU.
+    #[arg(long, conflicts_with_all = ["engine", "quick", "large", "json", "list"])]
+    steps: bool,
     /// Print the names of the cases and time nothing.
     #[arg(long)]
     list: bool,
@@ -180,6 +185,9 @@ fn main() -> Result<ExitCode> {
         return measure(what).map(|()| ExitCode::SUCCESS);
     }
     let words: Vec<&str> = arguments.filter.split_whitespace().collect();
+    if arguments.steps {
+        return steps::compare(&Cpu::default(), &words, arguments.rounds);
+    }
     let mut cases = match arguments.large {
         true => table::large_cases()?,
         false => table::cases(arguments.quick)?,
