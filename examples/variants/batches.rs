@@ -15,40 +15,47 @@ use super::{Options, accuracy, falling, gather, mean, spread, tested};
 /// Of a curve.
 const POINTS: u64 = 25;
 
-/// One kind of batches, and the layers that are trained on them: the first is what others are compared with.
+/// One kind of batches, and what is trained on them: the first is what others are compared with.
 struct Comparison {
     title: &'static str,
     batch: usize,
     /// Images of two classes in a batch, the same number of each; of all in any order where not.
     two_classes: bool,
     steps: u64,
-    rate: f32,
-    layers: Vec<(&'static str, Config)>,
+    layers: Vec<Layers>,
     /// The least accuracy that the plot shows.
     from: f64,
 }
+
+/// How all layers of a network are set up, and the learning rate at first.
+type Layers = (&'static str, Config, f32);
 
 fn comparisons() -> [Comparison; 3] {
     // The weight of a batch in the running statistics is smaller for smaller batches.
     let slow = network::plain().momentum(Momentum::Exponential(0.01));
     let small = || {
         // As plain ones at first: see `bounds`.
-        vec![("plain", slow), ("renormalized", slow.renorm(Renorm::paper(1.0, 0.0)))]
+        let renormalized = slow.renorm(Renorm::paper(1.0, 0.0));
+        vec![
+            ("plain", slow, 0.1),
+            ("renormalized", renormalized, 0.1),
+            ("plain, a fifth of the rate", slow, 0.02),
+            ("renormalized, a fifth", renormalized, 0.02),
+        ]
     };
     let large = network::plain();
     let ghost = |size| large.ghost(Ghost::consecutive(size));
     let groups = vec![
-        ("whole", large),
-        ("in groups of 64", ghost(64)),
-        ("in groups of 16", ghost(16)),
-        ("in groups of 4", ghost(4)),
+        ("whole", large, 1.0),
+        ("in groups of 64", ghost(64), 1.0),
+        ("in groups of 16", ghost(16), 1.0),
+        ("in groups of 4", ghost(4), 1.0),
     ];
     let of_4 = |title, two_classes, from| Comparison {
         title,
         batch: 4,
         two_classes,
         steps: 9600,
-        rate: 0.1,
         layers: small(),
         from,
     };
@@ -60,7 +67,6 @@ fn comparisons() -> [Comparison; 3] {
             batch: 512,
             two_classes: false,
             steps: 250,
-            rate: 1.0,
             layers: groups,
             from: 95.0,
         },
@@ -89,7 +95,13 @@ fn of_two_classes(labels: &[u8], batch: usize, random: &mut Random) -> Vec<usize
 }
 
 /// The test accuracy of a run, `POINTS` times at equal distances, the last at its end.
-fn curve(data: &Data, of: &Comparison, config: Config, steps: u64, seed: u64) -> Result<Vec<f64>> {
+fn curve(
+    data: &Data,
+    of: &Comparison,
+    (_, config, rate): Layers,
+    steps: u64,
+    seed: u64,
+) -> Result<Vec<f64>> {
     let mut network = Network::new(config, &mut Random::new(seed, 0))?;
     let (x_tested, tested) = tested(data);
     // Epochs have the purposes from 1 on, and there are fewer than this.
@@ -109,7 +121,7 @@ fn curve(data: &Data, of: &Comparison, config: Config, steps: u64, seed: u64) ->
         let forward = network.forward(x, None)?;
         let loss = cross_entropy(&forward.logits, &labels);
         network.backward(&forward, None, loss.grad, None)?;
-        network.step(falling(of.rate, step, steps));
+        network.step(falling(rate, step, steps));
         while due <= POINTS && (step + 1) * POINTS >= due * steps {
             curve.push(accuracy(&network, &x_tested, &tested)?);
             due += 1;
@@ -124,16 +136,17 @@ pub fn run(data: &Data, options: &Options, to: &mut impl Write) -> Result<Vec<Pa
         let steps = options.steps(of.steps);
         writeln!(
             to,
-            "\n{}, {steps} steps\n{:<17} {:>15} {:>15} {:>18}",
-            of.title, "", "after a fifth", "at the end", "more than above"
+            "\n{}, {steps} steps\n{:<26} {:>15} {:>15} {:>20}",
+            of.title, "", "after a fifth", "at the end", "more than the first"
         )?;
         let (mut series, mut first): (Vec<Series>, Option<Vec<f64>>) = (Vec::new(), None);
-        for &(name, config) in &of.layers {
-            let curves = options.of_seeds(|seed| curve(data, &of, config, steps, seed))?;
+        for &layers in &of.layers {
+            let name = layers.0;
+            let curves = options.of_seeds(|seed| curve(data, &of, layers, steps, seed))?;
             let at = |point: u64| curves.iter().map(move |c| c[point as usize - 1]);
             let (early, end): (Vec<f64>, Vec<f64>) =
                 (at(POINTS / 5).collect(), at(POINTS).collect());
-            write!(to, "{name:<17} {:>15} {:>15}", spread(&early), spread(&end))?;
+            write!(to, "{name:<26} {:>15} {:>15}", spread(&early), spread(&end))?;
             let first = first.get_or_insert_with(|| end.clone());
             if series.is_empty() {
                 writeln!(to)?;
@@ -141,7 +154,7 @@ pub fn run(data: &Data, options: &Options, to: &mut impl Write) -> Result<Vec<Pa
                 // Of the same seed: the same weights at first, and the same batches.
                 let more: Vec<f64> =
                     end.iter().zip(first).map(|(end, first)| end - *first).collect();
-                writeln!(to, " {:>18}", spread(&more))?;
+                writeln!(to, " {:>20}", spread(&more))?;
             }
             let points = (1..=POINTS).map(|i| ((i * steps) as f64 / POINTS as f64, mean(at(i))));
             series.push(Series { name: name.into(), points: points.collect() });

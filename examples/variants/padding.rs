@@ -119,7 +119,7 @@ pub fn run(data: &Data, options: &Options, to: &mut impl Write) -> Result<Vec<Pa
         Panel {
             title: "Padding: test accuracy on digits alone".into(),
             x: slots(),
-            y: Axis::new("test accuracy (%)", 90.0, 100.0),
+            y: Axis::new("test accuracy (%)", 94.0, 99.0),
             series: accuracies,
             falls: true,
         },

@@ -1,7 +1,6 @@
 //! A penalty on the gradient of the loss with respect to the images (Drucker and LeCun's double backpropagation,
 //! 1992), and what it does for images that are changed a little.
 use std::io::Write;
-use std::time::Instant;
 
 use anyhow::Result;
 
@@ -44,17 +43,15 @@ pub fn gradients(network: &mut Network, x: Vec<f32>, labels: &[u8], strength: f3
     Ok(loss.mean + f64::from(penalty))
 }
 
-/// Of one run: the accuracy by noise, and by images that were moved, and the seconds of a step.
-fn scores(data: &Data, strength: f32, steps: u64, seed: u64) -> Result<(Vec<f64>, Vec<f64>, f64)> {
+/// Of one run: the accuracy by noise, and that by images that were moved.
+fn scores(data: &Data, strength: f32, steps: u64, seed: u64) -> Result<(Vec<f64>, Vec<f64>)> {
     let mut network = Network::new(network::plain(), &mut Random::new(seed, 0))?;
     let mut sampler = Sampler::new(seed, data.train.len(), BATCH);
-    let start = Instant::now();
     for step in 0..steps {
         let (x, labels) = gather(&data.train, sampler.batch(step));
         gradients(&mut network, x, &labels, strength)?;
         network.step(falling(RATE, step, steps));
     }
-    let seconds = start.elapsed().as_secs_f64() / steps as f64;
     let (x, labels) = tested(data);
     let noisy = NOISE.iter().map(|&noise| {
         let mut noisy = x.clone();
@@ -73,7 +70,7 @@ fn scores(data: &Data, strength: f32, steps: u64, seed: u64) -> Result<(Vec<f64>
         accuracy(&network, &x, &labels)
     });
     let moved = moved.collect::<Result<_>>()?;
-    Ok((noisy, moved, seconds))
+    Ok((noisy, moved))
 }
 
 pub fn run(data: &Data, options: &Options, to: &mut impl Write) -> Result<Vec<Panel>> {
@@ -81,19 +78,18 @@ pub fn run(data: &Data, options: &Options, to: &mut impl Write) -> Result<Vec<Pa
     writeln!(
         to,
         "\npenalty on the gradient of the images: batches of {BATCH}, {steps} steps\n\
-         {:>8} {:>15} {:>15} {:>18} {:>12}",
-        "strength", "accuracy", "noise of 0.3", "pixels by 0.1", "ms per step"
+         {:>8} {:>15} {:>15} {:>18}",
+        "strength", "accuracy", "noise of 0.3", "pixels by 0.1"
     )?;
     let (mut noisy, mut moved) = (Vec::new(), Vec::new());
     for strength in STRENGTHS {
         let all = options.of_seeds(|seed| scores(data, strength, steps, seed))?;
-        let of_noise = |i: usize| all.iter().map(move |(noisy, _, _)| noisy[i]);
-        let of_moved = |i: usize| all.iter().map(move |(_, moved, _)| moved[i]);
+        let of_noise = |i: usize| all.iter().map(move |(noisy, _)| noisy[i]);
+        let of_moved = |i: usize| all.iter().map(move |(_, moved)| moved[i]);
         let show = |values: &mut dyn Iterator<Item = f64>| spread(&values.collect::<Vec<_>>());
         let [clean, noise, by] =
             [show(&mut of_noise(0)), show(&mut of_noise(3)), show(&mut of_moved(3))];
-        let ms = 1e3 * mean(all.iter().map(|(_, _, seconds)| *seconds));
-        writeln!(to, "{strength:>8} {clean:>15} {noise:>15} {by:>18} {ms:>12.2}")?;
+        writeln!(to, "{strength:>8} {clean:>15} {noise:>15} {by:>18}")?;
         let name =
             if strength == 0.0 { "no penalty".into() } else { format!("penalty, {strength}") };
         let points = NOISE.iter().enumerate().map(|(i, &at)| (at, mean(of_noise(i)))).collect();
