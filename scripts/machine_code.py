@@ -16,14 +16,16 @@ that has most of them.
 """
 import collections
 import concurrent.futures
+import functools
 import hashlib
-import lzma
 import os
 import pathlib
 import re
 import subprocess
 import sys
 import tempfile
+
+import ptx_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "kernels/machine-code.txt"
@@ -278,13 +280,14 @@ class Loop:
         )
 
 
+@functools.cache
+def shipped():
+    return ptx_files.texts(ROOT / "kernels/ptx")
+
+
 def text_for(module, target):
     """The PTX that a device of this target is given."""
-    serving = {}
-    for path in (ROOT / "kernels/ptx").glob(f"{module}.sm_*.ptx.lzma"):
-        texts = lzma.decompress(path.read_bytes(), lzma.FORMAT_ALONE).split(b"\0")
-        targets = map(int, re.findall(r"\.sm_(\d+)", path.name))
-        serving |= {of: text for of, text in zip(targets, texts) if of <= target}
+    serving = {of: text for of, text in shipped().get(module, {}).items() if of <= target}
     if not serving:
         sys.exit(f"machine_code: no {module} for sm_{target}")
     return serving[max(serving)]
@@ -370,7 +373,7 @@ def main(arguments):
     if arguments[:1] == ["--on"]:
         targets, arguments = (int(arguments[1]),), arguments[2:]
     modules = [] if checks else arguments
-    everything = sorted({path.name.split(".")[0] for path in (ROOT / "kernels/ptx").glob("*.lzma")})
+    everything = sorted(shipped())
     nvdisasm()
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         work = [(module, target) for module in modules or everything for target in targets]
