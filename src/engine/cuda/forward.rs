@@ -81,8 +81,7 @@ impl Cuda {
                 }
                 Some((places, rules, counts)) => {
                     launcher.masked_stats(&plan, places, x, partials)?;
-                    launcher
-                        .masked_finalize(&plan, outputs, places, rules, x, partials, counts)?;
+                    launcher.masked_finalize(&plan, outputs, places, rules, x, partials, counts)?;
                 }
             }
             let Outputs { mean, mean_rest, invstd, .. } = outputs;

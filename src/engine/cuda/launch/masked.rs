@@ -52,7 +52,17 @@ impl Launcher<'_> {
         let Tensors { x, grad_y, mask, residual, grad_x, grad_residual, .. } = tensors;
         let (source, act) = (tensors.source.code(), AnyActivation::<E::Acc>::new(self.activation));
         let arguments = arguments![
-            geometry, channels, x, grad_y, mask, source, residual, act, places, shares, grad_x,
+            geometry,
+            channels,
+            x,
+            grad_y,
+            mask,
+            source,
+            residual,
+            act,
+            places,
+            shares,
+            grad_x,
             grad_residual
         ];
         self.tiles(&kernels.backward_apply, plan, arguments)
