@@ -22,22 +22,25 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// `&[("split_f16", &[75, 80], b".."), ..]`: name, targets and LZMA file of each module.
+/// `&[("split_f16", &[75, 80], b"..", 2), ..]`: name, targets and LZMA file of each module, and which of the file's texts
+/// is its first.
 fn table() -> io::Result<String> {
     let mut modules = Vec::new();
     for file in fs::read_dir(FOLDER)? {
         let file = file?.file_name().into_string().unwrap_or_default();
         let Some(parts) = file.strip_suffix(".ptx.lzma") else { continue };
         let mut parts = parts.split(".sm_");
-        let name = parts.next().unwrap_or_default().to_owned();
+        let names = parts.next().unwrap_or_default();
         let targets: Result<Vec<u32>, _> = parts.map(str::parse).collect();
         let targets = targets.map_err(|_| io::Error::other(format!("{file}: no targets")))?;
-        modules.push((name, targets, file));
+        for (k, name) in names.split('+').enumerate() {
+            modules.push((name.to_owned(), targets.clone(), file.clone(), k * targets.len()));
+        }
     }
     modules.sort();
-    let row = |(name, targets, file): &(String, Vec<u32>, String)| {
+    let row = |(name, targets, file, first): &(String, Vec<u32>, String, usize)| {
         let path = format!("concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/{FOLDER}/{file}\")");
-        format!("    ({name:?}, &{targets:?}, include_bytes!({path})),\n")
+        format!("    ({name:?}, &{targets:?}, include_bytes!({path}), {first}),\n")
     };
     Ok(format!("&[\n{}]\n", modules.iter().map(row).collect::<String>()))
 }

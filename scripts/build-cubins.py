@@ -24,6 +24,7 @@ import sys
 import tempfile
 
 import machine_code
+import ptx_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PTX, PACKED = ROOT / "kernels/ptx", ROOT / "cubins/packed"
@@ -45,7 +46,7 @@ def fnv(data):
 
 def sources():
     """Packed PTX by module."""
-    return {path.name.split(".")[0]: path.read_bytes() for path in PTX.glob("*.ptx.lzma")}
+    return {name: path.read_bytes() for name, path in ptx_files.files(PTX).items()}
 
 
 def entries(unpacked):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compiles CUDA kernels to the PTX that is committed beside them, FOLDER/NAME.cu to FOLDER/ptx/NAME.sm_XX.ptx.gz (of the
-# kernels that ship to NAME.sm_XX.sm_YY.ptx.lzma, by scripts/ptx_files.py), and assembles that with the newest and the
+# kernels that ship to NAME+NAME.sm_XX.sm_YY.ptx.lzma, by scripts/ptx_files.py), and assembles that with the newest and the
 # oldest ptxas that must take it. Where two targets need the same instructions, the lower one's file serves both, as a
 # driver compiles it for the device it has.
 #

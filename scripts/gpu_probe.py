@@ -124,11 +124,13 @@ def texts(folder, capability):
     found = {}
     unpack = {".lzma": lzma.decompress, ".gz": gzip.decompress}
     for path in Path(folder).glob("*.sm_*.ptx*"):
-        name, *targets = re.sub(r"\.ptx.*", "", path.name).split(".sm_")
-        # One file has the texts of several targets, with a 0 behind each.
-        for target, text in zip(map(int, targets), unpack.get(path.suffix, bytes)(path.read_bytes()).split(b"\0")):
-            if found.get(name, (0,))[0] < target <= capability:
-                found[name] = target, text
+        names, *targets = re.sub(r"\.ptx.*", "", path.name).split(".sm_")
+        # One file has the texts of several modules and targets, with a 0 behind each.
+        texts = iter(unpack.get(path.suffix, bytes)(path.read_bytes()).split(b"\0"))
+        for name in names.split("+"):
+            for target, text in zip(map(int, targets), texts):
+                if found.get(name, (0,))[0] < target <= capability:
+                    found[name] = target, text
     if not found:
         leave(f"{folder}: no PTX for capability {capability}", 1)
     for name, (target, text) in sorted(found.items()):

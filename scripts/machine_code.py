@@ -16,14 +16,16 @@ that has most of them.
 """
 import collections
 import concurrent.futures
+import functools
 import hashlib
-import lzma
 import os
 import pathlib
 import re
 import subprocess
 import sys
 import tempfile
+
+import ptx_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "kernels/machine-code.txt"
@@ -36,8 +38,13 @@ HOT = {
     r"stats_\w+_v": 1,
     r"(apply|backward_sums|backward_apply)_\w+_v": 3,
     r"(forward|backward)_resident_\w+": 5,
+    # Loops over stages, which have a loop over what a thread takes of one inside.
+    r"double_backward_(sums|apply)_\w+": 1,
     r"masked_(stats|backward_apply)_\w+_v": 1,
 }
+# Those whose loops are not the innermost ones, and those that take derivatives, which divide, but not by what places need.
+STAGED = r"double_backward_(sums|apply)_\w+"
+CURVED = r"double_backward_(sums|apply)_curved_\w+"
 # Kernels with a loop for any activation beside those, which may divide.
 ANY_TOO = r"masked_backward_apply_\w+_v"
 # 16-byte loads that each has in flight, at least: in a pass that mostly reads (of the resident kernels, and of those that
@@ -144,7 +151,7 @@ class Kernel:
             self.after.append([block for block in to if block is not None])
 
     def loops(self):
-        """Innermost natural loops: their header, and the blocks of each."""
+        """Natural loops: their header, and the blocks of each. The innermost ones, or, of what works by stages, all."""
         before = collections.defaultdict(list)
         for k, to in enumerate(self.after):
             for block in to:
@@ -161,7 +168,8 @@ class Kernel:
                         if block not in body:
                             body.add(block)
                             left += before[block]
-        inner = {h: body for h, body in loops.items() if not any(o in body for o in loops if o != h)}
+        nested = re.fullmatch(STAGED, self.name)
+        inner = {h: body for h, body in loops.items() if nested or not any(o in body for o in loops if o != h)}
         return sorted(inner.items())
 
     def dominators(self, before):
@@ -272,13 +280,14 @@ class Loop:
         )
 
 
+@functools.cache
+def shipped():
+    return ptx_files.texts(ROOT / "kernels/ptx")
+
+
 def text_for(module, target):
     """The PTX that a device of this target is given."""
-    serving = {}
-    for path in (ROOT / "kernels/ptx").glob(f"{module}.sm_*.ptx.lzma"):
-        texts = lzma.decompress(path.read_bytes(), lzma.FORMAT_ALONE).split(b"\0")
-        targets = map(int, re.findall(r"\.sm_(\d+)", path.name))
-        serving |= {of: text for of, text in zip(targets, texts) if of <= target}
+    serving = {of: text for of, text in shipped().get(module, {}).items() if of <= target}
     if not serving:
         sys.exit(f"machine_code: no {module} for sm_{target}")
     return serving[max(serving)]
@@ -319,7 +328,8 @@ def misses(name, loops):
         least = of(FEWER, READING) if reads else LEAST
         if loop.in_flight < least:
             yield f"a loop has {loop.in_flight} loads in flight, of at least {least}"
-    if any(loop.divisions for loop in (hot if re.fullmatch(ANY_TOO, name) else loops)):
+    is_judged = hot if re.fullmatch(ANY_TOO, name) else loops
+    if any(loop.divisions for loop in is_judged) and not re.fullmatch(CURVED, name):
         yield "divides in a loop over vectors"
 
 
@@ -363,7 +373,7 @@ def main(arguments):
     if arguments[:1] == ["--on"]:
         targets, arguments = (int(arguments[1]),), arguments[2:]
     modules = [] if checks else arguments
-    everything = sorted({path.name.split(".")[0] for path in (ROOT / "kernels/ptx").glob("*.lzma")})
+    everything = sorted(shipped())
     nvdisasm()
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         work = [(module, target) for module in modules or everything for target in targets]

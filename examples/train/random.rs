@@ -22,7 +22,7 @@ impl Random {
     }
 
     /// 0 to `n` - 1. The top bits of the product: for the sizes here, as good as uniform.
-    fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next_u64()) * n as u128) >> 64) as usize
     }
 

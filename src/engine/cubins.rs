@@ -110,7 +110,7 @@ mod tests {
         let (name, whole) = MODULES[0];
         let find = |packed| {
             let reader = LzmaReader::new_mem_limit(packed, u32::MAX, None).ok()?;
-            let (_, _, ptx) = PTX.iter().find(|(module, ..)| *module == name)?;
+            let (_, _, ptx, _) = PTX.iter().find(|(module, ..)| *module == name)?;
             cubin(reader, 120, hash(ptx))
         };
         assert!(find(whole).is_some());
@@ -122,7 +122,7 @@ mod tests {
     /// If not: `scripts/build-cubins.py`.
     #[test]
     fn every_module_has_machine_code_of_the_ptx_that_ships() {
-        for (name, _, ptx) in PTX {
+        for (name, _, ptx, _) in PTX {
             let (_, packed) = MODULES.iter().find(|(module, _)| module == name).expect(name);
             for target in [80, 86, 89, 90, 100, 120] {
                 let reader = LzmaReader::new_mem_limit(*packed, u32::MAX, None).unwrap();

@@ -8,16 +8,17 @@ use std::io::Read;
 use std::sync::Arc;
 
 /// Name, targets and PTX of each module in `kernels/ptx`: `build.rs` lists them. An LZMA file has the
-/// texts of all targets, the lowest first, and a 0 behind each: what they have in common is packed once.
-type Packed = &'static [(&'static str, &'static [i32], &'static [u8])];
+/// texts of all targets, the lowest first, of a module or two, and a 0 behind each: what they have in common is
+/// packed once. The module's own begin at the last number.
+type Packed = &'static [(&'static str, &'static [i32], &'static [u8], usize)];
 pub(super) const PTX: Packed = include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
 
 /// The file of a module with PTX for a device of this capability, if there is one, and which of its
 /// texts that is.
 pub(super) fn packed(module: &str, capability: i32) -> Option<(&'static [u8], usize)> {
-    let (_, targets, packed) = PTX.iter().find(|(name, ..)| *name == module)?;
+    let (_, targets, packed, first) = PTX.iter().find(|(name, ..)| *name == module)?;
     let place = targets.iter().rposition(|target| *target <= capability)?;
-    Some((packed, place))
+    Some((packed, first + place))
 }
 
 /// A text of a file.

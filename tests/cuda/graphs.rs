@@ -4,10 +4,10 @@ use approx::abs_diff_eq;
 use batchnorm::cudarc::driver::CudaSlice;
 use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use batchnorm::{
-    Activation, Algorithm, Backward, BatchNorm, Config, Constraint, Cuda, DType, Device, Engine,
-    Error, ForwardTrain, Input, Mask, Memory, Momentum, Op, Optimizer, Part, PartGradients,
-    PopulationRule, PopulationStatistics, Regularizer, Request, Result, Saved, SavedParts, Shape,
-    Strict, Tuning,
+    Activation, Algorithm, Backward, BatchNorm, Config, Constraint, Cuda, DType, Device,
+    DoubleBackward, Engine, Error, ForwardTrain, Input, Mask, Memory, Momentum, Op, Optimizer,
+    Part, PartGradients, PopulationRule, PopulationStatistics, Regularizer, Request, Result, Saved,
+    SavedParts, Shape, Strict, Tuning,
 };
 
 const MODE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -315,6 +315,52 @@ fn a_list_of_inputs_is_captured_as_one_step() {
             let running = bn.running().unwrap();
             let all = ys.iter().chain(grad_xs).chain([&running.mean, &running.var]);
             let all = all.chain(bn.weight().unwrap().grad());
+            all.map(|buf| on.download(buf.as_view()).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(replayed), of(right), "{seed}");
+    }
+    assert_eq!(device.faults(), [""; 0]);
+}
+
+/// Its second call makes no memory, either, and what a penalty leaves is added at every launch.
+#[test]
+fn a_double_backward_is_captured() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_90").unwrap());
+    let engine = capturable(device.ordinal());
+    let (on, shape) = (engine.memory(), Shape::new(&[9, 6, 49], 1).unwrap());
+    let config = Config::default().activation(Activation::Silu);
+    let mut x = on.upload(&values(shape.len(), 1)).unwrap();
+    let [grad_y, v_x] = [2, 3].map(|seed| on.upload(&values(shape.len(), seed)).unwrap());
+    let mut layers = [0, 1].map(|_| {
+        let zeros = || on.zeros::<f32>(shape.len()).unwrap();
+        let bn = BatchNorm::<f32, Cuda>::new(&engine, 6, config).unwrap();
+        (bn, Saved::new(), [(); 3].map(|()| zeros()))
+    });
+    type Layer = (BatchNorm<f32, Cuda>, Saved<Device, f32>, [CudaSlice<f32>; 3]);
+    let step = |x: &CudaSlice<f32>, (bn, saved, [y, gg_grad_y, gg_x]): &mut Layer| {
+        bn.forward_into(&shape, x.as_view(), None, y.as_view_mut(), saved).unwrap();
+        let args = DoubleBackward::<Device, f32>::new(saved, x.as_view(), grad_y.as_view())
+            .v_x(v_x.as_view())
+            .gg_grad_y(gg_grad_y.as_view_mut())
+            .gg_x(gg_x.as_view_mut());
+        bn.double_backward_into(args).unwrap();
+    };
+    let [replayed, right] = &mut layers;
+    step(&x, replayed);
+    step(&x, right);
+    let stream = engine.stream().clone();
+    stream.synchronize().unwrap();
+    stream.begin_capture(MODE).unwrap();
+    step(&x, replayed);
+    let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+    for seed in 5..8 {
+        on.write(&values(shape.len(), seed), x.as_view_mut()).unwrap();
+        graph.launch().unwrap();
+        step(&x, right);
+        let of = |(bn, _, all): &Layer| {
+            let grads = [bn.weight(), bn.bias()].map(|param| param.unwrap().grad().unwrap());
+            let all = all.iter().chain(grads);
             all.map(|buf| on.download(buf.as_view()).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(of(replayed), of(right), "{seed}");

@@ -16,19 +16,21 @@ use std::sync::Arc;
 
 use crate::support::files::checkout;
 
-/// The text of `kernels/ptx/MODULE.sm_XX.sm_YY.ptx.lzma`, of the highest target that a device of this capability takes.
+/// The text of `kernels/ptx/MODULE+MODULE.sm_XX.sm_YY.ptx.lzma`, of the highest target that a device of this capability takes.
 fn ptx(module: &str, capability: i32) -> String {
     let folder = std::fs::read_dir(checkout("kernels/ptx")).unwrap();
     let files = folder.map(|file| file.unwrap().file_name().into_string().unwrap());
-    let of_module = |file: &String| file.split(".sm_").next() == Some(module);
-    let file = files.into_iter().find(of_module).expect(module);
+    let place = |file: &str| file.split(".sm_").next()?.split('+').position(|name| name == module);
+    let found = files.into_iter().find_map(|file| Some((place(&file)?, file)));
+    let (place, file) = found.expect(module);
     let targets = file.strip_suffix(".ptx.lzma").unwrap().split(".sm_").skip(1);
+    let first = place * targets.clone().count();
     let served = targets.filter(|target| target.parse::<i32>().unwrap() <= capability).count();
     let mut text = String::new();
     let file = File::open(checkout(&format!("kernels/ptx/{file}"))).unwrap();
     let mut reader = LzmaReader::new_mem_limit(file, u32::MAX, None).unwrap();
     reader.read_to_string(&mut text).unwrap();
-    text.split('\0').nth(served - 1).unwrap().to_owned()
+    text.split('\0').nth(first + served - 1).unwrap().to_owned()
 }
 
 /// How a shape is cut.
@@ -104,12 +106,15 @@ pub struct Geometry {
     reserved: u32,
 }
 
-/// Blocks, steps that are kept, and the addresses of partials and words.
+/// Blocks, steps that are kept, groups that begin at once, nanoseconds until others do, and the addresses of partials
+/// and words.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Group {
     pub blocks: u32,
     pub kept: u32,
+    pub early: u32,
+    pub late: u32,
     pub partials: u64,
     pub words: u64,
 }

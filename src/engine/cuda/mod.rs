@@ -12,7 +12,7 @@ use super::{
     LayerNormBackward, LayerNormForward, MergeStats, OneValue, Op, OptimizerStep, Regularize,
     Renormalize, RenormalizeBackward, Request, Stats,
 };
-use crate::memory::{check_stream, new_stream};
+use crate::memory::new_stream;
 use crate::{DType, Device, Element, Memory, Real, Result, Shape};
 use arguments::Group;
 use cudarc::driver::CudaStream;
@@ -127,13 +127,16 @@ impl Cuda {
         Self::on_stream(new_stream(ordinal)?)
     }
 
-    /// On this stream, sharing the workspace with every other engine that is there.
+    /// On this stream, sharing the workspace with every other engine that is there. Where the handle means a stream
+    /// per thread ([`CudaContext::per_thread_stream`](cudarc::driver::CudaContext::per_thread_stream), candle's
+    /// default) the engine is this thread's: every other thread makes its own, and drops it there. Nothing orders the
+    /// work of two threads then, since their streams look like one: memory goes from one to the other after a
+    /// synchronization.
     ///
     /// # Errors
-    /// As [`Cuda::new`]; [`Error::Unsupported`](crate::Error::Unsupported) where the handle means a
-    /// stream per thread.
+    /// As [`Cuda::new`]. Operations in another thread than that of a stream per thread are
+    /// [`Error::Invalid`](crate::Error::Invalid).
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
-        check_stream(&stream, NAME)?;
         let shared = Shared::of(&stream)?;
         Ok(Self { memory: Device::new(stream), shared, tuning: Tuning::default() })
     }
