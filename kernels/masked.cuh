@@ -136,8 +136,8 @@ template <int W> struct PlaceWalk : Walk<u64> {
 struct alignas(16) Counted {
     double count, base, offset, squares;
 };
-/// Chan's formula, of parts that count from bases of their own: there is no value that all have in common, since any may
-/// be one that does not count.
+/// Chan's formula, of parts that count from bases of their own: there is no value that all have in common, since any
+/// may be one that does not count.
 struct ChanFrom {
     static __device__ void merge(Counted &into, const Counted &other) {
         if (other.count == 0) return;
@@ -283,7 +283,8 @@ __device__ __forceinline__ void load_some(const T *from, const Spot (&at)[N], un
     }
 }
 /// Goes over a thread's vectors, `N` at a time, and what is left of them. `use(at, n)` is called with where they are.
-template <unsigned N, int W, class Use> __device__ __forceinline__ void by_some(const Geometry &g, PlaceWalk<W> &walk, Use use) {
+template <unsigned N, int W, class Use> __device__ __forceinline__ void by_some(const Geometry &g, PlaceWalk<W> &walk,
+                                                                                Use use) {
 #pragma unroll 1
     for (unsigned left = walk.count, n; left > 0; left -= n) {
         n = min(N, left);
@@ -335,9 +336,9 @@ enum AllMasked : unsigned { KEEP, ZERO, NAN_OF_ALL };
 
 __device__ inline Counted warp_merge(Counted own) {
     for (int distance = 16; distance > 0; distance /= 2) {
-        const Counted other = {
-            __shfl_down_sync(~0u, own.count, distance), __shfl_down_sync(~0u, own.base, distance),
-            __shfl_down_sync(~0u, own.offset, distance), __shfl_down_sync(~0u, own.squares, distance)};
+        const Counted other = {__shfl_down_sync(~0u, own.count, distance), __shfl_down_sync(~0u, own.base, distance),
+                               __shfl_down_sync(~0u, own.offset, distance),
+                               __shfl_down_sync(~0u, own.squares, distance)};
         ChanFrom::merge(own, other);
     }
     return {__shfl_sync(~0u, own.count, 0), __shfl_sync(~0u, own.base, 0), __shfl_sync(~0u, own.offset, 0),

@@ -27,10 +27,10 @@ FIELD(Shares<float>, channels, 32);
     KERNEL masked_stats_##name(const Geometry g, const Places places, const T *x, Counted *partials) {                 \
         masked_stats<T, W>(g, places, x, partials);                                                                    \
     }                                                                                                                  \
-    KERNEL masked_backward_apply_##name(                                                                               \
-        const Geometry g, const Channels<AccOf<T>> by, const T *x, const T *grad_y, const unsigned char *mask,         \
-        unsigned source, const T *residual, const EveryActivation<AccOf<T>> act, const Places places,                  \
-        const Shares<AccOf<T>> shares, T *grad_x, T *grad_residual) {                                                  \
+    KERNEL masked_backward_apply_##name(const Geometry g, const Channels<AccOf<T>> by, const T *x, const T *grad_y,    \
+                                        const unsigned char *mask, unsigned source, const T *residual,                 \
+                                        const EveryActivation<AccOf<T>> act, const Places places,                      \
+                                        const Shares<AccOf<T>> shares, T *grad_x, T *grad_residual) {                  \
         const Tensors<T> tensors = {x, grad_y, mask, source, grad_x, grad_residual, residual};                         \
         masked_backward_apply<T, W>(g, by, tensors, act, places, shares);                                              \
     }

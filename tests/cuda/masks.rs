@@ -80,7 +80,7 @@ fn all_bytes_but_0_count_and_places_start_anywhere() {
         }
     }
     let softcuda = softcuda::install().unwrap();
-    let device = softcuda.exclusive(softcuda::ordinal("mini").unwrap());
+    let device = softcuda.exclusive(softcuda::ordinal("sm_75").unwrap());
     let engine = on_device(device.ordinal()).unwrap();
     everywhere::<f32>(&engine);
     everywhere::<f16>(&engine);
@@ -151,7 +151,7 @@ fn traffic<E: Element>(
 /// A plain step by the same family reads six times and writes twice. A mask adds a byte for each element, twice, at
 /// most: where its places are shared by all channels of a row, next to nothing.
 #[test]
-fn a_mask_costs_its_bytes() {
+fn the_traffic_of_a_mask_is_its_bytes() {
     fn costs<E: Element>(device: &softcuda::Device, dims: &[usize], last: Option<usize>, bar: f64) {
         let shape = Shape::new(dims, 1).unwrap();
         let epilogue = Epilogue { activation: Activation::Relu, ..Epilogue::PLAIN };
@@ -164,7 +164,7 @@ fn a_mask_costs_its_bytes() {
         assert!(with >= 8.0, "{case}: {with} is too little");
     }
     let softcuda = softcuda::install().unwrap();
-    let device = softcuda.exclusive(softcuda::ordinal("mini").unwrap());
+    let device = softcuda.exclusive(softcuda::ordinal("sm_75").unwrap());
     costs::<f32>(&device, &[8192, 128], None, 1.05);
     costs::<f16>(&device, &[8192, 128], None, 1.05);
     costs::<f32>(&device, &[16, 16, 4096], None, 1.08);
