@@ -37,10 +37,11 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// ```
     ///
     /// There is no third order: nothing is saved for one. Nor is there a form for the lists of
-    /// [`forward_parts`](Self::forward_parts).
+    /// [`forward_parts`](Self::forward_parts), for ghost batches and for renormalization.
     ///
     /// # Errors
-    /// As [`backward`](Self::backward); [`Error::Unsupported`] by the engine: cuDNN has no such call.
+    /// As [`backward`](Self::backward); [`Error::Invalid`] after ghost batches or renormalization;
+    /// [`Error::Unsupported`] by the engine: cuDNN has no such call.
     #[allow(clippy::type_complexity)] // two tensors
     pub fn double_backward<E: Element<Acc = P>>(
         &mut self,
@@ -76,6 +77,11 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let mut args = args;
         let affine = &mut self.affine;
         let forward = args.saved.made()?.0;
+        if args.saved.renormalized().is_some() {
+            let reason =
+                "double backward: expected a forward without renormalization, got one with it";
+            return Err(Error::invalid("saved", reason));
+        }
         let shape = forward.shape;
         affine.check(&shape)?;
         forward.check_parameters(affine.weight.is_some(), affine.bias.is_some())?;

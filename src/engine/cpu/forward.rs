@@ -13,16 +13,18 @@ use super::simd::{Scratch, Simd};
 use super::staged::Staged;
 use super::table::{Parameters, Statistics, Strip, Table, TableMut};
 use super::tiles::{Elements, TileMut, Writer, clipped, for_each_tile};
-use super::{Cpu, stats, update};
+use super::{Cpu, stats, update, update_by};
 use crate::engine::saved::{Buffers, Opened};
 use crate::engine::{Activation, Derivative, ForwardEval, ForwardTrain, Input};
 use crate::{AllMasked, Element, Host, Real, Result, Shape, engine};
 use std::ops::Range;
 
+/// Keeps the moments of every channel in `kept` where that is given: means, then sums of squares.
 pub(super) fn forward_train<E: Element>(
     cpu: &Cpu,
     shape: &Shape,
     mut args: ForwardTrain<'_, Host, E>,
+    mut kept: Option<&mut [f64]>,
 ) -> Result<()> {
     args.check(&Host, shape)?;
     let simd = cpu.simd()?;
@@ -77,7 +79,18 @@ pub(super) fn forward_train<E: Element>(
                 masked_stats::update(running, channels, &merged, mask, args.one_value);
                 continue;
             }
-            update(&mut args.running, channels, |k| merged.get(k), args.one_value);
+            let (n, squares) = (channels.len(), &merged.squares[..channels.len()]);
+            if let Some(kept) = &mut kept {
+                let (means, to) = kept.split_at_mut(shape.channels());
+                let offsets = merged.base[..n].iter().zip(merged.offset);
+                let means = means[channels.clone()].iter_mut().zip(offsets);
+                means.for_each(|(mean, (base, offset))| *mean = base + offset);
+                to[channels.clone()].copy_from_slice(squares);
+            }
+            let (base, offset) = (&merged.base[..n], &merged.offset[..n]);
+            let mean = |k: usize| base[k] + offset[k];
+            let m = shape.per_channel() as f64;
+            update_by(simd, &mut args.running, channels, m, mean, squares, args.one_value);
         }
         let x = extremes::elements(&extremes, shape, x);
         output.write_extremes(&extremes, x, y, saved);
