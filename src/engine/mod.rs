@@ -128,6 +128,26 @@ pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
         shape: &Shape,
         args: Backward<'_, Self::Memory, E>,
     ) -> Result<()>;
+    /// Training forwards of groups of a batch's rows, which lie one after the other in `args`, as calls of
+    /// [`forward_train`](Self::forward_train): each by its own statistics, into its own place of `saved`, and the
+    /// running statistics moved by each in its turn, by its pair of `factors`, of the mean and of the variance. An
+    /// engine may take several at once; the results are the same bits.
+    #[doc(hidden)]
+    fn forward_train_groups<E: Element>(
+        &self,
+        groups: &[Shape],
+        args: ForwardTrain<'_, Self::Memory, E>,
+        saved: &mut [Saved<Self::Memory, E::Acc>],
+        factors: &[(f64, f64)],
+    ) -> Result<()> {
+        ops::groups::forward_train(self, groups, args, saved, factors)
+    }
+    /// The gradients asked for of such a forward, as calls of [`backward`](Self::backward): those of the
+    /// parameters are summed over the groups.
+    #[doc(hidden)]
+    fn backward_groups<E: Element>(&self, args: Backward<'_, Self::Memory, E>) -> Result<()> {
+        ops::groups::backward(self, args)
+    }
     /// The gradients of a [`backward`](Self::backward), given those of its results: for losses that are made of
     /// gradients, such as a gradient penalty.
     ///

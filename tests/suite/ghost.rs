@@ -7,16 +7,18 @@ use half::{bf16, f16};
 
 engines! { [reference, cpu, cuda, gpu] [
     every_group_is_a_batch,
+    random_groups_are_batches,
     a_group_of_one_value_follows_the_rule,
     refusals_say_both_sides_and_change_nothing,
     calls_into_memory_and_in_place_have_the_same_bits,
     what_is_saved_belongs_to_the_last_forward,
 ] }
+engines! { [reference_on_host, cpu_on_host] [groups_at_once_have_the_bits_of_calls] }
 
-type Case = (&'static [usize], usize, Ghost);
+type Case<'a> = (&'a [usize], usize, Ghost);
 
 /// Shapes, channel axes and groups: rows that divide and that do not, channels first, last and alone.
-fn cases() -> Vec<Case> {
+fn cases() -> Vec<Case<'static>> {
     let (near, apart) = (Ghost::consecutive, Ghost::strided);
     let (chunk, short) = (GhostRemainder::Chunk, GhostRemainder::ShortLast);
     vec![
@@ -95,7 +97,7 @@ impl Right {
         let bn = parameterized(&Reference, channels, config);
         Self { bn, y: vec![], grad_x: vec![], grad_residual: vec![] }
     }
-    fn step(&mut self, (dims, axis, ghost): Case, [x, residual, grad_y]: [&[f64]; 3]) {
+    fn step(&mut self, (dims, axis, ghost): Case<'_>, [x, residual, grad_y]: [&[f64]; 3]) {
         let (rows, len) = (dims[0], x.len());
         let row_len = len / rows;
         (self.y, self.grad_x, self.grad_residual) =
@@ -150,39 +152,40 @@ impl Right {
     }
 }
 
-fn every_group_is_a_batch<G: Engine>(engine: &G) {
-    fn one<E: Element, G: Engine>(engine: &G, case: Case, config: Config) {
-        let (dims, axis, ghost) = case;
-        let shape = Shape::new(dims, axis).unwrap();
-        let (len, m) = (shape.len(), shape.per_channel());
-        let config = config.ghost(ghost);
-        let mut bn = parameterized::<E::Acc, G>(engine, shape.channels(), config);
-        let mut right = Right::new(shape.channels(), config);
-        for step in 0..2 {
-            let [x, residual, grad_y] = tensors::<E>(len, step);
-            right.step(case, [&x.1, &residual.1, &grad_y.1]);
-            let [x, residual, grad_y] = [x.0, residual.0, grad_y.0].map(|v| up(engine, &v));
-            let [x, residual, grad_y] = [&x, &residual, &grad_y].map(view::<G, E>);
-            let (y, saved) = bn
-                .forward_add(&shape, G::Memory::reborrow(&x), G::Memory::reborrow(&residual))
-                .unwrap();
-            assert_eq!(saved.shape(), Some(shape));
-            let (grad_x, grad_residual) =
-                bn.backward_add(&saved, x, Some(residual), grad_y).unwrap();
-            assert_near(&down::<G, E>(engine, &y), &right.y, Kind::Element);
-            assert_near(&down::<G, E>(engine, &grad_x), &right.grad_x, Kind::Element);
-            assert_near(&down::<G, E>(engine, &grad_residual), &right.grad_residual, Kind::Element);
-        }
-        // Both steps' running statistics, and both backwards' sums.
-        let (got, right) = (snapshot(&bn), snapshot(&right.bn));
-        let (got_running, right_running) = (got.running.unwrap(), right.running.unwrap());
-        assert_near(&got_running.0, &right_running.0, Kind::Statistic);
-        assert_near(&got_running.1, &right_running.1, Kind::Statistic);
-        assert_eq!(got_running.2, right_running.2, "{case:?}");
-        for (got, right) in got.grads.iter().zip(&right.grads) {
-            assert_near(got.as_ref().unwrap(), right.as_ref().unwrap(), Kind::Sum(2 * m));
-        }
+/// Two steps of a layer beside those of a plain one.
+fn one<E: Element, G: Engine>(engine: &G, case: Case<'_>, config: Config) {
+    let (dims, axis, ghost) = case;
+    let shape = Shape::new(dims, axis).unwrap();
+    let (len, m) = (shape.len(), shape.per_channel());
+    let config = config.ghost(ghost);
+    let mut bn = parameterized::<E::Acc, G>(engine, shape.channels(), config);
+    let mut right = Right::new(shape.channels(), config);
+    for step in 0..2 {
+        let [x, residual, grad_y] = tensors::<E>(len, step);
+        right.step(case, [&x.1, &residual.1, &grad_y.1]);
+        let [x, residual, grad_y] = [x.0, residual.0, grad_y.0].map(|v| up(engine, &v));
+        let [x, residual, grad_y] = [&x, &residual, &grad_y].map(view::<G, E>);
+        let (y, saved) = bn
+            .forward_add(&shape, G::Memory::reborrow(&x), G::Memory::reborrow(&residual))
+            .unwrap();
+        assert_eq!(saved.shape(), Some(shape));
+        let (grad_x, grad_residual) = bn.backward_add(&saved, x, Some(residual), grad_y).unwrap();
+        assert_near(&down::<G, E>(engine, &y), &right.y, Kind::Element);
+        assert_near(&down::<G, E>(engine, &grad_x), &right.grad_x, Kind::Element);
+        assert_near(&down::<G, E>(engine, &grad_residual), &right.grad_residual, Kind::Element);
     }
+    // Both steps' running statistics, and both backwards' sums.
+    let (got, right) = (snapshot(&bn), snapshot(&right.bn));
+    let (got_running, right_running) = (got.running.unwrap(), right.running.unwrap());
+    assert_near(&got_running.0, &right_running.0, Kind::Statistic);
+    assert_near(&got_running.1, &right_running.1, Kind::Statistic);
+    assert_eq!(got_running.2, right_running.2, "{case:?}");
+    for (got, right) in got.grads.iter().zip(&right.grads) {
+        assert_near(got.as_ref().unwrap(), right.as_ref().unwrap(), Kind::Sum(2 * m));
+    }
+}
+
+fn every_group_is_a_batch<G: Engine>(engine: &G) {
     let leaky = Config::default().activation(Activation::LeakyRelu { negative_slope: 0.25 });
     for case in cases() {
         one::<f32, G>(engine, case, leaky);
@@ -191,6 +194,85 @@ fn every_group_is_a_batch<G: Engine>(engine: &G) {
         one::<f64, G>(engine, case, leaky.momentum(Momentum::Cumulative));
         one::<f16, G>(engine, case, Config::default().activation(Activation::Silu));
         one::<bf16, G>(engine, case, leaky.weight(false).variance(Variance::Biased));
+    }
+}
+
+/// Any rows, sizes, layouts, rules, dtypes and epilogues: the same ones in every run.
+fn random_groups_are_batches<G: Engine>(engine: &G) {
+    let mut state = 7u64;
+    let mut below = |n: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % n
+    };
+    for _ in 0..60 {
+        let size = 1 + below(5);
+        let even = below(3) > 0;
+        let rows = if even { size * (1 + below(4)) } else { 1 + below(14) };
+        let mut dims = vec![rows];
+        dims.extend((0..1 + below(3)).map(|_| [1, 2, 3, 5, 7, 17][below(6)]));
+        let axis = 1 + below(dims.len() - 1);
+        let rules = [GhostRemainder::Chunk, GhostRemainder::ShortLast];
+        let ghost = match (even, below(2)) {
+            (true, 0) => Ghost::strided(size),
+            (true, _) => Ghost::consecutive(size),
+            (false, k) => Ghost::consecutive(size).remainder(rules[k]),
+        };
+        let ghost = ghost.update([GhostUpdate::Sequential, GhostUpdate::Average][below(2)]);
+        let activations = [
+            Activation::Identity,
+            Activation::Silu,
+            Activation::LeakyRelu { negative_slope: 0.25 },
+            Activation::Gelu,
+        ];
+        let momenta = [Momentum::Exponential(0.3), Momentum::Cumulative, Momentum::Average];
+        let config = Config::default()
+            .activation(activations[below(4)])
+            .momentum(momenta[below(3)])
+            .variance([Variance::Biased, Variance::Unbiased][below(2)])
+            .one_value(OneValue::ZeroVariance)
+            .eps([1e-5, 1e-2][below(2)])
+            .weight(below(4) > 0)
+            .bias(below(4) > 0);
+        let case = (&dims[..], axis, ghost);
+        match below(4) {
+            0 => one::<f64, G>(engine, case, config),
+            1 => one::<f16, G>(engine, case, config.eps(1e-2)),
+            2 => one::<bf16, G>(engine, case, config.eps(1e-2)),
+            _ => one::<f32, G>(engine, case, config),
+        }
+    }
+}
+
+/// Groups that threads take one by one have the bits of calls one after the other: those of a plain layer.
+fn groups_at_once_have_the_bits_of_calls<G: Engine>(engine: &G) {
+    for (dims, axis, size) in [
+        (&[64usize, 40][..], 1, 4),
+        (&[40, 3, 5, 7], 1, 4),
+        (&[36, 50, 12], 2, 4),
+        (&[10, 2048], 1, 3),
+        (&[16, 600, 60], 1, 2),
+    ] {
+        let shape = Shape::new(dims, axis).unwrap();
+        let (x, grad_y) = (numbers::<f32>(shape.len(), 1), numbers::<f32>(shape.len(), 2));
+        let config = Config::default().activation(Activation::Relu);
+        let ghost = Ghost::consecutive(size).remainder(GhostRemainder::ShortLast);
+        let ghosts = config.ghost(ghost).one_value(OneValue::ZeroVariance);
+        let mut bn = parameterized::<f32, G>(engine, shape.channels(), ghosts);
+        let (y, saved) = forward(&mut bn, &shape, &x).unwrap();
+        let grad_x = backward(&mut bn, &saved, &x, &grad_y).unwrap();
+        let config = config.one_value(OneValue::ZeroVariance);
+        let mut plain = parameterized::<f32, G>(engine, shape.channels(), config);
+        let row_len = shape.len() / dims[0];
+        let mut right = (vec![], vec![]);
+        for (x, grad_y) in x.chunks(size * row_len).zip(grad_y.chunks(size * row_len)) {
+            let dims: Vec<usize> = [&[x.len() / row_len], &dims[1..]].concat();
+            let shape = Shape::new(&dims, axis).unwrap();
+            let (y, saved) = forward(&mut plain, &shape, x).unwrap();
+            right.0.extend(y);
+            right.1.extend(backward(&mut plain, &saved, x, grad_y).unwrap());
+        }
+        assert!((y, grad_x) == right, "{shape}");
+        assert_eq!(snapshot(&bn), snapshot(&plain), "{shape}");
     }
 }
 
@@ -308,6 +390,23 @@ fn what_is_saved_belongs_to_the_last_forward<G: Engine>(engine: &G) {
     plain.eval();
     let (_, plain_saved) = forward(&mut plain, &shape, &x).unwrap();
     assert_eq!(grad, backward(&mut plain, &plain_saved, &x, &x).unwrap());
+}
+
+#[test]
+fn no_second_order_of_groups_and_of_renormalized_batches() {
+    let (shape, x) = (small(), numbers::<f32>(small().len(), 1));
+    for (config, expected) in [
+        (Config::default().ghost(Ghost::consecutive(2)), "what a forward of one batch saved"),
+        (Config::default().renorm(Renorm::keras()), "a forward without renormalization"),
+    ] {
+        let mut bn: BatchNorm<f32, _> = layer(&Reference, config);
+        let (_, saved) = forward(&mut bn, &shape, &x).unwrap();
+        let before = snapshot(&bn);
+        let error = bn.double_backward(&saved, &x[..], &x[..], &x[..]).unwrap_err();
+        assert!(matches!(error, Error::Invalid { what: "saved", .. }), "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
+        assert_eq!(snapshot(&bn), before);
+    }
 }
 
 #[test]

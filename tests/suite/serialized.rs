@@ -1,8 +1,8 @@
 //! Configurations written and read by serde, with the feature of that name.
 #![cfg(feature = "serde")]
 use batchnorm::{
-    Activation, Algorithm, Config, Constraint, EmptyBatch, Initializer, Momentum, NonFinite,
-    OneValue, PopulationRule, Regularizer, Variance,
+    Activation, Algorithm, Config, Constraint, EmptyBatch, Ghost, GhostRemainder, Initializer,
+    Momentum, NonFinite, OneValue, PopulationRule, Regularizer, Renorm, RenormClip, Variance,
 };
 
 fn read(json: &str) -> std::result::Result<Config, String> {
@@ -56,6 +56,30 @@ fn rules_of_running_statistics_are_written_by_name() {
     ] {
         let written = serde_json::to_value(config).unwrap();
         assert_eq!(written["momentum"].to_string(), momentum);
+    }
+}
+
+#[test]
+fn ghost_batches_and_renormalization_are_written_by_name() {
+    let config = Config::default().ghost(Ghost::strided(8));
+    let written = serde_json::to_string(&config).unwrap();
+    let ghost = r#""ghost":{"size":8,"rows":"strided","remainder":"even","update":"average"}}"#;
+    assert!(written.ends_with(ghost), "{written}");
+    assert_eq!(read(&written), Ok(config));
+    let short = Ghost::consecutive(3).remainder(GhostRemainder::ShortLast);
+    let read_short = read(r#"{"ghost":{"size":3,"remainder":"short_last"}}"#);
+    assert_eq!(read_short, Ok(Config::default().ghost(short)));
+    let config = Config::default().renorm(Renorm::keras().clip(RenormClip::paper(2.0, 0.5)));
+    let written = serde_json::to_value(config).unwrap();
+    let clip = r#"{"d_max":0.5,"r_max":2.0,"r_min":0.5}"#;
+    assert_eq!(written["renorm"]["clip"].to_string(), clip);
+    assert_eq!(read(&written.to_string()), Ok(config));
+    let bounds = read(r#"{"renorm":{"clip":{"d_max":0.5},"momentum":null}}"#).unwrap().renorm;
+    let paper = Renorm::paper(1.0, 0.0).clip(RenormClip::NONE.d_max(0.5));
+    assert_eq!(bounds, Some(paper));
+    for unknown in [r#"{"ghost":{"size":3,"gap":1}}"#, r#"{"renorm":{"clip":{"dmax":1.0}}}"#] {
+        let error = read(unknown).unwrap_err();
+        assert!(error.starts_with("unknown field"), "{unknown}: {error}");
     }
 }
 

@@ -5,6 +5,7 @@ use super::extremes::{self, Extreme};
 use super::gate::Gate;
 use super::gradients::{self, Gradients, Parts, Read, wide_sums};
 use super::kernels::elementwise::Through;
+use super::kernels::sums;
 use super::masked::Masked;
 use super::plan::{Plan, Tile};
 use super::schedule::{Part, TwoPass, two_pass, workspace_len};
@@ -16,10 +17,12 @@ use crate::engine::{Backward, Derivative, Input};
 use crate::{DType, Element, Host, Real, Result, Shape};
 use std::ops::Range;
 
+/// Keeps the sums of every channel in `kept` where that is given: of `g`, then of `g * xhat`.
 pub(super) fn backward<E: Element>(
     cpu: &Cpu,
     shape: &Shape,
     mut args: Backward<'_, Host, E>,
+    kept: Option<&mut [f64]>,
 ) -> Result<()> {
     args.check(cpu, shape)?;
     let simd = cpu.simd()?;
@@ -30,10 +33,12 @@ pub(super) fn backward<E: Element>(
         sums,
         grad_weight: args.grad_weight,
         grad_bias: args.grad_bias,
+        kept,
         accumulate: args.accumulate,
     };
     if shape.is_empty() {
-        (0..channels).for_each(|c| results.set(shape, c, 0.0, 0.0));
+        let zeros = vec![0.0; channels];
+        results.set(simd, shape, 0..channels, (&zeros, &zeros));
         return Ok(());
     }
     let plan = &Plan::new(shape, size_of::<E>(), 2);
@@ -80,13 +85,14 @@ pub(super) fn backward<E: Element>(
             let cached = two_pass(plan, &gradients, &mut (of_x, of_residual), workspace);
             for (block, cached) in cached.chunks(gradients.cached_len()).enumerate() {
                 let (sums, products) = gradients.sums(cached);
-                for (k, c) in plan.channels(block).enumerate() {
-                    let (sum, product) = (sums[k], products[k]);
-                    results.set(shape, c, sum, product);
-                    let Some(k) = extremes.iter().position(|e| e.c == c) else { continue };
-                    let own = forward.batch_statistics.then(|| coefs.of_own(c, sum, product));
+                let channels = plan.channels(block);
+                results.set(simd, shape, channels.clone(), (sums, products));
+                for (k, e) in extremes.iter().enumerate().filter(|(_, e)| channels.contains(&e.c)) {
+                    let k_in = e.c - channels.start;
+                    let own = || coefs.of_own(e.c, sums[k_in], products[k_in]);
+                    let own = forward.batch_statistics.then(own);
                     let to = (grad_x.as_deref_mut(), grad_residual.as_deref_mut());
-                    apart.write(&extremes[k], k, coefs.of_total(c).or(own), to);
+                    apart.write(e, k, coefs.of_total(e.c).or(own), to);
                 }
             }
         });
@@ -244,28 +250,44 @@ impl<A: Real> Coefs<'_, A> {
 }
 
 /// The outputs that are one value per channel.
-struct Results<'a, A> {
-    sums: Option<&'a mut [A]>,
-    grad_weight: Option<&'a mut [A]>,
-    grad_bias: Option<&'a mut [A]>,
-    accumulate: bool,
+pub(super) struct Results<'a, A> {
+    pub sums: Option<&'a mut [A]>,
+    pub grad_weight: Option<&'a mut [A]>,
+    pub grad_bias: Option<&'a mut [A]>,
+    /// Both sums of every channel, for somebody who adds them up.
+    pub kept: Option<&'a mut [f64]>,
+    pub accumulate: bool,
 }
 
 impl<A: Real> Results<'_, A> {
     fn any(&self) -> bool {
-        self.sums.is_some() || self.grad_weight.is_some() || self.grad_bias.is_some()
+        let Self { sums, grad_weight, grad_bias, kept, .. } = self;
+        sums.is_some() || grad_weight.is_some() || grad_bias.is_some() || kept.is_some()
     }
-    /// `sum(g)` and `sum(g * xhat)` of channel `c`.
-    fn set(&mut self, shape: &Shape, c: usize, sum_g: f64, sum_g_xhat: f64) {
-        let channels = shape.channels();
-        if let Some(sums) = &mut self.sums {
-            (sums[c], sums[channels + c]) = (A::from_f64(sum_g), A::from_f64(sum_g_xhat));
-            sums[2 * channels] = A::from_f64(shape.per_channel() as f64);
+    /// `sum(g)` and `sum(g * xhat)` of some channels, first of all.
+    pub fn set(
+        &mut self,
+        simd: Simd,
+        shape: &Shape,
+        channels: Range<usize>,
+        (sums, products): (&[f64], &[f64]),
+    ) {
+        let (n, all) = (channels.len(), shape.channels());
+        let (sums, products) = (&sums[..n], &products[..n]);
+        if let Some(to) = &mut self.sums {
+            let (of_sums, rest) = to.split_at_mut(all);
+            sums::store(simd, &mut of_sums[channels.clone()], false, sums);
+            sums::store(simd, &mut rest[channels.clone()], false, products);
+            rest[all] = A::from_f64(shape.per_channel() as f64);
         }
-        for (out, sum) in [(&mut self.grad_weight, sum_g_xhat), (&mut self.grad_bias, sum_g)] {
-            if let Some(out) = out {
-                let before = if self.accumulate { out[c].to_f64() } else { 0.0 };
-                out[c] = A::from_f64(before + sum);
+        if let Some(kept) = &mut self.kept {
+            let (of_sums, rest) = kept.split_at_mut(all);
+            of_sums[channels.clone()].copy_from_slice(sums);
+            rest[channels.clone()].copy_from_slice(products);
+        }
+        for (to, by) in [(&mut self.grad_weight, products), (&mut self.grad_bias, sums)] {
+            if let Some(to) = to {
+                sums::store(simd, &mut to[channels.clone()], self.accumulate, by);
             }
         }
     }

@@ -1,11 +1,11 @@
 //! The operations compiled for each of the four types in this crate, once: a program that uses the
 //! engine only links them, whatever its own optimization, instead of compiling every level of vector
 //! instructions of every type again. That was most of what a test program took to build.
-use super::{Cpu, backward, double_backward, forward, layer_norm, stats};
+use super::{Cpu, backward, double_backward, forward, groups, layer_norm, stats};
 use crate::engine::{
     Backward, DoubleBackward, ForwardEval, ForwardTrain, LayerNormBackward, LayerNormForward, Stats,
 };
-use crate::{Element, Host, Result, Shape};
+use crate::{Element, Host, Result, Saved, Shape};
 use half::{bf16, f16};
 
 /// What [`Cpu`] does for a type: its operations on tensors.
@@ -20,6 +20,20 @@ pub trait CpuOperations: Sized {
         Self: Element;
     #[doc(hidden)]
     fn backward(cpu: &Cpu, shape: &Shape, args: Backward<'_, Host, Self>) -> Result<()>
+    where
+        Self: Element;
+    #[doc(hidden)]
+    fn forward_train_groups(
+        cpu: &Cpu,
+        groups: &[Shape],
+        args: ForwardTrain<'_, Host, Self>,
+        saved: &mut [Saved<Host, Self::Acc>],
+        factors: &[(f64, f64)],
+    ) -> Result<()>
+    where
+        Self: Element;
+    #[doc(hidden)]
+    fn backward_groups(cpu: &Cpu, args: Backward<'_, Host, Self>) -> Result<()>
     where
         Self: Element;
     #[doc(hidden)]
@@ -54,7 +68,7 @@ macro_rules! operations {
         impl CpuOperations for $t {
             #[inline(never)]
             fn forward_train(cpu: &Cpu, shape: &Shape, args: ForwardTrain<'_, Host, $t>) -> Result<()> {
-                forward::forward_train(cpu, shape, args)
+                forward::forward_train(cpu, shape, args, None)
             }
             #[inline(never)]
             fn forward_eval(cpu: &Cpu, shape: &Shape, args: ForwardEval<'_, Host, $t>) -> Result<()> {
@@ -62,7 +76,21 @@ macro_rules! operations {
             }
             #[inline(never)]
             fn backward(cpu: &Cpu, shape: &Shape, args: Backward<'_, Host, $t>) -> Result<()> {
-                backward::backward(cpu, shape, args)
+                backward::backward(cpu, shape, args, None)
+            }
+            #[inline(never)]
+            fn forward_train_groups(
+                cpu: &Cpu,
+                groups: &[Shape],
+                args: ForwardTrain<'_, Host, $t>,
+                saved: &mut [Saved<Host, <$t as Element>::Acc>],
+                factors: &[(f64, f64)],
+            ) -> Result<()> {
+                groups::forward_train(cpu, groups, args, saved, factors)
+            }
+            #[inline(never)]
+            fn backward_groups(cpu: &Cpu, args: Backward<'_, Host, $t>) -> Result<()> {
+                groups::backward(cpu, args)
             }
             #[inline(never)]
             fn double_backward(

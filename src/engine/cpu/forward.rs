@@ -13,16 +13,18 @@ use super::simd::{Scratch, Simd};
 use super::staged::Staged;
 use super::table::{Parameters, Statistics, Strip, Table, TableMut};
 use super::tiles::{Elements, TileMut, Writer, clipped, for_each_tile};
-use super::{Cpu, stats, update};
+use super::{Cpu, stats, update, update_by};
 use crate::engine::saved::{Buffers, Opened};
 use crate::engine::{Activation, Derivative, ForwardEval, ForwardTrain, Input, OneValue, Running};
 use crate::{AllMasked, Element, Host, Real, Result, Shape, engine};
 use std::ops::Range;
 
+/// Keeps the moments of every channel in `kept` where that is given: means, then sums of squares.
 pub(super) fn forward_train<E: Element>(
     cpu: &Cpu,
     shape: &Shape,
     mut args: ForwardTrain<'_, Host, E>,
+    kept: Option<&mut [f64]>,
 ) -> Result<()> {
     args.check(&Host, shape)?;
     let simd = cpu.simd()?;
@@ -56,7 +58,7 @@ pub(super) fn forward_train<E: Element>(
     let mask = args.mask.as_ref().map(|mask| (mask.rules(), mask.places));
     Masked::with((cpu, simd), (shape, plan), mask, x, |mask| {
         let train = Train { output, x, parameters, eps, mask };
-        train.run(cpu, (&mut args.running, args.one_value), y, saved);
+        train.run(cpu, (&mut args.running, args.one_value), y, saved, kept);
     })
 }
 
@@ -67,6 +69,7 @@ impl<E: Element> Train<'_, E> {
         (running, one_value): (&mut Option<Running<'_, Host, E::Acc>>, OneValue),
         y: &mut [E],
         mut saved: Option<&mut Buffers<Host, E::Acc>>,
+        mut kept: Option<&mut [f64]>,
     ) {
         let Self { output, x, parameters, mask, .. } = *self;
         let Output { simd, shape, plan, .. } = output;
@@ -84,12 +87,21 @@ impl<E: Element> Train<'_, E> {
                 }
                 extremes.extend(Extreme::among(simd, channels.clone(), parameters, statistics));
                 let merged = Merged::new(merged, shape);
-                match mask {
-                    Some(mask) => {
-                        masked_stats::update(running, channels, &merged, mask, one_value);
-                    }
-                    None => update(running, channels, |k| merged.get(k), one_value),
+                if let Some(mask) = mask {
+                    masked_stats::update(running, channels, &merged, mask, one_value);
+                    continue;
                 }
+                let (n, squares) = (channels.len(), &merged.squares[..channels.len()]);
+                let (base, offset) = (&merged.base[..n], &merged.offset[..n]);
+                let mean = |k: usize| base[k] + offset[k];
+                if let Some(kept) = &mut kept {
+                    let (means, to) = kept.split_at_mut(shape.channels());
+                    let means = means[channels.clone()].iter_mut().enumerate();
+                    means.for_each(|(k, to)| *to = mean(k));
+                    to[channels.clone()].copy_from_slice(squares);
+                }
+                let m = shape.per_channel() as f64;
+                update_by(simd, running, channels, m, mean, squares, one_value);
             }
             let x = extremes::elements(&extremes, shape, x);
             output.write_extremes(&extremes, x, y, saved);

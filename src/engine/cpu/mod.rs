@@ -22,9 +22,10 @@ use super::{
     RenormalizeBackward, Request, Running, Stats,
 };
 use super::{LayerNormBackward, LayerNormForward};
-use crate::{Element, Host, Real, Result, Shape};
+use crate::{Element, Host, Real, Result, Saved, Shape};
 pub use simd::SimdLevel;
 
+use kernels::moments as merging;
 use moments::Moments;
 use plan::Plan;
 use simd::Simd;
@@ -39,6 +40,7 @@ mod extremes;
 mod forward;
 mod gate;
 mod gradients;
+mod groups;
 pub(crate) mod kernels;
 mod layer_norm;
 mod masked;
@@ -142,6 +144,18 @@ impl Engine for Cpu {
     fn backward<E: Element>(&self, shape: &Shape, args: Backward<'_, Host, E>) -> Result<()> {
         E::backward(self, shape, args)
     }
+    fn forward_train_groups<E: Element>(
+        &self,
+        groups: &[Shape],
+        args: ForwardTrain<'_, Host, E>,
+        saved: &mut [Saved<Host, E::Acc>],
+        factors: &[(f64, f64)],
+    ) -> Result<()> {
+        E::forward_train_groups(self, groups, args, saved, factors)
+    }
+    fn backward_groups<E: Element>(&self, args: Backward<'_, Host, E>) -> Result<()> {
+        E::backward_groups(self, args)
+    }
     fn double_backward<E: Element>(
         &self,
         shape: &Shape,
@@ -219,6 +233,29 @@ impl Engine for Cpu {
         parameters::constrain(args);
         Ok(())
     }
+}
+
+/// Moves the running statistics of some channels, if there are any, by a batch of `m` values per channel, its
+/// means and its sums of squares.
+fn update_by<P: Real>(
+    simd: Simd,
+    running: &mut Option<Running<'_, Host, P>>,
+    channels: Range<usize>,
+    m: f64,
+    mean: impl Fn(usize) -> f64,
+    squares: &[f64],
+    one_value: OneValue,
+) {
+    let Some(running) = running else { return };
+    let Some(over) = running.moves_plainly(m, one_value) else {
+        for (k, c) in channels.enumerate() {
+            running.update(c, m, mean(k), |over| squares[k] / over, one_value);
+        }
+        return;
+    };
+    let (means, vars) = (&mut running.mean[channels.clone()], &mut running.var[channels]);
+    merging::blend(simd, means, running.factor, mean);
+    merging::blend(simd, vars, running.var_factor, |k| squares[k] / over);
 }
 
 /// Moves the running statistics, if there are any, by the moments of a batch.

@@ -2,10 +2,12 @@
 //! offers is safe.
 use super::plan::{Plan, Tile};
 use super::simd::{self, Scratch, Simd, Store, TWICE};
-use crate::{Element, Real};
+use crate::{Element, Real, Result};
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Runs `task` for every tile of the plan, each with its own part of `outputs`; on the pool's
 /// threads unless there is too little to do. `newest_first` starts with the last tile, which is
@@ -29,10 +31,37 @@ pub(super) fn for_each_tile<'o, O: Outputs>(
     });
 }
 
+thread_local! {
+    /// Whether this thread has a share of what all threads do, and does that by itself.
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a task for every element of `calls`, some of them at a time on one thread, which runs the tiles of each
+/// by itself; the first failure that is found.
+pub(super) fn at_once<C: Send>(
+    calls: &mut [C],
+    together: usize,
+    task: impl Fn(&mut C) -> Result<()> + Sync,
+) -> Result<()> {
+    let failure = Mutex::new(None);
+    let shares = calls.chunks_mut(together.max(1)).map(Mutex::new);
+    let shares: Vec<Mutex<&mut [C]>> = shares.collect();
+    in_parallel(shares.len(), false, &|i| {
+        let mut share = shares[i].lock().unwrap_or_else(PoisonError::into_inner);
+        let before = ALONE.replace(true);
+        let failed = share.iter_mut().find_map(|call| task(call).err());
+        ALONE.set(before);
+        if let Some(error) = failed {
+            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
+    });
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
 /// Runs a task for every number below `tasks`, once. No type's own: compiled once for all.
 fn in_parallel(tasks: usize, is_small: bool, task: &(dyn Fn(usize) + Sync)) {
     let threads = rayon::current_num_threads().min(tasks);
-    if is_small || threads < 2 {
+    if is_small || threads < 2 || ALONE.get() {
         return (0..tasks).for_each(task);
     }
     // This thread works, too, and at once: to hand all to the pool and wait for it takes as long as

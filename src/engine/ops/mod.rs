@@ -16,6 +16,7 @@ mod constrain;
 mod double_backward;
 mod forward_eval;
 mod forward_train;
+pub(super) mod groups;
 mod layer_norm;
 mod mask;
 mod merge_stats;

@@ -170,6 +170,14 @@ impl<P: Real> Running<'_, Host, P> {
         }
     }
 
+    /// Whether a batch of m values per channel moves both of every channel by their factors, without exceptions:
+    /// then what sums of squares are divided by, for the variance.
+    pub(in crate::engine) fn moves_plainly(&self, m: f64, one_value: OneValue) -> Option<f64> {
+        let keeps_var = m == 1.0 && one_value == OneValue::KeepVariance;
+        let plain = m > 0.0 && !keeps_var && self.skipped.is_none();
+        let over = if self.variance == Variance::Biased || m == 1.0 { m } else { m - 1.0 };
+        (plain && self.non_finite == NonFinite::Propagate).then_some(over)
+    }
     /// Moves those of channel c by a mean and a variance, or by the mean alone.
     fn take(&mut self, c: usize, mean: f64, var: f64, keeps_var: bool) {
         let is_finite = |value: f64| P::from_f64(value).to_f64().is_finite();

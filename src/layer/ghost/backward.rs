@@ -1,5 +1,6 @@
 //! The backward of what was a forward in groups.
 use super::super::{BatchNorm, Param, PartGradients};
+use super::Scratch;
 use super::forward::{consecutive, present, rows_at};
 use crate::engine::Grouping;
 use crate::{Element, Engine, Error, Input, Memory, Real, Result, Saved};
@@ -9,10 +10,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// The gradients asked for, each group's through its own statistics.
     pub(in crate::layer) fn backward_groups<E: Element<Acc = P>>(
         &mut self,
-        saved: &Saved<M, P>,
+        whole_saved: &Saved<M, P>,
         whole: &mut PartGradients<'_, M, E>,
     ) -> Result<()> {
-        let Some((forward, grouping, saved)) = saved.groups() else { return Ok(()) };
+        let Some((forward, grouping, saved)) = whole_saved.groups() else { return Ok(()) };
         let shape = forward.shape;
         self.affine.check(&shape)?;
         forward.check_parameters(self.weight().is_some(), self.bias().is_some())?;
@@ -21,21 +22,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             Grouping::Consecutive(size) => {
                 let groups = || consecutive(&shape, size).map(|(_, at)| at).zip(saved);
                 self.check_calls(whole, groups())?;
-                for (at, saved) in groups() {
-                    let PartGradients { x, residual, grad_y, grad_x, grad_residual } =
-                        slice(whole, at)?;
-                    self.affine.backward(
-                        saved,
-                        x,
-                        residual,
-                        None,
-                        None,
-                        grad_y,
-                        grad_x,
-                        grad_residual,
-                    )?;
-                }
-                Ok(())
+                self.backward_consecutive(whole_saved, whole)
             }
             Grouping::AsChannels(groups) => match saved {
                 [saved] => self.backward_as_channels(saved, groups, whole),
@@ -49,6 +36,23 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 self.backward_strided(saved, groups, whole)
             }
         }
+    }
+
+    /// A backward of each group.
+    fn backward_consecutive<E: Element<Acc = P>>(
+        &mut self,
+        saved: &Saved<M, P>,
+        whole: &mut PartGradients<'_, M, E>,
+    ) -> Result<()> {
+        let engine = self.affine.engine.clone();
+        let both = [&mut self.affine.weight, &mut self.affine.bias];
+        let accumulate = Param::begin_backward(engine.memory(), both)?;
+        let mut args = whole.args(saved).accumulate(accumulate);
+        args.grad_weight = Param::wanted(&mut self.affine.weight);
+        args.grad_bias = Param::wanted(&mut self.affine.bias);
+        engine.backward_groups(args)?;
+        Param::end_backward([&mut self.affine.weight, &mut self.affine.bias]);
+        Ok(())
     }
 
     /// The check of everything, before anything is written.
@@ -76,8 +80,12 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     ) -> Result<()> {
         let engine = self.affine.engine.clone();
         let (rows, channels) = (saved.len() / groups, self.affine.channels);
-        let shared = self.groups.parts(engine.memory(), rows, channels)?;
         let Some(shape) = saved.first().and_then(Saved::shape) else { return Ok(()) };
+        self.groups.tiles(engine.memory(), 1, channels)?.begin_sums(&engine)?;
+        self.groups.parts(engine.memory(), rows, channels)?;
+        let Scratch { parts: Some(shared), channels: Some(one) } = &mut self.groups else {
+            return Ok(());
+        };
         shared.count(engine.memory(), rows * shape.per_channel())?;
         let both = [&mut self.affine.weight, &mut self.affine.bias];
         let accumulate = Param::begin_backward(engine.memory(), both)?;
@@ -95,11 +103,19 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 }
                 engine.backward(&shape, args)?;
             }
+            let sums = [channels..2 * channels, 0..channels]; // of g * xhat, of g
+            let both = [&mut self.affine.weight, &mut self.affine.bias];
+            for (param, at) in both.into_iter().zip(sums) {
+                let Some(to) = Param::wanted(param) else { continue };
+                let from = present("sums", M::part(&shared.sums, at))?;
+                one.sum(&engine, from, to, accumulate || group > 0)?;
+            }
             for (k, saved) in saved.iter().enumerate() {
                 let mut part = slice(whole, rows_at(&shape, at(k)))?;
-                let mut args = part.args(saved).accumulate(accumulate || group + k > 0);
-                args.grad_weight = Param::wanted(&mut self.affine.weight);
-                args.grad_bias = Param::wanted(&mut self.affine.bias);
+                let mut args = part.args(saved);
+                if args.grad_x.is_none() && args.grad_residual.is_none() {
+                    continue;
+                }
                 args.total_sums = Some(M::view(&shared.sums));
                 engine.backward(&shape, args)?;
             }

@@ -36,6 +36,33 @@ impl<M: Memory, P: Real> Tiles<M, P> {
         let (mean, var, spare) = (mean?, var?, spare?);
         Ok(Self { shape, zeros, weight, bias, mean, var, spare, spare_channel, saved })
     }
+
+    /// What [`sum`](Self::sum) takes, made the first time.
+    pub fn begin_sums<G: Engine<Memory = M>>(&mut self, engine: &G) -> Result<()> {
+        let Self { shape, zeros, spare, saved, .. } = self;
+        let request = Request::new(Op::BackwardEval, P::DTYPE).grad_x(false);
+        engine.supports(shape, request.grad_residual(false))?;
+        if saved.shape() != Some(*shape) {
+            let channel = || M::part(zeros, 0..shape.channels());
+            let (mean, var) = (present("zeros", channel())?, present("zeros", channel())?);
+            let args = ForwardEval::<M, P>::new(M::view(zeros), M::view_mut(spare), mean, var);
+            engine.forward_eval(shape, args.saved(saved))?;
+        }
+        Ok(())
+    }
+    /// The sum over all groups of a value per group and channel: written, or added to what is there.
+    pub fn sum<G: Engine<Memory = M>>(
+        &self,
+        engine: &G,
+        from: M::View<'_, P>,
+        to: M::ViewMut<'_, P>,
+        accumulate: bool,
+    ) -> Result<()> {
+        let (from, mut to) = (M::reborrow(&from), to);
+        let args = Backward::<M, P>::new(&self.saved, M::view(&self.zeros), from);
+        let args = args.grad_bias(M::reborrow_mut(&mut to));
+        engine.backward(&self.shape, args.accumulate(accumulate))
+    }
 }
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
@@ -125,27 +152,19 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let wants = |param: Option<&Param<M, P>>| param.is_some_and(|param| param.requires_grad);
         let (wants_weight, wants_bias) = (wants(self.weight()), wants(self.bias()));
         let tiles = self.groups.tiles(engine.memory(), groups, self.affine.channels)?;
-        let Tiles { shape, zeros, weight, bias, spare, saved, .. } = tiles;
         if wants_weight || wants_bias {
-            let request = Request::new(Op::BackwardEval, P::DTYPE).grad_x(false);
-            engine.supports(shape, request.grad_residual(false))?;
-            if saved.shape() != Some(*shape) {
-                let channel = || M::part(zeros, 0..shape.channels());
-                let (mean, var) = (present("zeros", channel())?, present("zeros", channel())?);
-                let args = ForwardEval::<M, P>::new(M::view(zeros), M::view_mut(spare), mean, var);
-                engine.forward_eval(shape, args.saved(saved))?;
-            }
+            tiles.begin_sums(&engine)?;
         }
-        args.grad_weight = wants_weight.then(|| M::view_mut(weight));
-        args.grad_bias = wants_bias.then(|| M::view_mut(bias));
+        args.grad_weight = wants_weight.then(|| M::view_mut(&mut tiles.weight));
+        args.grad_bias = wants_bias.then(|| M::view_mut(&mut tiles.bias));
         engine.backward(&all, args)?;
         let both = [&mut self.affine.weight, &mut self.affine.bias];
         let accumulate = Param::begin_backward(engine.memory(), both)?;
-        for (param, from) in [(&mut self.affine.weight, &*weight), (&mut self.affine.bias, &*bias)]
+        for (param, from) in
+            [(&mut self.affine.weight, &tiles.weight), (&mut self.affine.bias, &tiles.bias)]
         {
             let Some(to) = Param::wanted(param) else { continue };
-            let args = Backward::<M, P>::new(saved, M::view(zeros), M::view(from));
-            engine.backward(shape, args.grad_bias(to).accumulate(accumulate))?;
+            tiles.sum(&engine, M::view(from), to, accumulate)?;
         }
         Param::end_backward([&mut self.affine.weight, &mut self.affine.bias]);
         Ok(())
@@ -154,7 +173,12 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
 
 impl<M: Memory, P: Real> super::Scratch<M, P> {
     /// For so many groups.
-    fn tiles(&mut self, memory: &M, groups: usize, channels: usize) -> Result<&mut Tiles<M, P>> {
+    pub(super) fn tiles(
+        &mut self,
+        memory: &M,
+        groups: usize,
+        channels: usize,
+    ) -> Result<&mut Tiles<M, P>> {
         let shape = Shape::new(&[groups, channels], 1)?;
         let tiles = match self.channels.take().filter(|tiles| tiles.shape == shape) {
             Some(tiles) => tiles,

@@ -146,14 +146,23 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         updates: &Updates,
         saved: &mut Saved<M, P>,
     ) -> Result<()> {
-        let groups = consecutive(&whole.shape, size);
+        let groups: Vec<Shape> = consecutive(&whole.shape, size).map(|(shape, _)| shape).collect();
+        let (momentum, moves) = (self.affine.config.momentum, self.updates_running);
+        let Self { affine, running, .. } = self;
+        let mut running = running.as_mut().filter(|_| moves);
+        let before = running.as_ref().map_or(0, |running| running.num_batches_tracked);
+        let factors = (0..groups.len()).map(|k| match updates.momentum(k) {
+            Some(of_average) => of_average.factors(0),
+            None => momentum.factors(before.saturating_add(k as u64)),
+        });
+        let factors: Vec<(f64, f64)> = factors.collect();
+        let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
+        let residual = whole.residual.as_ref().map(M::reborrow);
+        let args = affine.train(x, residual, None, y, running.as_deref_mut(), None);
         let saved = saved.open_groups(groups.len());
-        for (k, ((shape, at), saved)) in groups.zip(saved).enumerate() {
-            self.affine.config.momentum =
-                updates.momentum(k).unwrap_or(self.affine.config.momentum);
-            let Part { x, residual, y, .. } = slice(whole, at)?;
-            self.forward_whole(&shape, x, residual, None, y, false, saved)?;
-        }
+        affine.engine.forward_train_groups(&groups, args, saved, &factors)?;
+        let running = running.into_iter();
+        running.for_each(|running| (0..groups.len()).for_each(|_| running.count()));
         Ok(())
     }
 

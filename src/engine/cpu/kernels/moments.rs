@@ -169,3 +169,20 @@ pub fn invstds_of<A: Real, V: Real>(simd: Simd, var: &[V], eps: f64, invstd: &mu
         },
     );
 }
+
+/// `to = (1 - factor) * to + factor * new`; a factor of 1 replaces what is not finite, too.
+pub fn blend<A: Real>(simd: Simd, to: &mut [A], factor: f64, new: impl Fn(usize) -> f64) {
+    simd.vectorize(
+        #[inline(always)]
+        |_| match factor == 1.0 {
+            true => to.iter_mut().enumerate().for_each(
+                #[inline(always)]
+                |(k, to)| *to = A::from_f64(new(k)),
+            ),
+            false => to.iter_mut().enumerate().for_each(
+                #[inline(always)]
+                |(k, to)| *to = A::from_f64((1.0 - factor) * to.to_f64() + factor * new(k)),
+            ),
+        },
+    );
+}

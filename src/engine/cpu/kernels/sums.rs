@@ -349,6 +349,19 @@ fn add_gradients<E: Element, const RELU: bool, const ROWS: usize>(
     }
 }
 
+/// Writes sums, or adds them to what is there.
+pub fn store<A: Real>(simd: Simd, to: &mut [A], accumulate: bool, sums: &[f64]) {
+    simd.vectorize(
+        #[inline(always)]
+        |_| {
+            for (to, sum) in to.iter_mut().zip(sums) {
+                let before = if accumulate { to.to_f64() } else { 0.0 };
+                *to = A::from_f64(before + sum);
+            }
+        },
+    );
+}
+
 /// Adds up f64 values, element by element.
 pub fn add_f64(simd: Simd, sums: &mut [f64], more: &[f64]) {
     simd.vectorize(
