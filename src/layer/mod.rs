@@ -11,6 +11,7 @@ mod initializer;
 mod layer_norm;
 mod lazy;
 mod masked;
+mod masked_renorm;
 mod momentum;
 mod optimizer;
 mod param;
