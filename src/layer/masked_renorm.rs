@@ -45,22 +45,20 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let of = |buf: &M::Buf<P>| memory.download(M::view(buf));
         let widen = |values: Vec<P>| values.into_iter().map(|v| v.to_f64()).collect::<Vec<_>>();
         let (mut mean, mut var) = (widen(of(&scratch.scale)?), widen(of(&scratch.shift)?));
-        // Of nothing a mean and a variance of 0 count as a batch's, in Keras.
+        // Of nothing a mean and a variance of 0 count as a batch's in Keras, or NaN, or they move nothing.
+        let of_none = if mask.all_masked == AllMasked::Nan { f64::NAN } else { 0.0 };
         let moves = match (count, mask.all_masked) {
             (0, AllMasked::Keep) => 0.0,
-            (0, AllMasked::Nan) => f64::NAN,
             (0, _) => 2.0,
             (n, _) => n as f64,
         };
         if count == 0 {
-            let value = if moves.is_nan() { f64::NAN } else { 0.0 };
-            mean.fill(value);
-            var.fill(value);
+            mean.fill(of_none);
+            var.fill(of_none);
         }
-        let moves = if moves.is_nan() { 2.0 } else { moves };
         let record = [mean, vec![0.0; channels], var, vec![moves]].concat();
         memory.write(&record, M::view_mut(&mut scratch.record))?;
-        affine.renormalize((renorm, updates), running, scratch, &mut factors)?;
+        affine.renormalize((renorm, updates && moves > 0.0), running, scratch, &mut factors)?;
 
         let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
         let residual = whole.residual.as_ref().map(M::reborrow);
