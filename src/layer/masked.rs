@@ -1,5 +1,5 @@
 //! A layer by a mask: statistics of the values that count.
-use super::BatchNorm;
+use super::{BatchNorm, PartGradients};
 use crate::{Element, Engine, Input, Mask, Memory, Real, Result, Saved, Shape};
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
@@ -9,6 +9,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// In evaluation by running statistics there is nothing that a mask would change, as in Keras and Flax: it is
     /// not looked at then. A batch of which no value counts is a batch all the same, for averages that count
     /// batches, whatever [`Mask::all_masked`] has running statistics do.
+    ///
+    /// With [`Config::renorm`](crate::Config::renorm) r and d are taken by the values that count, which takes a
+    /// second forward; with [`Config::ghost`](crate::Config::ghost) a mask is refused.
     ///
     /// ```
     /// # use batchnorm::{BatchNorm, Config, Cpu, Host, Mask, Shape};
@@ -92,6 +95,17 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         grad_residual: Option<M::ViewMut<'_, E>>,
     ) -> Result<()> {
         let places = Some(places).filter(|_| saved.is_masked() == Some(true));
+        if let Some(factors) = saved.renormalized() {
+            let (mut grad_x, mut grad_residual) = (grad_x, grad_residual);
+            let mut whole = PartGradients {
+                x: M::reborrow(&x),
+                residual: residual.as_ref().map(M::reborrow),
+                grad_y: grad_y.as_ref().map(M::reborrow),
+                grad_x: grad_x.as_mut().map(M::reborrow_mut),
+                grad_residual: grad_residual.as_mut().map(M::reborrow_mut),
+            };
+            return self.backward_renormalized(saved, factors, places, &mut whole);
+        }
         self.affine.backward(saved, x, residual, places, None, grad_y, grad_x, grad_residual)
     }
 }

@@ -12,6 +12,7 @@ mod kept;
 mod layer_norm;
 mod lazy;
 mod masked;
+mod masked_renorm;
 mod momentum;
 mod optimizer;
 mod param;

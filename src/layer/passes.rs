@@ -91,9 +91,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             }
         }
         let Config { ghost, renorm, .. } = self.affine.config;
-        if mask.is_some() && (ghost.is_some() || renorm.is_some()) {
-            let by = if ghost.is_some() { "ghost batches" } else { "renormalization" };
-            return Err(Error::invalid("mask", format!("with {by}: expected no mask, got one")));
+        if mask.is_some() && ghost.is_some() {
+            return Err(Error::invalid("mask", "with ghost batches: expected no mask, got one"));
         }
         if let Some(grouping) = self.grouping(shape)? {
             let mut y = y;
@@ -101,11 +100,14 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             whole.residual = residual.as_ref().map(M::reborrow);
             return self.forward_groups(grouping, &mut whole, saved);
         }
-        if let Some(renorm) = self.affine.config.renorm {
+        if let Some(renorm) = renorm {
             let mut y = y;
             let mut whole = Part::new(*shape, M::reborrow(&x), M::reborrow_mut(&mut y));
             whole.residual = residual.as_ref().map(M::reborrow);
-            return self.forward_renormalized(renorm, &mut whole, saved);
+            return match mask {
+                Some(mask) => self.forward_masked_renormalized(renorm, mask, &mut whole, saved),
+                None => self.forward_renormalized(renorm, &mut whole, saved),
+            };
         }
         self.forward_whole(shape, x, residual, mask, y, false, saved)
     }
@@ -258,7 +260,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 grad_residual: grad_residual.as_mut().map(M::reborrow_mut),
             };
             return match factors {
-                Some(factors) => self.backward_renormalized(saved, factors, &mut whole),
+                Some(factors) => self.backward_renormalized(saved, factors, None, &mut whole),
                 None => self.backward_groups(saved, &mut whole),
             };
         }

@@ -1,5 +1,5 @@
 //! Batch renormalization: training by the batch's statistics, brought to those that evaluation takes.
-use super::affine::Given;
+use super::affine::{Affine, Given};
 use super::config::Python;
 use super::{BatchNorm, Config, Param, Part, PartGradients, RunningStats, copy, fill};
 use crate::memory::filled;
@@ -166,9 +166,9 @@ impl<M: Memory, P: Real> RenormStats<M, P> {
 
 /// Memory that forwards and backwards work in, of one value per channel.
 pub(super) struct Scratch<M: Memory, P: Real> {
-    record: M::Buf<f64>,
-    scale: M::Buf<P>,
-    shift: M::Buf<P>,
+    pub record: M::Buf<f64>,
+    pub scale: M::Buf<P>,
+    pub shift: M::Buf<P>,
     /// In a backward the sums of g * xhat and of g.
     sums: [M::Buf<P>; 2],
 }
@@ -180,7 +180,11 @@ impl<M: Memory, P: Real> Scratch<M, P> {
         Ok(Self { record, scale: zeros()?, shift: zeros()?, sums: [zeros()?, zeros()?] })
     }
     /// That of a layer, made the first time.
-    fn of<'a>(place: &'a mut Option<Self>, memory: &M, channels: usize) -> Result<&'a mut Self> {
+    pub fn of<'a>(
+        place: &'a mut Option<Self>,
+        memory: &M,
+        channels: usize,
+    ) -> Result<&'a mut Self> {
         let scratch = match place.take() {
             Some(scratch) => scratch,
             None => Self::new(memory, channels)?,
@@ -240,37 +244,13 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let (shape, config, updates) = (whole.shape, self.affine.config, self.updates_running);
         let Self { affine, running, renorm: scratch, .. } = self;
         let Some(running) = running else { return Ok(()) };
-        let (mean_factor, stddev_factor) = config.momentum.factors(running.num_batches_tracked);
-        let RunningStats { mean, var, renorm: Some(kept), .. } = running else {
-            let reason = "expected what renormalization keeps, got none";
-            return Err(Error::invalid("renorm", reason));
-        };
         let (engine, memory, channels) = (&affine.engine, affine.engine.memory(), affine.channels);
         let scratch = Scratch::of(scratch, memory, channels)?;
         let mut factors = saved.take_factors(memory, channels)?;
 
         let (x, record) = (M::reborrow(&whole.x), M::view_mut(&mut scratch.record));
         engine.stats(&shape, Stats::<M, E>::new(x, record))?;
-        {
-            let mut both = M::view_mut(&mut factors);
-            let (stddev, own) =
-                (M::view_mut(&mut kept.moving_stddev), renorm.momentum.unwrap_or(0.0));
-            let mut state =
-                RenormState::<M, P>::new(M::view_mut(mean), stddev, M::view_mut(var), mean_factor);
-            state.stddev_factor = stddev_factor;
-            state.renorm_mean = kept.renorm_mean.as_mut().map(M::view_mut);
-            state.renorm_stddev = kept.renorm_stddev.as_mut().map(M::view_mut);
-            state.renorm_factor = own;
-            let Some((r, d)) = M::split_at_mut(&mut both, channels) else { return Ok(()) };
-            let to = [M::view_mut(&mut scratch.scale), M::view_mut(&mut scratch.shift)];
-            let record = M::view(&scratch.record);
-            let mut args = Renormalize::<M, P>::new(record, state, to, [r, d]);
-            args.weight = affine.weight.as_ref().map(|p| M::view(&p.value));
-            args.bias = affine.bias.as_ref().map(|p| M::view(&p.value));
-            args.one_value = config.one_value;
-            args.empty_batch = config.empty_batch;
-            engine.renormalize(args.eps(config.eps).clip(renorm.clip).updates(updates))?;
-        }
+        affine.renormalize((renorm, updates), running, scratch, &mut factors)?;
         let x = Input::View(M::reborrow(&whole.x));
         let residual = whole.residual.as_ref().map(M::reborrow);
         let given = Given::Record(&scratch.record);
@@ -291,9 +271,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         &mut self,
         saved: &Saved<M, P>,
         factors: &M::Buf<P>,
+        places: Option<M::View<'_, u8>>,
         whole: &mut PartGradients<'_, M, E>,
     ) -> Result<()> {
-        let forward = saved.forward()?;
+        let forward = saved.made()?.0;
         let (shape, channels): (Shape, _) = (forward.shape, self.affine.channels);
         self.affine.check(&shape)?;
         forward.check_parameters(self.weight().is_some(), self.bias().is_some())?;
@@ -304,6 +285,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let wants = |param: &Option<Param<M, P>>| param.as_ref().is_some_and(|p| p.requires_grad);
         let (wants_weight, wants_bias) = (wants(&affine.weight), wants(&affine.bias));
         let mut args = whole.args(saved);
+        args.mask = places.as_ref().map(M::reborrow);
         args.grad_weight = wants_weight.then(|| M::view_mut(sum_g_xhat));
         args.grad_bias = (wants_weight || wants_bias).then(|| M::view_mut(sum_g));
         engine.backward(&shape, args)?;
@@ -357,5 +339,40 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         }
         Param::end_backward([&mut affine.weight, &mut affine.bias]);
         Ok(())
+    }
+}
+
+impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
+    /// r, d and what they scale and shift by, of the record of a batch in `scratch`; moves what is kept.
+    pub fn renormalize(
+        &self,
+        (renorm, updates): (Renorm, bool),
+        running: &mut RunningStats<M, P>,
+        scratch: &mut Scratch<M, P>,
+        factors: &mut M::Buf<P>,
+    ) -> Result<()> {
+        let config = self.config;
+        let (mean_factor, stddev_factor) = config.momentum.factors(running.num_batches_tracked);
+        let RunningStats { mean, var, renorm: Some(kept), .. } = running else {
+            let reason = "expected what renormalization keeps, got none";
+            return Err(Error::invalid("renorm", reason));
+        };
+        let mut both = M::view_mut(factors);
+        let (stddev, own) = (M::view_mut(&mut kept.moving_stddev), renorm.momentum.unwrap_or(0.0));
+        let mut state =
+            RenormState::<M, P>::new(M::view_mut(mean), stddev, M::view_mut(var), mean_factor);
+        state.stddev_factor = stddev_factor;
+        state.renorm_mean = kept.renorm_mean.as_mut().map(M::view_mut);
+        state.renorm_stddev = kept.renorm_stddev.as_mut().map(M::view_mut);
+        state.renorm_factor = own;
+        let Some((r, d)) = M::split_at_mut(&mut both, self.channels) else { return Ok(()) };
+        let to = [M::view_mut(&mut scratch.scale), M::view_mut(&mut scratch.shift)];
+        let record = M::view(&scratch.record);
+        let mut args = Renormalize::<M, P>::new(record, state, to, [r, d]);
+        args.weight = self.weight.as_ref().map(|p| M::view(&p.value));
+        args.bias = self.bias.as_ref().map(|p| M::view(&p.value));
+        args.one_value = config.one_value;
+        args.empty_batch = config.empty_batch;
+        self.engine.renormalize(args.eps(config.eps).clip(renorm.clip).updates(updates))
     }
 }

@@ -187,7 +187,7 @@ impl<'a> Masked<'a> {
     /// where rows are joined.
     pub fn of_positions(&self, plan: &Plan) -> Option<&'a [u8]> {
         let is = matches!(self.places, Places::Positions { inner: 1, .. });
-        (is && plan.row() >= 4 * GROUP).then_some(self.bytes)
+        (is && plan.row() >= 2 * GROUP).then_some(self.bytes)
     }
     /// Whether all values of a row count, or none of them does, or some, where channels lie together.
     pub fn of_rows(&self, plan: &Plan) -> Option<impl Fn(usize) -> Option<bool> + use<'a>> {
@@ -208,6 +208,15 @@ impl<'a> Masked<'a> {
         plan.long_runs && matches!(self.places, Places::Positions { .. }) || self.patterns.is_some()
     }
 
+    /// The bytes of columns of a long run, where they lie together.
+    pub fn of_run(&self, plan: &Plan, row: usize, cols: &Range<usize>) -> Option<&'a [u8]> {
+        match self.places {
+            Places::Positions { inner, .. } if plan.long_runs => {
+                Some(&self.bytes[row * inner + cols.start % inner..][..cols.len()])
+            }
+            _ => None,
+        }
+    }
     /// Which values of columns of a row count, of [`ROOM`] at most.
     pub fn keep<'m>(
         &'m self,
@@ -219,6 +228,9 @@ impl<'a> Masked<'a> {
         if let Some(patterns) = &self.patterns {
             return patterns.keep(row, cols);
         }
+        if let Some(bytes) = self.of_run(plan, row, cols) {
+            return Keep::of(self.simd, bytes);
+        }
         let all = clipped(row, cols.clone(), plan.width, plan.len());
         if all.is_empty() {
             return Keep::None;
@@ -227,10 +239,6 @@ impl<'a> Masked<'a> {
             Places::Neighbours(1) => Keep::of(self.simd, &self.bytes[all]),
             Places::Neighbours(each) => self.spread(each, all, counts),
             Places::Positions { channels, inner: 1 } => self.spread(channels, all, counts),
-            Places::Positions { inner, .. } if plan.long_runs => {
-                let within = row * inner + cols.start % inner;
-                Keep::of(self.simd, &self.bytes[within..][..all.len()])
-            }
             Places::Positions { channels, inner } => {
                 let row = all.start / (channels * inner);
                 let (mut start, mut within) = (row * inner, all.start % inner);

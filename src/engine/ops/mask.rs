@@ -74,6 +74,30 @@ impl<'a, M: Memory> Mask<'a, M> {
     pub fn all_masked(self, all_masked: AllMasked) -> Self {
         Self { all_masked, ..self }
     }
+    /// The places that f32 numbers say, 1 where values count and 0 where they do not, in memory of their own. On a
+    /// device they go through the host.
+    ///
+    /// ```
+    /// # use batchnorm::{Host, Mask};
+    /// assert_eq!(Mask::places_of(&Host, &[1.0, 0.0, 1.0])?, [1, 0, 1]);
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for another number, NaN among them; the memory's own.
+    pub fn places_of(memory: &M, numbers: M::View<'_, f32>) -> Result<M::Buf<u8>> {
+        let numbers = memory.download(numbers)?;
+        let place = |(at, number): (usize, f32)| match number {
+            0.0 => Ok(0u8),
+            1.0 => Ok(1),
+            _ => {
+                let reason = format!("expected 0 or 1 at every place, got {number} at place {at}");
+                Err(Error::invalid("mask", reason))
+            }
+        };
+        let places: Vec<u8> = numbers.into_iter().enumerate().map(place).collect::<Result<_>>()?;
+        memory.upload(&places)
+    }
     /// The same for a shorter time.
     pub fn reborrow(&self) -> Mask<'_, M> {
         let Self { places, last, count_eps, all_masked } = self;

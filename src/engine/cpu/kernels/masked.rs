@@ -73,8 +73,8 @@ fn add_group<E: Element>(
     (sum, squares): (&mut [E::Acc; GROUP], &mut [E::Acc; GROUP]),
 ) {
     let mut d = simd.widen(x);
-    for l in 0..GROUP {
-        d[l] = d[l] - pivot;
+    for d in &mut d {
+        *d = *d - pivot;
     }
     let d = simd.counted(counts, &d);
     for l in 0..GROUP {

@@ -96,17 +96,20 @@ impl<'a, E: Element> Segment<'a, E> {
         let Self { read: Read { simd, plan, x, mask }, pivot, .. } = *self;
         let x = &x[clipped(row, cols.clone(), plan.width, plan.len())];
         let to = (&mut self.sum, &mut self.squares);
-        match mask.keep(plan, row, &cols, &mut self.counts) {
-            Keep::None => {}
-            Keep::All => {
-                sums::distances(simd, x, pivot, to);
-                self.count += x.len();
-            }
-            Keep::Some(counts) => {
-                masked::distances(simd, x, counts, pivot, to);
-                self.count += number(simd, counts);
-            }
+        let (counts, n) = match mask.of_run(plan, row, &cols) {
+            Some(counts) => (counts, number(simd, counts)),
+            None => match mask.keep(plan, row, &cols, &mut self.counts) {
+                Keep::None => (&[][..], 0),
+                Keep::All => (&[][..], x.len()),
+                Keep::Some(counts) => (counts, number(simd, counts)),
+            },
+        };
+        match n {
+            0 => {}
+            n if n == x.len() => sums::distances(simd, x, pivot, to),
+            _ => masked::distances(simd, x, counts, pivot, to),
         }
+        self.count += n;
         x.len()
     }
     /// What has been added since the last time.
