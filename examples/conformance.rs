@@ -4,6 +4,9 @@
 //! cargo run --release -p conformance -- --engine all tests/golden
 //! ```
 //!
+//! Exit status: 0 where everything that was compared is right, 1 where something is not, 3 where nothing was
+//! compared, as by `--engine cudnn` without cuDNN.
+//!
 //! `tests/golden/README.md` describes the cases, `scripts/golden.py` makes more of them. A line
 //! shows the element that is nearest to its tolerance, or furthest beyond it.
 use anyhow::{Context, Result};
@@ -118,6 +121,8 @@ fn stem(file: &Path) -> String {
 struct Report {
     /// Of the column of cases.
     width: usize,
+    /// Why the last engine that refused something did.
+    refusal: Option<String>,
     /// One per engine and case.
     runs: usize,
     failed_runs: usize,
@@ -132,6 +137,7 @@ impl Report {
         let width = files.iter().map(|file| stem(file).len()).max().unwrap_or(0);
         Self {
             width,
+            refusal: None,
             runs: 0,
             failed_runs: 0,
             tensors: 0,
@@ -185,7 +191,8 @@ impl Report {
         Ok(())
     }
 
-    fn refused(&self, engine: &str, case: &str, refused: &[String]) -> io::Result<()> {
+    fn refused(&mut self, engine: &str, case: &str, refused: &[String]) -> io::Result<()> {
+        self.refusal = refused.last().cloned().or(self.refusal.take());
         let (width, mut to) = (self.width, io::stdout().lock());
         for reason in refused {
             writeln!(to, "{case:width$}  {engine:9}  refused: {reason}")?;
@@ -201,13 +208,21 @@ impl Report {
 
     fn summary(&self) -> Result<ExitCode> {
         let Self { runs, failed_runs, tensors, failed_tensors, .. } = self;
-        let verdict = if *failed_runs == 0 { "pass" } else { "FAIL" };
+        let (code, verdict) = match (*failed_runs, *tensors) {
+            (0, 0) => (ExitCode::from(3), "NOTHING COMPARED"),
+            (0, _) => (ExitCode::SUCCESS, "pass"),
+            _ => (ExitCode::FAILURE, "FAIL"),
+        };
         let all = format!("{failed_runs} of {runs} runs failed");
-        writeln!(io::stdout(), "{verdict}: {all}, {failed_tensors} of {tensors} tensors")?;
+        write!(io::stdout(), "{verdict}: {all}, {failed_tensors} of {tensors} tensors")?;
+        match &self.refusal {
+            Some(why) if *tensors == 0 => writeln!(io::stdout(), "; refused: {why}")?,
+            _ => writeln!(io::stdout())?,
+        }
         for (kind, files) in &self.unknown {
             writeln!(io::stdout(), "not run: {files} of kind {kind:?}, which is not known")?;
         }
-        Ok(if *failed_runs == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(code)
     }
 }
 

@@ -166,6 +166,14 @@ template <class A, int W> struct Through {
             table.at(4, k) = coefs ? coefs[g.channels + c] : A(0);
         }
         __syncthreads();
+        read(g, walk, table);
+    }
+    /// What a block has put there.
+    template <class Index> __device__ Through(const Geometry &g, const Walk<Index> &walk, const Table<A> &table) {
+        __syncthreads();
+        read(g, walk, table);
+    }
+    template <class Index> __device__ void read(const Geometry &g, const Walk<Index> &walk, const Table<A> &table) {
         const Lanes<W> lanes(g, walk);
         table.read(3, lanes, walk.count > 0, mean_g);
         table.read(4, lanes, walk.count > 0, slope);

@@ -2,21 +2,9 @@
 // in f64, as is what an element adds to them, so that no product of f32 leaves its range; what an activation is taken
 // at is what forward and backward compute, the same bits.
 #include "extremes.cuh"
+#include "staged.cuh"
 #include <cstddef>
 
-/// How the tensor is cut: a block takes a part of one channel where its runs are long, else of 32 columns.
-struct Cut {
-    /// Elements of the tensor, of a channel in a row of all channels, of such a row, and of as many of them as make up
-    /// 32 columns. A row of one channel is all of it.
-    u64 elements, inner, row, width;
-    /// Values of a channel, or rows of columns, of a part.
-    u64 chunk;
-    unsigned channels, chunks;
-    /// Whether a block takes a channel.
-    unsigned runs;
-    /// Elements of a byte of the mask.
-    unsigned lanes;
-};
 /// What is read; null where it is absent.
 template <class T> struct Reads {
     const T *x, *grad_y, *residual, *v_x, *v_residual;
@@ -44,16 +32,19 @@ template <class A> struct Parameters {
 // The library's test in src/engine/cuda/launch/double_backward.rs reads these lines.
 #define FIELD(type, field, place) static_assert(offsetof(type, field) == place, "the library has it elsewhere")
 #define SIZE(type, bytes) static_assert(sizeof(type) == bytes, "the library has it in another size")
-SIZE(Cut, 56);
+SIZE(Cut, 72);
 FIELD(Cut, elements, 0);
 FIELD(Cut, inner, 8);
 FIELD(Cut, row, 16);
 FIELD(Cut, width, 24);
 FIELD(Cut, chunk, 32);
-FIELD(Cut, channels, 40);
-FIELD(Cut, chunks, 44);
-FIELD(Cut, runs, 48);
-FIELD(Cut, lanes, 52);
+FIELD(Cut, vectors, 40);
+FIELD(Cut, channels, 48);
+FIELD(Cut, chunks, 52);
+FIELD(Cut, runs, 56);
+FIELD(Cut, lanes, 60);
+FIELD(Cut, aligned, 64);
+FIELD(Cut, ragged, 68);
 SIZE(Channels<float>, 40);
 FIELD(Channels<float>, mean, 0);
 FIELD(Channels<float>, mean_rest, 8);
@@ -88,12 +79,11 @@ FIELD(Parameters<float>, nonfinite, 32);
 FIELD(Parameters<float>, accumulate, 40);
 FIELD(Parameters<float>, batch, 44);
 
-constexpr unsigned BLOCK = 256, WARPS = BLOCK / 32;
 /// Sums of a channel: of `g`, `g xhat`, `v`, `v xhat`, `v g`; and, q being `grad_y * a''`, where an activation is
 /// curved, of `q`, `q xhat`, `q xhat^2`, `q v`, `q v xhat`, `q r`, `q r xhat`.
 constexpr unsigned PLAIN = 5, CURVED = 12;
-/// Elements whose loads are in flight together: those of f64 take twice the registers.
-template <class T> constexpr unsigned BATCH = sizeof(T) == 8 ? 2 : 4;
+/// Tensors of a stage; results take the places of the first three.
+enum Tensor : unsigned { X, GRAD_Y, V_X, V_RESIDUAL, RESIDUAL };
 
 /// Of a channel: of `v_x`, xhat and alone in u; of `v_x`, `g`, xhat and alone in the gradient of x. The first is also
 /// that of the curved part in it.
@@ -136,118 +126,55 @@ template <class A, class T, bool IS_CURVED> struct Follow {
     }
 };
 
-/// An element.
-template <class T> struct Loaded {
-    T x, grad_y, residual, v_x, v_residual;
-    unsigned bit;
-};
-/// What of it flows.
+/// What flows in an element.
 struct Flows {
     double xhat, slope, g, v, q, r;
 };
 
-template <class T, bool IS_CURVED> struct Elements {
+/// The elements of a stage of `N` tensors.
+template <class T, unsigned N, bool IS_CURVED> struct Elements {
     using A = AccOf<T>;
     using E = Element<T>;
     const Reads<T> &from;
-    Follow<A, T, IS_CURVED> follow;
-    unsigned lanes;
+    const Follow<A, T, IS_CURVED> follow;
+    const Channel<A> channel;
 
-    __device__ Loaded<T> load(u64 at) const {
-        const T zero = E::narrow(A(0));
-        Loaded<T> values = {from.x[at], from.grad_y[at], zero, zero, zero, 0};
-        if (from.residual) values.residual = from.residual[at];
-        if (from.v_x) values.v_x = from.v_x[at];
-        if (from.v_residual) values.v_residual = from.v_residual[at];
-        if (from.mask) values.bit = from.mask[at / lanes] >> at % lanes & 1;
-        return values;
+    /// The tensors that are read.
+    __device__ void tensors(const T *(&to)[N]) const {
+        const T *const all[] = {from.x, from.grad_y, from.v_x, from.v_residual, from.residual};
+#pragma unroll
+        for (unsigned n = 0; n < N; n++) to[n] = all[n];
     }
-    __device__ Flows flows(const Channel<A> &channel, const Loaded<T> &of) const {
-        const A x = E::widen(of.x), grad_y = E::widen(of.grad_y);
+    __device__ A read(Staged<T, N> &staged, const T *tensor, unsigned n, unsigned at) const {
+        return tensor ? E::widen(staged.at(n, at)) : A(0);
+    }
+    __device__ Flows flows(Staged<T, N> &staged, unsigned at) const {
+        const A x = E::widen(staged.at(X, at)), grad_y = E::widen(staged.at(GRAD_Y, at));
         A slope = 1, second = 0;
         if (follow.by.source == FROM_MASK) {
-            slope = of.bit ? A(1) : follow.by.slope;
+            slope = staged.bit(at) ? A(1) : follow.by.slope;
         } else if (follow.by.source != ONE) {
             A z = channel.normalize(x);
-            if (follow.by.source == FROM_RESIDUAL) z = add_rn(z, E::widen(of.residual));
+            if constexpr (N > RESIDUAL) {
+                if (follow.by.source == FROM_RESIDUAL) z = add_rn(z, E::widen(staged.at(RESIDUAL, at)));
+            }
             slope = follow.derivative(z);
             if (IS_CURVED) second = follow.second_derivative(z);
         }
         const double g = grad_y;
+        double r = 0;
+        if constexpr (N > V_RESIDUAL) r = read(staged, from.v_residual, V_RESIDUAL, at);
         return {channel.xhat(x),          double(slope),
-                times(double(slope), g),  double(E::widen(of.v_x)),
-                times(double(second), g), double(E::widen(of.v_residual))};
+                times(double(slope), g),  double(read(staged, from.v_x, V_X, at)),
+                times(double(second), g), r};
     }
 };
 
-/// Calls `take(at)` in batches for what this thread has of its block's part; `begin(c)` before, with its channel.
-/// False where it has none.
-struct Mine {
-    u64 at, step_at, i, step_i, inner, wrap;
-    unsigned channel;
-    u64 count;
-
-    __device__ Mine(const Cut &cut) {
-        const u64 row = cut.row;
-        inner = cut.inner;
-        if (cut.runs) {
-            // A channel's values one after the other, a run in every row.
-            channel = blockIdx.x / cut.chunks;
-            const u64 values = cut.elements / cut.channels;
-            const u64 begin = u64(blockIdx.x % cut.chunks) * cut.chunk, end = min(begin + cut.chunk, values);
-            const u64 first = begin + threadIdx.x;
-            i = first % inner;
-            at = first / inner * row + channel * inner + i;
-            step_i = BLOCK % inner;
-            step_at = BLOCK / inner * row + step_i;
-            wrap = row - inner;
-            count = first < end ? (end - first + BLOCK - 1) / BLOCK : 0;
-        } else {
-            // A column, every eighth row.
-            const u64 tiles = (cut.width + 31) / 32, part = blockIdx.x / tiles;
-            const u64 column = blockIdx.x % tiles * 32 + threadIdx.x % 32;
-            const u64 rows = (cut.elements + cut.width - 1) / cut.width;
-            const u64 first = part * cut.chunk + threadIdx.x / 32, end = min((part + 1) * cut.chunk, rows);
-            channel = unsigned(column % row / inner);
-            at = first * cut.width + column;
-            i = step_i = wrap = 0;
-            step_at = WARPS * cut.width;
-            count = column < cut.width && first < end ? (end - first + WARPS - 1) / WARPS : 0;
-            // The last row may be shorter.
-            if (count > 0 && at + (count - 1) * step_at >= cut.elements) count--;
-        }
-    }
-    __device__ u64 next() {
-        const u64 here = at;
-        at += step_at;
-        i += step_i;
-        if (i >= inner && step_i > 0) {
-            i -= inner;
-            at += wrap;
-        }
-        return here;
-    }
-    /// `load(at)` of a batch, then `use(item, at)` of each.
-    template <unsigned N, class Load, class Use> __device__ void each(Load load, Use use) {
-        using Item = decltype(load(at));
-        for (u64 left = count; left > 0;) {
-            Item items[N];
-            u64 places[N];
-            const unsigned here = left < N ? unsigned(left) : N;
-#pragma unroll
-            for (unsigned k = 0; k < N; k++) {
-                if (k < here) items[k] = load(places[k] = next());
-            }
-            // What is done with one is too long to stand there several times.
-#pragma unroll 1
-            for (unsigned n = 0; n < here; n++) {
-                use(items[0], places[0]);
-#pragma unroll
-                for (unsigned k = 1; k < N; k++) items[k - 1] = items[k], places[k - 1] = places[k];
-            }
-            left -= here;
-        }
-    }
+/// Memory of a block; sums take the place of what was staged.
+template <class T, unsigned N, unsigned K> union Memory {
+    Staged<T, N> staged;
+    double parts[K][BLOCK];
+    __device__ Memory() {}
 };
 
 /// `partials`: `K` sums for each part of each channel, or of each column.
@@ -255,37 +182,51 @@ template <class T, unsigned K>
 __device__ void sums(const Cut &cut, const Channels<AccOf<T>> &by, const Reads<T> &from,
                      const Follows<AccOf<T>> &follows, double *partials) {
     using A = AccOf<T>;
-    __shared__ double parts[K][BLOCK];
-    Mine mine(cut);
+    constexpr unsigned N = K > PLAIN ? 5 : 3;
+    __shared__ Memory<T, N, K> memory;
+    Way<T, N> way(cut, blockIdx.x);
+    const auto values =
+        of_channel<Values<A>>(cut, way.channel, &memory, [&](unsigned channel) { return by.of(channel); });
+    const Elements<T, N, (K > PLAIN)> element = {from, {follows}, Channel<A>(values)};
+    const T *tensors[N];
+    element.tensors(tensors);
     double all[K] = {};
-    if (mine.count > 0) {
-        const Elements<T, (K > PLAIN)> element = {from, {follows}, cut.lanes};
-        const Channel<A> channel(by.of(mine.channel));
-        mine.each<BATCH<T>>([&](u64 at) { return element.load(at); },
-                            [&](const Loaded<T> &values, u64) {
-                                const Flows f = element.flows(channel, values);
-                                all[0] += f.g;
-                                all[1] += f.g * f.xhat;
-                                all[2] += f.v;
-                                all[3] += f.v * f.xhat;
-                                all[4] += f.v * f.g;
-                                if constexpr (K > PLAIN) {
-                                    const double of_xhat = f.q * f.xhat, of_v = f.q * f.v, of_r = f.q * f.r;
-                                    all[5] += f.q;
-                                    all[6] += of_xhat;
-                                    all[7] += of_xhat * f.xhat;
-                                    all[8] += of_v;
-                                    all[9] += of_v * f.xhat;
-                                    all[10] += of_r;
-                                    all[11] += of_r * f.xhat;
-                                }
-                            });
+#pragma unroll 1
+    for (unsigned stage = 0; stage < way.stages; stage++) {
+        Place places[BATCH<T, N>];
+#pragma unroll
+        for (unsigned k = 0; k < BATCH<T, N>; k++) places[k] = way.next(cut);
+        memory.staged.fetch(cut, tensors, from.mask, places);
+        const unsigned count = way.elements(cut);
+        unsigned at = threadIdx.x;
+#pragma unroll 1
+        for (unsigned n = 0; n < count; n++, at += BLOCK) {
+            if (!memory.staged.is_there(cut, at)) continue;
+            const Flows f = element.flows(memory.staged, at);
+            all[0] += f.g;
+            all[1] += f.g * f.xhat;
+            all[2] += f.v;
+            all[3] += f.v * f.xhat;
+            all[4] += f.v * f.g;
+            if constexpr (K > PLAIN) {
+                const double of_xhat = f.q * f.xhat, of_v = f.q * f.v, of_r = f.q * f.r;
+                all[5] += f.q;
+                all[6] += of_xhat;
+                all[7] += of_xhat * f.xhat;
+                all[8] += of_v;
+                all[9] += of_v * f.xhat;
+                all[10] += of_r;
+                all[11] += of_r * f.xhat;
+            }
+        }
     }
+    __syncthreads();
+    auto &parts = memory.parts;
 #pragma unroll
     for (unsigned k = 0; k < K; k++) parts[k][threadIdx.x] = all[k];
     __syncthreads();
-    // Of a channel all threads' sums are one, of columns those of every warp.
-    for (unsigned d = BLOCK / 2; d >= (cut.runs ? 1 : 32); d /= 2) {
+    // Of a channel all threads' sums are one, of columns those that are so many apart.
+    for (unsigned d = BLOCK / 2; d >= (cut.runs ? 1 : TILE_COLUMNS); d /= 2) {
         if (threadIdx.x < d) {
 #pragma unroll
             for (unsigned k = 0; k < K; k++) parts[k][threadIdx.x] += parts[k][threadIdx.x + d];
@@ -296,25 +237,25 @@ __device__ void sums(const Cut &cut, const Channels<AccOf<T>> &by, const Reads<T
         if (threadIdx.x < K) partials[u64(blockIdx.x) * K + threadIdx.x] = parts[threadIdx.x][0];
         return;
     }
-    const u64 tiles = (cut.width + 31) / 32, column = blockIdx.x % tiles * 32 + threadIdx.x;
-    if (threadIdx.x < 32 && column < cut.width) {
-        double *const to = partials + (blockIdx.x / tiles * cut.width + column) * K;
+    const u64 block = anew(blockIdx.x), column = way.column_of(cut, block) + threadIdx.x;
+    if (threadIdx.x < TILE_COLUMNS && column < cut.width) {
+        double *const to = partials + (way.part_of(cut, block) * cut.width + column) * K;
 #pragma unroll
         for (unsigned k = 0; k < K; k++) to[k] = parts[k][threadIdx.x];
     }
 }
 
-/// A warp for each channel: what its partial sums add up to, and what follows from that. `parts`: how many there are,
-/// or 0 where none have been made.
+/// What the partial sums of each channel add up to, if there are any, and what follows from that. A warp does so for a
+/// channel, or, where those of one are many, a block: a `team`.
 template <class A>
 __device__ void finalize(const Cut &cut, const Channels<A> &by, const Parameters<A> &parameters, unsigned k_of,
-                         const double *partials, Made *made) {
-    const u64 c = u64(blockIdx.x) * WARPS + threadIdx.x / 32;
-    if (c >= cut.channels) return; // a whole warp
-    const unsigned lane = threadIdx.x % 32;
+                         unsigned team, const double *partials, Made *made) {
+    const u64 c = (u64(blockIdx.x) * BLOCK + threadIdx.x) / team;
+    if (c >= cut.channels) return; // a whole team
+    const unsigned member = threadIdx.x % team;
     double s[CURVED] = {};
     const u64 join = cut.width / cut.row, columns = cut.runs ? 1 : join * cut.inner;
-    for (u64 n = lane; partials && n < cut.chunks * columns; n += 32) {
+    for (u64 n = member; partials && n < cut.chunks * columns; n += team) {
         const u64 part = n / columns, q = n % columns;
         const u64 column = q / cut.inner * cut.row + c * cut.inner + q % cut.inner;
         const double *const of = partials + (cut.runs ? c * cut.chunks + part : part * cut.width + column) * k_of;
@@ -327,7 +268,21 @@ __device__ void finalize(const Cut &cut, const Channels<A> &by, const Parameters
     for (unsigned k = 0; k < CURVED; k++) {
         for (unsigned d = 16; d > 0; d /= 2) s[k] += __shfl_xor_sync(~0u, s[k], d);
     }
-    if (lane != 0) return;
+    if (team > 32) {
+        __shared__ double of_warps[WARPS][CURVED];
+        if (threadIdx.x % 32 == 0) {
+#pragma unroll
+            for (unsigned k = 0; k < CURVED; k++) of_warps[threadIdx.x / 32][k] = s[k];
+        }
+        __syncthreads();
+#pragma unroll
+        for (unsigned k = 0; k < CURVED; k++) s[k] = 0;
+        for (unsigned warp = 0; warp < WARPS; warp++) {
+#pragma unroll
+            for (unsigned k = 0; k < CURVED; k++) s[k] += of_warps[warp][k];
+        }
+    }
+    if (member != 0) return;
     const auto of = by.of(c);
     const double invstd = of.invstd, weight = of.weight, scale = weight * invstd;
     const double v_weight = parameters.v_weight ? parameters.v_weight[c] : A(0);
@@ -362,33 +317,53 @@ __device__ void finalize(const Cut &cut, const Channels<A> &by, const Parameters
     if (!isfinite(of_weight) || !isfinite(h)) atomicOr(parameters.nonfinite, 1u);
 }
 
+/// What the coefficients make of the elements. Blocks begin with what the pass before read last, which the cache still
+/// has.
 template <class T, bool IS_CURVED>
 __device__ void apply(const Cut &cut, const Channels<AccOf<T>> &by, const Reads<T> &from,
                       const Follows<AccOf<T>> &follows, unsigned batch, const Made *made, const Writes<T> &to) {
     using A = AccOf<T>;
     using E = Element<T>;
-    Mine mine(cut);
-    if (mine.count == 0) return;
-    const Elements<T, IS_CURVED> element = {from, {follows}, cut.lanes};
-    const Channel<A> channel(by.of(mine.channel));
-    const Made m = made[mine.channel];
-    mine.each<BATCH<T>>([&](u64 at) { return element.load(at); },
-                        [&](const Loaded<T> &values, u64 at) {
-                            const Flows f = element.flows(channel, values);
-                            const double u = m.scale * f.v + m.u_xhat * f.xhat + m.u_one + f.r;
-                            double x = m.x_g * f.g, h = 0;
-                            if (batch) x += m.x_v * f.v + m.x_xhat * f.xhat + m.x_one;
-                            if constexpr (IS_CURVED) {
-                                h = times(f.q, u);
-                                x += m.scale * h;
-                            }
-                            if (to.gg_grad_y) to.gg_grad_y[at] = E::narrow(A(times(f.slope, u)));
-                            if (to.gg_x) to.gg_x[at] = E::narrow(A(x));
-                            if (to.gg_residual) to.gg_residual[at] = E::narrow(A(h));
-                        });
+    constexpr unsigned N = IS_CURVED ? 5 : 4;
+    __shared__ Staged<T, N> staged;
+    Way<T, N> way(cut, gridDim.x - 1 - blockIdx.x);
+    const auto values =
+        of_channel<Values<A>>(cut, way.channel, &staged, [&](unsigned channel) { return by.of(channel); });
+    const Made m = of_channel<Made>(cut, way.channel, &staged, [&](unsigned channel) { return made[channel]; });
+    const Elements<T, N, IS_CURVED> element = {from, {follows}, Channel<A>(values)};
+    const T *tensors[N];
+    element.tensors(tensors);
+#pragma unroll 1
+    for (unsigned stage = 0; stage < way.stages; stage++) {
+        Place places[BATCH<T, N>];
+#pragma unroll
+        for (unsigned k = 0; k < BATCH<T, N>; k++) places[k] = way.next(cut);
+        staged.fetch(cut, tensors, from.mask, places);
+        const unsigned count = way.elements(cut);
+        unsigned at = threadIdx.x;
+#pragma unroll 1
+        for (unsigned n = 0; n < count; n++, at += BLOCK) {
+            if (!staged.is_there(cut, at)) continue;
+            const Flows f = element.flows(staged, at);
+            const double u = m.scale * f.v + m.u_xhat * f.xhat + m.u_one + f.r;
+            double x = m.x_g * f.g, h = 0;
+            if (batch) x += m.x_v * f.v + m.x_xhat * f.xhat + m.x_one;
+            if constexpr (IS_CURVED) {
+                h = times(f.q, u);
+                x += m.scale * h;
+            }
+            if (to.gg_x) staged.at(X, at) = E::narrow(A(x));
+            if (to.gg_grad_y) staged.at(GRAD_Y, at) = E::narrow(A(times(f.slope, u)));
+            if (to.gg_residual) staged.at(V_X, at) = E::narrow(A(h));
+        }
+        __syncthreads();
+        if (to.gg_x) staged.flush(cut, X, to.gg_x, places);
+        if (to.gg_grad_y) staged.flush(cut, GRAD_Y, to.gg_grad_y, places);
+        if (to.gg_residual) staged.flush(cut, V_X, to.gg_residual, places);
+    }
 }
 
-#define ENTRY extern "C" __global__ void __launch_bounds__(BLOCK, 1)
+#define ENTRY extern "C" __global__ void __launch_bounds__(BLOCK, 2)
 #define KIND(name, T, kind, K)                                                                                         \
     ENTRY double_backward_sums##kind##_##name(Cut cut, Channels<AccOf<T>> by, Reads<T> from,                           \
                                               Follows<AccOf<T>> follows, double *partials) {                           \
@@ -404,8 +379,8 @@ __device__ void apply(const Cut &cut, const Channels<AccOf<T>> &by, const Reads<
     KIND(name, T, _curved, CURVED)
 #define FINALIZE(name, A)                                                                                              \
     ENTRY double_backward_finalize_##name(Cut cut, Channels<A> by, Parameters<A> parameters, unsigned sums,            \
-                                          const double *partials, Made *made) {                                        \
-        finalize(cut, by, parameters, sums, partials, made);                                                           \
+                                          unsigned team, const double *partials, Made *made) {                         \
+        finalize(cut, by, parameters, sums, team, partials, made);                                                     \
     }
 
 DOUBLE_BACKWARD(f64, double)

@@ -69,10 +69,10 @@ template <class Index> struct Walk {
 
 /// Which way a thread goes over its vectors.
 struct Forth {
-    template <class Index> static __device__ void step(Walk<Index> &walk, const Geometry &g) { walk.next(g); }
+    template <class Any> static __device__ void step(Any &walk, const Geometry &g) { walk.next(g); }
 };
 struct Back {
-    template <class Index> static __device__ void step(Walk<Index> &walk, const Geometry &g) { walk.previous(g); }
+    template <class Any> static __device__ void step(Any &walk, const Geometry &g) { walk.previous(g); }
 };
 struct Nothing {
     template <class... Any> __device__ void operator()(const Any &...) const {}
@@ -86,14 +86,15 @@ template <class Load> __device__ auto each(Load load) {
 }
 /// Goes over `left` vectors from `walk` on, a multiple of `N`, by straight code: no load depends on a condition, and
 /// all loads of a batch of `N` are in flight before the first is waited for. `fetch(at, items)` loads what belongs to
-/// the vectors of a batch, `use(item, at, true)` is called in their order, `after(N)` after each batch.
-template <unsigned N, class Way, class Item, class Index, class Fetch, class Use, class After>
-__device__ __forceinline__ void in_batches(const Geometry &g, Walk<Index> &walk, unsigned left, Fetch fetch, Use use,
+/// the vectors of a batch, `use(item, at, true)` is called in their order, `after(N)` after each batch. A walk is a
+/// `Walk`, or what has its place and its steps.
+template <unsigned N, class Way, class Item, class AnyWalk, class Fetch, class Use, class After>
+__device__ __forceinline__ void in_batches(const Geometry &g, AnyWalk &walk, unsigned left, Fetch fetch, Use use,
                                            After after) {
 #pragma unroll 1
     for (; left > 0; left -= N) {
         Item items[N];
-        Index at[N];
+        decltype(walk.at) at[N];
 #pragma unroll
         for (unsigned k = 0; k < N; k++) {
             at[k] = walk.at;
@@ -109,8 +110,8 @@ __device__ __forceinline__ void in_batches(const Geometry &g, Walk<Index> &walk,
 /// The same of any number of vectors, whose loads are as far ahead of their use, but which are used in a loop: where
 /// they do not make up a batch, or what is done with one is too long to stand there several times. Where they are not
 /// `aligned`, one at a time. `begin` is called with each batch, and its number, before its first vector is used.
-template <unsigned N, class Way, class Index, class Load, class Use, class Begin, class After>
-__device__ __forceinline__ void in_turn(const Geometry &g, Walk<Index> &walk, unsigned left, bool aligned, Load load,
+template <unsigned N, class Way, class AnyWalk, class Load, class Use, class Begin, class After>
+__device__ __forceinline__ void in_turn(const Geometry &g, AnyWalk &walk, unsigned left, bool aligned, Load load,
                                         Use use, Begin begin, After after) {
     using Item = decltype(load(walk.at, true));
 #pragma unroll 1
@@ -215,8 +216,8 @@ template <class A> union Shared {
 __device__ inline unsigned half_above(unsigned n) { return n > 1 ? 1u << (31 - __clz(n - 1)) : 0; }
 
 /// Merges the parts of threads that are `stride` apart, `rows` of them; what comes back counts in row 0.
-template <class Rule>
-__device__ Part fold(Part *stage, Part own, unsigned row, unsigned rows, unsigned stride) {
+template <class Rule, class P>
+__device__ P fold(P *stage, P own, unsigned row, unsigned rows, unsigned stride) {
     const bool works = row < rows;
     if (works) stage[threadIdx.x] = own;
     __syncthreads();

@@ -5,9 +5,17 @@
 
 struct Group {
     unsigned blocks, kept;
+    /// Groups that begin at once; as many after them begin `late` nanoseconds later.
+    unsigned early, late;
     double2 *partials;
     unsigned *words;
 };
+
+/// Half of the groups that the device has at first begin half a round later, so that they read and write while the
+/// others wait. What sets groups apart lasts: they share the memory's rate, none overtakes.
+__device__ inline void begin(const Group &group) {
+    if (blockIdx.x / group.blocks - group.early < group.early) __nanosleep(group.late);
+}
 
 /// Shared memory of a block: vectors that it keeps, and what its threads need of each other.
 struct Room {
@@ -177,6 +185,7 @@ __device__ inline bool arrive(const Geometry &g, const Group &group, unsigned ch
 template <class Finish>
 __device__ void meet(const Geometry &g, const Group &group, unsigned channels, const Room &room, Finish finish) {
     constexpr unsigned TOP = 1u << 31;
+    constexpr unsigned SHORTEST = 32, LONGEST = 256; // nanoseconds between polls
     unsigned *const word = anew(group.words) + blockIdx.x / anew(group.blocks) * 32;
     unsigned before, now;
     const bool alone = group.blocks == 1;
@@ -188,11 +197,12 @@ __device__ void meet(const Geometry &g, const Group &group, unsigned channels, c
             asm volatile("red.add.release.gpu.global.u32 [%0], %1;" ::"l"(word), "r"(TOP - group.blocks) : "memory");
         }
     } else if (threadIdx.x == 0) {
-        // Relaxed: each acquire would empty the cache that the multiprocessor's other blocks read through.
-        for (;;) {
+        // Relaxed: each acquire would empty the cache that the multiprocessor's other blocks read through. Ever less
+        // often, as all polls of a group go to one place, up to a bound on how late this block can be.
+        for (unsigned pause = SHORTEST;; pause = min(2 * pause, LONGEST)) {
             asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(word) : "memory");
             if ((before ^ now) & TOP) break;
-            __nanosleep(32);
+            __nanosleep(pause);
         }
         asm volatile("fence.acq_rel.gpu;" ::: "memory");
     }

@@ -68,6 +68,7 @@ __device__ void backward_resident(const Geometry &g, const Group &group, const C
     constexpr int W = 16 / sizeof(T);
     extern __shared__ uint4 shared[];
     const Room room(shared, g, 2 * g.threads * group.kept);
+    begin(group);
     if (threadIdx.x == 0) room.arrival[2] = blockIdx.x % group.blocks;
     __syncthreads();
     for (unsigned slice = blockIdx.x / group.blocks; slice < g.slices; slice += gridDim.x / group.blocks) {

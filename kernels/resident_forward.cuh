@@ -126,6 +126,7 @@ __device__ void forward_resident(const Geometry &g, const Group &group, const Ou
     for (unsigned c = blockIdx.x * blockDim.x + threadIdx.x; c < g.channels; c += gridDim.x * blockDim.x) {
         out.save_parameters(c);
     }
+    begin(group);
     if (threadIdx.x == 0) room.arrival[2] = blockIdx.x % group.blocks;
     __syncthreads();
     for (unsigned slice = blockIdx.x / group.blocks; slice < g.slices; slice += gridDim.x / group.blocks) {

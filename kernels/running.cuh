@@ -32,12 +32,16 @@ template <class A> struct Running {
         if (!mean || (count == 0 && !has(NAN_OF_NONE))) return;
         double batch_var = squares / (has(BIASED) || count == 1 ? count : count - 1) / scale / scale;
         if (count == 0) batch_mean = batch_var = not_a_number();
+        take(c, batch_mean, batch_var, count == 1 && has(KEEP_VAR_OF_ONE));
+    }
+    /// A batch of this mean and variance, or of the mean alone.
+    __device__ void take(unsigned c, double batch_mean, double batch_var, bool keeps_var) const {
         if (has(SKIP_NONFINITE) && !(isfinite(A(batch_mean)) && isfinite(A(batch_var)))) {
             if (skipped) skipped[c] += 1;
             return;
         }
         blend(mean + c, weight(factor, c), batch_mean);
-        if (count != 1 || !has(KEEP_VAR_OF_ONE)) blend(var + c, weight(var_factor, c), batch_var);
+        if (!keeps_var) blend(var + c, weight(var_factor, c), batch_var);
     }
 
   private:

@@ -192,17 +192,18 @@ struct Largest {
 };
 
 /// The definition, for channels whose sums are not finite (an infinity or a NaN among the values, or squares beyond the
-/// type) or whose squares are `small`. The mean counts from `base`: 0 where distances from a value may overflow.
-template <class T>
-__device__ Spread wide_moments(u64 count, unsigned channel, unsigned channels, u64 inner, const T *x, double base,
-                               bool small) {
+/// type) or whose squares are `small`. The mean counts from `base`: 0 where distances from a value may overflow. Of all
+/// `values` those that `keeps(number, place)` counts, of which there are `count`.
+template <class T, class Count, class Keeps>
+__device__ Spread wide_moments(u64 values, Count count, unsigned channel, unsigned channels, u64 inner, const T *x,
+                               double base, bool small, Keeps keeps) {
     const auto each = [&](auto rule, auto term) {
         Part part = {0, 0, 0};
 #pragma unroll 1
-        for (u64 n = thread_anew() % 32; n < count; n += 32) {
+        for (u64 n = thread_anew() % 32; n < values; n += 32) {
             const u64 outer = n / inner, i = n % inner;
             const u64 at = (outer * channels + channel) * inner + i;
-            rule.merge(part, {0, term(double(Element<T>::widen(x[at]))), 0});
+            if (keeps(n, at)) rule.merge(part, {0, term(double(Element<T>::widen(x[at]))), 0});
         }
         return warp_merge<decltype(rule)>(part).first;
     };
@@ -221,6 +222,12 @@ __device__ Spread wide_moments(u64 count, unsigned channel, unsigned channels, u
         return distance * distance;
     });
     return {base, offset / shrink, squares, scale * shrink};
+}
+
+template <class T>
+__device__ Spread wide_moments(u64 count, unsigned channel, unsigned channels, u64 inner, const T *x, double base,
+                               bool small) {
+    return wide_moments(count, count, channel, channels, inner, x, base, small, [](u64, u64) { return true; });
 }
 
 /// A channel's part of a record: the mean, `base + offset`, and what rounding left of it; the variance; the count.

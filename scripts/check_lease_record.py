@@ -13,7 +13,7 @@ import tempfile
 
 SCRIPT = pathlib.Path(__file__).parent / "lease_record.py"
 MULTIPROCESSORS, RATE = 132, 4.2e12
-COSTS = {"turn": 2600, "barrier": 4100, "merge": 250, "launch": 1800, "bandwidth": 4_200_000}
+COSTS = {"turn": 2600, "barrier": 4100, "merge": 250, "tile": 640, "launch": 1800, "bandwidth": 4_200_000}
 
 
 def turns():
@@ -26,6 +26,13 @@ def turns():
                 yield {"measure": "turn", "blocks": blocks, "channels": channels, "rounds": rounds, "seconds": seconds}
 
 
+def tiles():
+    # By more bytes per second than a copy moves.
+    for size, blocks in ((1 << 29, 2112), (1 << 31, 2000)):
+        seconds = 1e-9 * (2 * COSTS["launch"] + -(-blocks // MULTIPROCESSORS) * COSTS["tile"]) + size / (1.1 * RATE)
+        yield {"measure": "tile", "bytes": size, "seconds": seconds, "plan": f"1 slices of 8 channels: {blocks} blocks"}
+
+
 def speed(peer, seconds, **more):
     line = {"peer": peer, "op": "bwd_relu", "shape": [256, 512, 28, 28], "layout": "nhwc", "dtype": "f16"}
     return line | {"threads": 0, **({"median_s": seconds} if seconds else {})} | more
@@ -36,6 +43,7 @@ def archive(path, device, without=()):
         return "".join(json.dumps(line) + "\n" for line in lines)
 
     row = {"measure": "row", "step": "forward", "all_channels": 64, "row_bytes": 32, "bytes": 4 << 20, "seconds": 1e-6}
+    offset = {"measure": "offset", "step": "forward", "shape": "256x512", "at_once": True, "seconds": 2e-6, "plan": ""}
     host = {"measure": "host", "step": "forward", "shape": "256x1024", "layout": "nc", "tracked": True}
     files = {
         "summary.txt": "batchnorm, leased device, commit 1234\n0 steps did not end well; 480 s of 510\n",
@@ -44,6 +52,8 @@ def archive(path, device, without=()):
         "copy.log": "MiB per tensor, GB/s\n   16    9000.5    9100.0\n 1024    4200.0    4300.0\n 4096    4200.0    4250.0\n",
         "modules-cold.log": "split_f32 sm_75: 900.0 ms\n16 modules in 12000.0 ms\n",
         "turns.jsonl": jsonl(turns()),
+        "tiles.jsonl": jsonl(tiles()),
+        "offsets.jsonl": jsonl([offset]),
         "rows.jsonl": jsonl([row]),
         "reads.jsonl": jsonl([{"measure": "read", "kernel": "read_plain_8", "shared_bytes": 0, "gb_per_s": 3900.0}]),
         "host.jsonl": jsonl([host | {"host_s": 9e-6, "call_s": 1e-5, "device_s": None}]),
@@ -90,6 +100,7 @@ def main():
             ("measured.md", "| read_plain_8 | 0 | 3900.0 | 0.43 |"),
             ("measured.md", "| PTX, nothing cached | 16 modules in 12000.0 ms |"),
             ("measured.md", "| 1000 | 0 |"),
+            ("measured.md", "| forward | 256x512 | at once | 2.0 |"),
             ("cudnn.md", "| bwd_relu | 256x512x28x28 | nhwc | f16 | 200.0 | 300.0 | 1.50 |"),
             ("cudnn.md", "| bwd_relu | 256x512x28x28 | nhwc | bf16 | no / bf16 |"),
             ("README.md", "Not in the archive: speed-split.jsonl, "),

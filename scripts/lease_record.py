@@ -103,6 +103,20 @@ def line_through(points):
     return y - slope * x, slope
 
 
+def tile(lines, launch, multiprocessors):
+    """Nanoseconds that a multiprocessor takes for a tile beside its bytes, by two passes that only read, each of two
+    launches; None where not measured. The time that bytes take is what the two differ by."""
+    passes = []
+    for line in lines:
+        if blocks := re.search(r": (\d+) blocks", line["plan"]):
+            passes.append((line["bytes"], -(-int(blocks[1]) // multiprocessors), 1e9 * line["seconds"] - 2 * launch))
+    if len(passes) < 2:
+        return None
+    (few, tiles, time), (many, tiles_of_many, longer) = sorted(passes)[0], sorted(passes)[-1]
+    # time = bytes * each + tiles * what is asked
+    return (time * many - longer * few) / (tiles * many - tiles_of_many * few)
+
+
 def costs(lease):
     """Constants of plans by name, as far as they were measured."""
     copies, found = lease.copies(), {}
@@ -123,6 +137,9 @@ def costs(lease):
     if len({steps for steps, _ in waits}) > 1:
         barrier, merge = line_through(waits)
         found["barrier"], found["merge"] = round(barrier), round(merge)
+    sums = tile(lease.lines("tiles.jsonl"), launch, lease.multiprocessors())
+    if sums is not None:
+        found["tile"] = round(sums)
     return {name: max(0, value) for name, value in found.items()}
 
 
@@ -168,6 +185,13 @@ def measured(lease, found):
         [t["blocks"], t["channels"], t["rounds"], microseconds(t["seconds"])] for t in lease.lines("turns.jsonl")
     ]
     section("Turns of groups", ["blocks", "channels of a slice", "rounds", "us"], rows)
+    rows = [[t["bytes"] >> 20, microseconds(t["seconds"]), gb(t)] for t in lease.lines("tiles.jsonl")]
+    section("Statistics alone", ["MiB", "us", "GB/s"], rows)
+    rows = [
+        [o["step"], o["shape"], "at once" if o["at_once"] else "half of them later", microseconds(o["seconds"])]
+        for o in lease.lines("offsets.jsonl")
+    ]
+    section("When groups begin", ["step", "shape", "groups begin", "us"], rows)
     rows = [
         [r["step"], r["all_channels"], r["row_bytes"], microseconds(r["seconds"]), gb(r)]
         for r in lease.lines("rows.jsonl")
@@ -238,7 +262,7 @@ def main():
         out = base.with_name(f"{base.name}-{count}")
     out.mkdir(parents=True)
 
-    wanted = ["copy.log", "turns.jsonl", "rows.jsonl", "reads.jsonl", "host.jsonl", "repeats.jsonl", "report/report.md"]
+    wanted = ["copy.log", "turns.jsonl", "tiles.jsonl", "offsets.jsonl", "rows.jsonl", "reads.jsonl", "host.jsonl", "repeats.jsonl", "report/report.md"]
     wanted += [f"speed-{name}.jsonl" for name in ("cuda", "split", "resident", "untracked", "cudnn", "torch", "compile")]
     missing = [name for name in wanted if not lease.text(name).strip()]
     for name, data in lease.files.items():

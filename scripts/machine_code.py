@@ -36,7 +36,15 @@ HOT = {
     r"stats_\w+_v": 1,
     r"(apply|backward_sums|backward_apply)_\w+_v": 3,
     r"(forward|backward)_resident_\w+": 5,
+    # Loops over stages, which have a loop over what a thread takes of one inside.
+    r"double_backward_(sums|apply)_\w+": 1,
+    r"masked_(stats|backward_apply)_\w+_v": 1,
 }
+# Those whose loops are not the innermost ones, and those that take derivatives, which divide, but not by what places need.
+STAGED = r"double_backward_(sums|apply)_\w+"
+CURVED = r"double_backward_(sums|apply)_curved_\w+"
+# Kernels with a loop for any activation beside those, which may divide.
+ANY_TOO = r"masked_backward_apply_\w+_v"
 # 16-byte loads that each has in flight, at least: in a pass that mostly reads (of the resident kernels, and of those that
 # only sum, loops of a batch with as many loads), and in others.
 READING, LEAST = 8, 4
@@ -141,7 +149,7 @@ class Kernel:
             self.after.append([block for block in to if block is not None])
 
     def loops(self):
-        """Innermost natural loops: their header, and the blocks of each."""
+        """Natural loops: their header, and the blocks of each. The innermost ones, or, of what works by stages, all."""
         before = collections.defaultdict(list)
         for k, to in enumerate(self.after):
             for block in to:
@@ -158,7 +166,8 @@ class Kernel:
                         if block not in body:
                             body.add(block)
                             left += before[block]
-        inner = {h: body for h, body in loops.items() if not any(o in body for o in loops if o != h)}
+        nested = re.fullmatch(STAGED, self.name)
+        inner = {h: body for h, body in loops.items() if nested or not any(o in body for o in loops if o != h)}
         return sorted(inner.items())
 
     def dominators(self, before):
@@ -316,7 +325,8 @@ def misses(name, loops):
         least = of(FEWER, READING) if reads else LEAST
         if loop.in_flight < least:
             yield f"a loop has {loop.in_flight} loads in flight, of at least {least}"
-    if any(loop.divisions for loop in loops):
+    is_judged = hot if re.fullmatch(ANY_TOO, name) else loops
+    if any(loop.divisions for loop in is_judged) and not re.fullmatch(CURVED, name):
         yield "divides in a loop over vectors"
 
 

@@ -24,7 +24,6 @@ CAP = 0.93  # of a copy's rate, where nothing else bounds a phase
 NEEDED = 35 << 10  # bytes that a multiprocessor must have in flight for that, where it only reads
 ISSUED = 2.8  # of its four instructions per clock
 CACHED, HIT = 0.75, 0.5  # the part of the L2 that holds what was read last; what a byte from there costs
-ALONE = 1.4  # times its fair share that a block takes where others take none
 
 # Fractions of the copy's rate at the fewest bytes, by what is computed and how large a tensor is.
 BAR = {"inference": 0.92, "forward, split": 0.58, "backward, split": 0.52}
@@ -75,6 +74,10 @@ class Kernels:
         issue = min(1.0, bytes_per_clock / (COPY / MULTIPROCESSORS / CLOCK))
         return CAP * min(latency, issue), "loads in flight" if latency < issue else "instructions"
 
+    def alone(self, name):
+        """How many times its fair share a block gets that is alone on its multiprocessor, which fits two."""
+        return 2 * self.rate(name, 1.0, 1)[0] / self.rate(name, 1.0, 2)[0]
+
     def writing(self, name):
         """The loop that stores most of what was kept at a time; others take what is left, or numbers out of range."""
         stores = [loop for loop in self.loops[name] if loop["stores"] and not loop["loads"]]
@@ -85,6 +88,25 @@ def again(size):
     """Bytes that reading again what was read last is worth."""
     hits = min(size, CACHED * L2)
     return hits * HIT + (size - hits)
+
+
+def together(units, read, wait, write, most):
+    """Seconds until units have done all their slices. `units`: how many there are, slices of each, and when these
+    begin; each slice is read, waited for and written. Those that move anything share the rate alike, none has more than
+    `most` of it; `read` and `write` are seconds at the whole rate."""
+    left = [[(False, late)] + slices * [(True, read), (False, wait), (True, write)] for _, slices, late in units]
+    left, seconds = [steps[::-1] for steps in left], 0.0
+    while any(left):
+        moving = sum(count for (count, *_), steps in zip(units, left) if steps and steps[-1][0])
+        rate = min(most, 1 / max(moving, 1))
+        passed = min(amount / rate if moves else amount for moves, amount in (steps[-1] for steps in left if steps))
+        seconds += passed
+        for steps in filter(None, left):
+            moves, amount = steps.pop()
+            amount -= passed * rate if moves else passed
+            if amount > 1e-12:
+                steps.append((moves, amount))
+    return seconds
 
 
 def parse(text):
@@ -156,9 +178,10 @@ class Prediction:
         rows = 1 if self.layout == "nhwc" else 0
         short = rows and channels * 16 // lanes < 128 and slices > 1
         dear = {True: 1.05 if channels * 16 // lanes >= 64 else 1.3, False: 1.0}[bool(short)]
-        at_once = min(groups * blocks, SLOTS)
-        rounds = -(-slices // SLOTS) if blocks == 1 else -(-slices // groups)
-        share = min(1.0, at_once / SLOTS * ALONE)
+        units = min(groups, SLOTS // blocks)  # that there are at a time
+        rounds = -(-slices // units)
+        alone = kernels.alone(name)
+        share = min(1.0, units * blocks / SLOTS * alone)
         read = tensors * self.size / rounds
         spilled = again(read * (1 - kept / steps)) if kept < steps else 0.0
         reads, why = kernels.rate(name, 1.0, 2)
@@ -169,16 +192,26 @@ class Prediction:
         if blocks > 1:
             wait += costs["barrier"] + -(-blocks * channels // 2048) * costs["merge"]
         wait *= 1e-9
-        overlaps = rounds > 1 and (groups > 1 or blocks == 1)
-        turn = max(moved, moved / 2 + wait) if overlaps else moved + wait
+        # Half of them begin half a round later; or all at once.
+        late = (tensors + 1) * self.size / rounds / COPY / 2 if rounds > 1 and units > 1 else 0.0
+        parts = [dear / COPY * bytes * rounds / slices for bytes in ((read + spilled) / reads, write / writes)]
+        early, more = -(-units // 2), slices % units or units  # so many have a slice more than others
+
+        def when(late):
+            ends = [(min(early, more), rounds, 0.0), (max(early - more, 0), rounds - 1, 0.0)]
+            ends += [(max(more - early, 0), rounds, late), (min(units - more, units - early), rounds - 1, late)]
+            ends = [end for end in ends if end[0] > 0]
+            return together(ends, parts[0], wait, parts[1], alone * blocks / SLOTS)
+
+        seconds = when(late)
         self.lose("read again", rounds * spilled / COPY)
         self.lose_rate(why, rounds * (read + spilled), reads)
         self.lose_rate(why_writes, rounds * write, writes)
         self.lose("short rows", rounds * moved * (1 - 1 / dear))
         self.lose("idle blocks", rounds * moved * (1 - share))
-        self.lose("waiting", rounds * (turn - moved))
-        self.in_step = rounds * (moved + wait - turn)
-        return rounds * turn + costs["launch"] * 1e-9
+        self.lose("waiting", seconds - rounds * moved)
+        self.in_step = when(0.0) - seconds
+        return seconds + costs["launch"] * 1e-9
 
     def limiters(self):
         """What most is lost by, beside the floor."""
@@ -216,7 +249,7 @@ class Prediction:
 # By what is lost most: why no change of these kernels mends it, and what would.
 REASONS = {
     "read again": "shared memory and L2 hold less than the tensor, whose rest is read twice; a device with more of them",
-    "waiting": "one round: everything is read, all blocks wait, everything is written; a larger batch, or hardware clusters for groups of at most 8 blocks",
+    "waiting": "nothing moves while all blocks wait: in the last round always, which of small tensors is the only one, and in others where what the rest has to move is done sooner; a larger batch, a cheaper turn, or hardware clusters for groups of at most 8 blocks",
     "launches": "three launches against a few microseconds of traffic, where one by waiting blocks would be no faster; hardware clusters",
     "ramps": "phases of reading and writing begin and end; within the model's error",
     "idle blocks": "fewer slices than blocks, and none large enough to share; a larger batch",
@@ -245,8 +278,9 @@ def page(kernels, costs, rows):
         f"loop's instructions take more than {ISSUED} of 4 issue slots a clock at {CLOCK / 1e9:.2f} GHz; {CACHED} of the {L2 >> 20} MB cache holds what was",
         f"read last, at {HIT} of the price; a turn of a block {costs['turn'] / 1e3:.1f} us, {costs['barrier'] / 1e3:.1f} us more where blocks wait for each other,",
         f"{costs['merge'] / 1e3:.1f} us for each 2048 partial sums, {costs['launch'] / 1e3:.1f} us a launch; cold cache, nothing else on the device.\n",
-        "In parentheses: if all groups went in step, so that none moves anything while another waits. They start together, and what",
-        "keeps them apart is chance: which of the two is nearer to the truth is the first thing to measure.\n",
+        "Where each group takes several slices, half of the groups begin half a round later than the others. All that move something",
+        "share the rate alike, which keeps them as far apart as they began; a block alone on its multiprocessor gets 1.9 times its share, by",
+        "the loads that it has in flight. In parentheses: if all groups went in step, so that none moves anything while another waits.\n",
         "*Plan*: groups x blocks of a group, `blocks` where each takes a slice by itself, `split` where several launches are taken.",
         "*Lost to*: parts of the step's time.\n",
         "| case | MB | plan | forward | bar | lost to | plan | backward | bar | lost to |",

@@ -21,6 +21,7 @@ use sweep::Sweep;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 mod measure; // cudarc's switch for its events
+mod steps;
 mod sweep;
 #[path = "../../benches/table/mod.rs"]
 mod table;
@@ -63,6 +64,10 @@ struct Arguments {
     /// Write JSON lines instead of a table.
     #[arg(long)]
     json: bool,
+    /// How many times a plain training step one by a mask, with renormalization or of ghost batches takes,
+    /// instead of the table; on the CPU.
+    #[arg(long, conflicts_with_all = ["engine", "quick", "large", "json", "list"])]
+    steps: bool,
     /// Print the names of the cases and time nothing.
     #[arg(long)]
     list: bool,
@@ -98,6 +103,10 @@ enum FamilyName {
 enum Measure {
     /// Turns of groups, by their blocks and channels.
     Turns,
+    /// A pass that only reads, of the kernels that read a tensor twice.
+    Tiles,
+    /// Steps half of whose groups begin later, and the same where all begin at once.
+    Offsets,
     /// Slices whose rows are 32 to 256 bytes wide.
     Rows,
     /// One launch of the largest group, 1000 times: the same bits each time?
@@ -137,10 +146,17 @@ fn measure(what: Measure) -> Result<()> {
     const EFFORT: measure::Effort = measure::EFFORT;
     const SMALL: [(&[usize], &str); 3] =
         [(&[256, 1024], "nc"), (&[32, 64, 14, 14], "nhwc"), (&[8, 512, 7, 7], "nchw")];
+    const SEVERAL_SLICES: [(&[usize], &str); 3] = [
+        (&[256, 512, 28, 28], "nhwc"),
+        (&[256, 1024, 14, 14], "nhwc"),
+        (&[128, 64, 112, 112], "nchw"),
+    ];
     let engine = measure::untracked(0)?;
     match what {
         Measure::Turns => measure::turns(EFFORT, &engine, &[1, 2, 8, 33, 66, 131, 262], print),
         Measure::Rows => measure::rows(EFFORT, &engine, (256, 28), &[64, 256, 512, 1024], print),
+        Measure::Tiles => measure::tiles(EFFORT, &engine, &[1 << 19, 1 << 21], 512, print),
+        Measure::Offsets => measure::offsets(EFFORT, &engine, &SEVERAL_SLICES, print),
         Measure::Repeats => measure::repeats(&engine, &[256, 64, 56, 56], 1000, print),
         Measure::Host => {
             measure::host(EFFORT, &engine, false, &SMALL, print)?;
@@ -169,6 +185,9 @@ fn main() -> Result<ExitCode> {
         return measure(what).map(|()| ExitCode::SUCCESS);
     }
     let words: Vec<&str> = arguments.filter.split_whitespace().collect();
+    if arguments.steps {
+        return steps::compare(&Cpu::default(), &words, arguments.rounds);
+    }
     let mut cases = match arguments.large {
         true => table::large_cases()?,
         false => table::cases(arguments.quick)?,

@@ -9,7 +9,7 @@ use batchnorm::cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_
 use batchnorm::cudarc::driver::sys::{CUdevice_attribute, CUgraphInstantiate_flags};
 use batchnorm::{
     Backward, Cuda, DType, Device, Element, Engine, Family, ForwardTrain, Memory, Op, Request,
-    Saved, Shape, Tuning,
+    Saved, Shape, Stats, Tuning,
 };
 use half::f16;
 use serde_json::{Value, json};
@@ -177,6 +177,60 @@ pub fn rows(
                 }))?;
             }
         }
+    }
+    Ok(())
+}
+
+/// What it is worth that half of the groups of a step begin later: tensors whose groups take several slices each.
+pub fn offsets(
+    effort: Effort,
+    engine: &Cuda,
+    shapes: &[(&[usize], &str)],
+    mut line: impl FnMut(Value) -> Result<()>,
+) -> Result<()> {
+    for (dims, layout) in shapes {
+        let case = Case::parse("fwd_train", dims, layout, "f16")?;
+        let mut step = Step::<f16>::new(engine, &case)?;
+        for at_once in [false, true] {
+            let tuned = engine.tuned(groups(0, 0).at_once(at_once));
+            for (name, op) in [("forward", Op::ForwardTrain), ("backward", Op::Backward)] {
+                let plan = explain(&tuned, &step.shape, DType::F16, op)?;
+                let seconds = match op {
+                    Op::Backward => seconds(effort, &tuned, |engine| step.backward(engine))?,
+                    _ => seconds(effort, &tuned, |engine| step.forward(engine))?,
+                };
+                line(json!({
+                    "measure": "offset", "step": name, "shape": case.dims_name(), "at_once": at_once,
+                    "seconds": seconds, "plan": plan,
+                }))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the sums of tiles take of the kernels that read a tensor twice: the pass that only reads, over so many
+/// rows of channels.
+pub fn tiles(
+    effort: Effort,
+    engine: &Cuda,
+    of_rows: &[usize],
+    channels: usize,
+    mut line: impl FnMut(Value) -> Result<()>,
+) -> Result<()> {
+    let tuned = engine.tuned(Tuning::new(Family::Split));
+    let on = tuned.memory();
+    let mut record = on.zeros::<f64>(3 * channels + 1)?;
+    for &rows in of_rows {
+        let shape = Shape::new(&[rows, channels], 1)?;
+        let x = on.zeros::<f16>(shape.len())?;
+        let plan = explain(&tuned, &shape, DType::F16, Op::Stats)?;
+        let seconds = seconds(effort, &tuned, |engine| {
+            let args = Stats::<Device, f16>::new(x.as_view(), record.as_view_mut());
+            Ok(engine.stats(&shape, args)?)
+        })?;
+        let bytes = 2 * shape.len();
+        line(json!({"measure": "tile", "bytes": bytes, "seconds": seconds, "plan": plan}))?;
     }
     Ok(())
 }

@@ -259,6 +259,8 @@ fn what_plans_count_on_is_measured() {
     let effort = measure::Effort { launches: 1, graphs: 1, calls: 1 };
     measure::turns(effort, &engine, &[1, 2, 9], &mut take).unwrap();
     measure::rows(effort, &engine, (2, 4), &[32], &mut take).unwrap();
+    measure::tiles(effort, &engine, &[64, 256], 16, &mut take).unwrap();
+    measure::offsets(effort, &engine, &[(&[4, 16, 6, 6], "nhwc")], &mut take).unwrap();
     measure::repeats(&engine, &[8, 16, 6, 6], 3, &mut take).unwrap();
     measure::host(effort, &engine, false, &[(&[8, 64], "nc")], &mut take).unwrap();
     let of = |name: &str| -> Vec<&Value> {
@@ -274,6 +276,14 @@ fn what_plans_count_on_is_measured() {
     }
     let widths: Vec<_> = of("row").iter().map(|row| row["row_bytes"].as_u64().unwrap()).collect();
     assert_eq!(widths, [32, 32, 64, 64]);
+    let tiles = of("tile");
+    assert_eq!([&tiles[0]["bytes"], &tiles[1]["bytes"]], [2048, 8192]);
+    for tile in tiles {
+        let plan = tile["plan"].as_str().unwrap();
+        assert!(plan.starts_with("cuda: stats, ") && plan.ends_with(" blocks"), "{plan}");
+    }
+    let begins: Vec<_> = of("offset").iter().map(|line| line["at_once"].clone()).collect();
+    assert_eq!(begins, [false, false, true, true]);
     assert_eq!(of("repeats")[0]["differ"], 0);
     assert_eq!(of("host").len(), 2);
     assert_eq!(device.faults(), [""; 0]);

@@ -1,6 +1,8 @@
 //! What layer normalization divides by, and what travels from its forward to its backward.
-use super::saved::{Opening, SavedBuffers, check_parameters, check_source};
-use crate::{DType, Error, Memory, Real, Result, Shape};
+use super::saved::{Opening, SavedBuffers, check_parameters, check_source, stride};
+use crate::{DType, Error, Host, Memory, Real, Result, Shape};
+#[cfg(feature = "cuda")]
+use {crate::Device, cudarc::driver::CudaViewMut};
 
 /// What eps is added to, where a row is divided by its deviation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -94,17 +96,74 @@ pub(crate) struct Forward {
     pub engine: &'static str,
 }
 
+/// One allocation, so that a launch has one argument to wait for and to record: the arrays of [`ByRow`], one
+/// behind the other.
 pub(crate) struct Buffers<M: Memory, P: Real> {
-    /// One per row.
-    pub mean: M::Buf<P>,
-    /// One per row: what rounding left of the mean.
-    pub mean_rest: M::Buf<P>,
-    /// One per row: [`EpsRule::root`].
-    pub root: M::Buf<P>,
-    /// One per feature, as in the forward; ones if absent.
-    pub weight: M::Buf<P>,
+    values: M::Buf<P>,
     rows: usize,
     features: usize,
+}
+
+/// What a forward saves: views, or where they start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ByRow<T> {
+    /// One per row.
+    pub mean: T,
+    /// One per row: what rounding left of the mean.
+    pub mean_rest: T,
+    /// One per row: [`EpsRule::root`].
+    pub root: T,
+    /// One per feature, as in the forward; ones if absent.
+    pub weight: T,
+}
+
+/// Arrays of a [`ByRow`] that have a value per row; the weight is behind them.
+const PER_ROW: usize = 3;
+
+impl<M: Memory, P: Real> Buffers<M, P> {
+    fn new(memory: &M, rows: usize, features: usize) -> Result<Self> {
+        let len = stride(rows).saturating_mul(PER_ROW).saturating_add(features);
+        Ok(Self { values: memory.unwritten(len)?, rows, features })
+    }
+    /// One of the arrays that have a value per row.
+    fn array(&self, index: usize) -> Option<M::View<'_, P>> {
+        let start = index * stride(self.rows);
+        M::part(&self.values, start..start + self.rows)
+    }
+    /// All of them, to ask where they are.
+    pub fn all(&self) -> M::View<'_, P> {
+        M::view(&self.values)
+    }
+}
+
+impl<P: Real> Buffers<Host, P> {
+    pub fn by_row(&self) -> ByRow<&[P]> {
+        let at = |index| &self.values[index * stride(self.rows)..];
+        let [mean, mean_rest, root] = [0, 1, 2].map(|index| &at(index)[..self.rows]);
+        ByRow { mean, mean_rest, root, weight: &at(PER_ROW)[..self.features] }
+    }
+    pub fn by_row_mut(&mut self) -> ByRow<&mut [P]> {
+        let (stride, rows) = (stride(self.rows), self.rows);
+        let mut rest = &mut self.values[..];
+        let [mean, mean_rest, root] = [(); PER_ROW].map(|()| {
+            let (array, behind) = std::mem::take(&mut rest).split_at_mut(stride);
+            rest = behind;
+            &mut array[..rows]
+        });
+        ByRow { mean, mean_rest, root, weight: &mut rest[..self.features] }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<P: Real> Buffers<Device, P> {
+    pub fn all_mut(&mut self) -> CudaViewMut<'_, P> {
+        self.values.as_view_mut()
+    }
+    /// Bytes before each of the arrays.
+    pub fn offsets(&self) -> ByRow<u64> {
+        let of = |index: usize| (index * stride(self.rows) * size_of::<P>()) as u64;
+        ByRow { mean: of(0), mean_rest: of(1), root: of(2), weight: of(PER_ROW) }
+    }
 }
 
 /// An [`Opening`] of a [`LayerNormSaved`].
@@ -121,12 +180,12 @@ impl<M: Memory, P: Real> LayerNormSaved<M, P> {
     }
     /// The mean of every row, rounded to the parameters' type: length N for x `[N, C]`.
     pub fn mean(&self) -> Option<M::View<'_, P>> {
-        self.0.filled().map(|buffers| M::view(&buffers.mean))
+        self.0.filled()?.array(0)
     }
     /// The root that every row was divided by, before an eps outside of it: `sqrt(var + eps)`, or `sqrt(var)`
     /// under [`EpsRule::Std`]. Length N for x `[N, C]`.
     pub fn std(&self) -> Option<M::View<'_, P>> {
-        self.0.filled().map(|buffers| M::view(&buffers.root))
+        self.0.filled()?.array(2)
     }
 
     /// Buffers for a forward that is about to run. Until it says that they are filled, nothing is saved.
@@ -134,20 +193,10 @@ impl<M: Memory, P: Real> LayerNormSaved<M, P> {
         let shape = forward.shape;
         let (rows, features) = (shape.len() / shape.channels(), shape.channels());
         let fit = |buffers: &Buffers<M, P>| {
-            let here = memory.check_here("saved", &M::view(&buffers.mean)).is_ok();
+            let here = memory.check_here("saved", &buffers.all()).is_ok();
             here && buffers.rows == rows && buffers.features == features
         };
-        let make = || {
-            Ok(Buffers {
-                mean: memory.unwritten(rows)?,
-                mean_rest: memory.unwritten(rows)?,
-                root: memory.unwritten(rows)?,
-                weight: memory.unwritten(features)?,
-                rows,
-                features,
-            })
-        };
-        self.0.open(forward, fit, make)
+        self.0.open(forward, fit, || Buffers::new(memory, rows, features))
     }
 
     /// What a forward left, if there was one.

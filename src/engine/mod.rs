@@ -29,6 +29,7 @@ mod ptx;
 mod reference;
 mod renorm;
 mod saved;
+mod saved_given;
 mod saved_groups;
 
 pub(crate) use check::{check_eps, check_momentum, check_values_per_channel};
@@ -54,6 +55,7 @@ pub use penalty::{Constraint, Regularizer};
 pub use reference::Reference;
 pub use renorm::RenormClip;
 pub use saved::Saved;
+pub use saved_given::GivenStatistics;
 pub(crate) use saved_groups::Grouping;
 
 /// An algorithm for batch normalization on one kind of memory. A cheap handle: clones share one

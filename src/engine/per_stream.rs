@@ -1,7 +1,9 @@
 //! What the engines of one stream share: found again by whoever makes another engine there.
 use crate::Result;
+use crate::memory::thread_of;
 use cudarc::driver::CudaStream;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::ThreadId;
 
 /// What belongs to one stream, and keeps that alive: so no other stream has its handle meanwhile.
 pub(super) trait OfStream {
@@ -9,26 +11,33 @@ pub(super) trait OfStream {
 }
 
 /// A `T` for every stream on which there is one, until its last user drops it. A static of the engine.
-pub(super) struct PerStream<T>(Mutex<Vec<Weak<T>>>);
+pub(super) struct PerStream<T>(Mutex<Vec<(Option<ThreadId>, Weak<T>)>>);
 
 impl<T: OfStream> PerStream<T> {
     pub const fn new() -> Self {
         Self(Mutex::new(Vec::new()))
     }
 
-    /// That of this stream, or a new one. Streams are the same by handle and context, whoever wraps them.
+    /// That of this stream, or a new one. Streams are the same by handle and context, whoever wraps them; and by the
+    /// thread, where the handle means another one in each.
     pub fn get(&self, stream: &CudaStream, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|one| one.strong_count() > 0);
+        all.retain(|(_, one)| one.strong_count() > 0);
+        let thread = thread_of(stream);
         let is_its = |one: &Arc<T>| {
             let its = one.stream();
             its.cu_stream() == stream.cu_stream() && its.context() == stream.context()
         };
-        if let Some(one) = all.iter().filter_map(Weak::upgrade).find(is_its) {
+        if let Some(one) = all
+            .iter()
+            .filter(|(its, _)| *its == thread)
+            .filter_map(|(_, one)| one.upgrade())
+            .find(is_its)
+        {
             return Ok(one);
         }
         let one = Arc::new(make()?);
-        all.push(Arc::downgrade(&one));
+        all.push((thread, Arc::downgrade(&one)));
         Ok(one)
     }
 }

@@ -93,7 +93,7 @@ impl<T> ByChannel<T> {
 }
 
 /// Elements from one array to the next: each starts at a multiple of 256 bytes, as an allocation would.
-fn stride(channels: usize) -> usize {
+pub(super) fn stride(channels: usize) -> usize {
     channels.checked_next_multiple_of(64).unwrap_or(channels)
 }
 
@@ -117,6 +117,16 @@ impl<M: Memory, P: Real> Buffers<M, P> {
     fn array(&self, index: usize) -> Option<M::View<'_, P>> {
         let start = index * stride(self.channels);
         M::part(&self.values, start..start + self.channels)
+    }
+    /// Copies into one of the arrays, or sets it to zeros.
+    pub fn set(&mut self, memory: &M, index: usize, from: Option<M::View<'_, P>>) -> Result<()> {
+        let start = index * stride(self.channels);
+        let mut all = M::view_mut(&mut self.values);
+        let Some(to) = M::slice_mut(&mut all, start..start + self.channels) else { return Ok(()) };
+        match from {
+            Some(from) => memory.copy(from, to),
+            None => memory.zero(to),
+        }
     }
     /// All of them, to ask where they are.
     pub fn all(&self) -> M::View<'_, P> {

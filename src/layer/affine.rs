@@ -32,6 +32,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         residual: Option<M::View<'_, E>>,
         mask: Option<Mask<'_, M>>,
         mut y: M::ViewMut<'_, E>,
+        y_is_kept: bool,
         running: Option<&mut RunningStats<M, P>>,
         saved: Option<&mut Saved<M, P>>,
     ) -> Result<()> {
@@ -39,7 +40,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         let (x, residual) = (M::reborrow(&x), residual.as_ref().map(M::reborrow));
         let mask = mask.as_ref().map(Mask::reborrow);
         let args = self.train(x, residual, mask, M::reborrow_mut(&mut y), running, saved);
-        self.engine.forward_train(shape, args)
+        self.engine.forward_train(shape, args.y_is_kept(y_is_kept))
     }
 
     /// What normalizes by the batch is given.
@@ -103,7 +104,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         args.activation(activation).eps(eps)
     }
 
-    /// The gradients asked for, those of the parameters among them.
+    /// The gradients asked for, those of the parameters among them; with the forward's y where that is kept.
     #[allow(clippy::too_many_arguments)] // an operation's
     pub fn backward<E: Element<Acc = P>>(
         &mut self,
@@ -111,6 +112,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         x: M::View<'_, E>,
         residual: Option<M::View<'_, E>>,
         mask: Option<M::View<'_, u8>>,
+        y: Option<M::View<'_, E>>,
         grad_y: Input<M::View<'_, E>>,
         mut grad_x: Option<M::ViewMut<'_, E>>,
         mut grad_residual: Option<M::ViewMut<'_, E>>,
@@ -127,6 +129,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         let mut args = Backward::<M, E>::with_input(saved, M::reborrow(&x), grad_y);
         args.residual = residual.as_ref().map(M::reborrow);
         args.mask = mask.as_ref().map(M::reborrow);
+        args.y = y.as_ref().map(M::reborrow);
         args.grad_x = grad_x.as_mut().map(M::reborrow_mut);
         args.grad_residual = grad_residual.as_mut().map(M::reborrow_mut);
         args.grad_weight = grad_weight;

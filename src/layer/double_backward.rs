@@ -1,6 +1,9 @@
 //! The gradients of a backward, through a layer.
+use super::ghost::{consecutive, present};
 use super::{BatchNorm, Param};
-use crate::{DoubleBackward, Element, Engine, Error, Memory, Real, Result, Saved};
+use crate::engine::Grouping;
+use crate::{DoubleBackward, Element, Engine, Error, Memory, Real, Result, Saved, Shape};
+use std::ops::Range;
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// The gradients of [`backward`](Self::backward) for a loss that is made of its `grad_x`, as a gradient penalty
@@ -36,11 +39,15 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// # }
     /// ```
     ///
-    /// There is no third order: nothing is saved for one. Nor is there a form for the lists of
+    /// After renormalization r and d are constants, as in the backward. Of ghost batches each group's gradients go
+    /// through its own statistics.
+    ///
+    /// There is no third order: [`DoubleBackward::create_graph`] is refused. Nor is there a form for the lists of
     /// [`forward_parts`](Self::forward_parts).
     ///
     /// # Errors
-    /// As [`backward`](Self::backward); [`Error::Unsupported`] by the engine: cuDNN has no such call.
+    /// As [`backward`](Self::backward); [`Error::Unsupported`] by the engine, as cuDNN has no such call, for
+    /// strided ghost batches and after a forward with a mask.
     #[allow(clippy::type_complexity)] // two tensors
     pub fn double_backward<E: Element<Acc = P>>(
         &mut self,
@@ -49,7 +56,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         grad_y: M::View<'_, E>,
         v_x: M::View<'_, E>,
     ) -> Result<(M::Buf<E>, M::Buf<E>)> {
-        let shape = saved.made()?.0.shape;
+        let shape = saved.forward()?.shape;
         let lens = [("x", M::len(&x)), ("grad_y", M::len(&grad_y)), ("v_x", M::len(&v_x))];
         self.check_lens(&shape, &lens)?;
         let (mut gg_grad_y, mut gg_x) = (self.unwritten(&shape)?, self.unwritten(&shape)?);
@@ -68,29 +75,89 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     ///
     /// # Errors
     /// As [`double_backward`](Self::double_backward); [`Error::Invalid`] where a `gg_weight` or `gg_bias` is
-    /// given, and where a derivative takes a residual and none came.
+    /// given, and where a derivative takes a residual and none came; [`Error::Unsupported`] for a `v_weight`
+    /// after renormalization.
     pub fn double_backward_into<E: Element<Acc = P>>(
         &mut self,
         args: DoubleBackward<'_, M, E>,
     ) -> Result<()> {
         let mut args = args;
-        let affine = &mut self.affine;
-        let forward = args.saved.made()?.0;
-        let shape = forward.shape;
-        affine.check(&shape)?;
-        forward.check_parameters(affine.weight.is_some(), affine.bias.is_some())?;
+        let saved = args.saved;
+        let forward = saved.forward()?;
+        self.affine.check(&forward.shape)?;
+        forward.check_parameters(self.weight().is_some(), self.bias().is_some())?;
         let given = [("gg_weight", args.gg_weight.is_some()), ("gg_bias", args.gg_bias.is_some())];
         if let Some((what, _)) = given.into_iter().find(|(_, is_there)| *is_there) {
             let reason = "expected none, as a layer has its parameter's gradient for it, got one";
             return Err(Error::invalid(what, reason));
         }
+        if let Some(factors) = saved.renormalized() {
+            return self.double_backward_renormalized(factors, args.reborrow());
+        }
+        match saved.groups() {
+            None => self.add_double_backward(&forward.shape, args.reborrow(), true),
+            Some((forward, Grouping::Consecutive(size), groups)) => {
+                let shape = &forward.shape;
+                let (engine, memory) = (self.engine().clone(), self.engine().memory().clone());
+                args.check_lens(&memory, shape)?;
+                let groups = || consecutive(shape, size).zip(groups);
+                for ((shape, at), saved) in groups() {
+                    let mut part = part(&mut args, saved, at)?;
+                    part.check_on(&memory, &shape)?;
+                    engine.supports(&shape, part.request()?)?;
+                }
+                for (k, ((shape, at), saved)) in groups().enumerate() {
+                    self.add_double_backward(&shape, part(&mut args, saved, at)?, k == 0)?;
+                }
+                Ok(())
+            }
+            Some((forward, _, _)) => {
+                let reason = "there is no backward of a backward of strided ghost batches";
+                Err(Error::Unsupported { engine: forward.engine, reason: reason.into() })
+            }
+        }
+    }
+
+    /// By the engine, whose sums are added to the parameters' gradients; those of a `first` call replace what
+    /// [`Param::zero_grad`] has put off.
+    fn add_double_backward<E: Element<Acc = P>>(
+        &mut self,
+        shape: &Shape,
+        args: DoubleBackward<'_, M, E>,
+        first: bool,
+    ) -> Result<()> {
+        let affine = &mut self.affine;
         let both = [&mut affine.weight, &mut affine.bias];
-        let accumulate = Param::begin_backward(affine.engine.memory(), both)?;
+        let accumulate = Param::begin_backward(affine.engine.memory(), both)? || !first;
+        let mut args = args.accumulate(accumulate);
         let mut args = args.reborrow();
         args.gg_weight = Param::wanted(&mut affine.weight);
         args.gg_bias = Param::wanted(&mut affine.bias);
-        affine.engine.double_backward(&shape, args.accumulate(accumulate))?;
+        affine.engine.double_backward(shape, args)?;
         Param::end_backward([&mut affine.weight, &mut affine.bias]);
         Ok(())
     }
+}
+
+/// What one group of a batch takes.
+fn part<'b, M: Memory, E: Element>(
+    whole: &'b mut DoubleBackward<'_, M, E>,
+    saved: &'b Saved<M, E::Acc>,
+    at: Range<usize>,
+) -> Result<DoubleBackward<'b, M, E>> {
+    let read = |what, view| present(what, M::slice(view, at.clone()));
+    let write = |what, view: &'b mut Option<M::ViewMut<'_, E>>| {
+        view.as_mut().map(|view| present(what, M::slice_mut(view, at.clone()))).transpose()
+    };
+    let mut part = DoubleBackward::new(saved, read("x", &whole.x)?, read("grad_y", &whole.grad_y)?)
+        .create_graph(whole.create_graph);
+    part.residual = whole.residual.as_ref().map(|view| read("residual", view)).transpose()?;
+    part.v_x = whole.v_x.as_ref().map(|view| read("v_x", view)).transpose()?;
+    part.v_residual = whole.v_residual.as_ref().map(|view| read("v_residual", view)).transpose()?;
+    part.v_weight = whole.v_weight.as_ref().map(M::reborrow);
+    part.v_bias = whole.v_bias.as_ref().map(M::reborrow);
+    part.gg_grad_y = write("gg_grad_y", &mut whole.gg_grad_y)?;
+    part.gg_x = write("gg_x", &mut whole.gg_x)?;
+    part.gg_residual = write("gg_residual", &mut whole.gg_residual)?;
+    Ok(part)
 }

@@ -92,6 +92,6 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         grad_residual: Option<M::ViewMut<'_, E>>,
     ) -> Result<()> {
         let places = Some(places).filter(|_| saved.is_masked() == Some(true));
-        self.affine.backward(saved, x, residual, places, grad_y, grad_x, grad_residual)
+        self.affine.backward(saved, x, residual, places, None, grad_y, grad_x, grad_residual)
     }
 }

@@ -8,6 +8,7 @@ mod double_backward;
 mod fold;
 mod ghost;
 mod initializer;
+mod kept;
 mod layer_norm;
 mod lazy;
 mod masked;

@@ -87,7 +87,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 return self.evaluate(shape, Input::View(x), residual, y, Some(saved));
             }
             (None, false) => {
-                return self.affine.by_batch(shape, x, residual, mask, y, None, Some(saved));
+                return self.affine.by_batch(shape, x, residual, mask, y, false, None, Some(saved));
             }
         }
         let Config { ghost, renorm, .. } = self.affine.config;
@@ -107,9 +107,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             whole.residual = residual.as_ref().map(M::reborrow);
             return self.forward_renormalized(renorm, &mut whole, saved);
         }
-        self.forward_whole(shape, x, residual, mask, y, saved)
+        self.forward_whole(shape, x, residual, mask, y, false, saved)
     }
-    /// A training forward of one batch.
+    /// A forward of one batch, by its own statistics.
+    #[allow(clippy::too_many_arguments)] // an operation's
     pub(super) fn forward_whole<E: Element<Acc = P>>(
         &mut self,
         shape: &Shape,
@@ -117,13 +118,14 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         residual: Option<M::View<'_, E>>,
         mask: Option<Mask<'_, M>>,
         y: M::ViewMut<'_, E>,
+        y_is_kept: bool,
         saved: &mut Saved<M, P>,
     ) -> Result<()> {
         self.check_capture()?;
         let (momentum, updates) = (self.affine.config.momentum, self.updates_running);
         let mut running = self.running.as_mut().filter(|_| updates);
         let tracked = running.as_deref_mut();
-        self.affine.by_batch(shape, x, residual, mask, y, tracked, Some(saved))?;
+        self.affine.by_batch(shape, x, residual, mask, y, y_is_kept, tracked, Some(saved))?;
         // Only now: a batch that was refused is none.
         let counts = !(momentum.leaves_out_empty() && shape.is_empty());
         running.filter(|_| counts).into_iter().for_each(RunningStats::count);
@@ -176,7 +178,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 self.affine.by_given(shape, x, residual, y, running, saved)
             }
             (None, Input::View(x)) => {
-                self.affine.by_batch(shape, x, residual, None, y, None, saved)
+                self.affine.by_batch(shape, x, residual, None, y, false, None, saved)
             }
             (None, Input::InPlace) => {
                 let reason = "in place: expected running statistics to evaluate by, got none";
@@ -260,7 +262,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 None => self.backward_groups(saved, &mut whole),
             };
         }
-        self.affine.backward(saved, x, residual, None, grad_y, grad_x, grad_residual)
+        self.affine.backward(saved, x, residual, None, None, grad_y, grad_x, grad_residual)
     }
 
     /// Refuses a training forward whose weight in the running statistics changes with every batch, where

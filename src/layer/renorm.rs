@@ -4,8 +4,8 @@ use super::config::Python;
 use super::{BatchNorm, Config, Param, Part, PartGradients, RunningStats, copy, fill};
 use crate::memory::filled;
 use crate::{
-    Element, Engine, Error, Input, Memory, NonFinite, Op, Real, RenormClip, RenormState,
-    Renormalize, RenormalizeBackward, Request, Result, Saved, Shape, Stats,
+    DoubleBackward, Element, Engine, Error, Input, Memory, NonFinite, Op, Real, RenormClip,
+    RenormState, Renormalize, RenormalizeBackward, Request, Result, Saved, Shape, Stats,
 };
 use std::fmt;
 
@@ -307,6 +307,41 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         args.grad_weight = wants_weight.then(|| M::view_mut(sum_g_xhat));
         args.grad_bias = (wants_weight || wants_bias).then(|| M::view_mut(sum_g));
         engine.backward(&shape, args)?;
+        self.add_renormalized(factors)
+    }
+
+    /// The gradients that a loss of these has: by the closed form with `weight * r`, of which r and d are
+    /// constants.
+    pub(super) fn double_backward_renormalized<E: Element<Acc = P>>(
+        &mut self,
+        factors: &M::Buf<P>,
+        args: DoubleBackward<'_, M, E>,
+    ) -> Result<()> {
+        let (shape, channels) = (args.saved.forward()?.shape, self.affine.channels);
+        let Self { affine, renorm: scratch, .. } = self;
+        let (engine, memory) = (affine.engine.clone(), affine.engine.memory().clone());
+        if args.v_weight.is_some() {
+            let reason = "after renormalization: expected no v_weight, got one";
+            return Err(Error::Unsupported { engine: engine.name(), reason: reason.into() });
+        }
+        engine.supports(&shape, Request::new(Op::RenormalizeBackward, P::DTYPE))?;
+        let Scratch { sums: [sum_g_xhat, sum_g], .. } = Scratch::of(scratch, &memory, channels)?;
+        let wants = |param: &Option<Param<M, P>>| param.as_ref().is_some_and(|p| p.requires_grad);
+        let (wants_weight, wants_bias) = (wants(&affine.weight), wants(&affine.bias));
+        let mut args = args.accumulate(false);
+        let mut args = args.reborrow();
+        args.gg_weight = wants_weight.then(|| M::view_mut(sum_g_xhat));
+        args.gg_bias = (wants_weight || wants_bias).then(|| M::view_mut(sum_g));
+        engine.double_backward(&shape, args)?;
+        self.add_renormalized(factors)
+    }
+
+    /// Adds to the parameters' gradients what the sums in the scratch come to by r and d.
+    fn add_renormalized(&mut self, factors: &M::Buf<P>) -> Result<()> {
+        let channels = self.affine.channels;
+        let Self { affine, renorm: scratch, .. } = self;
+        let (engine, memory) = (affine.engine.clone(), affine.engine.memory().clone());
+        let Scratch { sums: [sum_g_xhat, sum_g], .. } = Scratch::of(scratch, &memory, channels)?;
         let part = |from: usize| {
             let none = || Error::invalid("saved", "expected r and d of every channel");
             M::part(factors, from..from + channels).ok_or_else(none)
@@ -316,7 +351,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         args.accumulate = Param::begin_backward(&memory, [&mut affine.weight, &mut affine.bias])?;
         args.grad_weight = Param::wanted(&mut affine.weight);
         args.grad_bias = Param::wanted(&mut affine.bias);
-        match wants_weight || wants_bias {
+        match args.grad_weight.is_some() || args.grad_bias.is_some() {
             true => engine.renormalize_backward(args)?,
             false => drop(args),
         }

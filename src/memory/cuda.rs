@@ -9,21 +9,39 @@ use cudarc::driver::{
 };
 use std::ops::Range;
 use std::sync::Arc;
+use std::thread::{self, ThreadId};
 
 /// Memory of a CUDA device, made and copied on one stream: `CudaSlice<T>`, `CudaView<T>`, `CudaViewMut<T>`.
 #[derive(Debug, Clone)]
 pub struct Device {
     stream: Arc<CudaStream>,
+    /// See [`thread_of`].
+    thread: Option<ThreadId>,
 }
 
 impl Device {
-    /// Memory of this stream's device.
+    /// Memory of this stream's device; where the handle means a stream per thread, of this thread's.
     pub fn new(stream: Arc<CudaStream>) -> Self {
-        Self { stream }
+        let thread = thread_of(&stream);
+        Self { stream, thread }
     }
     /// The stream.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    /// Refuses another thread than the one whose stream this is.
+    fn check_thread(&self) -> Result<()> {
+        let Some(expected) = self.thread else { return Ok(()) };
+        let got = thread::current().id();
+        if got == expected {
+            return Ok(());
+        }
+        let reason = format!(
+            "expected the thread of this engine's stream per thread, {expected:?}, got {got:?}: make an engine for \
+             each thread"
+        );
+        Err(Error::invalid("stream", reason))
     }
 
     /// Refuses copies between the host and the device while a graph is captured.
@@ -39,6 +57,7 @@ impl Device {
     /// Memory that holds anything; whoever reads it writes it before.
     pub(crate) fn uninitialized<T: Plain>(&self, len: usize) -> Result<CudaSlice<T>> {
         const CALL: &str = "cuMemAlloc";
+        self.check_thread()?;
         if len.checked_mul(size_of::<T>()).is_none() {
             return Err(Error::OutOfMemory { len, size: size_of::<T>() });
         }
@@ -58,15 +77,10 @@ impl Device {
     }
 }
 
-/// Refuses the handle that means another stream in every thread: steps of two threads would share a
-/// workspace, and nothing would keep them in an order.
-pub(crate) fn check_stream(stream: &CudaStream, engine: &'static str) -> Result<()> {
-    if stream.cu_stream().addr() != PER_THREAD {
-        return Ok(());
-    }
-    let reason = "expected one stream, got the handle of a stream per thread: make an engine for \
-                  each thread, on a stream of its own (`CudaContext::new_stream`)";
-    Err(Error::Unsupported { engine, reason: reason.into() })
+/// The thread whose stream this is, where the handle means another one in every thread: what is made for it here, a
+/// workspace above all, is for that thread alone.
+pub(crate) fn thread_of(stream: &CudaStream) -> Option<ThreadId> {
+    (stream.cu_stream().addr() == PER_THREAD).then(|| thread::current().id())
 }
 /// `CU_STREAM_PER_THREAD` of cuda.h.
 const PER_THREAD: usize = 2;
@@ -146,6 +160,17 @@ impl Memory for Device {
         }
         self.stream.memset_zeros(&mut to).map_err(refused("cuMemsetD8Async"))
     }
+    fn copy<T: Plain>(&self, from: CudaView<'_, T>, mut to: CudaViewMut<'_, T>) -> Result<()> {
+        if from.len() != to.len() {
+            return Err(Error::Length { what: "from", expected: to.len(), got: from.len() });
+        }
+        self.check_here("from", &from)?;
+        self.check_here("to", &to.as_view())?;
+        if from.is_empty() {
+            return Ok(());
+        }
+        self.stream.memcpy_dtod(&from, &mut to).map_err(refused("cuMemcpyDtoDAsync"))
+    }
     fn download<T: Plain>(&self, view: CudaView<'_, T>) -> Result<Vec<T>> {
         self.check_here("view", &view)?;
         self.check_copies()?;
@@ -197,6 +222,7 @@ impl Memory for Device {
     }
 
     fn check_here<T: Plain>(&self, what: &'static str, view: &CudaView<'_, T>) -> Result<()> {
+        self.check_thread()?;
         let (here, there) = (self.stream.context(), view.stream().context());
         if Arc::ptr_eq(here, there) || here == there {
             return Ok(());

@@ -1,4 +1,5 @@
 use super::Memory;
+use super::unwritten::unwritten;
 use crate::{Error, Plain, Result};
 use std::ops::Range;
 
@@ -21,7 +22,7 @@ fn copied<T: Plain>(values: &[T]) -> Result<Vec<T>> {
     Ok(copy)
 }
 
-fn reserved<T>(len: usize) -> Result<Vec<T>> {
+pub(super) fn reserved<T>(len: usize) -> Result<Vec<T>> {
     let mut memory = Vec::new();
     let size = size_of::<T>();
     memory.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { len, size })?;
@@ -45,6 +46,9 @@ impl Memory for Host {
     fn zeros<T: Plain>(&self, len: usize) -> Result<Vec<T>> {
         filled(len, T::default())
     }
+    fn unwritten<T: Plain>(&self, len: usize) -> Result<Vec<T>> {
+        unwritten(len)
+    }
     fn upload<T: Plain>(&self, host: &[T]) -> Result<Vec<T>> {
         copied(host)
     }
@@ -57,6 +61,13 @@ impl Memory for Host {
     }
     fn zero<T: Plain>(&self, to: &mut [T]) -> Result<()> {
         to.fill(T::default());
+        Ok(())
+    }
+    fn copy<T: Plain>(&self, from: &[T], to: &mut [T]) -> Result<()> {
+        if from.len() != to.len() {
+            return Err(Error::Length { what: "from", expected: to.len(), got: from.len() });
+        }
+        to.copy_from_slice(from);
         Ok(())
     }
     fn download<T: Plain>(&self, view: &[T]) -> Result<Vec<T>> {

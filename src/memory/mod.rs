@@ -6,11 +6,13 @@ use std::ops::Range;
 #[allow(unsafe_code)]
 mod cuda;
 mod host;
+#[allow(unsafe_code)]
+mod unwritten;
 
 #[cfg(feature = "cuda")]
 pub use cuda::Device;
 #[cfg(feature = "cuda")]
-pub(crate) use cuda::{check_stream, new_stream, refused, wait_for_readers};
+pub(crate) use cuda::{new_stream, refused, thread_of, wait_for_readers};
 pub use host::Host;
 pub(crate) use host::filled;
 
@@ -67,12 +69,8 @@ pub trait Memory: sealed::Sealed + Clone + Send + Sync + 'static {
 
     /// New memory, all zero.
     fn zeros<T: Plain>(&self, len: usize) -> Result<Self::Buf<T>>;
-    /// New memory for what writes all of it before anything reads it. Zeros in ordinary memory; on a device
-    /// nothing is written, so that it holds anything.
-    #[doc(hidden)]
-    fn unwritten<T: Plain>(&self, len: usize) -> Result<Self::Buf<T>> {
-        self.zeros(len)
-    }
+    /// New memory for what writes all of it before anything reads it: it holds anything.
+    fn unwritten<T: Plain>(&self, len: usize) -> Result<Self::Buf<T>>;
     /// Borrows a part of a buffer; none where it has no such elements.
     #[doc(hidden)]
     fn part<T: Plain>(buf: &Self::Buf<T>, range: Range<usize>) -> Option<Self::View<'_, T>>;
@@ -87,6 +85,9 @@ pub trait Memory: sealed::Sealed + Clone + Send + Sync + 'static {
     fn write<T: Plain>(&self, host: &[T], to: Self::ViewMut<'_, T>) -> Result<()>;
     /// Sets memory that exists to zeros. A graph may be captured meanwhile, and does it then.
     fn zero<T: Plain>(&self, to: Self::ViewMut<'_, T>) -> Result<()>;
+    /// Copies memory that exists, of the same length, in the same place. A graph may be captured meanwhile, and does
+    /// it then.
+    fn copy<T: Plain>(&self, from: Self::View<'_, T>, to: Self::ViewMut<'_, T>) -> Result<()>;
     /// A copy on the host; waits for the work that writes it.
     fn download<T: Plain>(&self, view: Self::View<'_, T>) -> Result<Vec<T>>;
 

@@ -3,8 +3,8 @@
 use crate::support::cuda::{SPLIT, on_device, resident};
 use batchnorm::cudarc::driver::{CudaContext, CudaSlice};
 use batchnorm::{
-    Backward, BatchNorm, Config, Cuda, Device, Engine, ForwardEval, ForwardTrain, Input, Memory,
-    Saved, Shape, Tuning,
+    Backward, BatchNorm, Config, Cuda, Device, Engine, ForwardEval, ForwardTrain, Input,
+    LayerNormBackward, LayerNormForward, LayerNormSaved, Memory, Saved, Shape, Tuning,
 };
 use std::collections::BTreeMap;
 
@@ -144,6 +144,40 @@ fn a_layer_calls_nothing_of_its_own() {
     let launched = of("cuLaunchKernel") + of("cuLaunchCooperativeKernel");
     assert_eq!(of("cuCtxGetCurrent"), 2, "{calls:?}");
     assert_eq!(calls.values().sum::<u64>(), 2 + launched, "{calls:?}");
+}
+
+/// What a layer normalization saves is one allocation, and one argument.
+#[test]
+fn what_rows_save_is_one_argument() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_80").unwrap());
+    let engine = on_device(device.ordinal()).unwrap();
+    let (shape, on) = (Shape::new(&[5, C], 1).unwrap(), engine.memory());
+    let x = on.upload(&vec![0.5f32; shape.len()]).unwrap();
+    let [mut y, mut grad_x] = [(); 2].map(|()| on.zeros::<f32>(shape.len()).unwrap());
+    let mut saved = LayerNormSaved::<Device, f32>::new();
+    let mut forward = || {
+        let args = LayerNormForward::<Device, f32>::new(x.as_view(), y.as_view_mut());
+        engine.layer_norm(&shape, args.saved(&mut saved)).unwrap();
+    };
+    let ((), first) = softcuda.count_calls(&mut forward);
+    let allocations = |calls: &Calls| -> u64 {
+        calls
+            .iter()
+            .filter(|(name, _)| name.starts_with("cuMemAlloc"))
+            .map(|(_, count)| count)
+            .sum()
+    };
+    let ((), calls) = softcuda.count_calls(&mut forward);
+    let waits = |calls: &Calls| calls.get("cuStreamWaitEvent").copied().unwrap_or(0);
+    assert_eq!(waits(&calls), 2 * 3, "x, y and what is saved: {calls:?}");
+    assert_eq!(allocations(&calls), 0, "{calls:?}");
+    assert_eq!(allocations(&first), 1, "{first:?}");
+    let args = LayerNormBackward::<Device, f32>::new(&saved, x.as_view(), y.as_view());
+    let args = args.grad_x(grad_x.as_view_mut());
+    let ((), calls) = softcuda.count_calls(|| engine.layer_norm_backward(&shape, args).unwrap());
+    assert_eq!(waits(&calls), 2 * 4, "x, grad_y, grad_x and what was saved: {calls:?}");
+    assert_eq!(device.faults(), [""; 0]);
 }
 
 /// Two waits and a record for an argument, however many arrays a `Saved` has, and nothing for the workspace.

@@ -5,8 +5,8 @@ use crate::support::files::checkout;
 use crate::support::golden::{Case, compute, files, judge};
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits};
 use batchnorm::{Activation, Algorithm, BatchNorm, Config, DType, LayerNorm, LayerNormConfig};
-use batchnorm::{Cuda, Engine, Error, Memory, MergeStats, Op, Optimizer, Regularizer, Request};
-use batchnorm::{Shape, Tuning};
+use batchnorm::{Cuda, Device, Engine, Error, ForwardTrain, Memory, MergeStats, Op, Optimizer};
+use batchnorm::{Regularizer, Request, Shape, Tuning};
 
 /// Every golden case on a device that nobody else has, by every family, and nothing that the device
 /// complains about.
@@ -210,20 +210,40 @@ fn a_layer_trains_by_what_lies_on_its_device() {
     }
 }
 
+/// The handle means another stream in every thread: engines of two threads share nothing, whatever the order in which
+/// their blocks run, and neither serves the other thread.
 #[test]
-fn a_stream_per_thread_is_refused() {
-    let engine = on_device(softcuda_mini()).unwrap();
-    let context = engine.stream().context();
-    for stream in [context.per_thread_stream(), context.per_thread_stream().fork().unwrap()] {
-        let is_one = stream.cu_stream().addr() != 2;
-        match Cuda::on_stream(stream) {
-            Ok(_) => assert!(is_one),
-            Err(Error::Unsupported { engine: "cuda", reason }) => {
-                assert!(!is_one && reason.starts_with("expected one stream, got"), "{reason}");
-            }
-            Err(error) => panic!("{error}"),
+fn a_stream_per_thread_has_engines_per_thread() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda_mini());
+    let context = on_device(device.ordinal()).unwrap().stream().context().clone();
+    let engine = || Cuda::on_stream(context.per_thread_stream()).unwrap();
+    let wanted: Vec<_> = (0..2).map(|seed| step(&engine(), &inputs(seed))).collect();
+    std::thread::scope(|scope| {
+        for (seed, wanted) in (0..2).zip(&wanted) {
+            let run = move || {
+                let engine = engine();
+                (0..20).for_each(|_| assert_eq!(&step(&engine, &inputs(seed)), wanted));
+            };
+            scope.spawn(run);
         }
-    }
+    });
+    let here = engine();
+    let x = here.memory().upload(&[1f32; 12]).unwrap();
+    let error = std::thread::scope(|scope| {
+        let there = || {
+            let mut y = context.per_thread_stream().alloc_zeros::<f32>(12).unwrap();
+            let args = ForwardTrain::<Device, f32>::new(x.as_view(), y.as_view_mut());
+            here.forward_train(&Shape::new(&[4, 3], 1).unwrap(), args).unwrap_err()
+        };
+        scope.spawn(there).join().unwrap()
+    });
+    let Error::Invalid { what: "stream", reason } = error else { panic!("{error}") };
+    assert!(reason.starts_with("expected the thread of") && reason.contains(", got "), "{reason}");
+    drop((x, here, context));
+    assert_eq!(device.faults(), [""; 0]);
+    assert_eq!(device.refusals(), [""; 0]);
+    assert_eq!(device.leaks(), [""; 0]);
 }
 
 #[test]

@@ -4,10 +4,10 @@ use approx::abs_diff_eq;
 use batchnorm::cudarc::driver::CudaSlice;
 use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use batchnorm::{
-    Activation, Algorithm, Backward, BatchNorm, Config, Constraint, Cuda, DType, Device, Engine,
-    Error, ForwardTrain, Input, Memory, Momentum, Op, Optimizer, Part, PartGradients,
-    PopulationRule, PopulationStatistics, Regularizer, Request, Result, Saved, SavedParts, Shape,
-    Strict, Tuning,
+    Activation, Algorithm, Backward, BatchNorm, Config, Constraint, Cuda, DType, Device,
+    DoubleBackward, Engine, Error, ForwardTrain, Input, Mask, Memory, Momentum, Op, Optimizer,
+    Part, PartGradients, PopulationRule, PopulationStatistics, Regularizer, Request, Result, Saved,
+    SavedParts, Shape, Strict, Tuning,
 };
 
 const MODE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -22,6 +22,8 @@ struct Tensors {
     y: CudaSlice<f32>,
     grad_x: CudaSlice<f32>,
     grad_weight: CudaSlice<f32>,
+    /// Of a mask, if there is one.
+    places: Option<CudaSlice<u8>>,
     saved: Saved<batchnorm::Device, f32>,
 }
 
@@ -42,21 +44,31 @@ impl Tensors {
             y: on.zeros(n)?,
             grad_x: on.zeros(n)?,
             grad_weight: on.zeros(c)?,
+            places: None,
             saved: Saved::new(),
         })
+    }
+    /// The same of a mask.
+    fn masked(engine: &Cuda) -> Result<Self> {
+        let tensors = Self::new(engine)?;
+        let places: Vec<u8> =
+            (0..tensors.shape.per_channel()).map(|i| u8::from(i % 160 < i / 10)).collect();
+        Ok(Self { places: Some(engine.memory().upload(&places)?), ..tensors })
     }
     fn step(&mut self, engine: &Cuda) -> Result<()> {
         let running = [&mut self.running_mean, &mut self.running_var];
         let [mean, var] = running.map(CudaSlice::as_view_mut);
-        let forward = ForwardTrain::<Device, _>::new(self.x.as_view(), self.y.as_view_mut())
+        let mut forward = ForwardTrain::<Device, _>::new(self.x.as_view(), self.y.as_view_mut())
             .activation(Activation::Relu)
             .running(mean, var, 0.25)
             .saved(&mut self.saved);
+        forward.mask = self.places.as_ref().map(|places| Mask::new(places.as_view()));
         engine.forward_train(&self.shape, forward)?;
-        let backward =
+        let mut backward =
             Backward::<Device, _>::new(&self.saved, self.x.as_view(), self.grad_y.as_view())
                 .grad_x(self.grad_x.as_view_mut())
                 .grad_weight(self.grad_weight.as_view_mut());
+        backward.mask = self.places.as_ref().map(CudaSlice::as_view);
         engine.backward(&self.shape, backward)
     }
     fn results(&self, engine: &Cuda) -> Result<Vec<Vec<f32>>> {
@@ -83,7 +95,8 @@ fn a_graph_replays_a_step() {
     let device = softcuda.exclusive(softcuda::ordinal("sm_90").unwrap());
     for (tuning, launches) in [(SPLIT, 6), (Tuning::default(), 2), (resident(2), 2)] {
         let engine = capturable(device.ordinal()).tuned(tuning);
-        replays(&engine);
+        replays(&engine, Tensors::new);
+        replays(&engine, Tensors::masked);
         device.reset();
         Tensors::new(&engine).unwrap().step(&engine).unwrap();
         engine.stream().synchronize().unwrap();
@@ -94,8 +107,8 @@ fn a_graph_replays_a_step() {
     }
 }
 
-fn replays(engine: &Cuda) {
-    let mut replayed = Tensors::new(engine).unwrap();
+fn replays(engine: &Cuda, make: fn(&Cuda) -> Result<Tensors>) {
+    let mut replayed = make(engine).unwrap();
     replayed.step(engine).unwrap(); // makes all memory
     let stream = engine.stream().clone();
     stream.begin_capture(MODE).unwrap();
@@ -106,7 +119,7 @@ fn replays(engine: &Cuda) {
     let request = Request::new(Op::ForwardTrain, DType::F64);
     engine.prepare(&large, request).unwrap();
 
-    let mut right = Tensors::new(engine).unwrap();
+    let mut right = make(engine).unwrap();
     right.step(engine).unwrap();
     for seed in 0..4 {
         let x = values(right.shape.len(), seed);
@@ -302,6 +315,52 @@ fn a_list_of_inputs_is_captured_as_one_step() {
             let running = bn.running().unwrap();
             let all = ys.iter().chain(grad_xs).chain([&running.mean, &running.var]);
             let all = all.chain(bn.weight().unwrap().grad());
+            all.map(|buf| on.download(buf.as_view()).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(replayed), of(right), "{seed}");
+    }
+    assert_eq!(device.faults(), [""; 0]);
+}
+
+/// Its second call makes no memory, either, and what a penalty leaves is added at every launch.
+#[test]
+fn a_double_backward_is_captured() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_90").unwrap());
+    let engine = capturable(device.ordinal());
+    let (on, shape) = (engine.memory(), Shape::new(&[9, 6, 49], 1).unwrap());
+    let config = Config::default().activation(Activation::Silu);
+    let mut x = on.upload(&values(shape.len(), 1)).unwrap();
+    let [grad_y, v_x] = [2, 3].map(|seed| on.upload(&values(shape.len(), seed)).unwrap());
+    let mut layers = [0, 1].map(|_| {
+        let zeros = || on.zeros::<f32>(shape.len()).unwrap();
+        let bn = BatchNorm::<f32, Cuda>::new(&engine, 6, config).unwrap();
+        (bn, Saved::new(), [(); 3].map(|()| zeros()))
+    });
+    type Layer = (BatchNorm<f32, Cuda>, Saved<Device, f32>, [CudaSlice<f32>; 3]);
+    let step = |x: &CudaSlice<f32>, (bn, saved, [y, gg_grad_y, gg_x]): &mut Layer| {
+        bn.forward_into(&shape, x.as_view(), None, y.as_view_mut(), saved).unwrap();
+        let args = DoubleBackward::<Device, f32>::new(saved, x.as_view(), grad_y.as_view())
+            .v_x(v_x.as_view())
+            .gg_grad_y(gg_grad_y.as_view_mut())
+            .gg_x(gg_x.as_view_mut());
+        bn.double_backward_into(args).unwrap();
+    };
+    let [replayed, right] = &mut layers;
+    step(&x, replayed);
+    step(&x, right);
+    let stream = engine.stream().clone();
+    stream.synchronize().unwrap();
+    stream.begin_capture(MODE).unwrap();
+    step(&x, replayed);
+    let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+    for seed in 5..8 {
+        on.write(&values(shape.len(), seed), x.as_view_mut()).unwrap();
+        graph.launch().unwrap();
+        step(&x, right);
+        let of = |(bn, _, all): &Layer| {
+            let grads = [bn.weight(), bn.bias()].map(|param| param.unwrap().grad().unwrap());
+            let all = all.iter().chain(grads);
             all.map(|buf| on.download(buf.as_view()).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(of(replayed), of(right), "{seed}");

@@ -155,3 +155,51 @@ fn frozen_statistics_take_one_pass_back() {
         backward.is_at_most(&format!("f32 {shape}, grad_x alone"), 1.0, 1.0, 1.05);
     }
 }
+
+/// x, the gradient of y and `v_x` are read for the sums and once more, and two gradients written; an activation
+/// takes nothing beside. Through frozen statistics the elements take no sums. Partial sums of columns are what goes
+/// beyond: 5 f64 for each part of one, 12 behind a curved activation, and a part of so small a tensor has 128 rows.
+#[test]
+fn a_double_backward_reads_for_its_sums_and_once_more() {
+    use crate::support::doubly::{Given, double_backward};
+    fn moved<E: Element>(shape: &Shape, activation: Activation, mode: Mode) -> Passes {
+        let softcuda = softcuda::install().unwrap();
+        let device = softcuda.exclusive(softcuda::ordinal("sm_90").unwrap());
+        let engine = on_device(device.ordinal()).unwrap();
+        let inputs = Inputs::<E>::new(shape, Epilogue { activation, ..Epilogue::PLAIN }, 3);
+        let given = Given::<E>::new(shape, false, 5);
+        let mut saved = SavedOn::<Cuda, E>::new();
+        run::forward(&engine, &inputs, mode, Some(&mut saved)).unwrap();
+        let seen = device.launches().len();
+        let all = ["gg_grad_y", "gg_x", "gg_weight", "gg_bias"];
+        let sums = if mode == Mode::Eval { 0 } else { 1 };
+        let wanted = &all[..2 + 2 * sums];
+        double_backward(&engine, &inputs, &given, &saved, wanted, false).unwrap();
+        let launches = device.launches().split_off(seen);
+        assert_eq!(launches.len(), 2 + sums, "sums, what they add up to, elements");
+        assert_eq!(device.faults(), [""; 0]);
+        let [outer, channels, inner] = [shape.outer(), shape.channels(), shape.inner()];
+        let (dtype, mode) = (E::DTYPE, if sums == 0 { "Eval" } else { "Train" });
+        let case =
+            format!("{dtype} {outer}x{channels}x{inner} {activation} {mode} double backward");
+        counts::check(&case, &launches);
+        let bytes = (shape.len() * size_of::<E>()) as f64;
+        let sum = |of: fn(&softcuda::Report) -> u64| {
+            launches.iter().map(|launch| of(&launch.counts)).sum::<u64>() as f64 / bytes
+        };
+        Passes { reads: sum(|c| c.global_loads.bytes), writes: sum(|c| c.global_stores.bytes) }
+    }
+    fn bounded<E: Element>(shape: &Shape, factor: f64) {
+        for (activation, factor) in [(Activation::Identity, factor), (Activation::Silu, 1.1)] {
+            let what = format!("{} {shape} {activation}", E::DTYPE);
+            let train = moved::<E>(shape, activation, Mode::Train(None));
+            train.is_at_most(&what, 6.0, 2.0, factor);
+        }
+        let frozen = moved::<E>(shape, Activation::Identity, Mode::Eval);
+        frozen.is_at_most(&format!("{} {shape}, frozen", E::DTYPE), 3.0, 2.0, factor);
+    }
+    for shape in shapes() {
+        bounded::<f32>(&shape, 1.05);
+        bounded::<f16>(&shape, 1.1);
+    }
+}

@@ -2,8 +2,8 @@
 use crate::support::cudnn::on_device;
 use batchnorm::cudarc::driver::{CudaContext, CudaSlice};
 use batchnorm::{
-    Activation, Backward, Cudnn, DType, Device, Element, Engine, Error, ForwardEval, ForwardTrain,
-    Memory, Op, Request, Saved, Shape,
+    Activation, Backward, BatchNorm, Config, Cudnn, DType, Device, Element, Engine, Error,
+    ForwardEval, ForwardTrain, Memory, Op, Request, Saved, Shape,
 };
 use half::f16;
 
@@ -105,6 +105,37 @@ fn an_operation_is_one_call_whatever_the_form() {
     let other = Cudnn::on_stream(engine.stream().clone()).unwrap();
     let mut step = Step::<f32>::new(&other, &[3, 4, 5, 5], 1, Activation::Identity);
     assert_eq!(step.calls(Step::forward).0, ["cudnnBatchNormalizationForwardTrainingEx"]);
+    assert_eq!(device.faults(), [""; 0]);
+}
+
+/// A layer's caller who keeps y.
+#[test]
+fn a_layer_whose_y_is_kept_copies_none() {
+    let softcuda = softcuda::install().unwrap();
+    let device = softcuda.exclusive(softcuda::ordinal("sm_80").unwrap());
+    let context = CudaContext::new(device.ordinal()).unwrap();
+    on_device(device.ordinal()).unwrap();
+    let engine = Cudnn::on_stream(context.default_stream()).unwrap();
+    let (shape, on) = (Shape::new(&[3, 8, 5, 5], 1).unwrap(), engine.memory());
+    let x: Vec<f32> = (0..shape.len()).map(|i| (i * 37 % 97) as f32 / 31.0 - 1.2).collect();
+    let (x, mut y) = (on.upload(&x).unwrap(), on.zeros::<f32>(shape.len()).unwrap());
+    let config = Config::default().activation(Activation::Relu);
+    let [copied, kept] = [false, true].map(|keeps| {
+        let mut layer = BatchNorm::<f32, _>::new(&engine, 8, config).unwrap();
+        let mut saved = Saved::new();
+        let mut step = || {
+            let (x, y) = (x.as_view(), y.as_view_mut());
+            match keeps {
+                true => layer.forward_keeping_y_into(&shape, x, None, y, &mut saved),
+                false => layer.forward_into(&shape, x, None, y, &mut saved),
+            }
+        };
+        step().unwrap();
+        let (done, calls) = softcuda.count_calls(step);
+        done.unwrap();
+        calls.get("cuMemcpyDtoDAsync_v2").copied().unwrap_or(0)
+    });
+    assert_eq!((copied, kept), (3, 2), "weight and bias are copied");
     assert_eq!(device.faults(), [""; 0]);
 }
 

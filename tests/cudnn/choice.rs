@@ -56,6 +56,28 @@ fn what_cudnn_refuses_is_said_and_served() {
     assert!(text(REQUEST.op(Op::Backward)).ends_with("if our kernels ran the forward"));
 }
 
+/// Its two passes, and how they cut the tensor: by channels or by columns.
+#[test]
+fn a_double_backward_is_explained_by_every_engine() {
+    let request = Request::new(Op::DoubleBackward, DType::F16);
+    let planes = Shape::new(&[16, 4, 4096], 1).unwrap();
+    for (activation, shape, parts, curved) in [
+        (Activation::Silu, rows(), "1 parts of 64 columns", "_curved"),
+        (Activation::Relu, planes, "16 parts of 4 channels", ""),
+    ] {
+        let (gpu, request) = (gpu(), request.activation(activation));
+        let text = gpu.cuda().explain(&shape, request).unwrap();
+        let steps = format!(
+            "cuda: double_backward_sums{curved}, double_backward_finalize, double_backward_apply{curved}"
+        );
+        assert_eq!(text, format!("{steps}; {parts}"));
+        let served = gpu.explain(&shape, request).unwrap();
+        assert_eq!(served, format!("{text}; cuDNN has no such call"));
+        let refused = gpu.cudnn().unwrap().explain(&shape, request).unwrap_err();
+        assert_eq!(refused.to_string(), "cudnn: there is no backward of a backward");
+    }
+}
+
 /// The saved statistics of a plain forward by cuDNN serve gradients that only our kernels have.
 #[test]
 fn a_backward_follows_its_forward_and_gives_every_gradient() {

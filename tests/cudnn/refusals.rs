@@ -198,10 +198,7 @@ fn golden_layers_are_right_or_refused_by_the_table() {
         let judged: Vec<&str> = outcome.verdicts.iter().map(|v| v.tensor.as_str()).collect();
         lines.push(format!("{name}: right: {}", judged.join(" ")));
         lines.extend(outcome.refused.iter().map(|refused| format!("{name}: refused: {refused}")));
-        // Whatever is refused here, `Gpu` serves, but for masks, which no kernels take.
-        if document.kind == "masked" {
-            continue;
-        }
+        // Whatever is refused here, `Gpu` serves.
         assert_eq!(kinds::run(&gpu(), &document).unwrap().refused, [""; 0], "{name}");
     }
     compare("golden layers", lines);

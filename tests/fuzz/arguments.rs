@@ -44,6 +44,7 @@ enum Op {
     Train,
     Eval,
     Backward,
+    DoubleBackward,
     Stats,
     Merge,
     OptimizerStep,
@@ -77,9 +78,10 @@ struct Outcome<'i, E: Element> {
 impl<'i, E: Element> Call<'i, E> {
     fn new(mut input: Bytes<'i>) -> Self {
         let parameters = [Op::OptimizerStep, Op::Regularize, Op::Constrain];
-        let op = match input.below(6) {
+        let others = [Op::Train, Op::Eval, Op::Backward, Op::DoubleBackward, Op::Stats, Op::Merge];
+        let op = match input.below(1 + others.len()) {
             0 => input.pick(&parameters),
-            n => [Op::Train, Op::Eval, Op::Backward, Op::Stats, Op::Merge][n - 1],
+            n => others[n - 1],
         };
         let meaningless = [0.0, -1e-5, f64::NAN, f64::INFINITY, 1e-80];
         let eps =
@@ -148,7 +150,7 @@ impl<'i, E: Element> Call<'i, E> {
     ) -> Outcome<'i, E> {
         match self.op {
             Op::Train | Op::Eval => self.forward(engine),
-            Op::Backward => self.backward(engine, other),
+            Op::Backward | Op::DoubleBackward => self.backward(engine, other),
             Op::Stats => self.stats(engine),
             Op::Merge => self.merge(engine),
             Op::OptimizerStep => self.optimizer_step(engine),
@@ -255,23 +257,32 @@ impl<'i, E: Element> Call<'i, E> {
             _ => earlier::<E, G>(engine, &shape, relu, residual, frozen, &mut saved),
         }
         let (mut blank, sizes) = (Blank::<E, G>::new(engine), self.sizes());
-        let mut args = blank.backward(self.fault(), &saved);
-        args.accumulate = self.accumulate;
         // That of the forward, as far as there are so many: nothing can tell.
-        self.hold(&mut args.reborrow(), sizes, |_, argument, values| {
+        let of_forward = |_: &mut Bytes, argument: Argument, values: &mut Vec<f64>| {
             if ["x", "residual"].contains(&argument.name) {
                 let of_forward = widen(&earlier_x::<E>(sizes.0).collect::<Vec<_>>());
                 values.iter_mut().zip(of_forward).for_each(|(value, right)| *value = right);
             }
-        });
-        self.held.lend(&mut args, Whole);
-        let result = engine.backward(&self.shape, args);
-        let lawful = self.lengths
-            && kind > 1
-            && dtype
-            && shape == self.shape
-            && (!self.in_place || self.held.has("grad_x"))
-            && (residual || !self.held.has("grad_residual"));
+        };
+        let (result, given) = if self.op == Op::DoubleBackward {
+            let mut args = blank.double_backward(&saved);
+            args.accumulate = self.accumulate;
+            self.hold(&mut args.reborrow(), sizes, of_forward);
+            self.held.lend(&mut args, Whole);
+            let result = engine.double_backward(&self.shape, args);
+            let of_residual = self.held.has("v_residual") || self.held.has("gg_residual");
+            (result, residual || !of_residual)
+        } else {
+            let mut args = blank.backward(self.fault(), &saved);
+            args.accumulate = self.accumulate;
+            self.hold(&mut args.reborrow(), sizes, of_forward);
+            self.held.lend(&mut args, Whole);
+            let result = engine.backward(&self.shape, args);
+            let given = !self.in_place || self.held.has("grad_x");
+            let of_residual = residual || !self.held.has("grad_residual");
+            (result, given && of_residual)
+        };
+        let lawful = self.lengths && kind > 1 && dtype && shape == self.shape && given;
         self.judged(result, lawful, true)
     }
 

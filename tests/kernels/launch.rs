@@ -104,12 +104,15 @@ pub struct Geometry {
     reserved: u32,
 }
 
-/// Blocks, steps that are kept, and the addresses of partials and words.
+/// Blocks, steps that are kept, groups that begin at once, nanoseconds until others do, and the addresses of partials
+/// and words.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Group {
     pub blocks: u32,
     pub kept: u32,
+    pub early: u32,
+    pub late: u32,
     pub partials: u64,
     pub words: u64,
 }

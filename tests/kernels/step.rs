@@ -127,6 +127,8 @@ impl<E: Kernels> Step<'_, E> {
         let group = Group {
             blocks: cut.blocks as u32,
             kept: kept as u32,
+            early: cut.groups.div_ceil(2) as u32,
+            late: 1000,
             partials: if cut.blocks > 1 { partials.ptr() } else { 0 },
             words: if cut.blocks > 1 { words.ptr() } else { 0 },
         };

@@ -3,10 +3,7 @@ use crate::support::doubly::{Given, NAMES, all_of, double_backward, near_the_ref
 use crate::support::engines::engines;
 use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Spread, Want, same_bits};
 use crate::support::shapes::{self, CHANNELS_LAST, SMALL};
-use batchnorm::{
-    Activation, BatchNorm, Config, Cpu, DoubleBackward, Element, Engine, Host, Reference, Saved,
-    Shape, SimdLevel,
-};
+use batchnorm::{Activation, Cpu, Element, Engine, Shape, SimdLevel};
 use half::{bf16, f16};
 
 engines! { [reference, cpu, cuda, gpu] [
@@ -22,6 +19,12 @@ engines! { [reference, cpu, cuda, gpu] [
 mod shapes_of_all_kinds {
     use super::{engines, every_shape_agrees_with_the_reference};
     engines! { [cpu] [every_shape_agrees_with_the_reference] }
+}
+/// What a device does by the way it cuts a tensor.
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+mod cut_in_every_way {
+    use super::{engines, parts_of_all_kinds_agree_with_the_reference};
+    engines! { [cuda] [parts_of_all_kinds_agree_with_the_reference] }
 }
 
 const MODES: [Mode; 2] = [Mode::Train(None), Mode::Eval];
@@ -118,6 +121,42 @@ fn every_shape_agrees_with_the_reference<G: Engine>(engine: &G) {
     all::<f32, G>(engine, 3);
     all::<f16, G>(engine, 7);
     all::<bf16, G>(engine, 10);
+}
+
+/// On a device, every way to cut a tensor: runs of whole vectors and not, of several stages and parts, and columns,
+/// of rows that are joined, of several parts, and with a last row and a last vector that are not whole.
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+fn parts_of_all_kinds_agree_with_the_reference<G: Engine>(engine: &G) {
+    const DIMS: [&[usize]; 10] = [
+        &[3, 2, 64],
+        &[2, 2, 4600],
+        &[1, 1, 9001],
+        &[3, 3, 300],
+        &[5, 3, 333],
+        &[3, 5, 49],
+        &[701, 3],
+        &[2100, 2, 2],
+        &[37, 7, 9],
+        &[5, 140],
+    ];
+    fn all<E: Element, G: Engine>(engine: &G, first: usize) {
+        let silu = Epilogue { activation: Activation::Silu, ..Epilogue::PLAIN };
+        let gelu = Epilogue { activation: Activation::Gelu, residual: true, ..Epilogue::PLAIN };
+        let relu = Epilogue { activation: Activation::Relu, residual: true, ..Epilogue::PLAIN };
+        let all = [Epilogue::PLAIN, relu, silu, gelu];
+        for (k, dims) in DIMS.into_iter().enumerate() {
+            let shape = Shape::new(dims, 1).unwrap();
+            for epilogue in [all[(first + k) % 4], all[(first + k + 1) % 4]] {
+                let inputs = Inputs::<E>::new(&shape, epilogue, k as u64);
+                let given = Given::new(&shape, epilogue.residual, 19);
+                near_the_reference(engine, &inputs, &given, Mode::Train(None), k % 2 == 0);
+            }
+        }
+    }
+    all::<f64, G>(engine, 0);
+    all::<f32, G>(engine, 1);
+    all::<f16, G>(engine, 2);
+    all::<bf16, G>(engine, 3);
 }
 
 fn what_is_absent_is_zero<G: Engine>(engine: &G) {
@@ -303,45 +342,4 @@ fn cpu_gives_the_same_bits_on_every_level_and_number_of_threads() {
             assert!(same_bits(&pool.install(|| run(&Cpu::default())), &right), "{shape}");
         }
     }
-}
-
-/// What a penalty leaves in the parameters is added to what the loss has left.
-#[test]
-fn a_layer_adds_to_its_gradients() {
-    let shape = SMALL.shape();
-    let inputs = Inputs::<f32>::new(&shape, Epilogue::PLAIN, 3);
-    let given = Given::<f32>::new(&shape, false, 4);
-    let config = Config::default().activation(Activation::Silu);
-    let mut bn = BatchNorm::<f32, _>::new(&Reference, 5, config).unwrap();
-    let (_, saved) = bn.forward(&shape, &inputs.x).unwrap();
-    bn.backward(&saved, &inputs.x, &inputs.grad_y).unwrap();
-    let grads = |bn: &BatchNorm<f32, Reference>| -> Vec<f32> {
-        bn.named_parameters().flat_map(|(_, param)| param.grad().unwrap().clone()).collect()
-    };
-    let before = grads(&bn);
-    let (gg_grad_y, gg_x) =
-        bn.double_backward(&saved, &inputs.x, &inputs.grad_y, &given.x).unwrap();
-    let both = grads(&bn);
-    bn.zero_grad();
-    let (mut of_y, mut of_x) = (vec![0.0; shape.len()], vec![0.0; shape.len()]);
-    let args = || DoubleBackward::<Host, f32>::new(&saved, &inputs.x, &inputs.grad_y);
-    let some = args().v_x(&given.x).gg_grad_y(&mut of_y).gg_x(&mut of_x);
-    bn.double_backward_into(some).unwrap();
-    for ((both, before), own) in both.iter().zip(before).zip(grads(&bn)) {
-        assert!((both - before - own).abs() < 1e-5, "{both} {before} {own}");
-        assert_ne!(own, 0.0);
-    }
-    let mut gg_weight = [0.0; 5];
-    let args = DoubleBackward::<Host, f32>::new(&saved, &inputs.x, &inputs.grad_y);
-    let error = bn.double_backward_into(args.gg_weight(&mut gg_weight)).unwrap_err();
-    let expected =
-        "gg_weight: expected none, as a layer has its parameter's gradient for it, got one";
-    assert_eq!(error.to_string(), expected);
-    let error = bn.double_backward(&saved, &inputs.x, &inputs.grad_y, &given.x[1..]).unwrap_err();
-    assert_eq!(error.to_string(), "v_x: expected 105 elements, got 104");
-    assert_eq!((gg_grad_y, gg_x), (of_y, of_x));
-    let nothing = Saved::new();
-    let args = DoubleBackward::<Host, f32>::new(&nothing, &inputs.x, &inputs.grad_y);
-    let error = bn.double_backward_into(args).unwrap_err();
-    assert_eq!(error.to_string(), "saved: expected what a forward saved, got an empty one");
 }

@@ -11,6 +11,7 @@ engines! { [reference, cpu, cuda, gpu] [
     shapes_beyond_memory_are_refused,
     forms_with_and_without_memory_agree,
     residuals_are_added_and_get_their_gradient,
+    a_kept_y_changes_no_result,
     evaluation_in_place,
     several_threads_evaluate_at_once,
     moved_layers_are_the_same_and_apart,
@@ -44,6 +45,57 @@ fn shapes_beyond_memory_are_refused<G: Engine>(engine: &G) {
     let refused = Error::Length { what: "record", expected: usize::MAX, got: 1 };
     assert_eq!(engine.stats(&shape, args).err(), Some(refused));
     assert!(BatchNorm::<f32, G>::new(engine, usize::MAX, Config::default()).is_err());
+}
+
+/// Whatever the layer normalizes by, and whether its engine reads y again or not.
+fn a_kept_y_changes_no_result<G: Engine>(engine: &G) {
+    let [x, residual, grad_y] = [1, 2, 3].map(|seed| numbers::<f16>(small().len(), seed));
+    let [x, residual, grad_y] = [&x, &residual, &grad_y].map(|host| up(engine, host));
+    let view = view::<G, f16>;
+    let untracked = relu().track_running_stats(false);
+    let grouped = relu().ghost(Ghost::consecutive(2));
+    let renormalized = relu().renorm(Renorm::default());
+    for config in [relu(), Config::default(), untracked, grouped, renormalized] {
+        for training in [true, false] {
+            let mut copying = layer(engine, config);
+            copying.train(training);
+            let mut keeping = copying.to(engine).unwrap();
+            let (y, saved) = copying.forward(&small(), view(&x)).unwrap();
+            let grad_x = copying.backward(&saved, view(&x), view(&grad_y)).unwrap();
+            let (kept, saved) = keeping.forward_keeping_y(&small(), view(&x)).unwrap();
+            let by_y = keeping.backward_with_y(&saved, view(&x), view(&kept), view(&grad_y));
+            let what = format!("{config:?}, training {training}");
+            assert_eq!(down(engine, &kept), down(engine, &y), "{what}");
+            assert_eq!(down(engine, &by_y.unwrap()), down(engine, &grad_x), "{what}");
+            assert_eq!(snapshot(&keeping), snapshot(&copying), "{what}");
+
+            let (y, saved) = copying.forward_add(&small(), view(&x), view(&residual)).unwrap();
+            let (grad_x, grad_residual) =
+                copying.backward_add(&saved, view(&x), None, view(&grad_y)).unwrap();
+            let [mut kept, mut by_y, mut of_residual] =
+                [(); 3].map(|()| up(engine, &numbers::<f16>(small().len(), 4)));
+            let mut saved = Saved::new();
+            let (added, to_y) = (Some(view(&residual)), view_mut::<G, f16>(&mut kept));
+            keeping.forward_keeping_y_into(&small(), view(&x), added, to_y, &mut saved).unwrap();
+            let [to_x, to_residual] =
+                [&mut by_y, &mut of_residual].map(view_mut::<G, f16>).map(Some);
+            let (y_again, from) = (view(&kept), Input::View(view(&grad_y)));
+            keeping
+                .backward_with_y_into(&saved, view(&x), y_again, None, from, to_x, to_residual)
+                .unwrap();
+            let right = [y, grad_x, grad_residual].map(|buf| down(engine, &buf));
+            assert_eq!([kept, by_y, of_residual].map(|buf| down(engine, &buf)), right, "{what}");
+            assert_eq!(snapshot(&keeping), snapshot(&copying), "{what}");
+        }
+    }
+    // Where a layer was told that y is kept, it is asked for.
+    let mut bn = layer(engine, relu());
+    let (y, saved) = bn.forward_keeping_y(&small(), view(&x)).unwrap();
+    let refused = bn.backward(&saved, view(&x), view(&grad_y)).err().unwrap();
+    assert!(matches!(refused, Error::Invalid { what: "y", .. }), "{refused}");
+    let short = G::Memory::part(&y, 0..47).unwrap();
+    let refused = bn.backward_with_y(&saved, view(&x), short, view(&grad_y)).err().unwrap();
+    assert_eq!(refused, Error::Length { what: "y", expected: 48, got: 47 });
 }
 
 fn forms_with_and_without_memory_agree<G: Engine>(engine: &G) {

@@ -8,10 +8,12 @@ mod bad_input; // every wrong argument of every operation
 mod conformance; // engines x dtypes x shapes x operations x epilogues
 mod definition; // numbers worked out by hand
 mod double_backward; // the gradients of a backward
+mod double_backward_layers; // the same through layers
 mod epilogues; // kinks, special values, what a backward is given
 mod extremes; // numbers beyond the range of a type on the way
 mod fold; // layers that do a normalization's work
 mod ghost; // groups of a batch's rows
+mod given_statistics; // a backward without the forward's `Saved`
 mod golden; // what PyTorch computed in float64
 mod golden_layers; // golden cases of a whole layer, by kind
 mod golden_reader; // malformed cases

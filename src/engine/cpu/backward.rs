@@ -46,53 +46,51 @@ pub(super) fn backward<E: Element>(
         Input::View(grad_y) => Some(grad_y),
         Input::InPlace => None,
     };
-    let mask = forward.mask.zip(args.mask);
-    let mask = mask.map(|(rules, places)| Masked::new(shape, rules, places, x)).transpose()?;
-    let mask = mask.as_ref();
-    let read = Read { simd, plan, x, grad_y, gate, mask };
-    let through = match forward.batch_statistics || total_sums.is_some() {
-        true => Through::Statistics,
-        false => Through::Constants,
-    };
-    let coefs = Coefs { simd, shape, saved, total_sums, mask };
-    let writes = grad_x.is_some() || grad_residual.is_some();
-    let extremes = &Extreme::of_saved(simd, saved)[..];
-    // What the loops are about to overwrite.
-    let held = match (grad_y, &grad_x) {
-        (Some(grad_y), _) => extremes::elements(extremes, shape, grad_y),
-        (None, Some(grad_x)) => extremes::elements(extremes, shape, grad_x),
-        (None, None) => vec![],
-    };
-    let apart = extremes::Backward { shape, plan, x, gate, grad_y: held, mask };
-    let own_sums = forward.batch_statistics && total_sums.is_none();
-    let gradients = SumsAndGradients { read, shape, coefs, extremes, through, writes };
-    if !(results.any() || own_sums && grad_x.is_some()) {
-        let of_x = grad_x.as_deref_mut().map(Elements::new);
-        let of_residual = grad_residual.as_deref_mut().map(Elements::new);
-        gradients.write_only(cpu, &mut (of_x, of_residual));
-        for (k, e) in extremes.iter().enumerate() {
-            let to = (grad_x.as_deref_mut(), grad_residual.as_deref_mut());
-            apart.write(e, k, coefs.of_total(e.c), to);
-        }
-        return Ok(());
-    }
-    cpu.with_workspace(workspace_len(plan, &gradients), |workspace| {
-        let of_x = grad_x.as_deref_mut().map(Elements::new);
-        let of_residual = grad_residual.as_deref_mut().map(Elements::new);
-        let cached = two_pass(plan, &gradients, &mut (of_x, of_residual), workspace);
-        for (block, cached) in cached.chunks(gradients.cached_len()).enumerate() {
-            let (sums, products) = gradients.sums(cached);
-            for (k, c) in plan.channels(block).enumerate() {
-                let (sum, product) = (sums[k], products[k]);
-                results.set(shape, c, sum, product);
-                let Some(k) = extremes.iter().position(|e| e.c == c) else { continue };
-                let own = forward.batch_statistics.then(|| coefs.of_own(c, sum, product));
+    Masked::with((cpu, simd), (shape, plan), forward.mask.zip(args.mask), x, |mask| {
+        let read = Read { simd, plan, x, grad_y, gate, mask };
+        let through = match forward.batch_statistics || total_sums.is_some() {
+            true => Through::Statistics,
+            false => Through::Constants,
+        };
+        let coefs = Coefs { simd, shape, saved, total_sums, mask };
+        let writes = grad_x.is_some() || grad_residual.is_some();
+        let extremes = &Extreme::of_saved(simd, saved)[..];
+        // What the loops are about to overwrite.
+        let held = match (grad_y, &grad_x) {
+            (Some(grad_y), _) => extremes::elements(extremes, shape, grad_y),
+            (None, Some(grad_x)) => extremes::elements(extremes, shape, grad_x),
+            (None, None) => vec![],
+        };
+        let apart = extremes::Backward { shape, plan, x, gate, grad_y: held, mask };
+        let own_sums = forward.batch_statistics && total_sums.is_none();
+        let gradients = SumsAndGradients { read, shape, coefs, extremes, through, writes };
+        if !(results.any() || own_sums && grad_x.is_some()) {
+            let of_x = grad_x.as_deref_mut().map(Elements::new);
+            let of_residual = grad_residual.as_deref_mut().map(Elements::new);
+            gradients.write_only(cpu, &mut (of_x, of_residual));
+            for (k, e) in extremes.iter().enumerate() {
                 let to = (grad_x.as_deref_mut(), grad_residual.as_deref_mut());
-                apart.write(&extremes[k], k, coefs.of_total(c).or(own), to);
+                apart.write(e, k, coefs.of_total(e.c), to);
             }
+            return;
         }
-    });
-    Ok(())
+        cpu.with_workspace(workspace_len(plan, &gradients), |workspace| {
+            let of_x = grad_x.as_deref_mut().map(Elements::new);
+            let of_residual = grad_residual.as_deref_mut().map(Elements::new);
+            let cached = two_pass(plan, &gradients, &mut (of_x, of_residual), workspace);
+            for (block, cached) in cached.chunks(gradients.cached_len()).enumerate() {
+                let (sums, products) = gradients.sums(cached);
+                for (k, c) in plan.channels(block).enumerate() {
+                    let (sum, product) = (sums[k], products[k]);
+                    results.set(shape, c, sum, product);
+                    let Some(k) = extremes.iter().position(|e| e.c == c) else { continue };
+                    let own = forward.batch_statistics.then(|| coefs.of_own(c, sum, product));
+                    let to = (grad_x.as_deref_mut(), grad_residual.as_deref_mut());
+                    apart.write(&extremes[k], k, coefs.of_total(c).or(own), to);
+                }
+            }
+        });
+    })
 }
 
 /// The steps of the backward. What is cached for a block: the sums of its channels, `sum(g)` and then

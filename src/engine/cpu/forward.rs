@@ -15,7 +15,7 @@ use super::table::{Parameters, Statistics, Strip, Table, TableMut};
 use super::tiles::{Elements, TileMut, Writer, clipped, for_each_tile};
 use super::{Cpu, stats, update};
 use crate::engine::saved::{Buffers, Opened};
-use crate::engine::{Activation, Derivative, ForwardEval, ForwardTrain, Input};
+use crate::engine::{Activation, Derivative, ForwardEval, ForwardTrain, Input, OneValue, Running};
 use crate::{AllMasked, Element, Host, Real, Result, Shape, engine};
 use std::ops::Range;
 
@@ -50,39 +50,51 @@ pub(super) fn forward_train<E: Element>(
         update(&mut args.running, 0..shape.channels(), none, args.one_value);
         return Ok(());
     }
-    let mask = args.mask.as_ref();
-    let mask = mask.map(|mask| Masked::new(shape, mask.rules(), mask.places, x)).transpose()?;
-    let mask = mask.as_ref();
-    let plan = Plan::new(shape, size_of::<E>(), 1);
-    let plan = &if mask.is_some() { plan.counted() } else { plan };
+    let plan = &Plan::new(shape, size_of::<E>(), 1);
     let (residual, activation) = (args.residual, args.activation);
     let output = Output { simd, shape, plan, x: Some(x), residual, activation };
-    let train = Train { output, x, parameters, eps, mask };
-    cpu.with_workspace(workspace_len(plan, &train), |workspace| {
-        let of_mask = output.mask(saved.as_deref_mut()).map(Elements::mask);
-        let mut outputs = (Elements::new(&mut *y), of_mask);
-        let cached = two_pass(plan, &train, &mut outputs, workspace);
-        let mut extremes = vec![];
-        for (block, cached) in cached.chunks(train.cached_len()).enumerate() {
-            let channels = plan.channels(block);
-            let [merged, statistics, _] = train.split(cached);
-            let statistics = Statistics::split(statistics, channels.len());
-            if let Some(saved) = &mut saved {
-                statistics.save(saved, channels.clone());
+    let mask = args.mask.as_ref().map(|mask| (mask.rules(), mask.places));
+    Masked::with((cpu, simd), (shape, plan), mask, x, |mask| {
+        let train = Train { output, x, parameters, eps, mask };
+        train.run(cpu, (&mut args.running, args.one_value), y, saved);
+    })
+}
+
+impl<E: Element> Train<'_, E> {
+    fn run(
+        &self,
+        cpu: &Cpu,
+        (running, one_value): (&mut Option<Running<'_, Host, E::Acc>>, OneValue),
+        y: &mut [E],
+        mut saved: Option<&mut Buffers<Host, E::Acc>>,
+    ) {
+        let Self { output, x, parameters, mask, .. } = *self;
+        let Output { simd, shape, plan, .. } = output;
+        cpu.with_workspace(workspace_len(plan, self), |workspace| {
+            let of_mask = output.mask(saved.as_deref_mut()).map(Elements::mask);
+            let mut outputs = (Elements::new(&mut *y), of_mask);
+            let cached = two_pass(plan, self, &mut outputs, workspace);
+            let mut extremes = vec![];
+            for (block, cached) in cached.chunks(self.cached_len()).enumerate() {
+                let channels = plan.channels(block);
+                let [merged, statistics, _] = self.split(cached);
+                let statistics = Statistics::split(statistics, channels.len());
+                if let Some(saved) = &mut saved {
+                    statistics.save(saved, channels.clone());
+                }
+                extremes.extend(Extreme::among(simd, channels.clone(), parameters, statistics));
+                let merged = Merged::new(merged, shape);
+                match mask {
+                    Some(mask) => {
+                        masked_stats::update(running, channels, &merged, mask, one_value);
+                    }
+                    None => update(running, channels, |k| merged.get(k), one_value),
+                }
             }
-            extremes.extend(Extreme::among(simd, channels.clone(), parameters, statistics));
-            let merged = Merged::new(merged, shape);
-            if let Some(mask) = mask {
-                let running = args.running.as_mut();
-                masked_stats::update(running, channels, &merged, mask, args.one_value);
-                continue;
-            }
-            update(&mut args.running, channels, |k| merged.get(k), args.one_value);
-        }
-        let x = extremes::elements(&extremes, shape, x);
-        output.write_extremes(&extremes, x, y, saved);
-    });
-    Ok(())
+            let x = extremes::elements(&extremes, shape, x);
+            output.write_extremes(&extremes, x, y, saved);
+        });
+    }
 }
 
 pub(super) fn forward_eval<E: Element>(
@@ -181,6 +193,10 @@ impl<'a, E: Element> TwoPass for Train<'a, E> {
     fn cached_len(&self) -> usize {
         self.lens().iter().sum()
     }
+    /// Of a mask a number of values beside the two sums.
+    fn sums(&self) -> usize {
+        if self.mask.is_some() { 3 } else { 2 }
+    }
     fn prepare(&self, _: usize, _: &mut [f64]) {}
     fn reduce(&self, tile: &Tile, _: &Part<'_, Self>, _: &[f64], slot: &mut [f64]) {
         let Output { simd, plan, .. } = self.output;
@@ -199,7 +215,7 @@ impl<'a, E: Element> TwoPass for Train<'a, E> {
         match self.mask {
             Some(mask) => {
                 let of = (self.x, mask, self.eps);
-                masked_stats::merge((shape, plan), block, of, slots, memory);
+                masked_stats::merge(simd, (shape, plan), block, of, slots, memory);
             }
             None => moments::merge(simd, (shape, plan), block, (self.x, self.eps), slots, memory),
         }
@@ -306,7 +322,8 @@ impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
         match self.plain() {
             Some((x, relu)) => {
                 let from = [x, residual.unwrap_or(x)];
-                let work = Work::Rows { plan, tile, strips, from, out: &mut self.y };
+                let (rows, out) = (tile.rows.clone(), &mut self.y);
+                let work = Work::Rows { plan, tile, rows, strips, from, out };
                 normalize(simd, (residual.is_some(), relu), work);
             }
             None => by_piece(self, tile, strips),

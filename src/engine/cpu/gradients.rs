@@ -304,8 +304,23 @@ impl<'a, 'p, E: Element> Gradients<'a, 'p, E> {
 }
 
 impl<E: Element> Gradients<'_, '_, E> {
-    fn reads_x(&self) -> bool {
-        self.through == Through::Statistics || self.read.gate.recomputes()
+    /// Some rows of the tile, of which everything flows so.
+    fn rows(
+        &mut self,
+        tile: &Tile,
+        strips: &[(Range<usize>, &Strip<E::Acc>)],
+        rows: Range<usize>,
+        through: Through,
+    ) {
+        let Read { simd, plan, x, gate, grad_y, .. } = self.read;
+        let is_loop = matches!(gate, Gate::Open | Gate::Recompute) && self.grad_residual.is_none();
+        let (Some(grad_y), Some(out), true) = (grad_y, &mut self.grad_x, is_loop) else {
+            return by_piece(self, &Tile { rows, ..tile.clone() }, strips);
+        };
+        let recomputes = gate.recomputes();
+        let x = if through == Through::Statistics || recomputes { x } else { grad_y };
+        let work = Work::Rows { plan, tile, rows, strips, from: [x, grad_y], out };
+        input_gradient(simd, (through, recomputes), work);
     }
 }
 
@@ -321,25 +336,37 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
     fn cut(&self) -> Cut {
         let Read { gate, grad_y, .. } = self.read;
         let is_loop = matches!(gate, Gate::Open | Gate::Recompute);
-        if self.read.mask.is_some() {
-            return Cut::Held;
-        }
+        let (is_masked, is_found) = match self.read.mask {
+            Some(mask) => (true, mask.is_found(self.read.plan)),
+            None => (false, true),
+        };
         match (grad_y, &self.grad_residual) {
-            (Some(_), None) if is_loop => Cut::Row,
+            _ if !is_found => Cut::Held,
+            (Some(_), None) if is_loop && !is_masked => Cut::Row,
             (Some(_), _) if !gate.is_staged() => Cut::Twice,
             _ => Cut::Held,
         }
     }
     fn columns(&mut self, tile: &Tile, strips: &[(Range<usize>, &Strip<E::Acc>)]) {
-        let (cut, reads_x) = (self.cut(), self.reads_x());
-        let Read { simd, plan, x, gate, grad_y, .. } = self.read;
-        match (grad_y, &mut self.grad_x) {
-            (Some(grad_y), Some(out)) if cut == Cut::Row => {
-                let x = if reads_x { x } else { grad_y };
-                let work = Work::Rows { plan, tile, strips, from: [x, grad_y], out };
-                input_gradient(simd, (self.through, gate.recomputes()), work);
+        let Read { plan, mask, .. } = self.read;
+        let mask = mask.filter(|_| self.through == Through::Statistics);
+        let Some(of_rows) = mask.map_or(Some(None), |mask| mask.of_rows(plan).map(Some)) else {
+            return by_piece(self, tile, strips);
+        };
+        let Some(keeps) = of_rows else {
+            return self.rows(tile, strips, tile.rows.clone(), self.through);
+        };
+        let mut row = tile.rows.start;
+        while row < tile.rows.end {
+            let (start, kept) = (row, keeps(row));
+            while row < tile.rows.end && keeps(row) == kept {
+                row += 1;
             }
-            _ => by_piece(self, tile, strips),
+            match kept {
+                Some(true) => self.rows(tile, strips, start..row, self.through),
+                Some(false) => self.rows(tile, strips, start..row, Through::Constants),
+                None => by_piece(self, &Tile { rows: start..row, ..tile.clone() }, strips),
+            }
         }
     }
     #[inline(always)]
@@ -370,7 +397,8 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
                 let wide = self.wide.values(g.len());
                 match counts {
                     Some(counts) => {
-                        masked::input_gradient(simd, false, at, [x, g], counts, wide);
+                        let work = Work::piece(simd, at, [x, g], wide);
+                        masked::input_gradient(simd, false, counts, work);
                     }
                     None => {
                         let work = Work::piece(simd, at, [x, g], wide);
@@ -389,14 +417,12 @@ impl<E: Element> Step<E::Acc> for Gradients<'_, '_, E> {
         }
         if let Some(grad_x) = &mut self.grad_x {
             let x = if reads_x { &x[range] } else { g };
-            if let Some(counts) = counts {
-                return grad_x.write(simd, row, cols, false, |_, out| {
-                    masked::input_gradient(simd, recomputes, at, [x, g], counts, out);
-                });
-            }
             grad_x.write(simd, row, cols, true, |store, out| {
                 let work = Work::Piece { store, at, from: [x, g], out, ahead };
-                input_gradient(simd, (through, recomputes), work);
+                match counts {
+                    Some(counts) => masked::input_gradient(simd, recomputes, counts, work),
+                    None => input_gradient(simd, (through, recomputes), work),
+                }
             });
         }
     }

@@ -4,7 +4,7 @@ use super::Cpu;
 use super::kernels::rows::{Row, Statistics, Sums};
 use super::policy::TASK;
 use super::simd::Simd;
-use crate::engine::layer_norm::{Buffers, Forward, Opened};
+use crate::engine::layer_norm::{ByRow, Forward};
 use crate::engine::{LayerNormBackward, LayerNormForward};
 use crate::{Element, Host, Real, Result, Shape};
 use rayon::prelude::*;
@@ -37,7 +37,7 @@ pub(super) fn forward<E: Element>(
 ) -> Result<()> {
     args.check(&Host, shape)?;
     let simd = cpu.simd()?;
-    let mut saved = args.open(cpu, shape)?.map(Opened::filled);
+    let mut saved = args.open(cpu, shape)?.map(|opened| opened.filled().by_row_mut());
     let LayerNormForward { x, weight, bias, eps, eps_rule, y, .. } = args;
     let features = shape.channels();
     if let Some(saved) = &mut saved {
@@ -47,8 +47,8 @@ pub(super) fn forward<E: Element>(
         }
     }
     let rows = TASK.div_ceil(features);
-    let mut saved = saved.map(|Buffers { mean, mean_rest, root, .. }| {
-        [mean, mean_rest, root].map(|buffer| buffer.chunks_mut(rows))
+    let mut saved = saved.map(|ByRow { mean, mean_rest, root, .. }| {
+        [mean, mean_rest, root].map(|array| array.chunks_mut(rows))
     });
     let parts = x.chunks(rows * features).zip(y.chunks_mut(rows * features));
     let tasks = parts.map(|(x, y)| {
@@ -89,7 +89,7 @@ struct Gradients<'a, E> {
 
 impl<E: Element> Gradients<'_, E> {
     #[inline(always)]
-    fn run(&mut self, simd: Simd, forward: &Forward, saved: &Buffers<Host, E::Acc>) {
+    fn run(&mut self, simd: Simd, forward: &Forward, saved: &ByRow<&[E::Acc]>) {
         let Self { first, x, grad_y, grad_x, sums } = self;
         let features = saved.weight.len();
         if let Some(Sums { g, g_xhat }) = sums {
@@ -98,15 +98,15 @@ impl<E: Element> Gradients<'_, E> {
         }
         let parts = x.chunks_exact(features).zip(grad_y.chunks_exact(features));
         for (n, (x, grad_y)) in parts.enumerate() {
-            let of = |buffer: &[E::Acc]| buffer[*first + n].to_f64();
-            let (mean, rest, root) = (of(&saved.mean), of(&saved.mean_rest), of(&saved.root));
+            let of = |array: &[E::Acc]| array[*first + n].to_f64();
+            let (mean, rest, root) = (of(saved.mean), of(saved.mean_rest), of(saved.root));
             let row = Row::new(forward.rule, forward.eps, mean, rest, root);
             if let Some(sums) = sums {
                 row.add_to(simd, x, grad_y, sums);
             }
             if let Some(grad_x) = grad_x {
                 let grad_x = &mut grad_x[n * features..][..features];
-                row.gradient(simd, &saved.weight, x, grad_y, grad_x);
+                row.gradient(simd, saved.weight, x, grad_y, grad_x);
             }
         }
     }
@@ -120,6 +120,7 @@ pub(super) fn backward<E: Element>(
     args.check(cpu, shape)?;
     let simd = cpu.simd()?;
     let (forward, saved) = args.saved.made()?;
+    let saved = &saved.by_row();
     let LayerNormBackward { x, grad_y, grad_x, grad_weight, grad_bias, accumulate, .. } = args;
     let (features, all) = (shape.channels(), shape.len() / shape.channels());
     let sums = grad_weight.is_some() || grad_bias.is_some();

@@ -1,8 +1,10 @@
 //! A mask as tasks ask for it: which values of some columns of a row count.
+use super::Cpu;
 use super::kernels::convert::finite;
+use super::kernels::masked::number;
 use super::plan::Plan;
-use super::simd::ROOM;
-use super::tiles::clipped;
+use super::simd::{GROUP, ROOM, Simd, TWICE};
+use super::tiles::{bytes_mut, clipped};
 use crate::engine::ops::MaskRules;
 use crate::engine::places::Places;
 use crate::{AllMasked, Element, Result, Shape};
@@ -10,8 +12,10 @@ use std::ops::Range;
 
 /// A mask, and what its channels come to.
 pub(super) struct Masked<'a> {
+    simd: Simd,
     bytes: &'a [u8],
     places: Places,
+    patterns: Option<Patterns<'a>>,
     count_eps: f64,
     pub all_masked: AllMasked,
     /// Of every channel: how many values count, and the first of them, which means are counted from.
@@ -27,18 +31,23 @@ pub(super) enum Keep<'m> {
     Some(&'m [u8]),
 }
 
-/// A task's memory for the bytes of a block.
-pub(super) struct Counts([u8; ROOM]);
+/// A task's memory for the bytes of a block, and room for a vector behind them.
+pub(super) struct Counts([u8; ROOM + GROUP]);
 
 impl Counts {
     pub fn new() -> Self {
-        Self([0; ROOM])
+        Self([0; ROOM + GROUP])
     }
 }
 
 impl<'m> Keep<'m> {
-    fn of(bytes: &'m [u8]) -> Self {
-        match number(bytes) {
+    fn of(simd: Simd, bytes: &'m [u8]) -> Self {
+        // Of a few a call would take longer.
+        let number = match bytes.len() {
+            ..GROUP => bytes.iter().map(|byte| usize::from(*byte)).sum(),
+            _ => number(simd, bytes),
+        };
+        match number {
             0 => Keep::None,
             n if n == bytes.len() => Keep::All,
             _ => Keep::Some(bytes),
@@ -46,37 +55,87 @@ impl<'m> Keep<'m> {
     }
 }
 
-/// How many are not 0; they are 0 and 1.
-pub(super) fn number(bytes: &[u8]) -> usize {
-    const LANES: usize = 32;
-    // Sums of so many fit a byte, which makes whole vectors of them.
-    let parts = bytes.chunks(LANES * 255).map(|part| {
-        let (groups, rest) = part.as_chunks::<LANES>();
-        let mut lanes = [0u8; LANES];
-        for group in groups {
-            for l in 0..LANES {
-                lanes[l] += group[l];
+/// The bytes of rows of several short runs: a run's, again and again, for as many columns as a step takes
+/// wherever it begins, so that no step has to bring them together.
+pub(super) struct Patterns<'a> {
+    all: &'a [u8],
+    /// Bytes of a row.
+    len: usize,
+    inner: usize,
+    /// How many values count of a row's run, which is shorter than a byte can say.
+    counts: &'a [u8],
+}
+
+impl<'a> Patterns<'a> {
+    /// Bytes of every row's pattern, where there are patterns.
+    fn len(plan: &Plan, places: Places) -> Option<usize> {
+        let of_positions = matches!(places, Places::Positions { .. });
+        let has = of_positions && !plan.long_runs && !plan.is_joined() && plan.inner() > 1;
+        has.then(|| plan.row().min(TWICE) + plan.inner())
+    }
+    fn new(simd: Simd, plan: &Plan, len: usize, bytes: &[u8], memory: &'a mut [u8]) -> Self {
+        let inner = plan.inner();
+        let (all, counts) = memory.split_at_mut(plan.rows * len);
+        let counts = &mut counts[..plan.rows];
+        let rows = all.chunks_mut(len).zip(bytes.chunks(inner)).zip(counts.iter_mut());
+        for ((to, run), count) in rows {
+            *count = number(simd, run) as u8;
+            to[..inner].copy_from_slice(run);
+            let mut done = inner;
+            while done < len {
+                let more = done.min(len - done);
+                to.copy_within(..more, done);
+                done += more;
             }
         }
-        lanes.iter().chain(rest).map(|sum| usize::from(*sum)).sum::<usize>()
-    });
-    parts.sum()
+        Self { all, len, inner, counts }
+    }
+    /// How many values count of a run of a row.
+    pub fn count(&self, row: usize) -> usize {
+        usize::from(self.counts[row])
+    }
+    /// Which values of columns of a row count.
+    pub fn keep(&self, row: usize, cols: &Range<usize>) -> Keep<'_> {
+        match self.count(row) {
+            0 => Keep::None,
+            n if n == self.inner => Keep::All,
+            _ => Keep::Some(&self.all[row * self.len + cols.start % self.inner..][..cols.len()]),
+        }
+    }
 }
 
 impl<'a> Masked<'a> {
-    pub fn new<E: Element>(
-        shape: &Shape,
-        rules: MaskRules,
-        bytes: &'a [u8],
+    /// Runs `f` with what a mask of x comes to, if there is one.
+    pub fn with<E: Element, R>(
+        (cpu, simd): (&Cpu, Simd),
+        (shape, plan): (&Shape, &Plan),
+        mask: Option<(MaskRules, &[u8])>,
         x: &[E],
-    ) -> Result<Self> {
-        let MaskRules { last, count_eps, all_masked } = rules;
-        let places = Places::new(shape, last)?;
+        f: impl FnOnce(Option<&Masked<'_>>) -> R,
+    ) -> Result<R> {
+        let places = mask.map(|(rules, _)| Places::new(shape, rules.last)).transpose()?;
+        let len = places.and_then(|places| Patterns::len(plan, places));
+        let len = len.map_or(0, |len| (plan.rows * (len + 1)).div_ceil(size_of::<f64>()));
+        cpu.with_workspace(len, |memory| {
+            let mask = places.zip(mask).map(|(places, (rules, bytes))| {
+                Masked::new(simd, (shape, plan), (rules, places, bytes), x, memory)
+            });
+            Ok(f(mask.as_ref()))
+        })
+    }
+    fn new<E: Element>(
+        simd: Simd,
+        (shape, plan): (&Shape, &Plan),
+        (rules, places, bytes): (MaskRules, Places, &'a [u8]),
+        x: &[E],
+        memory: &'a mut [f64],
+    ) -> Self {
+        let MaskRules { count_eps, all_masked, .. } = rules;
         let (channels, inner) = (shape.channels(), shape.inner());
         let first = |i: Option<usize>| i.map_or(0.0, |i| finite(x[i]));
         let channels = match places {
             Places::Positions { .. } => {
-                let n = number(bytes) as f64;
+                let n = number(simd, bytes) as f64;
                 let place = bytes.iter().position(|byte| *byte != 0);
                 let of = |c| place.map(|at| (at / inner * channels + c) * inner + at % inner);
                 (0..channels).map(|c| (n, first(of(c)))).collect()
@@ -86,7 +145,7 @@ impl<'a> Masked<'a> {
                 let of = |c: usize| {
                     let runs = (0..shape.outer()).map(move |o| (o * channels + c) * run);
                     let runs = runs.map(|at| (at, &bytes[at..at + run]));
-                    let n: usize = runs.clone().map(|(_, bytes)| number(bytes)).sum();
+                    let n: usize = runs.clone().map(|(_, bytes)| number(simd, bytes)).sum();
                     let place = runs.clone().find_map(|(at, bytes)| {
                         Some(at + bytes.iter().position(|byte| *byte != 0)?)
                     });
@@ -95,7 +154,9 @@ impl<'a> Masked<'a> {
                 (0..channels).map(of).collect()
             }
         };
-        Ok(Self { bytes, places, count_eps, all_masked, channels })
+        let patterns = Patterns::len(plan, places);
+        let patterns = patterns.map(|len| Patterns::new(simd, plan, len, bytes, bytes_mut(memory)));
+        Self { simd, bytes, places, patterns, count_eps, all_masked, channels }
     }
     /// How many values of a channel count.
     pub fn count(&self, c: usize) -> f64 {
@@ -122,6 +183,31 @@ impl<'a> Masked<'a> {
         self.bytes[self.places.of(i)] != 0
     }
 
+    /// The bytes of positions whose channels lie together, if they are enough to be taken by themselves: also
+    /// where rows are joined.
+    pub fn of_positions(&self, plan: &Plan) -> Option<&'a [u8]> {
+        let is = matches!(self.places, Places::Positions { inner: 1, .. });
+        (is && plan.row() >= 4 * GROUP).then_some(self.bytes)
+    }
+    /// Whether all values of a row count, or none of them does, or some, where channels lie together.
+    pub fn of_rows(&self, plan: &Plan) -> Option<impl Fn(usize) -> Option<bool> + use<'a>> {
+        let is = matches!(self.places, Places::Positions { inner: 1, .. });
+        let (bytes, joined) = (self.bytes, plan.width / plan.row());
+        is.then_some(move |row: usize| {
+            let all = &bytes[row * joined..((row + 1) * joined).min(bytes.len())];
+            let number: usize = all.iter().map(|byte| usize::from(*byte)).sum();
+            (number == 0 || number == all.len()).then_some(number > 0)
+        })
+    }
+    /// Where rows are of several runs of the same positions that are worth a vector.
+    pub fn of_runs(&self) -> Option<&Patterns<'a>> {
+        self.patterns.as_ref().filter(|patterns| patterns.inner >= GROUP)
+    }
+    /// Whether [`keep`](Self::keep) finds its bytes where they are, of as many as [`TWICE`] columns then.
+    pub fn is_found(&self, plan: &Plan) -> bool {
+        plan.long_runs && matches!(self.places, Places::Positions { .. }) || self.patterns.is_some()
+    }
+
     /// Which values of columns of a row count, of [`ROOM`] at most.
     pub fn keep<'m>(
         &'m self,
@@ -130,49 +216,58 @@ impl<'a> Masked<'a> {
         cols: &Range<usize>,
         counts: &'m mut Counts,
     ) -> Keep<'m> {
+        if let Some(patterns) = &self.patterns {
+            return patterns.keep(row, cols);
+        }
         let all = clipped(row, cols.clone(), plan.width, plan.len());
         if all.is_empty() {
             return Keep::None;
         }
-        let to = &mut counts.0;
-        // Runs of elements of one byte, or of bytes that lie together.
-        let mut fill = |each: usize| {
-            let mut at = all.start;
-            while at < all.end {
-                let end = ((at / each + 1) * each).min(all.end);
-                to[at - all.start..end - all.start].fill(self.bytes[at / each]);
-                at = end;
-            }
-        };
         match self.places {
-            Places::Neighbours(1) => return Keep::of(&self.bytes[all]),
-            Places::Neighbours(each) => fill(each),
-            Places::Positions { channels, inner: 1 } => {
-                if all.start / channels == (all.end - 1) / channels {
-                    let counts = self.bytes[all.start / channels] != 0;
-                    return if counts { Keep::All } else { Keep::None };
-                }
-                fill(channels);
+            Places::Neighbours(1) => Keep::of(self.simd, &self.bytes[all]),
+            Places::Neighbours(each) => self.spread(each, all, counts),
+            Places::Positions { channels, inner: 1 } => self.spread(channels, all, counts),
+            Places::Positions { inner, .. } if plan.long_runs => {
+                let within = row * inner + cols.start % inner;
+                Keep::of(self.simd, &self.bytes[within..][..all.len()])
             }
             Places::Positions { channels, inner } => {
                 let row = all.start / (channels * inner);
                 let (mut start, mut within) = (row * inner, all.start % inner);
-                if within + all.len() <= inner {
-                    return Keep::of(&self.bytes[start + within..][..all.len()]);
-                }
                 // Run by run, without another division.
                 let (mut at, mut end) = (all.start, (row + 1) * channels * inner);
                 while at < all.end {
                     let len = (inner - within).min(all.end - at);
                     let bytes = &self.bytes[start + within..][..len];
-                    to[at - all.start..][..len].copy_from_slice(bytes);
+                    counts.0[at - all.start..][..len].copy_from_slice(bytes);
                     (at, within) = (at + len, 0);
                     if at == end {
                         (start, end) = (start + inner, end + channels * inner);
                     }
                 }
+                Keep::of(self.simd, &counts.0[..all.len()])
             }
         }
-        Keep::of(&to[..all.len()])
+    }
+    /// The same of elements of which so many neighbours have one byte.
+    fn spread<'m>(&self, each: usize, all: Range<usize>, counts: &'m mut Counts) -> Keep<'m> {
+        let bytes = &self.bytes[all.start / each..=(all.end - 1) / each];
+        let some = match Keep::of(self.simd, bytes) {
+            Keep::All => return Keep::All,
+            Keep::None => return Keep::None,
+            Keep::Some(bytes) => bytes,
+        };
+        let (mut at, mut end) = (0, each - all.start % each);
+        for byte in some {
+            // Whole vectors: what they write too much the next ones overwrite.
+            let (vector, last) = ([*byte; GROUP], end.min(all.len()));
+            while at < last {
+                let Some(to) = counts.0[at..].first_chunk_mut() else { break };
+                *to = vector;
+                at += GROUP;
+            }
+            (at, end) = (last, end + each);
+        }
+        Keep::Some(&counts.0[..all.len()])
     }
 }

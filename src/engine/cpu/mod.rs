@@ -94,6 +94,9 @@ impl Cpu {
     }
     /// Runs `f` with `len` values to work in, of arbitrary content.
     fn with_workspace<R>(&self, len: usize, f: impl FnOnce(&mut [f64]) -> R) -> R {
+        if len == 0 {
+            return f(&mut []);
+        }
         let pool = || self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
         let mut workspace = pool().pop().unwrap_or_default();
         if workspace.len() < len {

@@ -29,8 +29,6 @@ pub(super) struct Plan {
     piece: usize,
     /// Rows of a tile.
     tile_rows: usize,
-    /// Values kept of each channel or column of a tile.
-    kept: usize,
 }
 
 /// One task's part of the memory: some rows of some columns.
@@ -120,7 +118,6 @@ impl Plan {
             block: width.max(1),
             piece: width.max(1),
             tile_rows: rows.max(1),
-            kept: 2,
         }
     }
     fn cut(self, block: usize, piece: usize, tile_rows: usize) -> Self {
@@ -181,13 +178,9 @@ impl Plan {
         self.len() - self.rows.saturating_sub(1) * self.width
     }
 
-    /// The same with a count beside the two values that are kept of a tile's channels.
-    pub fn counted(self) -> Self {
-        Self { kept: 3, ..self }
-    }
     /// Values kept of a tile: two for each channel, or for each column where runs are short.
     pub fn slot_len(&self) -> usize {
-        self.kept * if self.long_runs { self.block_channels() } else { self.block }
+        2 * if self.long_runs { self.block_channels() } else { self.block }
     }
     /// Whether the last row of a tile is shorter than the others.
     pub fn has_short_row(&self, tile: &Tile) -> bool {

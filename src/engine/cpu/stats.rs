@@ -126,7 +126,7 @@ fn segment<'x, E: Element>(
 }
 
 /// Offsets and sums of squares of columns.
-type OfColumns<'a> = (&'a mut [f64], &'a mut [f64]);
+pub(super) type OfColumns<'a> = (&'a mut [f64], &'a mut [f64]);
 
 /// The same for every column of a tile, rows of a strip at a time.
 fn columns<E: Element>(
@@ -174,7 +174,7 @@ fn columns<E: Element>(
 }
 
 /// What the moments of a strip of columns are made with.
-struct Strip<E: Element> {
+pub(super) struct Strip<E: Element> {
     simd: Simd,
     pivot: [E::Acc; BLOCK],
     sum: [E::Acc; BLOCK],
@@ -184,7 +184,7 @@ struct Strip<E: Element> {
 }
 
 impl<E: Element> Strip<E> {
-    fn new(simd: Simd) -> Self {
+    pub fn new(simd: Simd) -> Self {
         let zeros = [E::Acc::default(); BLOCK];
         let (bases, own_bases) = ([0.0; BLOCK], [0.0; BLOCK]);
         Self { simd, pivot: zeros, sum: zeros, squares: zeros, bases, own_bases }
@@ -196,8 +196,14 @@ impl<E: Element> Strip<E> {
         finite_f64(self.simd, &x[channels.start * plan.inner()..], plan.inner(), own);
         plan.expand(cols, &self.own_bases, &mut self.bases);
     }
+    /// The same; means are counted from what is given for every channel.
+    pub fn start_from(&mut self, plan: &Plan, cols: &Range<usize>, base: impl Fn(usize) -> f64) {
+        let channels = plan.channels_in(cols);
+        self.own_bases.iter_mut().zip(channels).for_each(|(own, c)| *own = base(c));
+        plan.expand(cols, &self.own_bases, &mut self.bases);
+    }
     /// Sets the pivots to the mean of some rows.
-    fn guess(&mut self, few: &Rows<'_, E, 1>) {
+    pub fn guess(&mut self, few: &Rows<'_, E, 1>) {
         let n = few.columns();
         widen(self.simd, few.first()[0], &mut self.pivot[..n]);
         self.distances(few);
@@ -205,7 +211,7 @@ impl<E: Element> Strip<E> {
         merging::add_share(self.simd, &mut self.pivot[..n], &self.sum[..n], each);
     }
     /// Merges rows into columns of which `before` rows have been merged.
-    fn add(&mut self, before: usize, rows: &Rows<'_, E, 1>, to: OfColumns<'_>) {
+    pub fn add(&mut self, before: usize, rows: &Rows<'_, E, 1>, to: OfColumns<'_>) {
         self.distances(rows);
         let Self { simd, pivot, sum, squares, bases, .. } = self;
         let from = Columns { sums: sum, squares, bases };

@@ -322,6 +322,12 @@ pub(super) fn numbers_mut<A: Real>(memory: &mut [f64]) -> &mut [A] {
     unsafe { memory.align_to_mut().1 }
 }
 
+/// Memory of f64 as bytes.
+pub(super) fn bytes_mut(memory: &mut [f64]) -> &mut [u8] {
+    // SAFETY: any bits are bytes, and any bytes are an f64.
+    unsafe { memory.align_to_mut().1 }
+}
+
 /// Where columns `cols` of `row` lie in memory of rows of `width` and `len` elements in all.
 #[inline(always)]
 pub(super) fn clipped(row: usize, cols: Range<usize>, width: usize, len: usize) -> Range<usize> {

@@ -159,8 +159,14 @@ impl<A: Real> Act<A> {
         if !is_any(activation) {
             return Self::Plain((activation == Activation::Relu).into());
         }
+        Self::Any(AnyActivation::new(activation))
+    }
+}
+
+impl<A: Real> AnyActivation<A> {
+    pub fn new(activation: Activation) -> Self {
         let slope = A::from_f64(activation.negative_slope());
-        Self::Any(AnyActivation { activation: activation.code(), slope })
+        Self { activation: activation.code(), slope }
     }
 }
 
@@ -170,17 +176,20 @@ impl<A: Real> Act<A> {
 pub(super) struct Group {
     blocks: u32,
     kept: u32,
+    early: u32,
+    late: u32,
     partials: Ptr<f64>,
     words: Ptr<u32>,
 }
 
 impl Group {
     pub fn new(plan: &Resident, partials: Ptr<f64>, words: Ptr<u32>) -> Self {
-        let &Resident { blocks, kept, .. } = plan;
-        match blocks {
-            1 => Self { blocks, kept, partials: Ptr::NULL, words: Ptr::NULL },
-            _ => Self { blocks, kept, partials, words },
-        }
+        let &Resident { blocks, kept, early, late, .. } = plan;
+        let (partials, words) = match blocks {
+            1 => (Ptr::NULL, Ptr::NULL),
+            _ => (partials, words),
+        };
+        Self { blocks, kept, early, late, partials, words }
     }
 }
 
@@ -210,7 +219,7 @@ mod tests {
             "Running<float>": Update<f32> { factor, var_factor, mean, var, skipped, rules, reserved }
             "Outputs<float>": Outputs<f32> { eps, running, mean, mean_rest, invstd, record, nonfinite, weight, bias, saved_weight, saved_bias }
             "Gradients<float>": Gradients<f32> { total_sums, grad_weight, grad_bias, sums, coefs, nonfinite }
-            "Group": Group { blocks, kept, partials, words }
+            "Group": Group { blocks, kept, early, late, partials, words }
             "AnyActivation<float>": AnyActivation<f32> { activation, slope }
             "AnyActivation<double>": AnyActivation<f64> { activation, slope }
         }

@@ -1,5 +1,6 @@
 //! The backward through statistics of the batch, of all parts of it, or frozen ones.
 use super::arguments::{Act, Channels, Gradients, Tensors};
+use super::masked::{self, Places, Shares};
 use super::resident::Step;
 use super::{Cuda, Layout, Pointers, Ptr};
 use crate::engine::pointers::SavedAt;
@@ -27,7 +28,7 @@ impl Cuda {
         let activation = forward.activation;
         let plan = self.plan::<E>(shape)?;
         // What reads its tensors twice.
-        let resident = match through_sums && !has_total {
+        let resident = match through_sums && !has_total && forward.mask.is_none() {
             true => self.resident(shape, E::DTYPE, activation, Step::Backward)?,
             false => None,
         };
@@ -43,6 +44,22 @@ impl Cuda {
         let SavedAt { by_channel, reserve } = pointers.read_saved(saved);
         let ByChannel { mean, mean_rest, invstd, weight, bias } = by_channel;
         let channels = Channels { mean, mean_rest, invstd, weight, bias };
+        let masked = forward.mask.zip(args.mask).filter(|_| through_sums);
+        let masked = match masked {
+            None => None,
+            Some((rules, places)) => {
+                let places = Places::new(shape, &plan, rules.last, pointers.read(places))?;
+                let masks = source == Derivative::FromMask;
+                let shares = Shares {
+                    coefs: room.coefs(),
+                    counts: masked::counts(reserve, shape, size_of::<E>(), masks),
+                    values: plan.count,
+                    count_eps: rules.count_eps,
+                    channels: shape.channels() as u64,
+                };
+                Some((places, shares))
+            }
+        };
         let in_place = matches!(args.grad_y, Input::InPlace);
         let grad_x = pointers.write_some(args.grad_x);
         let tensors = Tensors {
@@ -97,7 +114,12 @@ impl Cuda {
             launcher.backward_finalize(&plan, channels, read, gradients, accumulate, partials)?;
         }
         if is_written && (through_sums || !adds_up) {
-            launcher.backward_apply(&plan, channels, tensors, coefs)?;
+            match masked {
+                None => launcher.backward_apply(&plan, channels, tensors, coefs)?,
+                Some((places, shares)) => {
+                    launcher.masked_backward_apply(&plan, channels, tensors, places, shares)?
+                }
+            }
         }
         Ok(())
     }

@@ -125,6 +125,10 @@ impl Costs {
         Ok(self)
     }
 
+    /// How long a copy takes that moves so many bytes.
+    pub(super) fn nanoseconds(&self, bytes: u64) -> u64 {
+        bytes.saturating_mul(1000) / u64::from(self.bandwidth.max(1))
+    }
     /// Bytes that a copy moves in this time.
     pub(super) fn bytes(&self, nanoseconds: u64) -> f64 {
         nanoseconds as f64 * f64::from(self.bandwidth) / 1000.0

@@ -12,6 +12,10 @@ impl Cuda {
     pub fn explain(&self, shape: &Shape, request: Request) -> Result<String> {
         self.supports(shape, request)?;
         let (steps, resident) = match request.op {
+            Op::ForwardTrain if request.mask => ("masked_stats, masked_finalize, apply", None),
+            Op::Backward if request.mask => {
+                ("backward_sums, backward_finalize, masked_backward_apply", None)
+            }
             Op::ForwardTrain => ("stats, stats_finalize, apply", Some(Step::Forward)),
             Op::ForwardEval => ("apply", None),
             Op::Backward => {

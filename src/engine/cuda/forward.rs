@@ -1,5 +1,6 @@
 //! Both forwards, and statistics for synchronized ones.
 use super::arguments::{Act, Channels, Given, Outputs};
+use super::masked::{self, Places, Rules};
 use super::resident::Step;
 use super::update::Update;
 use super::{Cuda, Layout, Pointers, Ptr};
@@ -18,8 +19,12 @@ impl Cuda {
         mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
         let plan = self.plan::<E>(shape)?;
-        let resident = self.resident(shape, E::DTYPE, args.activation, Step::Forward)?;
+        let resident = match args.mask {
+            None => self.resident(shape, E::DTYPE, args.activation, Step::Forward)?,
+            Some(_) => None,
+        };
         let layout = Layout::new::<E::Acc>(&plan).or(resident.as_ref().map(|(plan, _)| plan));
+        let layout = if args.mask.is_some() { layout.counted() } else { layout };
         let room = self.shared.workspace.room(&self.memory, layout)?;
         let (saved, mark) =
             args.open(self, shape)?.map(|opened| (opened.buffers, opened.mark)).unzip();
@@ -29,6 +34,15 @@ impl Cuda {
         let ForwardTrain { x, residual, weight, bias, activation, eps, one_value, y, .. } = args;
         let masks = activation.derivative_from(residual.is_some()) == Derivative::FromMask;
         let act = Act::new(activation);
+        // Which values count, and where their numbers are kept.
+        let mut counted = match args.mask {
+            None => None,
+            Some(mask) => {
+                let (rules, bytes) = (mask.rules(), pointers.read(mask.places));
+                let places = Places::new(shape, &plan, rules.last, bytes)?;
+                Some((places, Rules::from(rules), Ptr::NULL))
+            }
+        };
         let (x, residual) = (pointers.read(x), pointers.read_some(residual));
         let (weight, bias) = (pointers.read_some(weight), pointers.read_some(bias));
         let y = pointers.write(y);
@@ -37,7 +51,11 @@ impl Cuda {
         outputs.running = Update::new(args.running, one_value, &mut pointers);
         let mask = match saved {
             Some(saved) => {
-                let (by_channel, mask) = save(&mut pointers, saved, masks);
+                let (by_channel, reserve) = save(&mut pointers, saved);
+                if let Some((_, _, counts)) = &mut counted {
+                    *counts = masked::counts(reserve, shape, size_of::<E>(), masks);
+                }
+                let mask = if masks { reserve } else { Ptr::NULL };
                 [outputs.mean, outputs.mean_rest, outputs.invstd, ..] = by_channel;
                 [.., outputs.saved_weight, outputs.saved_bias] = by_channel;
                 mask
@@ -56,8 +74,16 @@ impl Cuda {
             })
         });
         if !in_one.transpose()?.unwrap_or(false) {
-            launcher.stats(&plan, x, partials)?;
-            launcher.stats_finalize(&plan, outputs, x, partials)?;
+            match counted {
+                None => {
+                    launcher.stats(&plan, x, partials)?;
+                    launcher.stats_finalize(&plan, outputs, x, partials)?;
+                }
+                Some((places, rules, counts)) => {
+                    launcher.masked_stats(&plan, places, x, partials)?;
+                    launcher.masked_finalize(&plan, outputs, places, rules, x, partials, counts)?;
+                }
+            }
             let Outputs { mean, mean_rest, invstd, .. } = outputs;
             let channels = Channels { mean, mean_rest, invstd, weight, bias };
             launcher.apply(&plan, channels, Given::NONE, x, residual, y, mask, act)?;
@@ -98,7 +124,8 @@ impl Cuda {
         let mut given = Given { eps, mean, var, record, nonfinite, ..Given::NONE };
         let mask = match saved {
             Some(saved) => {
-                let (by_channel, mask) = save(&mut pointers, saved, masks);
+                let (by_channel, reserve) = save(&mut pointers, saved);
+                let mask = if masks { reserve } else { Ptr::NULL };
                 [given.saved_mean, given.saved_mean_rest, given.saved_invstd, ..] = by_channel;
                 [.., given.saved_weight, given.saved_bias] = by_channel;
                 mask
@@ -158,13 +185,12 @@ impl Cuda {
 }
 
 /// Where what a backward wants is written: mean, what rounding left of it, invstd, weight and bias; and
-/// the mask, if there is to be one.
+/// the reserve.
 fn save<'a, A: Real>(
     pointers: &mut Pointers<'a>,
     saved: &'a mut Buffers<Device, A>,
-    masks: bool,
 ) -> ([Ptr<A>; 5], Ptr<u8>) {
     let SavedAt { by_channel, reserve } = pointers.write_saved(saved);
     let ByChannel { mean, mean_rest, invstd, weight, bias } = by_channel;
-    ([mean, mean_rest, invstd, weight, bias], if masks { reserve } else { Ptr::NULL })
+    ([mean, mean_rest, invstd, weight, bias], reserve)
 }

@@ -27,6 +27,7 @@ macro_rules! arguments {
 
 mod double_backward;
 mod layer_norm;
+mod masked;
 
 pub(super) use double_backward::{Cut, DoubleLauncher, Follows, Parameters, Reads, Writes};
 pub(super) use layer_norm::{LayerNorm, RowLauncher, Rows};
@@ -66,7 +67,7 @@ const CALL: &str = "cuLaunchKernel";
 const BLOCK: u32 = 128;
 const WARPS: u32 = BLOCK / 32;
 
-/// Launches a kernel: the functions below, and those of `layer_norm` and `double_backward`, alone call it.
+/// Launches a kernel: the functions below, and those of the modules of this one, alone call it.
 fn submit(
     stream: &Bound<'_>,
     kernel: &CudaFunction,

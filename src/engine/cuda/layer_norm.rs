@@ -1,9 +1,9 @@
 //! Layer normalization: a launch over rows; backward another one, and two for the parameters' gradients.
 use super::launch::{Bound, LayerNorm, RowLauncher, Rows};
 use super::{Cuda, Layout, Pointers, Ptr};
-use crate::engine::layer_norm::Opened;
+use crate::engine::layer_norm::{Buffers, ByRow, Opened};
 use crate::engine::{EpsRule, LayerNormBackward, LayerNormForward};
-use crate::{Device, Element, Error, Memory, Result, Shape};
+use crate::{Device, Element, Error, Real, Result, Shape};
 
 /// Refuses features that are more than a grid has blocks for.
 pub(super) fn check_features(shape: &Shape) -> Result<()> {
@@ -17,6 +17,25 @@ pub(super) fn check_features(shape: &Shape) -> Result<()> {
 
 fn geometry(shape: &Shape, eps: f64, rule: EpsRule) -> LayerNorm {
     LayerNorm::new(shape.len() / shape.channels(), shape.channels(), eps, rule)
+}
+
+impl<P: Real> Rows<P> {
+    /// What a forward saves from an address on; and the weight there.
+    fn at(start: u64, offsets: ByRow<u64>) -> (Self, Ptr<P>) {
+        let at = |offset| Ptr::at(start + offset);
+        let ByRow { mean, mean_rest, root, weight } = offsets;
+        (Self { mean: at(mean), mean_rest: at(mean_rest), std: at(root) }, at(weight))
+    }
+}
+
+impl<'a> Pointers<'a> {
+    fn read_rows<P: Real>(&mut self, saved: &'a Buffers<Device, P>) -> (Rows<P>, Ptr<P>) {
+        Rows::at(self.read(saved.all()).address(), saved.offsets())
+    }
+    fn write_rows<P: Real>(&mut self, saved: &'a mut Buffers<Device, P>) -> (Rows<P>, Ptr<P>) {
+        let offsets = saved.offsets();
+        Rows::at(self.write(saved.all_mut()).address(), offsets)
+    }
 }
 
 /// What a backward for this shape works in.
@@ -44,12 +63,7 @@ impl Cuda {
         let Some(Opened { buffers, mark }) = opened else {
             return launcher.forward(by, x, weight, bias, y, Rows::NONE, Ptr::NULL, nonfinite);
         };
-        let saved = Rows {
-            mean: pointers.write(Device::view_mut(&mut buffers.mean)),
-            mean_rest: pointers.write(Device::view_mut(&mut buffers.mean_rest)),
-            std: pointers.write(Device::view_mut(&mut buffers.root)),
-        };
-        let to_weight = pointers.write(Device::view_mut(&mut buffers.weight));
+        let (saved, to_weight) = pointers.write_rows(buffers);
         launcher.forward(by, x, weight, bias, y, saved, to_weight, nonfinite)?;
         mark.filled();
         Ok(())
@@ -70,12 +84,7 @@ impl Cuda {
         let layout = if sums { layout(shape) } else { Layout::of_partials(0) };
         let room = self.shared.workspace.room(&self.memory, layout)?;
         let mut pointers = Pointers::new(self.stream());
-        let saved = Rows {
-            mean: pointers.read(Device::view(&buffers.mean)),
-            mean_rest: pointers.read(Device::view(&buffers.mean_rest)),
-            std: pointers.read(Device::view(&buffers.root)),
-        };
-        let weight = pointers.read(Device::view(&buffers.weight));
+        let (saved, weight) = pointers.read_rows(buffers);
         let (x, grad_y) = (pointers.read(x), pointers.read(grad_y));
         if let Some(grad_x) = grad_x.filter(|_| !shape.is_empty()) {
             launcher.backward(by, saved, weight, x, grad_y, pointers.write(grad_x))?;

@@ -12,8 +12,8 @@ use super::{
     LayerNormBackward, LayerNormForward, MergeStats, OneValue, Op, OptimizerStep, Regularize,
     Renormalize, RenormalizeBackward, Request, Stats,
 };
-use crate::memory::{check_stream, new_stream};
-use crate::{DType, Device, Element, Error, Memory, Real, Result, Shape};
+use crate::memory::new_stream;
+use crate::{DType, Device, Element, Memory, Real, Result, Shape};
 use arguments::Group;
 use cudarc::driver::CudaStream;
 use figures::Figures;
@@ -38,6 +38,7 @@ mod forward;
 #[allow(unsafe_code)]
 mod launch;
 mod layer_norm;
+mod masked;
 mod module;
 mod plan;
 #[cfg(test)]
@@ -126,13 +127,16 @@ impl Cuda {
         Self::on_stream(new_stream(ordinal)?)
     }
 
-    /// On this stream, sharing the workspace with every other engine that is there.
+    /// On this stream, sharing the workspace with every other engine that is there. Where the handle means a stream
+    /// per thread ([`CudaContext::per_thread_stream`](cudarc::driver::CudaContext::per_thread_stream), candle's
+    /// default) the engine is this thread's: every other thread makes its own, and drops it there. Nothing orders the
+    /// work of two threads then, since their streams look like one: memory goes from one to the other after a
+    /// synchronization.
     ///
     /// # Errors
-    /// As [`Cuda::new`]; [`Error::Unsupported`](crate::Error::Unsupported) where the handle means a
-    /// stream per thread.
+    /// As [`Cuda::new`]. Operations in another thread than that of a stream per thread are
+    /// [`Error::Invalid`](crate::Error::Invalid).
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
-        check_stream(&stream, NAME)?;
         let shared = Shared::of(&stream)?;
         Ok(Self { memory: Device::new(stream), shared, tuning: Tuning::default() })
     }
@@ -234,7 +238,6 @@ impl Engine for Cuda {
         &self.memory
     }
     fn supports(&self, shape: &Shape, request: Request) -> Result<()> {
-        check_mask(request)?;
         match request.op {
             Op::LayerNorm | Op::LayerNormBackward => {
                 check_rows(shape)?;
@@ -260,6 +263,7 @@ impl Engine for Cuda {
             return self.shared.parameters.load(self.stream());
         }
         let resident = match request.op {
+            _ if request.mask => None,
             Op::ForwardTrain => self.resident(shape, request.dtype, activation, Step::Forward)?,
             Op::Backward => self.resident(shape, request.dtype, activation, Step::Backward)?,
             _ => None,
@@ -268,19 +272,25 @@ impl Engine for Cuda {
             self.shared.modules.kernels(request.dtype)?;
             self.shared.modules.activated(request.dtype, activation)?;
         }
+        if request.mask {
+            self.shared.modules.masked(request.dtype)?;
+        }
         let layout = match request.dtype {
             DType::F64 => Layout::new::<f64>(&plan),
             _ => Layout::new::<f32>(&plan),
         };
         let layout = layout.or(resident.as_ref().map(|(plan, _)| plan));
+        let layout = if request.mask { layout.counted() } else { layout };
         self.shared.workspace.room(&self.memory, layout).map(drop)
     }
-    /// A bit per element, a byte per vector, where the derivative is taken from a mask.
+    /// A bit per element, a byte per vector, where the derivative is taken from a mask; behind that the numbers
+    /// of values that count, where not all do.
     fn reserve_len(&self, shape: &Shape, request: Request) -> usize {
-        match request.activation.derivative_from(request.residual) {
+        let bits = match request.activation.derivative_from(request.residual) {
             Derivative::FromMask => plan::mask_len(shape, request.dtype.size()),
             _ => 0,
-        }
+        };
+        if request.mask { masked::reserve_len(shape, bits) } else { bits }
     }
 
     fn forward_train<E: Element>(
@@ -289,7 +299,6 @@ impl Engine for Cuda {
         mut args: ForwardTrain<'_, Device, E>,
     ) -> Result<()> {
         args.check(&self.memory, shape)?;
-        check_mask(args.request())?;
         self.launch_forward_train(shape, args)
     }
 
@@ -304,7 +313,6 @@ impl Engine for Cuda {
 
     fn backward<E: Element>(&self, shape: &Shape, mut args: Backward<'_, Device, E>) -> Result<()> {
         args.check(self, shape)?;
-        check_mask(args.request()?)?;
         self.launch_backward(shape, args)
     }
 
@@ -398,13 +406,4 @@ pub(super) const fn is_of_parameters(op: Op) -> bool {
             | Op::Renormalize
             | Op::RenormalizeBackward
     )
-}
-
-/// Refuses a mask: the kernels take statistics of all values.
-fn check_mask(request: Request) -> Result<()> {
-    if !request.mask {
-        return Ok(());
-    }
-    let reason = "the kernels take statistics of all values: expected no mask, got one";
-    Err(Error::Unsupported { engine: NAME, reason: reason.into() })
 }

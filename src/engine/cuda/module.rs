@@ -189,6 +189,23 @@ impl DoubleBackwardKernels {
     }
 }
 
+/// The kernels of one type of elements for what a mask leaves out.
+pub(super) struct MaskedKernels {
+    pub stats: Tiled,
+    pub finalize: CudaFunction,
+    pub backward_apply: Tiled,
+}
+
+impl MaskedKernels {
+    fn load(module: &Arc<CudaModule>, dtype: DType) -> Result<Self> {
+        Ok(Self {
+            stats: Tiled::load(module, &format!("masked_stats_{dtype}"))?,
+            finalize: function(module, &format!("masked_finalize_{dtype}"))?,
+            backward_apply: Tiled::load(module, &format!("masked_backward_apply_{dtype}"))?,
+        })
+    }
+}
+
 /// The kernels, or why the device has no room for them.
 type Fit = std::result::Result<Arc<ResidentKernels>, String>;
 
@@ -204,6 +221,7 @@ pub(super) struct Modules {
     pub refusals: Refusals,
     layer_norm: [Mutex<Option<Arc<LayerNormKernels>>>; DTYPES.len()],
     double_backward: [Mutex<Option<Arc<DoubleBackwardKernels>>>; DTYPES.len()],
+    masked: [Mutex<Option<Arc<MaskedKernels>>>; DTYPES.len()],
 }
 
 impl Modules {
@@ -219,7 +237,7 @@ impl Modules {
         }
         let context = context.clone();
         let (loaded, any, resident, refusals) = Default::default();
-        let (layer_norm, double_backward) = Default::default();
+        let (layer_norm, double_backward, masked) = Default::default();
         let modules = Arc::new(Self {
             context,
             capability,
@@ -229,6 +247,7 @@ impl Modules {
             refusals,
             layer_norm,
             double_backward,
+            masked,
         });
         all.push(Arc::downgrade(&modules));
         Ok(modules)
@@ -293,6 +312,17 @@ impl Modules {
         Ok(loaded.insert(kernels).clone())
     }
 
+    /// Those for what a mask leaves out.
+    pub fn masked(&self, dtype: DType) -> Result<Arc<MaskedKernels>> {
+        let mut loaded = self.masked[index(dtype)].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernels) = &*loaded {
+            return Ok(kernels.clone());
+        }
+        let module = load(&self.context, &format!("masked_{dtype}"), self.capability)?;
+        let kernels = Arc::new(MaskedKernels::load(&module, dtype)?);
+        Ok(loaded.insert(kernels).clone())
+    }
+
     /// Those that take a step in one launch, where the device has room for them.
     pub fn resident(
         &self,
@@ -331,7 +361,9 @@ mod tests {
             let split = (format!("split_{name}"), format!("apply_{name}_v"));
             let resident = (format!("resident_{name}"), format!("forward_resident_{name}"));
             let has_resident = !name.ends_with("f64");
-            [Some(split), has_resident.then_some(resident)]
+            let masked = (format!("masked_{name}"), format!("masked_stats_{name}_v"));
+            let is_plain = !name.starts_with("any");
+            [Some(split), has_resident.then_some(resident), is_plain.then_some(masked)]
         };
         for (module, entry) in names.flat_map(of).flatten() {
             for target in [75, 80, 90] {
@@ -358,10 +390,10 @@ mod tests {
             assert_eq!(all.len(), targets.len(), "{name}");
             assert!(all.windows(2).all(|pair| pair[0] != pair[1]), "{name} {targets:?}");
         }
-        // Half of it is kernels for any activation; loops of their own for what a ReLU's derivatives are taken from, and for
-        // a residual, are 7 % of it. The package may have 1.5 MB.
+        // Half of it is kernels for any activation, an eighth those for masks; loops of their own for what a ReLU's
+        // derivatives are taken from, and for a residual, are 7 % of it. The package may have 1.5 MB.
         let packed: usize = PTX.iter().map(|(_, _, packed)| packed.len()).sum();
-        assert!(packed < 1_000_000, "{packed}");
+        assert!(packed < 1_200_000, "{packed}");
     }
 
     /// Neither can be seen in a launch on the software device, which has no first cache.

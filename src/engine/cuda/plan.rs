@@ -76,7 +76,7 @@ pub(super) fn form(shape: &Shape, element: u64) -> (u64, u64) {
     if channels % least == 0 && fits { (lanes, least) } else { (1, 1) }
 }
 
-fn gcd(a: u64, b: u64) -> u64 {
+pub(super) fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 

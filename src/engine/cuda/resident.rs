@@ -41,6 +41,10 @@ pub(super) struct Resident {
     /// Of a group, which takes a slice at a time.
     pub blocks: u32,
     pub groups: u32,
+    /// Groups of those that a device has at first that begin at once, where the others begin later; else 0.
+    pub early: u32,
+    /// How much later, in nanoseconds.
+    pub late: u32,
     /// Vectors of a thread that it keeps.
     pub kept: u32,
     /// Bytes of dynamic shared memory.
@@ -95,6 +99,8 @@ struct Model<'a> {
     slots: u64,
     /// Steps that a block keeps at most, where someone has asked for that.
     kept: Option<u64>,
+    /// Whether all groups begin at once.
+    at_once: bool,
 }
 
 /// What a plan is made for, on one device, with or without groups of blocks.
@@ -139,7 +145,8 @@ pub(super) fn plan(
     }
     let costs = tuning.costs.unwrap_or(figures.costs);
     let kept = tuning.kept.filter(|_| forced).map(u64::from);
-    let model = Model { figures, costs, step, element, slots: slots(figures, tuning.spared), kept };
+    let slots = slots(figures, tuning.spared);
+    let model = Model { figures, costs, step, element, slots, kept, at_once: tuning.at_once };
     let mut best: Option<((u64, f64), Resident)> = None;
     let mut widths = widths(shape, element, lanes, least);
     if let Some(most) = tuning.channels.filter(|_| forced) {
@@ -258,15 +265,31 @@ impl Model<'_> {
         };
         let kept = self.room(slice)?.min(each).min(self.kept.unwrap_or(u64::MAX));
         let shared = kept * self.step_bytes(slice) + slice.scratch();
+        let tile = each * u64::from(threads);
+        let first = if blocks == 1 { groups.min(self.slots) } else { groups };
+        let (early, late) = match u64::from(slices) > first && first > 1 && !self.at_once {
+            true => (first.div_ceil(2), self.half_a_round(tile * blocks * first)),
+            false => (0, 0),
+        };
         Some(Resident {
-            geometry: Geometry { tile: each * u64::from(threads), ..slice.geometry },
+            geometry: Geometry { tile, ..slice.geometry },
             lanes: slice.lanes as u32,
             blocks: blocks as u32,
             groups: groups as u32,
+            early: early as u32,
+            late,
             kept: kept as u32,
             shared: shared as u32,
             count: slice.count,
         })
+    }
+
+    /// Nanoseconds that half of a round takes whose groups read so many vectors.
+    fn half_a_round(&self, vectors: u64) -> u32 {
+        /// What a thread may sleep at once.
+        const MOST: u64 = 1_000_000;
+        let bytes = 16 * vectors * (self.step.tensors() + 1);
+        (self.costs.nanoseconds(bytes) / 2).min(MOST) as u32
     }
 
     /// Bytes that memory moves in the time that a plan takes.
@@ -285,10 +308,10 @@ impl Model<'_> {
         let idle = (slots / (cache::ALONE * blocks_at_once)).max(1.0);
         let wait = self.costs.bytes(self.costs.wait(blocks, geometry.slice_channels));
         let moved = moved * idle;
-        // Others move while one waits, but in a single round: all read, all wait, and all write.
-        let overlaps = rounds > 1 && (groups > 1 || blocks == 1);
+        // Others move while one waits, but for the last: they have nothing left.
+        let overlaps = groups > 1 || blocks == 1;
         let round = if overlaps { moved.max(moved / 2.0 + wait) } else { moved + wait };
-        rounds as f64 * round + self.costs.bytes(self.costs.launch.into())
+        (rounds - 1) as f64 * round + moved + wait + self.costs.bytes(self.costs.launch.into())
     }
 
     /// What a byte costs in rows of a slice that are shorter than what memory moves at a time.

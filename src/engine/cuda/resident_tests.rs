@@ -266,6 +266,34 @@ fn what_is_forced_is_planned() {
     assert_eq!(of(forced.kept(0)).kept, 0);
 }
 
+/// Half a round later, of what the bandwidth moves in one; none that has nothing to do while others wait.
+#[test]
+fn half_of_the_groups_begin_later_where_they_take_several_slices() {
+    let forced = |blocks| Tuning::new(Family::Resident { blocks: NonZeroU32::new(blocks) });
+    let channels = NonZeroU32::new(32).unwrap();
+    let of = |all, tuning: Tuning| {
+        let shape = Shape::new(&[256 * 28 * 28, all], 1).unwrap();
+        plan(&shape, 2, Step::Forward, &PROFILES[0], &tuning.channels(channels)).unwrap()
+    };
+    let two = of(512, forced(126));
+    assert_eq!((two.groups, two.early), (2, 1));
+    // 64 channels, read and written.
+    let round = 2.0 * 2.0 * 64.0 * 256.0 * 28.0 * 28.0;
+    let half = 1e9 * round / (1e6 * f64::from(PROFILES[0].costs.bandwidth)) / 2.0;
+    assert!((f64::from(two.late) / half - 1.0).abs() < 0.02, "{} ns, of {half}", two.late);
+    assert_eq!(of(512, forced(80)).early, 2, "of three groups");
+    // A block each: of those that the device has at a time, not of all.
+    let blocks = of(32 * 600, forced(1));
+    assert_eq!((blocks.groups, blocks.early), (600, PROFILES[0].multiprocessors));
+    assert!(blocks.late > 0);
+    for (all, tuning) in
+        [(64, forced(126)), (512, forced(10_000)), (512, forced(126).at_once(true))]
+    {
+        let plan = of(all, tuning);
+        assert_eq!((plan.early, plan.late), (0, 0), "{plan}");
+    }
+}
+
 /// Where f64 is slow plans have fewer turns and tiles: what they spend on sums across threads, in units of what the
 /// memory takes, is less than half of what the plans for fast f64 would.
 #[test]

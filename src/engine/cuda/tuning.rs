@@ -26,12 +26,15 @@ pub struct Tuning {
     /// Of [`Family::Resident`], vectors that a thread keeps at most, for measuring what reading the
     /// others again costs; by default as many as fit.
     pub kept: Option<u32>,
+    /// Whether all groups of blocks begin at once, for measuring what it is worth that half of them begin
+    /// later where each takes several slices.
+    pub at_once: bool,
 }
 
 impl Tuning {
     /// From this family; no multiprocessor is left to others.
     pub const fn new(family: Family) -> Self {
-        Self { family, spared: 0, costs: None, channels: None, kept: None }
+        Self { family, spared: 0, costs: None, channels: None, kept: None, at_once: false }
     }
     /// Leaves so many multiprocessors to others.
     pub const fn spared(self, spared: u32) -> Self {
@@ -48,6 +51,10 @@ impl Tuning {
     /// Threads keep so many vectors at most.
     pub const fn kept(self, vectors: u32) -> Self {
         Self { kept: Some(vectors), ..self }
+    }
+    /// All groups of blocks begin at once.
+    pub const fn at_once(self, at_once: bool) -> Self {
+        Self { at_once, ..self }
     }
 }
 

@@ -64,6 +64,10 @@ impl Layout {
     pub fn of_channels<A>(plan: &Plan) -> Self {
         Self { partials: 0, ..Self::new::<A>(plan) }
     }
+    /// The same of partials that count their values from bases of their own: four numbers instead of two.
+    pub fn counted(self) -> Self {
+        Self { partials: 2 * self.partials, ..self }
+    }
     /// Room for partials alone, so many bytes.
     pub fn of_partials(partials: u64) -> Self {
         Self { partials, channels: 0, width: 0 }

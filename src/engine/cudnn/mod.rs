@@ -11,7 +11,7 @@ use super::{
     LayerNormForward, MergeStats, Op, OptimizerStep, Regularize, Renormalize, RenormalizeBackward,
     Request, Stats,
 };
-use crate::memory::{check_stream, new_stream};
+use crate::memory::new_stream;
 use crate::{DType, Device, Element, Error, Real, Result, Shape, library};
 use cudarc::cudnn::sys::{cudnnErrQueryMode_t, cudnnStatus_t};
 use cudarc::driver::CudaStream;
@@ -57,7 +57,8 @@ const NAME: &str = "cudnn";
 ///
 /// cuDNN reads a ReLU's output again in backward, and takes no bit mask in its place. So `Saved` keeps a copy of
 /// y, a read and a write of the tensor more, unless the caller says that it keeps y itself
-/// ([`ForwardTrain::y_is_kept`]) and gives it to the backward: a network whose next layer keeps its input has it anyway.
+/// ([`ForwardTrain::y_is_kept`], of a layer [`forward_keeping_y`](crate::BatchNorm::forward_keeping_y)) and gives it to
+/// the backward: a network whose next layer keeps its input has it anyway.
 ///
 /// Training goes by `cudnnBatchNormalizationForwardTrainingEx` and `BackwardEx` whatever the dtype and layout,
 /// as in PyTorch. cuDNN's graph API is not called. What its `NORM_FORWARD` and `NORM_BACKWARD` would add is the
@@ -96,12 +97,12 @@ impl Cudnn {
         Self::on_stream(new_stream(ordinal)?)
     }
 
-    /// On this stream, sharing handle and workspace with every other engine that is there.
+    /// On this stream, sharing handle and workspace with every other engine that is there. A stream per thread is
+    /// as for [`Cuda::on_stream`](crate::Cuda::on_stream).
     ///
     /// # Errors
-    /// As [`Cudnn::new`]; [`Error::Unsupported`] where the handle means a stream per thread.
+    /// As [`Cudnn::new`].
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
-        check_stream(&stream, NAME)?;
         library::cudnn(raw::SYMBOLS)?;
         let make = || {
             let (desk, parameters) = (Mutex::new(Desk::new(&stream)?), Parameters::new(NAME));

@@ -28,7 +28,7 @@ use crate::{Derivative, Element, Error, Memory, Result, Shape};
 /// SiLU, hard-swish and GELU are curved; the derivatives of the others are constant but at kinks. All of it
 /// takes two passes: the sums of every channel, then what they make of the elements. A forward by a record of
 /// statistics counts as one by frozen ones. Nothing is in place: no result lies where something is read. There
-/// is no third order: nothing is saved for one.
+/// is no third order, [`create_graph`](Self::create_graph), and none after a forward with a mask.
 ///
 /// ```
 /// # use batchnorm::{Cpu, DoubleBackward, Engine, ForwardTrain, Host, Saved, Shape};
@@ -75,6 +75,9 @@ pub struct DoubleBackward<'a, M: Memory, E: Element> {
     pub gg_bias: Option<M::ViewMut<'a, E::Acc>>,
     /// Add to `gg_weight` and `gg_bias` instead of replacing them.
     pub accumulate: bool,
+    /// Whether gradients of these results are to be taken in turn, as PyTorch's `create_graph=True` has it: no
+    /// engine can, so that it is refused.
+    pub create_graph: bool,
 }
 
 impl<'a, M: Memory, E: Element> DoubleBackward<'a, M, E> {
@@ -96,6 +99,7 @@ impl<'a, M: Memory, E: Element> DoubleBackward<'a, M, E> {
             gg_weight: None,
             gg_bias: None,
             accumulate: false,
+            create_graph: false,
         }
     }
     /// The forward's residual (length N), for an activation whose derivative takes it.
@@ -143,6 +147,11 @@ impl<'a, M: Memory, E: Element> DoubleBackward<'a, M, E> {
         Self { accumulate, ..self }
     }
 
+    /// Asks for what a third order would take, which every engine refuses.
+    pub fn create_graph(self, create_graph: bool) -> Self {
+        Self { create_graph, ..self }
+    }
+
     /// What is asked of an engine.
     ///
     /// # Errors
@@ -171,7 +180,12 @@ impl<'a, M: Memory, E: Element> DoubleBackward<'a, M, E> {
             gg_weight: self.gg_weight.as_mut().map(M::reborrow_mut),
             gg_bias: self.gg_bias.as_mut().map(M::reborrow_mut),
             accumulate: self.accumulate,
+            create_graph: self.create_graph,
         }
+    }
+    /// The lengths of a whole batch, and where it lies, before parts of it are taken.
+    pub(crate) fn check_lens(&mut self, on: &M, shape: &Shape) -> Result<()> {
+        self.walk(&mut Check::new(on, shape))
     }
     /// The check every engine makes first.
     pub(in crate::engine) fn check<G: Engine<Memory = M>>(
@@ -183,9 +197,16 @@ impl<'a, M: Memory, E: Element> DoubleBackward<'a, M, E> {
         self.check_on(engine.memory(), shape)
     }
     /// The same by whichever engine of this memory made the forward.
-    pub(in crate::engine) fn check_on(&mut self, on: &M, shape: &Shape) -> Result<()> {
+    pub(crate) fn check_on(&mut self, on: &M, shape: &Shape) -> Result<()> {
         let (forward, buffers) = self.saved.made()?;
         forward.check(shape, E::DTYPE, forward.engine)?;
+        let refused = [
+            (self.create_graph, "create_graph: there is no third order: nothing is saved for one"),
+            (forward.mask.is_some(), "after a mask there is no backward of a backward"),
+        ];
+        if let Some((_, reason)) = refused.into_iter().find(|(is_asked, _)| *is_asked) {
+            return Err(Error::Unsupported { engine: forward.engine, reason: reason.into() });
+        }
         let of_residual = [
             (self.v_residual.is_some(), "a v_residual to read"),
             (self.gg_residual.is_some(), "a gg_residual to write"),
@@ -227,6 +248,7 @@ impl<'a, M: Memory, E: Element> Arguments<'a, M> for DoubleBackward<'a, M, E> {
             gg_weight,
             gg_bias,
             accumulate: _,
+            create_graph: _,
         } = self;
         visitor.read(tensor("x"), x)?;
         visitor.read_some(tensor("residual"), residual)?;

@@ -220,7 +220,7 @@ impl<'a, M: Memory, E: Element> LayerNormBackward<'a, M, E> {
     ) -> Result<()> {
         let (forward, buffers) = self.saved.made()?;
         forward.check(shape, E::DTYPE, engine.name())?;
-        engine.memory().check_here("saved", &M::view(&buffers.mean))?;
+        engine.memory().check_here("saved", &buffers.all())?;
         self.walk(&mut Check::new(engine.memory(), shape))
     }
 }

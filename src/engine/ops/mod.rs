@@ -263,17 +263,15 @@ impl<'a, M: Memory> Visitor<'a, M> for Check<'_, M> {
     }
 }
 
-/// Buffers for what a forward saves; `reserve_len` bytes of the engine's own among them.
-fn open<'s, M: Memory, P: Real, G: Engine<Memory = M>>(
+/// The forward that a request is, by an engine, with a weight and a bias or without.
+pub(super) fn forward_of<G: Engine>(
     engine: &G,
     shape: &Shape,
     request: Request,
     (weight, bias): (bool, bool),
     mask: Option<MaskRules>,
-    reserve_len: usize,
-    saved: &'s mut Saved<M, P>,
-) -> Result<Opened<'s, M, P>> {
-    let forward = Forward {
+) -> Forward {
+    Forward {
         shape: *shape,
         dtype: request.dtype,
         activation: request.activation,
@@ -284,6 +282,19 @@ fn open<'s, M: Memory, P: Real, G: Engine<Memory = M>>(
         batch_statistics: request.op == Op::ForwardTrain,
         mask,
         engine: engine.name(),
-    };
+    }
+}
+
+/// Buffers for what a forward saves; `reserve_len` bytes of the engine's own among them.
+fn open<'s, M: Memory, P: Real, G: Engine<Memory = M>>(
+    engine: &G,
+    shape: &Shape,
+    request: Request,
+    parameters: (bool, bool),
+    mask: Option<MaskRules>,
+    reserve_len: usize,
+    saved: &'s mut Saved<M, P>,
+) -> Result<Opened<'s, M, P>> {
+    let forward = forward_of(engine, shape, request, parameters, mask);
     saved.open(engine.memory(), forward, reserve_len)
 }

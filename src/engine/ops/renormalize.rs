@@ -21,7 +21,7 @@ use crate::{Host, Memory, Real, Result};
 /// let [mut scale, mut shift, mut r, mut d] = [[0f32]; 4];
 /// let state = RenormState::<Host, f32>::new(&mut mean, &mut stddev, &mut var, 0.5);
 /// let to = ([&mut scale[..], &mut shift], [&mut r[..], &mut d]);
-/// let args = Renormalize::new(&record, state, to.0, to.1).eps(1e-12);
+/// let args = Renormalize::<Host, f32>::new(&record, state, to.0, to.1).eps(1e-12);
 /// Cpu::default().renormalize(args.clip(RenormClip::NONE.d_max(1.5)))?;
 /// assert_eq!((r, d, mean, stddev), ([2.0], [1.5], [2.0], [1.5]));
 /// # Ok::<(), batchnorm::Error>(())

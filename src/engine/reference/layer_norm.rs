@@ -1,6 +1,5 @@
 //! The definition of layer normalization, one row at a time.
 use super::{Moments, Reference, Statistics64, at, narrow, or_zero, wide};
-use crate::engine::layer_norm::Opened;
 use crate::engine::{EpsRule, LayerNormBackward, LayerNormForward};
 use crate::{Element, Host, Real, Result, Shape};
 
@@ -16,7 +15,7 @@ pub(super) fn forward<E: Element>(
     mut args: LayerNormForward<'_, Host, E>,
 ) -> Result<()> {
     args.check(&Host, shape)?;
-    let mut saved = args.open(engine, shape)?.map(Opened::filled);
+    let mut saved = args.open(engine, shape)?.map(|opened| opened.filled().by_row_mut());
     let LayerNormForward { x, weight, bias, eps, eps_rule, y, .. } = args;
     let features = shape.channels();
     for (n, (x, y)) in x.chunks(features).zip(y.chunks_mut(features)).enumerate() {
@@ -45,6 +44,7 @@ pub(super) fn backward<E: Element>(
 ) -> Result<()> {
     args.check(engine, shape)?;
     let (forward, saved) = args.saved.made()?;
+    let saved = saved.by_row();
     let (rows, features) = (shape.len() / shape.channels(), shape.channels());
     let (mut sums, mut dots) = (vec![0.0; features], vec![0.0; features]);
     for n in 0..rows {

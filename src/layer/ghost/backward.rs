@@ -29,6 +29,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                         x,
                         residual,
                         None,
+                        None,
                         grad_y,
                         grad_x,
                         grad_residual,

@@ -8,7 +8,7 @@ use crate::{
 use std::ops::Range;
 
 /// Consecutive groups as shapes and the elements they have.
-pub(super) fn consecutive(
+pub(in crate::layer) fn consecutive(
     shape: &Shape,
     size: usize,
 ) -> impl ExactSizeIterator<Item = (Shape, Range<usize>)> + Clone + use<> {
@@ -26,7 +26,7 @@ pub(super) fn rows_at(row: &Shape, number: usize) -> Range<usize> {
 }
 
 /// A part that every tensor has whose length was checked.
-pub(super) fn present<T>(what: &'static str, part: Option<T>) -> Result<T> {
+pub(in crate::layer) fn present<T>(what: &'static str, part: Option<T>) -> Result<T> {
     part.ok_or_else(|| Error::invalid(what, "expected as many elements as the shape has"))
 }
 
@@ -152,7 +152,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             self.affine.config.momentum =
                 updates.momentum(k).unwrap_or(self.affine.config.momentum);
             let Part { x, residual, y, .. } = slice(whole, at)?;
-            self.forward_whole(&shape, x, residual, None, y, saved)?;
+            self.forward_whole(&shape, x, residual, None, y, false, saved)?;
         }
         Ok(())
     }

@@ -9,6 +9,8 @@ mod backward;
 mod channels;
 mod forward;
 
+pub(super) use forward::{consecutive, present};
+
 macro_rules! rule {
     ($(#[$doc:meta])* $name:ident { $($(#[$of:meta])* $variant:ident),+ $(,)? }) => {
         $(#[$doc])*

@@ -1,15 +1,18 @@
 //! The double backward: the sums of every channel, then what they make of the elements. Blocks are brought
 //! to the accumulating type in memory that stays in the first cache, where everything is a loop of its own.
+//!
+//! x, the gradient of y and `v_x` are read twice and two results are written, 8 tensors where a backward moves 5; once
+//! where the plan holds channels whole in the second cache. Sums that nobody asks for, through frozen statistics, are
+//! not made: then all is read once.
 use super::Cpu;
 use super::extremes::Extreme;
 use super::gate::Gate;
-use super::gradients;
 use super::kernels::activation::Block;
 use super::kernels::convert::narrow;
-use super::kernels::double_backward::{self as kernel, Many, One, PLAIN, SUMS, Values};
+use super::kernels::double_backward::{self as kernel, Many, One, SUMS, Values};
 use super::kernels::sums::{STRIP_ROWS, add_widened};
 use super::plan::{Plan, Tile};
-use super::schedule::{Part, TwoPass, two_pass, workspace_len};
+use super::schedule::{TwoPass, two_pass, workspace_len};
 use super::simd::{BLOCK, GROUP, ROOM};
 use super::tiles::{Elements, TileMut, Writer, for_each_tile};
 use crate::engine::saved::{Buffers, ByChannel};
@@ -18,9 +21,11 @@ use crate::{Element, Host, Real, Result, Shape};
 use coefs::{Channel, Coefs, FIELDS, FORWARD, Table, TableMut};
 use read::Read;
 use std::ops::Range;
+use steps::SumsAndGradients;
 
 mod coefs;
 mod read;
+mod steps;
 mod wide;
 
 /// Values summed in the accumulating type before they are added up in f64.
@@ -304,88 +309,6 @@ fn expand<A: Real>(
     let of_channels = table.fields(plan.channels_in(cols));
     for (values, to) in of_channels.into_iter().zip(fields).take(count) {
         plan.expand(cols, values, to);
-    }
-}
-
-/// The steps where sums are needed. What is cached for a block: the sums of its channels, one after the
-/// other, and the coefficients.
-struct SumsAndGradients<'a, E: Element> {
-    work: Work<'a, E>,
-    writes: bool,
-}
-
-impl<E: Element> SumsAndGradients<'_, E> {
-    fn count(&self) -> usize {
-        if self.work.read.activation.is_curved() { SUMS } else { PLAIN }
-    }
-    fn sums_len(&self) -> usize {
-        self.count() * self.work.read.plan.block_channels()
-    }
-    /// Of the `k`th channel of a block.
-    fn sums_of(&self, cached: &[f64], k: usize) -> [f64; SUMS] {
-        let mut sums = [0.0; SUMS];
-        let channels = self.work.read.plan.block_channels();
-        for (sum, of_channels) in sums.iter_mut().zip(cached[..self.sums_len()].chunks(channels)) {
-            *sum = of_channels[k];
-        }
-        sums
-    }
-    fn table<'c>(&self, block: usize, cached: &'c [f64]) -> Table<'c, E::Acc> {
-        Table::new(&cached[self.sums_len()..], self.work.read.plan.channels(block))
-    }
-}
-
-impl<'a, E: Element> TwoPass for SumsAndGradients<'a, E> {
-    type Outputs = Outputs<'a, E>;
-
-    fn cached_len(&self) -> usize {
-        self.sums_len() + FIELDS * self.work.read.plan.block_channels()
-    }
-    fn sums(&self) -> usize {
-        self.count()
-    }
-    fn prepare(&self, block: usize, cached: &mut [f64]) {
-        let channels = self.work.read.plan.channels(block);
-        let memory = &mut cached[self.sums_len()..];
-        let mut table = TableMut::<E::Acc>::new(memory, channels.clone());
-        channels.for_each(|c| table.forward(c, &self.work.given.of(c)));
-    }
-    fn reduce(&self, tile: &Tile, _: &Part<'_, Self>, cached: &[f64], slot: &mut [f64]) {
-        let table = self.table(tile.block, cached);
-        match self.count() {
-            PLAIN => self.work.sum_tile::<PLAIN>(tile, &table, slot),
-            _ => self.work.sum_tile::<SUMS>(tile, &table, slot),
-        }
-    }
-    fn merge(&self, block: usize, _: &Part<'_, Self>, slots: &mut [f64], cached: &mut [f64]) {
-        let (work, plan) = (&self.work, self.work.read.plan);
-        gradients::merge(work.read.simd, plan, slots, &mut cached[..self.sums_len()]);
-        let (channels, of_block) = (plan.channels(block), plan.block_channels());
-        for (k, c) in channels.clone().enumerate() {
-            let sums = self.sums_of(cached, k);
-            let is_extreme = work.extremes.iter().any(|e| e.c == c);
-            if is_extreme || sums.iter().any(|sum| !sum.is_finite()) {
-                let table = self.table(block, cached);
-                let sums = work.wide_sums(c, (!is_extreme).then_some(&table));
-                for (of_channels, sum) in cached[..self.sums_len()].chunks_mut(of_block).zip(sums) {
-                    of_channels[k] = sum;
-                }
-            }
-        }
-        let coefs: Vec<_> = channels
-            .clone()
-            .enumerate()
-            .map(|(k, c)| work.coefs(c, &self.sums_of(cached, k)))
-            .collect();
-        let memory = &mut cached[self.sums_len()..];
-        let mut table = TableMut::<E::Acc>::new(memory, channels.clone());
-        channels.zip(&coefs).for_each(|(c, coefs)| table.gradient(c, coefs));
-    }
-    fn write(&self, tile: &Tile, outputs: Part<'_, Self>, cached: &[f64]) {
-        self.work.write_tile(tile, outputs, &self.table(tile.block, cached));
-    }
-    fn writes(&self) -> bool {
-        self.writes
     }
 }
 

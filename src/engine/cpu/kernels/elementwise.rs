@@ -34,11 +34,12 @@ pub enum Work<'a, 'p, E: Element> {
         out: &'a mut [E],
         ahead: Ahead<E>,
     },
-    /// Columns of all rows of a tile of tensors, a strip beside the other, written as lines: a call
+    /// Columns of rows of a tile of tensors, a strip beside the other, written as lines: a call
     /// for each piece of them would take longer than its arithmetic.
     Rows {
         plan: &'a Plan,
         tile: &'a Tile,
+        rows: Range<usize>,
         strips: &'a [(Range<usize>, &'a Strip<E::Acc>)],
         from: [&'a [E]; 2],
         out: &'a mut Writer<'p, E>,
@@ -53,16 +54,54 @@ impl<'a, E: Element> Work<'a, '_, E> {
     }
 }
 
-/// Maps every piece.
+/// What is computed of a group of values, by coefficients and two tensors. Must be `#[inline(always)]`.
+pub trait Op<A: Real>: Copy {
+    /// That of the group that starts with value `at` of a block.
+    fn group(
+        &self,
+        simd: Simd,
+        at: usize,
+        coef: impl Lanes<A>,
+        x: [A; GROUP],
+        other: [A; GROUP],
+    ) -> [A; GROUP];
+}
+
+/// Every value's own.
+impl<A: Real, F: Fn(Coef<A>, A, A) -> A + Copy> Op<A> for F {
+    #[inline(always)]
+    fn group(
+        &self,
+        _: Simd,
+        _: usize,
+        coef: impl Lanes<A>,
+        x: [A; GROUP],
+        other: [A; GROUP],
+    ) -> [A; GROUP] {
+        let mut values = [A::default(); GROUP];
+        for l in 0..GROUP {
+            values[l] = self(coef.at(l), x[l], other[l]);
+        }
+        values
+    }
+}
+
+/// Maps every piece, value by value.
 #[inline(always)]
 fn map_all<E: Element>(
     simd: Simd,
-    mut work: Work<'_, '_, E>,
+    work: Work<'_, '_, E>,
     op: impl Fn(Coef<E::Acc>, E::Acc, E::Acc) -> E::Acc + Copy,
 ) {
+    map_groups(simd, work, op);
+}
+
+/// Maps every piece.
+#[inline(always)]
+pub(super) fn map_groups<E: Element>(simd: Simd, mut work: Work<'_, '_, E>, op: impl Op<E::Acc>) {
     let (rows, strips) = match &work {
         Work::Piece { .. } => (0..1, 1),
-        Work::Rows { tile, strips, .. } => (tile.rows.clone(), strips.len()),
+        Work::Rows { rows, strips, .. } => (rows.clone(), strips.len()),
     };
     for row in rows {
         for k in 0..strips {
@@ -71,7 +110,7 @@ fn map_all<E: Element>(
                 Work::Piece { store, at, from, out, ahead } => {
                     (*store, *at, *from, &mut **out, *ahead)
                 }
-                Work::Rows { plan, tile, strips, from, out } => {
+                Work::Rows { plan, tile, strips, from, out, .. } => {
                     let (cols, strip) = &strips[k];
                     let range = clipped(row, cols.clone(), plan.width, plan.len());
                     let from = [&from[0][range.clone()], &from[1][range]];
@@ -186,7 +225,7 @@ fn map<E: Element>(
     from: [&[E]; 2],
     out: &mut [E],
     ahead: Ahead<E>,
-    op: impl Fn(Coef<E::Acc>, E::Acc, E::Acc) -> E::Acc,
+    op: impl Op<E::Acc>,
 ) {
     match at {
         At::Runs(runs) => groups(store, runs, from, out, |_| (), op),
@@ -213,7 +252,7 @@ fn groups<E: Element>(
     [mut x, mut other]: [&[E]; 2],
     out: &mut [E],
     ahead: impl Fn(usize),
-    op: impl Fn(Coef<E::Acc>, E::Acc, E::Acc) -> E::Acc,
+    op: impl Op<E::Acc>,
 ) {
     let n = out.len();
     (x, other) = (&x[..n], &other[..n]);
@@ -239,7 +278,7 @@ fn groups<E: Element>(
                 #[inline(always)]
                 |values| values[at..].first_chunk().unwrap(),
             );
-            let values = group(store, [x, other], source.group(at), &op);
+            let values = group(store, at, [x, other], source.group(at), op);
             let lanes = own.start - at..own.end - at;
             store.put_lanes(&values, to[at..].first_chunk_mut().unwrap(), lanes);
             if store.is_past_cache() {
@@ -260,7 +299,7 @@ fn groups<E: Element>(
             #[inline(always)]
             |at, (from, out), coef| {
                 store.put(
-                    &group(store, from, coef, &op),
+                    &group(store, at, from, coef, op),
                     out,
                     #[inline(always)]
                     || ahead(at),
@@ -276,17 +315,14 @@ fn groups<E: Element>(
 #[inline(always)]
 fn group<E: Element>(
     store: Store,
+    at: usize,
     from: [&[E; GROUP]; 2],
     coef: impl Lanes<E::Acc>,
-    op: &impl Fn(Coef<E::Acc>, E::Acc, E::Acc) -> E::Acc,
+    op: impl Op<E::Acc>,
 ) -> [E::Acc; GROUP] {
     let [x, other] = from.map(
         #[inline(always)]
         |values| store.simd.widen(values),
     );
-    let mut values = [E::Acc::default(); GROUP];
-    for l in 0..GROUP {
-        values[l] = op(coef.at(l), x[l], other[l]);
-    }
-    values
+    op.group(store.simd, at, coef, x, other)
 }

@@ -1,10 +1,35 @@
 //! Blocks of which some values count.
-use super::super::simd::{BLOCK, GROUP, Simd};
-use super::super::table::Lanes;
-use super::elementwise::{At, gate};
+use super::super::simd::{BLOCK, GROUP, Simd, prefetch};
+use super::super::table::{Coef, Lanes as OfLanes};
+use super::elementwise::{Op, Work, gate, map_groups};
 use super::moments::Columns;
-use super::source::Source;
+use super::sums::{Lanes, STRIP_ROWS};
 use crate::{Element, Real};
+use std::marker::PhantomData;
+
+/// How many of some bytes are 1; they are 0 and 1.
+pub fn number(simd: Simd, bytes: &[u8]) -> usize {
+    const LANES: usize = 64;
+    simd.vectorize(
+        #[inline(always)]
+        |_| {
+            let mut all = 0;
+            // Sums of so many fit a byte, which makes whole vectors of them.
+            for part in bytes.chunks(LANES * 255) {
+                let (groups, rest) = part.as_chunks::<LANES>();
+                let mut lanes = [0u8; LANES];
+                lanes[..rest.len()].copy_from_slice(rest);
+                for group in groups {
+                    for l in 0..LANES {
+                        lanes[l] += group[l];
+                    }
+                }
+                all += usize::from(lanes.iter().map(|sum| u16::from(*sum)).sum::<u16>());
+            }
+            all
+        },
+    )
+}
 
 /// Adds `d = x - pivot` and its square to the lanes where a value counts: those that do not add 0.
 pub fn distances<E: Element>(
@@ -12,159 +37,268 @@ pub fn distances<E: Element>(
     x: &[E],
     counts: &[u8],
     pivot: E::Acc,
-    [sum, squares]: [&mut [E::Acc; GROUP]; 2],
+    (sum, squares): (&mut Lanes<E::Acc>, &mut Lanes<E::Acc>),
 ) {
-    let zero = E::Acc::default();
     simd.vectorize(
         #[inline(always)]
         |simd| {
             let ((groups, rest), (counts, counts_rest)) =
                 (x.as_chunks::<GROUP>(), counts.as_chunks::<GROUP>());
-            let (mut s, mut q) = (*sum, *squares);
-            for (x, counts) in groups.iter().zip(counts) {
-                let x = simd.widen(x);
-                for l in 0..GROUP {
-                    let d = if counts[l] != 0 { x[l] - pivot } else { zero };
-                    s[l] += d;
-                    q[l] += d * d;
-                }
+            let (pairs, last) = groups.as_chunks::<2>();
+            let (count_pairs, last_counts) = counts.as_chunks::<2>();
+            let ([mut s0, mut s1], [mut q0, mut q1]) = (sum.0, squares.0);
+            for (x, counts) in pairs.iter().zip(count_pairs) {
+                add_group(simd, (&x[0], &counts[0]), pivot, (&mut s0, &mut q0));
+                add_group(simd, (&x[1], &counts[1]), pivot, (&mut s1, &mut q1));
             }
-            for (l, (x, counts)) in rest.iter().zip(counts_rest).enumerate() {
-                let d = if *counts != 0 { x.widen() - pivot } else { zero };
-                s[l] += d;
-                q[l] += d * d;
+            for of in last.iter().zip(last_counts) {
+                add_group(simd, of, pivot, (&mut s0, &mut q0));
             }
-            (*sum, *squares) = (s, q);
+            if !rest.is_empty() {
+                let (mut x, mut counts) = ([E::default(); GROUP], [0; GROUP]);
+                x[..rest.len()].copy_from_slice(rest);
+                counts[..rest.len()].copy_from_slice(counts_rest);
+                add_group(simd, (&x, &counts), pivot, (&mut s1, &mut q1));
+            }
+            (sum.0, squares.0) = ([s0, s1], [q0, q1]);
         },
     );
 }
 
-/// Some columns of a row, and which of them count.
-pub type Row<'x, E> = (&'x [E], &'x [u8]);
-
-/// The same of the columns of rows of equal length, several at a time, and the numbers of those that count.
-pub fn column_distances<E: Element, const ROWS: usize>(
+#[inline(always)]
+fn add_group<E: Element>(
     simd: Simd,
-    rows: [Row<'_, E>; ROWS],
-    pivot: &[E::Acc; BLOCK],
-    [sum, squares, count]: [&mut [E::Acc; BLOCK]; 3],
+    (x, counts): (&[E; GROUP], &[u8; GROUP]),
+    pivot: E::Acc,
+    (sum, squares): (&mut [E::Acc; GROUP], &mut [E::Acc; GROUP]),
 ) {
-    let n = rows[0].0.len();
-    assert!(n <= BLOCK);
-    let rows = rows.map(|(x, counts)| (&x[..n], &counts[..n]));
-    let (zero, one) = (E::Acc::default(), E::Acc::from_f64(1.0));
+    let mut d = simd.widen(x);
+    for l in 0..GROUP {
+        d[l] = d[l] - pivot;
+    }
+    let d = simd.counted(counts, &d);
+    for l in 0..GROUP {
+        sum[l] += d[l];
+        squares[l] += d[l] * d[l];
+    }
+}
+
+/// Columns of a row, which of them count, and what to ask for when they are read.
+#[derive(Clone, Copy)]
+pub struct Row<'x, E> {
+    pub x: &'x [E],
+    pub counts: &'x [u8],
+    pub ahead: *const E,
+}
+
+/// Some rows, of [`STRIP_ROWS`] at most.
+pub struct SomeRows<'x, E> {
+    rows: [Row<'x, E>; STRIP_ROWS],
+    len: usize,
+}
+
+impl<'x, E: Element> SomeRows<'x, E> {
+    pub fn new() -> Self {
+        let none = Row { x: &[][..], counts: &[][..], ahead: std::ptr::null() };
+        Self { rows: [none; STRIP_ROWS], len: 0 }
+    }
+    pub fn push(&mut self, row: Row<'x, E>) {
+        self.rows[self.len] = row;
+        self.len += 1;
+    }
+    pub fn rows(&self) -> &[Row<'x, E>] {
+        &self.rows[..self.len]
+    }
+}
+
+/// The same of the columns of rows of equal length, several at a time: sums in memory cost as much as the
+/// arithmetic of one row.
+pub fn column_distances<E: Element>(
+    simd: Simd,
+    rows: &[Row<'_, E>],
+    pivot: &[E::Acc; BLOCK],
+    sums: [&mut [E::Acc; BLOCK]; 2],
+) {
+    columns::<E, false>(simd, rows, pivot, sums, &mut [0; BLOCK]);
+}
+
+/// The same, and adds the numbers of values that count to those of the columns.
+pub fn counted_distances<E: Element>(
+    simd: Simd,
+    rows: &[Row<'_, E>],
+    pivot: &[E::Acc; BLOCK],
+    sums: [&mut [E::Acc; BLOCK]; 2],
+    count: &mut [u8; BLOCK],
+) {
+    columns::<E, true>(simd, rows, pivot, sums, count);
+}
+
+#[inline(always)]
+fn columns<E: Element, const COUNTED: bool>(
+    simd: Simd,
+    rows: &[Row<'_, E>],
+    pivot: &[E::Acc; BLOCK],
+    [sum, squares]: [&mut [E::Acc; BLOCK]; 2],
+    count: &mut [u8; BLOCK],
+) {
     simd.vectorize(
         #[inline(always)]
         |simd| {
-            let pivots = pivot.as_chunks::<GROUP>().0;
-            #[allow(clippy::needless_range_loop)] // of seven arrays
-            for i in 0..n / GROUP {
-                let [mut s, mut q, mut c] = [&*sum, &*squares, &*count].map(
-                    #[inline(always)]
-                    |to| to.as_chunks::<GROUP>().0[i],
+            let (several, rest) = rows.as_chunks::<4>();
+            for rows in several {
+                add_distances::<E, COUNTED, 4>(
+                    simd,
+                    rows,
+                    pivot,
+                    [&mut *sum, &mut *squares],
+                    count,
                 );
-                for (x, counts) in rows {
-                    let x = simd.widen(&x.as_chunks::<GROUP>().0[i]);
-                    let counts = &counts.as_chunks::<GROUP>().0[i];
-                    for l in 0..GROUP {
-                        let d = if counts[l] != 0 { x[l] - pivots[i][l] } else { zero };
-                        s[l] += d;
-                        q[l] += d * d;
-                        c[l] += if counts[l] != 0 { one } else { zero };
-                    }
-                }
-                sum.as_chunks_mut().0[i] = s;
-                squares.as_chunks_mut().0[i] = q;
-                count.as_chunks_mut().0[i] = c;
             }
-            for j in n - n % GROUP..n {
-                for (x, counts) in rows {
-                    let d = if counts[j] != 0 { x[j].widen() - pivot[j] } else { zero };
-                    sum[j] += d;
-                    squares[j] += d * d;
-                    count[j] += if counts[j] != 0 { one } else { zero };
-                }
+            for row in rest {
+                let (rows, to) = (std::array::from_ref(row), [&mut *sum, &mut *squares]);
+                add_distances::<E, COUNTED, 1>(simd, rows, pivot, to, count);
             }
         },
     );
 }
 
-/// The gradient of x, of which what flows through the statistics reaches those that count; with `relu`, behind one
-/// that is computed again.
-pub fn input_gradient<E: Element>(
+#[inline(always)]
+fn add_distances<E: Element, const COUNTED: bool, const ROWS: usize>(
     simd: Simd,
-    relu: bool,
-    at: At<'_, E::Acc>,
-    from: [&[E]; 2],
-    counts: &[u8],
-    out: &mut [E],
+    rows: &[Row<'_, E>; ROWS],
+    pivot: &[E::Acc; BLOCK],
+    [sum, squares]: [&mut [E::Acc; BLOCK]; 2],
+    count: &mut [u8; BLOCK],
 ) {
+    let n = rows[0].x.len();
+    assert!(n <= BLOCK);
+    let rows = rows.map(
+        #[inline(always)]
+        |Row { x, counts, ahead }| (&x[..n], &counts[..n], ahead),
+    );
+    let whole = n / GROUP;
+    let groups = rows.map(
+        #[inline(always)]
+        |(x, counts, ahead)| {
+            (&x.as_chunks::<GROUP>().0[..whole], &counts.as_chunks::<GROUP>().0[..whole], ahead)
+        },
+    );
+    let pivots = pivot.as_chunks::<GROUP>().0;
+    let (sums, squared) = (sum.as_chunks_mut::<GROUP>().0, squares.as_chunks_mut::<GROUP>().0);
+    let numbers = count.as_chunks_mut::<GROUP>().0;
+    for i in 0..whole {
+        let (mut s, mut q) = (sums[i], squared[i]);
+        let mut number = u128::from_ne_bytes(numbers[i]);
+        for (x, counts, ahead) in groups {
+            prefetch(ahead.wrapping_add(GROUP * i));
+            let mut d = simd.widen(&x[i]);
+            for l in 0..GROUP {
+                d[l] = d[l] - pivots[i][l];
+            }
+            let d = simd.counted(&counts[i], &d);
+            for l in 0..GROUP {
+                s[l] += d[l];
+                q[l] += d[l] * d[l];
+            }
+            if COUNTED {
+                // No sum leaves its byte.
+                number += u128::from_ne_bytes(counts[i]);
+            }
+        }
+        (sums[i], squared[i]) = (s, q);
+        if COUNTED {
+            numbers[i] = number.to_ne_bytes();
+        }
+    }
+    for j in n - n % GROUP..n {
+        for (x, counts, _) in rows {
+            let d = if counts[j] != 0 { x[j].widen() - pivot[j] } else { E::Acc::default() };
+            sum[j] += d;
+            squares[j] += d * d;
+            count[j] += counts[j];
+        }
+    }
+}
+
+/// The sum of every run of values.
+pub fn totals_of_runs<A: Real>(simd: Simd, values: &[A], run: usize, totals: &mut [f64]) {
     simd.vectorize(
         #[inline(always)]
-        |simd| match (at, relu) {
-            (At::Runs(runs), false) => gradients::<E, false>(simd, runs, from, counts, out),
-            (At::Runs(runs), true) => gradients::<E, true>(simd, runs, from, counts, out),
-            (At::Columns(strip), false) => gradients::<E, false>(simd, strip, from, counts, out),
-            (At::Columns(strip), true) => gradients::<E, true>(simd, strip, from, counts, out),
+        |_| {
+            for (total, values) in totals.iter_mut().zip(values.chunks(run)) {
+                let mut lanes = [0.0; 8];
+                let (groups, rest) = values.as_chunks::<8>();
+                for group in groups {
+                    for l in 0..8 {
+                        lanes[l] += group[l].to_f64();
+                    }
+                }
+                for (lane, v) in lanes.iter_mut().zip(rest) {
+                    *lane += v.to_f64();
+                }
+                *total = lanes.iter().sum();
+            }
         },
     );
 }
 
-#[inline(always)]
-fn gradients<E: Element, const RELU: bool>(
-    simd: Simd,
-    source: impl Source<E::Acc>,
-    [x, g]: [&[E]; 2],
-    counts: &[u8],
-    out: &mut [E],
-) {
-    let n = out.len();
-    let (x, g, counts) = (&x[..n], &g[..n], &counts[..n]);
-    let ((xs, x_rest), (gs, g_rest)) = (x.as_chunks::<GROUP>(), g.as_chunks::<GROUP>());
-    let ((ks, k_rest), (outs, out_rest)) =
-        (counts.as_chunks::<GROUP>(), out.as_chunks_mut::<GROUP>());
-    for (i, out) in outs.iter_mut().enumerate() {
-        *out = gradient::<E, RELU>(simd, source.group(i * GROUP), [&xs[i], &gs[i]], &ks[i]);
-    }
-    if !out_rest.is_empty() {
-        let left = out_rest.len();
-        let (mut x, mut g, mut k) = ([E::default(); GROUP], [E::default(); GROUP], [0; GROUP]);
-        x[..left].copy_from_slice(x_rest);
-        g[..left].copy_from_slice(g_rest);
-        k[..left].copy_from_slice(k_rest);
-        let values = gradient::<E, RELU>(simd, source.group(n - left), [&x, &g], &k);
-        out_rest.copy_from_slice(&values[..left]);
-    }
+/// The gradient of x of a piece, of which what flows through the statistics reaches those that count; with
+/// `relu`, behind one that is computed again.
+pub fn input_gradient<E: Element>(simd: Simd, relu: bool, counts: &[u8], work: Work<'_, '_, E>) {
+    // Less than a group is brought to memory of a group, here as in the loop.
+    let mut short = [0; GROUP];
+    let counts = if counts.len() < GROUP {
+        short[..counts.len()].copy_from_slice(counts);
+        &short
+    } else {
+        counts
+    };
+    simd.vectorize(
+        #[inline(always)]
+        |simd| match relu {
+            false => map_groups(simd, work, OfSome::<E, false>(counts, PhantomData)),
+            true => map_groups(simd, work, OfSome::<E, true>(counts, PhantomData)),
+        },
+    );
 }
 
-/// Of a group.
-#[inline(always)]
-fn gradient<E: Element, const RELU: bool>(
-    simd: Simd,
-    coef: impl Lanes<E::Acc>,
-    from: [&[E; GROUP]; 2],
-    counts: &[u8; GROUP],
-) -> [E; GROUP] {
-    let [x, g] = from.map(
-        #[inline(always)]
-        |values| simd.widen(values),
-    );
-    let mut values = [E::Acc::default(); GROUP];
-    for l in 0..GROUP {
-        let coef = coef.at(l);
-        let g = gate::<E, RELU>(coef, x[l], g[l]);
-        let through = coef.mean_g + (x[l] - coef.mean) * coef.slope;
-        let through = if counts[l] != 0 { through } else { E::Acc::default() };
-        values[l] = coef.scale * (g - through);
+/// [`Through::Statistics`](super::elementwise::Through) where a value counts, and through constants elsewhere.
+#[derive(Clone, Copy)]
+struct OfSome<'a, E, const RELU: bool>(&'a [u8], PhantomData<E>);
+
+impl<E: Element, const RELU: bool> Op<E::Acc> for OfSome<'_, E, RELU> {
+    #[inline(always)]
+    fn group(
+        &self,
+        simd: Simd,
+        at: usize,
+        coef: impl OfLanes<E::Acc>,
+        x: [E::Acc; GROUP],
+        g: [E::Acc; GROUP],
+    ) -> [E::Acc; GROUP] {
+        let mut mean = [E::Acc::default(); GROUP];
+        let (mut of_x, mut values) = (mean, mean);
+        for l in 0..GROUP {
+            let coef: Coef<E::Acc> = coef.at(l);
+            mean[l] = coef.mean_g;
+            of_x[l] = (x[l] - coef.mean) * coef.slope;
+        }
+        let Some(counts) = self.0[at..].first_chunk() else { return values };
+        let (mean, of_x) = (simd.counted(counts, &mean), simd.counted(counts, &of_x));
+        for l in 0..GROUP {
+            let coef = coef.at(l);
+            let g = gate::<E, RELU>(coef, x[l], g[l]);
+            values[l] = coef.scale * (g - mean[l] - of_x[l]);
+        }
+        values
     }
-    simd.narrow::<E, GROUP>(&values)
 }
 
 /// As [`merge_columns`](super::moments::merge_columns), of columns that have a number of values each; `totals`
 /// are the numbers before, and those after.
 pub fn merge_columns<A: Real>(
     simd: Simd,
-    counts: &[A],
+    counts: &[u8],
     from: &Columns<'_, A>,
     pivot: &mut [A],
     [offsets, squares, totals]: [&mut [f64]; 3],
@@ -177,10 +311,12 @@ pub fn merge_columns<A: Real>(
         #[inline(always)]
         |_| {
             for j in 0..n {
-                let (sum, count, before) = (sums[j].to_f64(), counts[j].to_f64(), totals[j]);
-                let each = 1.0 / if count > 0.0 { count } else { 1.0 };
+                let (sum, count, before) = (sums[j].to_f64(), f64::from(counts[j]), totals[j]);
                 let all = before + count;
-                let share = count / if all > 0.0 { all } else { 1.0 };
+                // One division for both, which are most of what this takes.
+                let counted = if count > 0.0 { count } else { 1.0 };
+                let either = 1.0 / (counted * if all > 0.0 { all } else { 1.0 });
+                let (each, share) = (either * all, either * count * counted);
                 let offset = (pivot[j].to_f64() - bases[j]) + sum * each;
                 let own = products[j].to_f64() - sum * sum * each;
                 // Of none nothing changes, whatever the pivot is.
@@ -195,14 +331,40 @@ pub fn merge_columns<A: Real>(
     );
 }
 
+/// Chan's formula for offsets, sums of squares and numbers of values.
+pub fn merge(
+    simd: Simd,
+    [offsets, squares, totals]: [&mut [f64]; 3],
+    [offset, square, total]: [&[f64]; 3],
+) {
+    let n = offsets.len();
+    let (squares, totals) = (&mut squares[..n], &mut totals[..n]);
+    let (offset, square, total) = (&offset[..n], &square[..n], &total[..n]);
+    simd.vectorize(
+        #[inline(always)]
+        |_| {
+            for j in 0..n {
+                let (before, count) = (totals[j], total[j]);
+                let all = before + count;
+                let share = count / if all > 0.0 { all } else { 1.0 };
+                let delta = if count > 0.0 { offset[j] - offsets[j] } else { 0.0 };
+                offsets[j] += delta * share;
+                squares[j] += square[j] + delta * delta * before * share;
+                totals[j] = all;
+            }
+        },
+    );
+}
+
 /// Brings pivots to the mean of some values.
-pub fn guess_columns<A: Real>(simd: Simd, pivot: &mut [A], sums: &[A], counts: &[A]) {
+pub fn guess_columns<A: Real>(simd: Simd, pivot: &mut [A], sums: &[A], counts: &[u8]) {
     let one = A::from_f64(1.0);
     simd.vectorize(
         #[inline(always)]
         |_| {
             for ((pivot, sum), count) in pivot.iter_mut().zip(sums).zip(counts) {
-                *pivot += *sum / if *count > one { *count } else { one };
+                let count = A::from_f64(f64::from(*count));
+                *pivot += *sum / if count > one { count } else { one };
             }
         },
     );

@@ -11,7 +11,7 @@ const HALF: usize = LANES / 2;
 
 /// Partial sums over many runs.
 #[derive(Clone, Copy)]
-pub struct Lanes<A>([[A; HALF]; 2]);
+pub struct Lanes<A>(pub(super) [[A; HALF]; 2]);
 
 impl<A: Real> Lanes<A> {
     pub fn new() -> Self {
@@ -155,6 +155,15 @@ impl<'x, E, const TENSORS: usize> Rows<'x, E, TENSORS> {
     pub fn push(&mut self, row: [&'x [E]; TENSORS], ahead: [*const E; TENSORS]) {
         (self.rows[self.len], self.ahead[self.len]) = (row, ahead);
         self.len += 1;
+    }
+    /// The same, if it is one; the place is there in any case.
+    #[inline(always)]
+    pub fn push_if(&mut self, is: bool, row: [&'x [E]; TENSORS], ahead: [*const E; TENSORS]) {
+        (self.rows[self.len], self.ahead[self.len]) = (row, ahead);
+        self.len += usize::from(is);
+    }
+    pub fn clear(&mut self) {
+        self.len = 0;
     }
     /// The first one; there must be one.
     pub fn first(&self) -> [&'x [E]; TENSORS] {

@@ -6,6 +6,7 @@ use crate::{Element, Real};
 pub use level::SimdLevel;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+use std::hint::select_unpredictable;
 pub(super) use store::{Store, fence, prefetch};
 pub(super) use units::{BLOCK, GROUP, LINE, ROOM, Scratch, TWICE, to_line};
 
@@ -240,6 +241,65 @@ impl Simd {
     }
 }
 
+impl Simd {
+    /// `values` where their bytes are not 0, zeros elsewhere, without branches as in [`keep`](Self::keep).
+    #[inline(always)]
+    pub fn counted<A: Real>(self, counts: &[u8; GROUP], values: &[A; GROUP]) -> [A; GROUP] {
+        #[cfg(target_arch = "x86_64")]
+        if self.is_avx2() {
+            let mut counted = *values;
+            let (from, to) = (counts.as_ptr(), counted.as_mut_ptr());
+            // SAFETY: the machine has the instructions; they read the bytes and take the values a vector
+            // after the other, of their own type.
+            unsafe {
+                match (self.is_avx512(), A::DTYPE) {
+                    (true, DType::F32) => {
+                        let bytes = _mm_loadu_si128(from.cast());
+                        let bits = _mm_test_epi8_mask(bytes, bytes);
+                        let all = _mm512_loadu_ps(to.cast());
+                        _mm512_storeu_ps(to.cast(), _mm512_maskz_mov_ps(bits, all));
+                    }
+                    (true, _) => {
+                        let bytes = _mm_loadu_si128(from.cast());
+                        let bits = _mm_test_epi8_mask(bytes, bytes);
+                        for (k, bits) in bits.to_le_bytes().into_iter().enumerate() {
+                            let to = to.add(8 * k).cast();
+                            let all = _mm512_loadu_pd(to);
+                            _mm512_storeu_pd(to, _mm512_maskz_mov_pd(bits, all));
+                        }
+                    }
+                    (false, DType::F32) => {
+                        for k in 0..2 {
+                            let bytes = _mm_loadl_epi64(from.add(8 * k).cast());
+                            let none = _mm256_setzero_si256();
+                            let is = _mm256_cmpgt_epi32(_mm256_cvtepu8_epi32(bytes), none);
+                            let to = to.add(8 * k).cast();
+                            let all = _mm256_and_ps(_mm256_loadu_ps(to), _mm256_castsi256_ps(is));
+                            _mm256_storeu_ps(to, all);
+                        }
+                    }
+                    (false, _) => {
+                        for k in 0..4 {
+                            let bytes = _mm_loadu_si32(from.add(4 * k).cast());
+                            let none = _mm256_setzero_si256();
+                            let is = _mm256_cmpgt_epi64(_mm256_cvtepu8_epi64(bytes), none);
+                            let to = to.add(4 * k).cast();
+                            let all = _mm256_and_pd(_mm256_loadu_pd(to), _mm256_castsi256_pd(is));
+                            _mm256_storeu_pd(to, all);
+                        }
+                    }
+                }
+            }
+            return counted;
+        }
+        let mut counted = [A::default(); GROUP];
+        for l in 0..GROUP {
+            counted[l] = select_unpredictable(counts[l] != 0, values[l], A::default());
+        }
+        counted
+    }
+}
+
 #[inline(never)]
 fn widen_group<E: Element>(values: &[E], wide: &mut [E::Acc]) {
     wide.iter_mut().zip(values).for_each(|(wide, value)| *wide = value.widen());
@@ -325,6 +385,28 @@ pub(super) mod tests {
         all::<f64>();
         all::<half::bf16>();
         all::<half::f16>();
+    }
+
+    #[test]
+    fn what_counts_is_kept() {
+        fn all<A: Real>() {
+            let values: [A; GROUP] = std::array::from_fn(|l| match l % 3 {
+                0 => A::from_f64(f64::NAN),
+                _ => A::from_f64(l as f64 - 9.5),
+            });
+            every_level(|simd| {
+                for bits in (0..=u16::MAX).step_by(7) {
+                    let counts = std::array::from_fn(|l| (bits >> l & 1) as u8);
+                    let counted = simd.counted(&counts, &values);
+                    for l in 0..GROUP {
+                        let expected = if counts[l] == 1 { values[l] } else { A::default() };
+                        assert_eq!(format!("{expected:?}"), format!("{:?}", counted[l]), "{l}");
+                    }
+                }
+            });
+        }
+        all::<f32>();
+        all::<f64>();
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! The kernels of `kernels/double_backward.cu`, as [`super`] has those of a step.
 use super::super::arguments::Channels;
 use super::super::module::DoubleBackwardKernels;
-use super::super::plan::{folded, form};
+use super::super::plan::{folded, form, gcd};
 use super::{Bound, submit};
 use crate::engine::pointers::Ptr;
 use crate::{DType, Element, Result, Shape};
 
-/// How the tensor is cut: a block takes a part of one channel where its runs are long, else of 32 columns.
-/// The shape alone decides, as it says in which order sums are made.
+/// How the tensor is cut: a block takes a part of one channel where its runs are long, else of 64 columns.
+/// The shape alone decides but for what is `aligned`, as it says in which order sums are made.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(in crate::engine::cuda) struct Cut {
@@ -16,10 +16,13 @@ pub(in crate::engine::cuda) struct Cut {
     row: u64,
     width: u64,
     chunk: u64,
+    vectors: u64,
     channels: u32,
     chunks: u32,
     runs: u32,
     lanes: u32,
+    aligned: u32,
+    ragged: u32,
 }
 
 /// What is read; null where it is absent.
@@ -43,9 +46,17 @@ pub(in crate::engine::cuda) struct Writes<T> {
     pub gg_residual: Ptr<T>,
 }
 
+impl<T> Reads<T> {
+    fn all(&self) -> [Ptr<T>; 5] {
+        [self.x, self.grad_y, self.residual, self.v_x, self.v_residual]
+    }
+}
 impl<T> Writes<T> {
+    fn all(&self) -> [Ptr<T>; 3] {
+        [self.gg_grad_y, self.gg_x, self.gg_residual]
+    }
     pub fn any(&self) -> bool {
-        [&self.gg_grad_y, &self.gg_x, &self.gg_residual].iter().any(|to| !to.is_null())
+        self.all().iter().any(|to| !to.is_null())
     }
 }
 
@@ -72,14 +83,21 @@ pub(in crate::engine::cuda) struct Parameters<A> {
 }
 
 const BLOCK: u32 = 256;
-const WARPS: u32 = BLOCK / 32;
-/// Runs from here on are long: a warp reads whole sectors of them.
+/// Of the finalize kernel, for a channel whose partial sums are at most this many.
+const WARP: u32 = 32;
+const MANY_PARTIALS: u64 = 256;
+/// Runs from here on are long: a warp reads whole sectors of them, and, where they are no whole vectors, at
+/// most one in so many elements beside them.
 const LONG: u64 = 32;
 /// Columns of a block.
-const COLUMNS: u64 = 32;
-/// Values of a part of a channel, and rows of a part of columns, at least.
-const LEAST_VALUES: u64 = 4096;
-const LEAST_ROWS: u64 = 128;
+const COLUMNS: u64 = 64;
+/// Vectors of a stage, which a block has in flight of each tensor.
+const STAGE: u64 = 2 * BLOCK as u64;
+/// Bytes of a column in a part, at least: partial sums take 80 beside them, of curved activations 192, and
+/// eight tensors are moved.
+const LEAST_BYTES: u64 = 1024;
+/// With fewer blocks than this, parts of columns are half as large, so that a device has something to do.
+const FEW: u64 = 128;
 /// Blocks that keep any device busy: no more parts than give these.
 const ENOUGH: u64 = 2048;
 /// Coefficients that a channel has in `Made`.
@@ -89,27 +107,45 @@ impl Cut {
     pub fn new(shape: &Shape, dtype: DType) -> Self {
         let (outer, channels, inner) = folded(shape);
         let (elements, row) = (outer * channels * inner, (channels * inner).max(1));
-        let runs = inner >= LONG;
-        // Short rows are taken several together.
-        let width = row * if runs { 1 } else { COLUMNS.div_ceil(row) };
-        // What is cut, at least so many of it a part, and blocks of a part.
-        let (all, least, blocks) = match runs {
-            true => (outer * inner, LEAST_VALUES, channels),
-            false => (elements.div_ceil(width), LEAST_ROWS, width.div_ceil(COLUMNS)),
+        let size = dtype.size() as u64;
+        let lanes = 16 / size;
+        // What a run has before its first whole vector is a multiple of this; as many elements as that leaves
+        // of a vector are read beside it.
+        let common = gcd(inner, lanes);
+        let runs = inner >= LONG && (lanes - common) * LONG <= inner;
+        let width = if runs { row } else { columns(row, lanes) };
+        let vectors = if runs { (lanes - common + inner).div_ceil(lanes) } else { 1 };
+        // What is cut, at least so many of it a part, blocks of a part, and what a stage takes of it.
+        let (all, least, blocks, stage) = match runs {
+            true => (outer * vectors, STAGE, channels, STAGE),
+            false => {
+                let (rows, tiles) = (elements.div_ceil(width), width.div_ceil(COLUMNS));
+                let least = LEAST_BYTES / size;
+                let least = if tiles * (rows / least) < FEW { least / 2 } else { least };
+                (rows, least, tiles, STAGE * lanes / COLUMNS)
+            }
         };
-        let chunks = all.div_ceil(least).min(ENOUGH.div_ceil(blocks)).max(1);
-        let chunk = all.div_ceil(chunks).max(1);
+        let chunks = (all / least).min(ENOUGH.div_ceil(blocks.max(1))).max(1);
+        let chunk = all.div_ceil(chunks).next_multiple_of(stage).max(1);
         Self {
             elements,
             inner: inner.max(1),
             row,
             width,
             chunk,
+            vectors: vectors.max(1),
             channels: channels as u32,
             chunks: all.div_ceil(chunk) as u32,
             runs: runs.into(),
-            lanes: form(shape, dtype.size() as u64).0 as u32,
+            lanes: form(shape, size).0 as u32,
+            aligned: 0,
+            ragged: (runs && common < lanes).into(),
         }
+    }
+    /// The same for tensors at these places.
+    fn at<T>(self, tensors: impl IntoIterator<Item = Ptr<T>>) -> Self {
+        let aligned = tensors.into_iter().all(|tensor| tensor.is_aligned());
+        Self { aligned: aligned.into(), ..self }
     }
     /// Of a pass over the elements.
     fn blocks(&self) -> u64 {
@@ -141,6 +177,16 @@ impl std::fmt::Display for Cut {
     }
 }
 
+/// Elements that are cut into columns together: rows of all channels, as many as make up whole vectors, and
+/// few columns of the last block idle.
+fn columns(row: u64, lanes: u64) -> u64 {
+    let whole = row / gcd(row, lanes) * lanes;
+    let least = COLUMNS.div_ceil(whole) * whole;
+    // In eighths of what is needed.
+    let taken = |width: &u64| width.next_multiple_of(COLUMNS) * 8 / width;
+    (0..8).map(|more| least + more * whole).min_by_key(taken).unwrap_or(least)
+}
+
 /// Sums of a channel.
 fn sums(curved: bool) -> u32 {
     if curved { 12 } else { 5 }
@@ -168,7 +214,8 @@ impl<A> DoubleLauncher<'_, A> {
         match cut.blocks() {
             0 => Ok(()),
             blocks => {
-                let arguments = arguments![*cut, *by, from, follows, *room];
+                let cut = cut.at(from.all());
+                let arguments = arguments![cut, *by, from, follows, *room];
                 submit(&self.stream, kernel, blocks as u32, BLOCK, arguments)
             }
         }
@@ -177,8 +224,10 @@ impl<A> DoubleLauncher<'_, A> {
     pub fn finalize(&self, parameters: Parameters<A>, has_sums: bool) -> Result<()> {
         let Self { cut, by, room, .. } = self;
         let (partials, made) = (if has_sums { *room } else { Ptr::NULL }, self.made());
-        let (count, grid) = (sums(self.curved), cut.channels.div_ceil(WARPS));
-        let arguments = arguments![*cut, *by, parameters, count, partials, made];
+        let columns = if cut.runs == 1 { 1 } else { cut.width / cut.row * cut.inner };
+        let team = if u64::from(cut.chunks) * columns > MANY_PARTIALS { BLOCK } else { WARP };
+        let (count, grid) = (sums(self.curved), cut.channels.div_ceil(BLOCK / team));
+        let arguments = arguments![*cut, *by, parameters, count, team, partials, made];
         submit(&self.stream, &self.kernels.finalize, grid, BLOCK, arguments)
     }
     pub fn apply<E: Element<Acc = A>>(
@@ -193,7 +242,8 @@ impl<A> DoubleLauncher<'_, A> {
         match cut.blocks() {
             0 => Ok(()),
             blocks => {
-                let arguments = arguments![*cut, *by, from, follows, batch, made, to];
+                let cut = cut.at(from.all().into_iter().chain(to.all()));
+                let arguments = arguments![cut, *by, from, follows, batch, made, to];
                 submit(&self.stream, kernel, blocks as u32, BLOCK, arguments)
             }
         }
@@ -209,7 +259,7 @@ mod tests {
     fn arguments_lie_as_the_kernels_declare_them() {
         assert_layout! {
             include_str!("../../../../kernels/double_backward.cu");
-            "Cut": Cut { elements, inner, row, width, chunk, channels, chunks, runs, lanes }
+            "Cut": Cut { elements, inner, row, width, chunk, vectors, channels, chunks, runs, lanes, aligned, ragged }
             "Channels<float>": Channels<f32> { mean, mean_rest, invstd, weight, bias }
             "Reads<float>": Reads<f32> { x, grad_y, residual, v_x, v_residual, mask }
             "Writes<float>": Writes<f32> { gg_grad_y, gg_x, gg_residual }
@@ -233,16 +283,22 @@ mod tests {
             [1, 100_000, 2],
         ] {
             let shape = Shape::new(&dims, 1).unwrap();
-            let cut = Cut::new(&shape, DType::F16);
-            let all = if cut.runs == 1 {
-                shape.per_channel() as u64
-            } else {
-                cut.elements.div_ceil(cut.width)
-            };
-            assert!(cut.chunk * u64::from(cut.chunks) >= all, "{cut:?}");
-            let parts = if cut.runs == 1 { dims[1] as u64 } else { cut.width.div_ceil(COLUMNS) };
-            assert!(cut.blocks() < ENOUGH + 2 * parts + 1, "{cut:?}");
-            assert_eq!(cut.width % cut.row, 0);
+            for dtype in [DType::F16, DType::F32, DType::F64] {
+                let cut = Cut::new(&shape, dtype);
+                let lanes = 16 / dtype.size() as u64;
+                let (all, parts) = match cut.runs {
+                    1 => (cut.elements / cut.row * cut.vectors, dims[1] as u64),
+                    _ => (cut.elements.div_ceil(cut.width), cut.width.div_ceil(COLUMNS)),
+                };
+                assert!(cut.chunk * u64::from(cut.chunks) >= all, "{cut:?}");
+                assert!(cut.blocks() < ENOUGH + 2 * parts + 1, "{cut:?}");
+                assert_eq!(cut.width % cut.row, 0);
+                // Rows of columns are whole vectors, and every run has as many as it touches.
+                assert!(cut.runs == 1 || cut.width % lanes == 0, "{cut:?}");
+                let starts = (0..lanes).map(|k| k * cut.inner % lanes);
+                let most = starts.map(|start| (start + cut.inner).div_ceil(lanes)).max();
+                assert!(cut.runs == 0 || Some(cut.vectors) == most, "{cut:?}");
+            }
         }
     }
 }

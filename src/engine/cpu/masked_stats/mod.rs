@@ -1,0 +1,178 @@
+//! The first pass of a training forward with a mask: mean and variance of the values that count.
+//!
+//! What [`stats`](super::stats) does, with a number of values beside every sum. Rows and blocks of which all
+//! values count are read as they are, those of which none does are not read, and in others what does not count has
+//! a distance of 0.
+use super::kernels::masked;
+use super::masked::Masked;
+use super::moments::{Merged, Moments, small_squares, wide_moments_of};
+use super::plan::{Plan, Tile};
+use super::simd::Simd;
+use crate::engine::{OneValue, Running};
+use crate::{AllMasked, Element, Host, Real, Shape};
+use std::ops::Range;
+
+mod columns;
+mod runs;
+mod segments;
+
+/// What a task reads.
+#[derive(Clone, Copy)]
+struct Read<'a, E> {
+    simd: Simd,
+    plan: &'a Plan,
+    x: &'a [E],
+    mask: &'a Masked<'a>,
+}
+
+/// Offsets of the mean, sums of squares and numbers of values, for each channel or column of a tile.
+type Sums<'s> = [&'s mut [f64]; 3];
+
+/// Whether sums are made for each channel, or for each column.
+fn by_channel(plan: &Plan, mask: &Masked<'_>) -> bool {
+    plan.long_runs || mask.of_runs().is_some()
+}
+
+/// [`Sums`] of a tile's channels, or of its columns, each at the start of a third of `slot`.
+pub(super) fn moments<E: Element>(
+    simd: Simd,
+    plan: &Plan,
+    tile: &Tile,
+    (x, mask): (&[E], &Masked<'_>),
+    slot: &mut [f64],
+) {
+    slot.fill(0.0);
+    let read = Read { simd, plan, x, mask };
+    let third = slot.len() / 3;
+    let (offsets, rest) = slot.split_at_mut(third);
+    let (squares, totals) = rest.split_at_mut(third);
+    let to = [offsets, squares, totals];
+    if plan.long_runs {
+        segments::sums(read, tile, to);
+    } else if let Some(patterns) = mask.of_runs() {
+        runs::sums(read, patterns, tile, to);
+    } else if let Some(bytes) = mask.of_positions(plan) {
+        columns::sums_of_positions(read, bytes, tile, to);
+    } else {
+        columns::sums(read, tile, to);
+    }
+}
+
+/// Some values: the sums of their distances from a pivot, and of the squares of those.
+fn moments_about(base: f64, pivot: f64, (sum, squares, count): (f64, f64, f64)) -> Moments {
+    if count == 0.0 {
+        return Moments { base, ..Moments::default() };
+    }
+    let squares = squares - sum * sum / count;
+    let squares = if squares < 0.0 { 0.0 } else { squares }; // NaN stays
+    Moments { count, base, offset: (pivot - base) + sum / count, squares }
+}
+
+/// Merges the slots of all tiles of `block`, which are overwritten, into `merged`, mean and squares by the mask's
+/// own count: see [`Merged`].
+pub(super) fn merge<E: Element>(
+    simd: Simd,
+    (shape, plan): (&Shape, &Plan),
+    block: usize,
+    (x, mask, eps): (&[E], &Masked<'_>, f64),
+    slots: &mut [f64],
+    merged: &mut [f64],
+) {
+    let channels = plan.channels(block);
+    let (bases, rest) = merged.split_at_mut(merged.len() / Merged::FIELDS);
+    let (offsets, rest) = rest.split_at_mut(bases.len());
+    let (squares, invstds) = rest.split_at_mut(bases.len());
+    let (has_small_eps, small_var) = small_squares::<E::Acc>(eps);
+    let of_channel = merge_tiles(simd, (plan, mask), channels.len(), slots);
+    for (k, c) in channels.enumerate() {
+        let (base, count) = (mask.base(c), mask.count(c));
+        if count == 0.0 {
+            let value = if mask.all_masked == AllMasked::Nan { f64::NAN } else { 0.0 };
+            (bases[k], offsets[k], squares[k]) = (0.0, value, value);
+            invstds[k] = 1.0 / (value + eps).sqrt();
+            continue;
+        }
+        let mut all = of_channel(k, base);
+        let mut std = None;
+        let is_small = has_small_eps && all.squares < count * small_var;
+        if is_small || !all.squares.is_finite() {
+            let from = if is_small { base } else { 0.0 };
+            let values = || shape.channel(c).filter(|&i| mask.keeps(i));
+            let values = || values().map(|i| x[i].widen().to_f64());
+            let (wide, of_all) = wide_moments_of(values, count, from);
+            (all, std) = (wide, Some(of_all));
+        }
+        let n = mask.divisor(c);
+        let less = all.mean() * mask.share(c);
+        let more = if less == 0.0 { 0.0 } else { count * less * less };
+        (bases[k], offsets[k], squares[k]) = (all.base, all.offset - less, all.squares + more);
+        invstds[k] = match std {
+            Some(std) => {
+                let std = std * (count / n).sqrt();
+                1.0 / f64::hypot(f64::hypot(std, less * (count / n).sqrt()), eps.sqrt())
+            }
+            None => 1.0 / (squares[k] / n + eps).sqrt(),
+        };
+    }
+}
+
+/// The same, for what tasks have summed: the moments of a block's channels, counted from a base that is
+/// given.
+fn merge_tiles<'s>(
+    simd: Simd,
+    (plan, mask): (&Plan, &Masked<'_>),
+    channels: usize,
+    slots: &'s mut [f64],
+) -> impl Fn(usize, f64) -> Moments + use<'s> {
+    let slot_len = plan.slot_len() / 2 * 3;
+    let (first, others) = slots.split_at_mut(slot_len);
+    let third = first.len() / 3;
+    let by_channel = by_channel(plan, mask);
+    let used = if by_channel { channels } else { third };
+    fn thirds(slot: &mut [f64], used: usize) -> Sums<'_> {
+        let third = slot.len() / 3;
+        let (offsets, rest) = slot.split_at_mut(third);
+        let (squares, totals) = rest.split_at_mut(third);
+        [&mut offsets[..used], &mut squares[..used], &mut totals[..used]]
+    }
+    for slot in others.chunks_mut(slot_len) {
+        masked::merge(simd, thirds(first, used), thirds(slot, used).map(|part| &*part));
+    }
+    let (row, inner) = (plan.row(), if by_channel { 1 } else { plan.inner() });
+    let has_more = plan.is_joined() && mask.of_positions(plan).is_none();
+    if !by_channel && has_more {
+        let all = thirds(first, used).map(|all| all.split_at_mut(row));
+        let [(offsets, more_offsets), (squares, more_squares), (totals, more_totals)] = all;
+        let more = more_offsets.chunks(row).zip(more_squares.chunks(row));
+        for ((offset, square), total) in more.zip(more_totals.chunks(row)) {
+            let to = [&mut *offsets, &mut *squares, &mut *totals];
+            masked::merge(simd, to, [offset, square, total]);
+        }
+    }
+    let first = &*first;
+    move |k, base| {
+        let mut all = Moments { base, ..Moments::default() };
+        for j in k * inner..(k + 1) * inner {
+            let (offset, squares, count) = (first[j], first[third + j], first[2 * third + j]);
+            all.append(Moments { count, base, offset, squares });
+        }
+        all
+    }
+}
+
+/// Moves the running statistics, if there are any, by what [`merge`] has written.
+pub(super) fn update<P: Real>(
+    running: &mut Option<Running<'_, Host, P>>,
+    channels: Range<usize>,
+    merged: &Merged<'_>,
+    mask: &Masked<'_>,
+    one_value: OneValue,
+) {
+    let Some(running) = running else { return };
+    for (k, c) in channels.enumerate() {
+        let (mean, squares) = (merged.base[k] + merged.offset[k], merged.squares[k]);
+        let rules = (one_value, mask.all_masked);
+        let var_over = |over: f64| squares / mask.over(over);
+        running.update_masked(c, mask.count(c), mean, var_over, rules);
+    }
+}

@@ -1,0 +1,108 @@
+//! What kernels take of a mask: structures that lie as `kernels/masked_entries.cuh` declares them.
+use super::plan::{self, Geometry, Plan};
+use crate::engine::ops::MaskRules;
+use crate::engine::places;
+use crate::engine::pointers::Ptr;
+use crate::{AllMasked, Result, Shape};
+
+/// Where the places of a plan's vectors are.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Places {
+    bytes: Ptr<u8>,
+    /// Elements that lie together and have one place; 0 where every position has one.
+    each: u64,
+    /// What a step of all threads adds to a place, and to the elements behind it; what a new row adds.
+    step: u64,
+    step_rest: u64,
+    wrap: u64,
+}
+
+/// What becomes of the sums.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules {
+    count_eps: f64,
+    all_masked: u32,
+    reserved: u32,
+}
+
+/// What flows through the statistics of the values that count.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Shares<A> {
+    /// As of all values.
+    pub coefs: Ptr<A>,
+    /// Of each channel, how many values count.
+    pub counts: Ptr<f64>,
+    /// Values of a channel.
+    pub values: u64,
+    pub count_eps: f64,
+    pub channels: u64,
+}
+
+impl Places {
+    /// Those of a mask of this shape, without the last axis where its length is given.
+    pub fn new(shape: &Shape, plan: &Plan, last: Option<usize>, bytes: Ptr<u8>) -> Result<Self> {
+        let places = places::Places::new(shape, last)?;
+        let mut to = Self { bytes, each: 0, step: 0, step_rest: 0, wrap: 0 };
+        if plan.blocks == 0 {
+            return Ok(to);
+        }
+        let Geometry { width, row, inner, slice_channels, threads, .. } = plan.geometry;
+        let (threads, lanes) = (u64::from(threads), u64::from(plan.lanes));
+        match places {
+            places::Places::Positions { .. } if slice_channels == 1 => to.step = threads * lanes,
+            places::Places::Positions { .. } => to.step = threads / width * inner,
+            places::Places::Neighbours(each) => {
+                to.each = each as u64;
+                let step = (threads / width * row + threads % width) * lanes;
+                (to.step, to.step_rest) = (step / to.each, step % to.each);
+                to.wrap = (row - width) * lanes / to.each;
+            }
+        }
+        Ok(to)
+    }
+}
+
+impl From<MaskRules> for Rules {
+    fn from(rules: MaskRules) -> Self {
+        let all_masked = match rules.all_masked {
+            AllMasked::Keep => 0,
+            AllMasked::Zero => 1,
+            AllMasked::Nan => 2,
+        };
+        Self { count_eps: rules.count_eps, all_masked, reserved: 0 }
+    }
+}
+
+/// Where in the reserve the numbers of values that count are: behind an activation's mask of so many bytes.
+fn counts_start(reserve: usize) -> usize {
+    reserve.next_multiple_of(size_of::<f64>())
+}
+/// Bytes of a reserve with them.
+pub(super) fn reserve_len(shape: &Shape, reserve: usize) -> usize {
+    counts_start(reserve).saturating_add(shape.channels().saturating_mul(size_of::<f64>()))
+}
+/// The numbers of values that count, of every channel, in a reserve that starts here, whose activation has a
+/// mask or none.
+pub(super) fn counts(reserve: Ptr<u8>, shape: &Shape, element: usize, masks: bool) -> Ptr<f64> {
+    let bits = if masks { plan::mask_len(shape, element) } else { 0 };
+    Ptr::at(reserve.address() + counts_start(bits) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::pointers::assert_layout;
+
+    #[test]
+    fn arguments_lie_as_the_kernels_declare_them() {
+        assert_layout! {
+            include_str!("../../../kernels/masked_entries.cuh");
+            "Places": Places { bytes, each, step, step_rest, wrap }
+            "MaskRules": Rules { count_eps, all_masked, reserved }
+            "Shares<float>": Shares<f32> { coefs, counts, values, count_eps, channels }
+        }
+    }
+}
