@@ -1,5 +1,7 @@
 //! What a file says of one layer, whatever system wrote it.
-use batchnorm::{BatchNorm, Config, DType, Engine, Momentum, Real, StateDict, Strict};
+use batchnorm::{
+    BatchNorm, Config, DType, Engine, Ghost, GhostRows, Momentum, Real, StateDict, Strict, Variance,
+};
 
 use crate::{Array, Error, Result};
 
@@ -32,6 +34,10 @@ pub struct LayerState {
     pub axis: Option<i64>,
     /// Keras' three more variables of a layer with `renorm=True`, which no other system has.
     pub renorm: Option<Renorm>,
+    /// How Keras' layer renormalizes: bounds, and the weight of the new value in `renorm_mean` and `renorm_stddev`.
+    pub renorm_rules: Option<batchnorm::Renorm>,
+    /// TensorFlow's: rows of a ghost batch, see [`batchnorm::Ghost::strided`].
+    pub virtual_batch_size: Option<usize>,
 }
 
 /// The statistics of batch renormalization as Keras keeps them beside the moving ones.
@@ -43,6 +49,18 @@ pub struct Renorm {
     pub renorm_mean: Vec<f64>,
     /// `renorm_stddev`.
     pub renorm_stddev: Vec<f64>,
+}
+
+impl Renorm {
+    /// By Keras' names, in its order.
+    fn arrays(&self) -> [(&'static str, &[f64]); 3] {
+        let Self { moving_stddev, renorm_mean, renorm_stddev } = self;
+        [
+            ("moving_stddev", moving_stddev),
+            ("renorm_mean", renorm_mean),
+            ("renorm_stddev", renorm_stddev),
+        ]
+    }
 }
 
 impl LayerState {
@@ -59,6 +77,8 @@ impl LayerState {
             momentum: None,
             axis: None,
             renorm: None,
+            renorm_rules: None,
+            virtual_batch_size: None,
         }
     }
 
@@ -67,7 +87,19 @@ impl LayerState {
     /// # Errors
     /// Those of [`BatchNorm::state_dict`].
     pub fn of<P: Real, G: Engine>(layer: &BatchNorm<P, G>) -> Result<Self> {
-        let mut state = Self::from_state_dict(&layer.state_dict("")?, "")?;
+        let dict = layer.state_dict("")?;
+        let mut state = Self::from_state_dict(&dict, "")?;
+        let values = |name: &str| dict.get::<f64>(name).map(|found| found.map(|(_, v)| v));
+        if let (Some(moving_stddev), Some(mean)) = (values("moving_stddev")?, &state.running_mean) {
+            // The paper has one pair for both.
+            let renorm_mean = values("renorm_mean")?.unwrap_or_else(|| mean.clone());
+            let own = values("renorm_stddev")?;
+            let renorm_stddev = own.unwrap_or_else(|| moving_stddev.clone());
+            state.renorm = Some(Renorm { moving_stddev, renorm_mean, renorm_stddev });
+            state.renorm_rules = layer.config().renorm;
+        }
+        let ghost = layer.config().ghost.filter(|ghost| ghost.rows == GhostRows::Strided);
+        state.virtual_batch_size = ghost.map(|ghost| ghost.size);
         state.eps = Some(layer.config().eps);
         state.momentum = Some(layer.config().momentum);
         Ok(state)
@@ -80,16 +112,36 @@ impl LayerState {
     /// [`Error::Mismatch`] where the arrays are not of one length; the library's refusals, of f64
     /// numbers for an f32 layer among them.
     pub fn layer<P: Real, G: Engine>(&self, engine: &G, base: Config) -> Result<BatchNorm<P, G>> {
-        let mut layer = BatchNorm::new(engine, self.channels()?, self.config(base))?;
-        layer.load_state_dict(&self.to_state_dict("")?, "", Strict::Yes)?;
+        let config = self.config(base);
+        let mut layer = BatchNorm::new(engine, self.channels()?, config)?;
+        let mut dict = self.to_state_dict("")?;
+        if let (Some(renorm), Some(rules)) = (&self.renorm, config.renorm) {
+            let own_pair = if rules.momentum.is_some() { 3 } else { 1 };
+            for (name, values) in renorm.arrays().into_iter().take(own_pair) {
+                Array::vector(self.dtype, values.to_vec()).insert_into(&mut dict, name)?;
+            }
+        }
+        layer.load_state_dict(&dict, "", Strict::Yes)?;
         Ok(layer)
     }
 
     /// The configuration of a layer for these numbers: weight, bias and running statistics where they
     /// are there, eps and momentum as the file says them, and the rest of `base`: the defaults of the
     /// system that wrote the file, [`Config::keras`] say, and its rules for training.
+    ///
+    /// Where there are statistics of renormalization the layer renormalizes: as the file says, else as `base` does,
+    /// else by [`batchnorm::Renorm::keras`]. A `virtual_batch_size` is [`batchnorm::Ghost::strided`] with the biased
+    /// variance, as TensorFlow has it.
     pub fn config(&self, base: Config) -> Config {
         let tracked = self.running_mean.is_some() || self.running_var.is_some();
+        let mut base = base;
+        if self.renorm.is_some() {
+            let rules = self.renorm_rules.or(base.renorm);
+            base = base.renorm(rules.unwrap_or(batchnorm::Renorm::keras()));
+        }
+        if let Some(size) = self.virtual_batch_size {
+            base = base.ghost(Ghost::strided(size)).variance(Variance::Biased);
+        }
         base.weight(self.weight.is_some())
             .bias(self.bias.is_some())
             .track_running_stats(tracked)

@@ -13,6 +13,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// With [`Config::renorm`](crate::Config::renorm) r and d are taken by the values that count, which takes a
     /// second forward; with [`Config::ghost`](crate::Config::ghost) a mask is refused.
     ///
+    /// With renormalization it is two forwards, and on a device it waits in between: the mask and the statistics are
+    /// read back, so that it cannot be captured.
+    ///
     /// ```
     /// # use batchnorm::{BatchNorm, Config, Cpu, Host, Mask, Shape};
     /// let shape = Shape::from_end(&[2, 3, 1], -1)?; // two sequences of three steps, one channel

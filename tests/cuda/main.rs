@@ -11,6 +11,7 @@ mod counts; // instructions and bytes of every kernel
 mod devices; // golden cases on every profile; several devices, streams and threads
 mod failures; // launches, memory and modules that fail
 mod graphs; // a captured step
+mod layers; // what steps of a layer read and write
 mod masks; // places that no host has looked through, and their traffic
 mod refusals; // launches that the driver does not start
 mod regimes; // every way through a step, on a device where small tensors take them all

@@ -22,6 +22,9 @@ engines! { [reference, cpu, cuda, gpu] [
     a_mask_of_ones_is_no_mask,
     nothing_that_counts_is_what_the_rule_says,
     one_value_that_counts_has_no_variance,
+] }
+
+engines! { [reference_on_host, cpu_on_host] [
     renormalization_is_that_of_the_rows_that_count,
     nothing_that_counts_renormalizes_by_its_rule,
 ] }

@@ -1,4 +1,5 @@
 //! What a model's configuration says of its batch normalizations.
+use batchnorm::{Renorm, RenormClip};
 use serde_json::Value;
 
 /// The settings of one layer.
@@ -14,6 +15,10 @@ pub(super) struct Settings {
     pub scale: Option<bool>,
     pub center: Option<bool>,
     pub renorm: Option<bool>,
+    /// How it renormalizes, where it does.
+    pub renorm_rules: Option<Renorm>,
+    /// Keras 2's, of the layers that TensorFlow 1 has.
+    pub virtual_batch_size: Option<usize>,
     pub axis: Option<i64>,
 }
 
@@ -56,6 +61,8 @@ fn walk(model: &Value, names: &str, groups: &str, found: &mut Vec<Settings>) {
             scale: config["scale"].as_bool(),
             center: config["center"].as_bool(),
             renorm: config["renorm"].as_bool(),
+            renorm_rules: renorm_rules(config),
+            virtual_batch_size: config["virtual_batch_size"].as_u64().map(|size| size as usize),
             // Keras 2 has a list, of one axis mostly.
             axis: axis.as_i64().or_else(|| match axis.as_array()?.as_slice() {
                 [one] => one.as_i64(),
@@ -63,6 +70,18 @@ fn walk(model: &Value, names: &str, groups: &str, found: &mut Vec<Settings>) {
             }),
         });
     }
+}
+
+/// Keras' `renorm_clipping` and `renorm_momentum` of a layer that renormalizes.
+fn renorm_rules(config: &Value) -> Option<Renorm> {
+    config["renorm"].as_bool().filter(|renorm| *renorm)?;
+    let clipping = &config["renorm_clipping"];
+    let bound = |name: &str| clipping[name].as_f64();
+    let mut clip = RenormClip::NONE;
+    (clip.r_min, clip.r_max, clip.d_max) = (bound("rmin"), bound("rmax"), bound("dmax"));
+    let rules = Renorm::keras().clip(clip);
+    let old = config["renorm_momentum"].as_f64();
+    Some(old.map_or(rules, |old| rules.momentum(1.0 - old)))
 }
 
 /// `BatchNormalization` as `batch_normalization`, by Keras' rule.
@@ -83,7 +102,30 @@ fn snake_case(class: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::snake_case;
+    use super::{settings, snake_case};
+    use batchnorm::{Renorm, RenormClip};
+    use serde_json::json;
+
+    #[test]
+    fn renormalization_and_virtual_batches_are_read() {
+        let of = |config| json!({ "class_name": "BatchNormalization", "config": config });
+        let layers = [
+            of(
+                json!({ "name": "a", "renorm": true, "renorm_clipping": { "rmax": 3.0, "dmax": 5.0 },
+                       "renorm_momentum": 0.75 }),
+            ),
+            of(json!({ "name": "b", "renorm": true, "renorm_clipping": null })),
+            of(json!({ "name": "c", "renorm": false, "renorm_clipping": { "rmin": 0.5 },
+                       "virtual_batch_size": 8 })),
+        ];
+        let found = settings(&json!({ "config": { "layers": layers } }));
+        let rules: Vec<_> = found.iter().map(|layer| layer.renorm_rules).collect();
+        let clip = RenormClip::NONE.r_max(3.0).d_max(5.0);
+        let clipped = Renorm::keras().clip(clip).momentum(0.25);
+        assert_eq!(rules, [Some(clipped), Some(Renorm::keras()), None]);
+        let sizes: Vec<_> = found.iter().map(|layer| layer.virtual_batch_size).collect();
+        assert_eq!(sizes, [None, None, Some(8)]);
+    }
 
     #[test]
     fn classes_are_named_by_keras_rule() {

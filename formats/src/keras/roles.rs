@@ -132,6 +132,8 @@ pub(super) fn assemble(
         state.eps = settings.epsilon;
         state.momentum = settings.momentum.map(Momentum::keeping);
         state.axis = settings.axis;
+        state.renorm_rules = settings.renorm_rules;
+        state.virtual_batch_size = settings.virtual_batch_size;
     }
     if let (Some(std), true) = (hints.running_std, converted) {
         if let Some(said) = state.eps.filter(|&said| said != std.eps) {

@@ -1,5 +1,5 @@
 //! Every file of every system: numbers, inference on two engines, and back.
-use batchnorm::{Config, Cpu, DType, Engine, Host, Momentum, Real, Reference, Shape};
+use batchnorm::{BatchNorm, Config, Cpu, DType, Engine, Host, Momentum, Real, Reference, Shape};
 use batchnorm_formats::{LayerState, keras, npy};
 use serde_json::Value;
 
@@ -203,6 +203,33 @@ fn renorm_statistics_come_along() {
     assert_eq!(Some(renorm.renorm_stddev), numbers(&expected["renorm_stddev"]));
     // moving_variance + eps is moving_stddev squared, which is what a layer that lacks it starts with.
     assert_eq!(keras::to_weights(&state).unwrap().len(), 7);
+    // A layer takes them all, renormalizes, and gives them back.
+    let layer: BatchNorm<f64, _> = state.layer(&Reference, Config::keras()).unwrap();
+    assert_eq!(layer.config().renorm, Some(batchnorm::Renorm::keras()));
+    assert_eq!(LayerState::of(&layer).unwrap().renorm, state.renorm);
+    // By the paper's rules there is one pair: the moving one.
+    let paper = Config::keras().renorm(batchnorm::Renorm::paper(3.0, 5.0));
+    let layer: BatchNorm<f64, _> = state.layer(&Reference, paper).unwrap();
+    let kept = layer.running().unwrap().renorm.as_ref().unwrap();
+    let stddev = state.renorm.unwrap().moving_stddev;
+    assert_eq!((&kept.moving_stddev, &kept.renorm_mean), (&stddev, &None));
+    let again = LayerState::of(&layer).unwrap();
+    assert_eq!((again.renorm.unwrap().renorm_stddev, again.renorm_rules), (stddev, paper.renorm));
+}
+
+#[test]
+fn virtual_batches_are_strided_groups() {
+    let mut state = LayerState::new(DType::F32);
+    state.running_mean = Some(vec![0.0; 2]);
+    state.running_var = Some(vec![1.0; 2]);
+    state.virtual_batch_size = Some(4);
+    let layer: BatchNorm<f32, _> = state.layer(&Reference, Config::keras()).unwrap();
+    let config = layer.config();
+    assert_eq!(
+        (config.ghost, config.variance),
+        (Some(batchnorm::Ghost::strided(4)), batchnorm::Variance::Biased)
+    );
+    assert_eq!(LayerState::of(&layer).unwrap().virtual_batch_size, Some(4));
 }
 
 #[test]
