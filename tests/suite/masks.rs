@@ -11,13 +11,22 @@ use batchnorm::{
 };
 use half::{bf16, f16};
 
-engines! { [reference, cpu, cuda, gpu] [
+engines! { [reference, cpu, cuda] [
     every_shape_agrees_f64,
     every_shape_agrees_f32,
     every_shape_agrees_f16,
     every_shape_agrees_bf16,
     large_tensors_agree,
     every_epilogue_agrees,
+    what_does_not_count_may_be_anything,
+    a_mask_of_ones_is_no_mask,
+    nothing_that_counts_is_what_the_rule_says,
+    one_value_that_counts_has_no_variance,
+] }
+
+// It takes our kernels wherever there is a mask.
+engines! { [gpu] [
+    every_shape_agrees_f32,
     what_does_not_count_may_be_anything,
     a_mask_of_ones_is_no_mask,
     nothing_that_counts_is_what_the_rule_says,
