@@ -294,7 +294,7 @@ mod tests {
                 assert!(cut.blocks() < ENOUGH + 2 * parts + 1, "{cut:?}");
                 assert_eq!(cut.width % cut.row, 0);
                 // Rows of columns are whole vectors, and every run has as many as it touches.
-                assert!(cut.runs == 1 || cut.width % lanes == 0, "{cut:?}");
+                assert!(cut.runs == 1 || cut.width.is_multiple_of(lanes), "{cut:?}");
                 let starts = (0..lanes).map(|k| k * cut.inner % lanes);
                 let most = starts.map(|start| (start + cut.inner).div_ceil(lanes)).max();
                 assert!(cut.runs == 0 || Some(cut.vectors) == most, "{cut:?}");
