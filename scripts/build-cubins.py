@@ -2,7 +2,8 @@
 """Assembles the PTX that ships, kernels/ptx, to the machine code in cubins/packed, which the feature `cubins` loads.
 
     scripts/build-cubins.py              builds what PTX has changed; --all: everything
-    scripts/build-cubins.py --check      fails where what is committed is not what the PTX makes, or is too large
+    scripts/build-cubins.py --check      fails where what is committed is not what the PTX makes, or is too large: of
+                                         each module for one target, by turns; --all: for all of them
 
 ptxas is the one that scripts/build-ptx.sh installs, which must have run before: its code is the same on every
 machine, so what is committed can be checked. A target whose code is that of a lower one of its generation has no file
@@ -94,6 +95,16 @@ def made(module, packed):
     return out
 
 
+def is_right(module, packed, target):
+    """Whether what is committed of a module has, for this target, what its PTX makes."""
+    cubin = assembled(machine_code.text_for(module, target), target)
+    known = {of: (source, code) for of, source, code in entries(committed(module)) if of <= target}
+    serving = max((of for of in known if of // 10 == target // 10), default=0)
+    if not serving or any(source != fnv(packed) for source, _ in known.values()):
+        return False
+    return known[target][1] == cubin if target in known else code(known[serving][1]) == code(cubin)
+
+
 def committed(name):
     path = PACKED / (name + ENDING)
     return lzma.decompress(path.read_bytes(), lzma.FORMAT_ALONE) if path.exists() else b""
@@ -111,7 +122,15 @@ def main():
     arguments = parser.parse_args()
     modules, wrong = sources(), []
     names = sorted(name for name in modules if arguments.check or arguments.all or is_old(name, modules[name]))
+    seen = len(names)
     machine_code.ptxas()  # says at once that it is not there
+    if arguments.check and not arguments.all:
+        # Each target by turns: all targets of a module were made at once, and say of which PTX.
+        of = {name: TARGETS[k % len(TARGETS)] for k, name in enumerate(names)}
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            right = pool.map(lambda name: is_right(name, modules[name], of[name]), names)
+            wrong += [f"{name}: what is committed is not what its PTX makes" for name, yes in zip(names, right) if not yes]
+        seen, names = len(names), []
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for name, unpacked in zip(names, pool.map(lambda name: made(name, modules[name]), names)):
             if committed(name) == unpacked:
@@ -131,7 +150,7 @@ def main():
         else:
             path.unlink()
     size = sum(path.stat().st_size for path in PACKED.glob("*"))
-    print(f"{len(names)} modules seen, {size} bytes in all of {MOST}")
+    print(f"{seen} modules seen, {size} bytes in all of {MOST}")
     if size > MOST:
         wrong.append("too large")
     if wrong:
