@@ -299,7 +299,7 @@ fn means_that_move_within_a_channel_cost_no_digits<G: Engine>(engine: &G) {
             let shape = Shape::new(dims, axis).unwrap();
             // The last: only the first value is elsewhere. Half of all combinations, every pair of two of them among these.
             let periods = [1, 7, 40, 1000, usize::MAX].into_iter().enumerate();
-            for (_, period) in periods.filter(|(k, _)| (k + nth + at) % 2 == 0) {
+            for (_, period) in periods.filter(|(k, _)| (k + nth + at).is_multiple_of(2)) {
                 let spread = Spread { mean: 0.0, std: 1.0 };
                 let mut inputs = Inputs::<E>::spread(&shape, Epilogue::FULL, spread, 11);
                 for channel in 0..shape.channels() {
