@@ -10,7 +10,7 @@ const LARGE: usize = 4 << 20;
 ///
 /// Zeros would be written by the allocator first, where it has the memory already; and where it has not, a
 /// tensor of 100 MB would be handed over by the system in 25,000 pages of 4 KiB, each with an interruption of its
-/// own: three quarters of the time of a forward into new memory.
+/// own: more than half of the time of a forward into new memory.
 pub(super) fn unwritten<T: Plain>(len: usize) -> Result<Vec<T>> {
     let mut memory = reserved::<T>(len)?;
     let start = memory.as_mut_ptr();

@@ -42,6 +42,7 @@ pub use optimizer_step::OptimizerStep;
 pub use regularize::Regularize;
 pub use renormalize::{RenormState, Renormalize, RenormalizeBackward};
 pub use request::{Op, Request, RunningRules};
+pub(crate) use rules::rule;
 pub use rules::{AllMasked, EmptyBatch, NonFinite, OneValue, Variance};
 pub use running::Running;
 pub use stats::Stats;

@@ -1,5 +1,6 @@
 //! What a batch does to running statistics where systems differ.
 
+/// An enum of rules, of which one is the default.
 macro_rules! rule {
     ($(#[$doc:meta])* $name:ident { $($(#[$of:meta])* $variant:ident),+ $(,)? }) => {
         $(#[$doc])*
@@ -13,6 +14,8 @@ macro_rules! rule {
         pub enum $name { $($(#[$of])* $variant),+ }
     };
 }
+
+pub(crate) use rule;
 
 rule! {
     /// Which variance of a batch of m values per channel goes into the running variance. What normalizes the

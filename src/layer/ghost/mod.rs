@@ -1,7 +1,7 @@
 //! Ghost batches: groups of a batch's rows, each normalized by statistics of its own.
 use super::parts::Shared;
 use super::{BatchNorm, Config};
-use crate::engine::Grouping;
+use crate::engine::{Grouping, rule};
 use crate::{Engine, Error, Memory, NonFinite, Real, Result, Shape};
 use std::fmt;
 
@@ -10,20 +10,6 @@ mod channels;
 mod forward;
 
 pub(super) use forward::{consecutive, present};
-
-macro_rules! rule {
-    ($(#[$doc:meta])* $name:ident { $($(#[$of:meta])* $variant:ident),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-        #[cfg_attr(
-            feature = "serde",
-            derive(serde::Serialize, serde::Deserialize),
-            serde(rename_all = "snake_case")
-        )]
-        #[non_exhaustive]
-        pub enum $name { $($(#[$of])* $variant),+ }
-    };
-}
 
 rule! {
     /// Which rows are a group.
