@@ -26,6 +26,7 @@ mod layer_norm; // rows by their own statistics
 mod layer_norm_calls; // the same: wrong arguments, the layer
 mod layer_optimizer; // optimizers, regularizers, constraints, values by name
 mod lazy; // channels from the first input or a state dict
+mod masked_renorm; // renormalization by the values that count
 mod masks; // statistics of the values that count
 mod nonfinite; // NaN, infinities, the largest values, constants
 mod optimizer; // steps, penalties and constraints of a vector
