@@ -58,6 +58,8 @@ cat >"$scratch/steps" <<'STEPS'
 fails 5 any echo half done; exit 7
 hangs 1 any echo begun; trap '' TERM; while :; do sleep 1; done
 absent 5 any there-is-no-such-tool
+module 5 any python3 -c 'import no_such_module'
+panics 5 any printf '\nthread (1) panicked at a.rs:1:2:\nwhat it says\nnote: more\n'; exit 101
 loud 5 any head -c 3000000 /dev/zero | tr '\0' x; echo "the end"
 device 5 real touch "$kept/ran"
 well 5 any echo "kept in $kept" | tee "$kept/numbers.jsonl"
@@ -66,10 +68,12 @@ run 1 --steps "$scratch/steps" "$scratch/some"
 says some '^fails +FAILED +7 '
 says some '^hangs +TIMED OUT +137 +[1-4] s'
 says some '^absent +NOT HERE +127 '
+says some '^module +NOT HERE +1 .*no_such_module'
+says some '^panics +FAILED +101 .*what it says$'
 says some '^loud +ok '
 says some '^device +NOT TRIED'
 says some '^well +ok '
-says some '^3 steps did not end well'
+says some '^5 steps did not end well'
 keeps some fails 'half done'
 keeps some hangs begun
 keeps some loud 'bytes are cut out here'

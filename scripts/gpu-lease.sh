@@ -27,6 +27,7 @@ lease() {
     [ "$BATCHNORM_REQUIRE_GPU" != 0 ] || software=--software
     # What the driver's compiler made once is there for the steps after it.
     export CUDA_CACHE_PATH=$work/cache CUDA_CACHE_MAXSIZE=$((1 << 30)) PYTHONUNBUFFERED=1
+    export RUST_BACKTRACE=0 # the summary has room for the reason
     LD_LIBRARY_PATH+=$(lease_driver)
     for folder in /usr/local/cuda*/bin; do [ ! -d "$folder" ] || PATH+=:$folder; done
     summary=$kept/summary.txt
@@ -181,12 +182,22 @@ lease_step() {
     127) status='NOT HERE' ;;
     *) status=FAILED ;;
     esac
-    [ "$without" = 0 ] || [ "$status" != FAILED ] || ! grep -qaE 'CUDA driver|libcuda' "$log" || status='NO DEVICE'
+    if [ "$status" = FAILED ]; then
+        if grep -qa '^ModuleNotFoundError' "$log"; then status='NOT HERE'; fi
+        if [ "$without" = 1 ] && grep -qaE 'CUDA driver|libcuda' "$log"; then status='NO DEVICE'; fi
+    fi
     [ "$status" = ok ] || failed=$((failed + 1))
     lease_cut "$log"
     lease_say "$(printf '%-18s %-10s %3d %4d s' "$name" "$status" "$code" $((SECONDS - start)))  $(
-        grep -a . "$log" | tail -n 1 | cut -c 1-100
+        lease_word "$status" "$log" | cut -c 1-100
     )"
+}
+
+# What a step ended with: its last line, but where it failed by a panic what that says.
+lease_word() {
+    local panic=''
+    [ "$1" = ok ] || panic=$(grep -a -A 1 -m 1 ' panicked at ' "$2" | sed -n 2p)
+    if [ -n "$panic" ]; then printf '%s\n' "$panic"; else grep -a . "$2" | tail -n 1; fi
 }
 
 lease_cut() {
