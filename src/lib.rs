@@ -1,4 +1,5 @@
-#![doc = include_str!("../README.md")]
+// Its examples are tested where there is what all of them use.
+#![cfg_attr(any(not(doctest), feature = "cudnn"), doc = include_str!("../README.md"))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // The map. Who stands higher may use who stands lower, never the other way round.
 
