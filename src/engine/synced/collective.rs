@@ -8,8 +8,8 @@ pub type Words = [u64; 8];
 /// numbers, matched by their order. Every rank makes the same calls in the same order.
 ///
 /// A call ends within a limit that whoever makes the collective sets, with an [`Error::Collective`] where not
-/// all ranks came; from then on every call of it, or of a [part](Self::split) of it, is that error, as ranks that
-/// have lost each other's place in the order would take one record for another. [`Synced`](crate::Synced) makes
+/// all ranks came; from then on every call of it is that error, as ranks that have lost each other's place in the
+/// order would take one record for another. [`Synced`](crate::Synced) makes
 /// the calls; [`Threads`](crate::Threads) has ranks that are threads of one process, and `batchnorm-mpi` those of
 /// MPI.
 ///
