@@ -2,6 +2,7 @@
 use crate::{Memory, Real, Result};
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// By number of channels what a step of so many needs. Whoever holds it is the one step that an engine is at, since
@@ -42,7 +43,6 @@ pub(super) fn of<'r, M: Memory>(
     channels: usize,
     steps: impl Iterator<Item = usize>,
 ) -> Result<&'r mut Room<M>> {
-    use std::collections::hash_map::Entry;
     match rooms.entry(channels) {
         Entry::Occupied(made) => Ok(made.into_mut()),
         Entry::Vacant(place) => {
@@ -62,11 +62,14 @@ impl<M: Memory> Room<M> {
     /// Memory for the sums of a backward.
     pub fn sums<P: Real>(&mut self, memory: &M, channels: usize) -> Result<&mut M::Buf<P>> {
         let key = TypeId::of::<P>();
-        if !self.sums.contains_key(&key) {
-            let len = channels.saturating_mul(2).saturating_add(1);
-            self.sums.insert(key, Box::new(memory.zeros::<P>(len)?));
-        }
-        let sums = self.sums.get_mut(&key).and_then(|sums| sums.downcast_mut());
+        let sums = match self.sums.entry(key) {
+            Entry::Occupied(made) => made.into_mut(),
+            Entry::Vacant(place) => {
+                let len = channels.saturating_mul(2).saturating_add(1);
+                place.insert(Box::new(memory.zeros::<P>(len)?))
+            }
+        };
+        let sums = sums.downcast_mut();
         sums.ok_or_else(|| crate::Error::invalid("sums", "expected memory of their type"))
     }
 }
