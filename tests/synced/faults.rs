@@ -107,7 +107,7 @@ fn unmoved(running: &Running) -> bool {
 
 /// A step that rank 1 makes differently, then one that all make alike: the errors of the first one.
 fn differing<G: OfRanks>(other: &Step) -> Vec<Error> {
-    let errors = on_ranks::<G, _>(3, |rank, engine| {
+    on_ranks::<G, _>(3, |rank, engine| {
         let step = if rank == 1 { other.clone() } else { Step::of(7) };
         let (running, done) = step.run(&engine, rank).unwrap();
         assert!(unmoved(&running), "rank {rank}: {running:?} after {done:?}");
@@ -115,8 +115,7 @@ fn differing<G: OfRanks>(other: &Step) -> Vec<Error> {
         again.unwrap();
         assert!(!unmoved(&running));
         done.unwrap_err()
-    });
-    errors
+    })
 }
 
 fn what_a_rank_refuses_is_an_error_of_all<G: OfRanks>() {

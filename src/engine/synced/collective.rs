@@ -1,7 +1,7 @@
 //! How ranks speak to each other.
 use crate::{Memory, Real, Result};
 
-/// Words of every rank in an [exchange](Collective::exchange).
+/// Words of every rank in an [exchange](Rank::exchange).
 pub type Words = [u64; 8];
 
 /// Ranks that compute together, each on its part of a batch, and what they tell each other: small records of
@@ -15,10 +15,10 @@ pub type Words = [u64; 8];
 ///
 /// On a device [`all_gather`](Self::all_gather) and [`all_reduce`](Self::all_reduce) need only queue their work on
 /// the stream of the memory, and what fails there then shows where the stream is waited for. The
-/// [exchange](Self::exchange) is one between hosts, which waits for no device.
+/// [exchange](Rank::exchange) is one between hosts, which waits for no device.
 ///
 /// ```
-/// # use batchnorm::{Collective, Host, Threads};
+/// # use batchnorm::{Collective, Host, Rank, Threads};
 /// # use std::time::Duration;
 /// let ranks = Threads::new(3, Duration::from_secs(10));
 /// std::thread::scope(|scope| {
@@ -30,7 +30,6 @@ pub type Words = [u64; 8];
 ///         });
 ///     }
 /// });
-/// # use batchnorm::Rank;
 /// ```
 ///
 /// [`Error::Collective`]: crate::Error::Collective

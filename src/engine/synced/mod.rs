@@ -86,6 +86,10 @@ pub use threads::Threads;
 /// [`PopulationStatistics`](crate::PopulationStatistics) gathers what it is given; at the end its
 /// [record](crate::PopulationStatistics::to_record) goes through [`gather`](Self::gather), and each rank merges
 /// the others'.
+///
+/// [`Error::Collective`]: crate::Error::Collective
+/// [`Error::Invalid`]: crate::Error::Invalid
+/// [`Error::Unsupported`]: crate::Error::Unsupported
 #[derive(Clone)]
 pub struct Synced<G: Engine, C> {
     engine: G,
@@ -102,7 +106,7 @@ impl<M: Memory, G: Engine<Memory = M>, C: Collective<M>> Synced<G, C> {
     /// collective.
     ///
     /// # Errors
-    /// [`Error::Collective`] where more than 16 ranks cannot be [split](Rank::split).
+    /// [`Error::Collective`](crate::Error::Collective) where more than 16 ranks cannot be [split](Rank::split).
     pub fn new(engine: &G, collective: &C) -> Result<Self> {
         Self::in_steps(engine, collective, AT_ONCE)
     }
@@ -150,7 +154,7 @@ impl<M: Memory, G: Engine<Memory = M>, C: Collective<M>> Synced<G, C> {
     /// besides, such as losses, or the records of a population. Every rank makes the call; on a device it waits.
     ///
     /// # Errors
-    /// [`Error::Collective`]; the memory's refusal.
+    /// [`Error::Collective`](crate::Error::Collective); the memory's refusal.
     pub fn gather(&self, numbers: &[f64]) -> Result<Vec<f64>> {
         let memory = self.memory();
         let _order = self.rooms.enter();
