@@ -7,7 +7,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Why an operation did not run.
 ///
 /// Arguments are checked before anything is computed: after any of these errors but
-/// [`Error::Device`] outputs, parameters, gradients and running statistics are as they were.
+/// [`Error::Device`], and [`Error::Collective`] of a backward, outputs, parameters, gradients and running statistics are as they were.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -101,6 +101,18 @@ pub enum Error {
         /// `CudnnError`.
         source: Cause,
     },
+    /// Ranks that have statistics in common could not agree on a call, or did not all make it: the ranks that
+    /// were there get this error. Running statistics are as they were on all of them. Of a backward whose ranks
+    /// agreed, and one of which was lost then, the gradients of weight and bias are undefined: drop them
+    /// (`zero_grad`).
+    #[error("{}{reason}", of_rank(*rank))]
+    #[non_exhaustive]
+    Collective {
+        /// The rank at fault, where one is known.
+        rank: Option<usize>,
+        /// What was expected, and what came.
+        reason: String,
+    },
     /// The host has no room for a buffer, or it has more bytes than can be counted.
     #[error("memory: no room for {len} elements of {size} bytes")]
     OutOfMemory {
@@ -135,7 +147,17 @@ impl PartialEq for Cause {
     }
 }
 
+fn of_rank(rank: Option<usize>) -> String {
+    rank.map_or_else(|| "ranks: ".into(), |rank| format!("rank {rank}: "))
+}
+
 impl Error {
+    /// Of ranks that work together, for whoever implements [`Collective`](crate::Collective): the rank at
+    /// fault, where one is known, and what was expected and came.
+    pub fn collective(rank: Option<usize>, reason: impl Into<String>) -> Self {
+        Error::Collective { rank, reason: reason.into() }
+    }
+
     /// Whether memory ran out, the host's or a device's: less of it at a time may do.
     ///
     /// ```

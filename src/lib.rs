@@ -26,12 +26,12 @@ pub use cudarc; // its streams and slices are what `Cuda` works on
 
 pub use element::{DType, Element, Plain, Real};
 pub use engine::{
-    Activation, Algorithm, AllMasked, Argument, Arguments, Backward, Constrain, Constraint, Cpu,
-    Derivative, DoubleBackward, EmptyBatch, Engine, EpsRule, ForwardEval, ForwardTrain,
-    GivenStatistics, Input, LayerNormBackward, LayerNormForward, LayerNormSaved, Mask, MergeStats,
-    NonFinite, OneValue, Op, OptimizerStep, Reference, Regularize, Regularizer, RenormClip,
-    RenormState, Renormalize, RenormalizeBackward, Request, Role, Running, RunningRules, Saved,
-    SimdLevel, Statistics, Stats, Variance, Visitor,
+    Activation, Algorithm, AllMasked, Argument, Arguments, Backward, Collective, Constrain,
+    Constraint, Cpu, Derivative, DoubleBackward, EmptyBatch, Engine, EpsRule, ForwardEval,
+    ForwardTrain, GivenStatistics, Input, LayerNormBackward, LayerNormForward, LayerNormSaved,
+    Mask, MergeStats, NonFinite, OneValue, Op, OptimizerStep, Rank, Reference, Regularize,
+    Regularizer, RenormClip, RenormState, Renormalize, RenormalizeBackward, Request, Role, Running,
+    RunningRules, Saved, SimdLevel, Statistics, Stats, Synced, Threads, Variance, Visitor, Words,
 };
 #[cfg(feature = "cudnn")]
 pub use engine::{Choice, Cudnn, Gpu, Rule};

@@ -63,9 +63,11 @@ fn exists(test: &str) -> bool {
     if let Some(case) = test.strip_prefix("golden/") {
         return checkout(&format!("tests/golden/frameworks/{case}.safetensors")).exists();
     }
-    let (folders, test) = match test.strip_prefix("formats::") {
-        Some(test) => (&["formats/tests/suite"][..], test),
-        None => (&["tests/suite", "src", "src/layer"][..], test),
+    let of = |prefix| test.strip_prefix(prefix);
+    let (folders, test) = match (of("formats::"), of("synced::")) {
+        (Some(test), _) => (&["formats/tests/suite"][..], test),
+        (_, Some(test)) => (&["tests/synced"][..], test),
+        _ => (&["tests/suite", "src", "src/layer"][..], test),
     };
     let Some((file, name)) = test.split_once("::") else { return false };
     let sources = folders.iter().map(|folder| checkout(&format!("{folder}/{file}.rs")));

@@ -31,6 +31,7 @@ mod renorm;
 mod saved;
 mod saved_given;
 mod saved_groups;
+mod synced;
 
 pub(crate) use check::{check_eps, check_momentum, check_values_per_channel};
 pub use cpu::{Cpu, SimdLevel};
@@ -58,6 +59,7 @@ pub use renorm::RenormClip;
 pub use saved::Saved;
 pub use saved_given::GivenStatistics;
 pub(crate) use saved_groups::Grouping;
+pub use synced::{Collective, Rank, Synced, Threads, Words};
 
 /// An algorithm for batch normalization on one kind of memory. A cheap handle: clones share one
 /// workspace.
@@ -99,6 +101,17 @@ pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
     }
     /// Bytes that a forward puts aside in its [`Saved`] for the backward, beyond the statistics.
     fn reserve_len(&self, shape: &Shape, request: Request) -> usize;
+
+    /// How many ranks have the statistics of a training forward in common: 1, but for [`Synced`].
+    #[doc(hidden)]
+    fn ranks(&self) -> usize {
+        1
+    }
+    /// Tells the other ranks, where there are some, that this one has refused the call which they make.
+    #[doc(hidden)]
+    fn decline(&self, op: Op) {
+        let _ = op;
+    }
 
     /// Normalizes by the batch's own statistics, and updates the running ones.
     ///
@@ -228,6 +241,12 @@ mod sealed {
     pub trait Sealed {}
     impl Sealed for super::Reference {}
     impl Sealed for super::Cpu {}
+    impl<G, C> Sealed for super::Synced<G, C>
+    where
+        G: super::Engine,
+        C: super::Collective<G::Memory>,
+    {
+    }
     #[cfg(feature = "cuda")]
     impl Sealed for super::Cuda {}
     #[cfg(feature = "cudnn")]

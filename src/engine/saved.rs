@@ -42,6 +42,9 @@ pub(crate) struct Forward {
     pub y_is_kept: bool,
     /// Whether the statistics were the batch's own, so that gradients flow through them.
     pub batch_statistics: bool,
+    /// Whether they were given, and are those of a batch of which other ranks have parts: gradients flow through
+    /// them, by sums over all parts.
+    pub synced: bool,
     /// The mask's rules, if some values did not count.
     pub mask: Option<MaskRules>,
     pub engine: &'static str,
@@ -269,7 +272,13 @@ impl<M: Memory, P: Real> Saved<M, P> {
     }
     /// Whether the statistics were frozen: a forward by running statistics.
     pub fn is_frozen(&self) -> Option<bool> {
-        self.forward().ok().map(|forward| !forward.batch_statistics)
+        self.forward().ok().map(|forward| !forward.batch_statistics && !forward.synced)
+    }
+    /// Notes that the statistics which the last forward was given are those of all parts of its batch.
+    pub(super) fn set_synced(&mut self) {
+        if let Some(forward) = &mut self.whole.forward {
+            forward.synced = true;
+        }
     }
 
     /// Buffers for a forward that is about to run. Until it says that they are filled, nothing is

@@ -60,7 +60,8 @@ impl<'a, M: Memory, P: Real> GivenStatistics<'a, M, P> {
     pub fn residual(self, residual: bool) -> Self {
         Self { residual, ..self }
     }
-    /// With statistics that were given, so that no gradient flows through them; or with the batch's own.
+    /// With statistics that were given, so that no gradient flows through them; or with the batch's own, which
+    /// are those of all ranks' batches where the engine is [`Synced`](crate::Synced).
     pub fn frozen(self, frozen: bool) -> Self {
         Self { frozen, ..self }
     }
@@ -109,13 +110,16 @@ impl<M: Memory, P: Real> Saved<M, P> {
             Some(_) => None,
             None => Some(memory.upload(&vec![P::from_f64(1.0); channels])?),
         };
-        let forward = super::ops::forward_of(
+        let mut forward = super::ops::forward_of(
             engine,
             shape,
             request,
             (weight.is_some(), bias.is_some()),
             None,
         );
+        if engine.ranks() > 1 && !frozen {
+            (forward.batch_statistics, forward.synced) = (false, true);
+        }
         let opened = self.open(memory, forward, 0)?;
         let buffers = &mut *opened.buffers;
         buffers.set(memory, 0, Some(mean))?;

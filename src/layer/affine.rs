@@ -1,8 +1,8 @@
 //! The layer's calls to its engine: all of a layer but its mode and its running statistics.
 use super::{Config, Param, RunningStats};
 use crate::{
-    Backward, Element, Engine, Error, ForwardEval, ForwardTrain, Input, Mask, Memory, Real, Result,
-    Saved, Shape, Statistics,
+    Backward, Element, Engine, Error, ForwardEval, ForwardTrain, Input, Mask, Memory, Op, Real,
+    Result, Saved, Shape, Statistics,
 };
 
 /// What normalizes by statistics that are handed in. Code generic over the memory reborrows every
@@ -23,7 +23,8 @@ pub(super) enum Given<'a, M: Memory, P: Real> {
 }
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
-    /// Normalizes by the batch, or by what a mask leaves of it, and updates `running`.
+    /// Normalizes by the batch, or by what a mask leaves of it, and updates `running`. `alone` is without other
+    /// ranks, as in evaluation.
     #[allow(clippy::too_many_arguments)] // an operation's
     pub fn by_batch<E: Element<Acc = P>>(
         &self,
@@ -35,12 +36,17 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         y_is_kept: bool,
         running: Option<&mut RunningStats<M, P>>,
         saved: Option<&mut Saved<M, P>>,
+        alone: bool,
     ) -> Result<()> {
-        self.check(shape)?;
+        let checked = self.check(shape);
+        if checked.is_err() && !alone {
+            self.engine.decline(Op::ForwardTrain);
+        }
+        checked?;
         let (x, residual) = (M::reborrow(&x), residual.as_ref().map(M::reborrow));
         let mask = mask.as_ref().map(Mask::reborrow);
         let args = self.train(x, residual, mask, M::reborrow_mut(&mut y), running, saved);
-        self.engine.forward_train(shape, args.y_is_kept(y_is_kept))
+        self.engine.forward_train(shape, args.y_is_kept(y_is_kept).alone(alone))
     }
 
     /// What normalizes by the batch is given.
@@ -119,10 +125,13 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
     ) -> Result<()> {
         let forward = saved.made()?.0;
         let shape = forward.shape;
-        self.check(&shape)?;
-        forward.check_parameters(self.weight.is_some(), self.bias.is_some())?;
+        let mut checked = self.check(&shape);
+        if checked.is_ok() {
+            checked = forward.check_parameters(self.weight.is_some(), self.bias.is_some());
+        }
         let both = [&mut self.weight, &mut self.bias];
-        let accumulate = Param::begin_backward(self.engine.memory(), both)?;
+        let begun = checked.and_then(|()| Param::begin_backward(self.engine.memory(), both));
+        let accumulate = self.or_decline(saved, begun)?;
         let grad_weight = Param::wanted(&mut self.weight);
         let grad_bias = Param::wanted(&mut self.bias);
         let grad_y = grad_y.as_ref().map(M::reborrow);
@@ -137,6 +146,15 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         self.engine.backward(&shape, args.accumulate(accumulate))?;
         Param::end_backward([&mut self.weight, &mut self.bias]);
         Ok(())
+    }
+
+    /// What a backward prepares before it calls the engine; other ranks learn of a refusal, where they were part of
+    /// the forward.
+    pub fn or_decline<T>(&self, saved: &Saved<M, P>, prepared: Result<T>) -> Result<T> {
+        if prepared.is_err() && saved.forward().is_ok_and(|forward| forward.synced) {
+            self.engine.decline(Op::Backward);
+        }
+        prepared
     }
 
     /// Refuses a shape of another number of channels.

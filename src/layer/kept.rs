@@ -27,8 +27,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         shape: &Shape,
         x: M::View<'_, E>,
     ) -> Result<(M::Buf<E>, Saved<M, P>)> {
-        self.check_lens(shape, &[("x", M::len(&x))])?;
-        let (mut y, mut saved) = (self.unwritten(shape)?, Saved::new());
+        let lens = self.check_lens(shape, &[("x", M::len(&x))]);
+        let y = lens.and_then(|()| self.unwritten(shape));
+        let (mut y, mut saved) = (self.or_decline(y)?, Saved::new());
         self.forward_keeping_y_into(shape, x, None, M::view_mut(&mut y), &mut saved)?;
         Ok((y, saved))
     }
@@ -69,8 +70,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     ) -> Result<M::Buf<E>> {
         let shape = saved.forward()?.shape;
         let lens = [("x", M::len(&x)), ("y", M::len(&y)), ("grad_y", M::len(&grad_y))];
-        self.check_lens(&shape, &lens)?;
-        let mut grad_x = self.unwritten(&shape)?;
+        let lens = self.check_lens(&shape, &lens);
+        let grad_x = lens.and_then(|()| self.unwritten(&shape));
+        let mut grad_x = self.affine.or_decline(saved, grad_x)?;
         let to_x = Some(M::view_mut(&mut grad_x));
         self.backward_with_y_into(saved, x, y, None, Input::View(grad_y), to_x, None)?;
         Ok(grad_x)

@@ -1,7 +1,7 @@
 //! Forward, evaluation and backward: owned forms, and the ones that write into memory.
 use super::affine::Given;
 use super::{BatchNorm, Config, Part, PartGradients, RunningStats};
-use crate::{Element, Engine, Error, Input, Mask, Memory, Plain, Real, Result, Saved, Shape};
+use crate::{Element, Engine, Error, Input, Mask, Memory, Op, Plain, Real, Result, Saved, Shape};
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// Normalizes `x` (length N, the shape's number of elements) into new memory. What comes with
@@ -48,8 +48,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         residual: Option<M::View<'_, E>>,
     ) -> Result<(M::Buf<E>, Saved<M, P>)> {
         let added = residual.as_ref().map_or(shape.len(), M::len);
-        self.check_lens(shape, &[("x", M::len(&x)), ("residual", added)])?;
-        let (mut y, mut saved) = (self.unwritten(shape)?, Saved::new());
+        let lens = self.check_lens(shape, &[("x", M::len(&x)), ("residual", added)]);
+        let y = lens.and_then(|()| self.unwritten(shape));
+        let (mut y, mut saved) = (self.or_decline(y)?, Saved::new());
         self.forward_into(shape, x, residual, M::view_mut(&mut y), &mut saved)?;
         Ok((y, saved))
     }
@@ -87,9 +88,11 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 return self.evaluate(shape, Input::View(x), residual, y, Some(saved));
             }
             (None, false) => {
-                return self.affine.by_batch(shape, x, residual, mask, y, false, None, Some(saved));
+                let saved = Some(saved);
+                return self.affine.by_batch(shape, x, residual, mask, y, false, None, saved, true);
             }
         }
+        self.check_ranks()?;
         let Config { ghost, renorm, .. } = self.affine.config;
         if mask.is_some() && ghost.is_some() {
             return Err(Error::invalid("mask", "with ghost batches: expected no mask, got one"));
@@ -123,11 +126,12 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         y_is_kept: bool,
         saved: &mut Saved<M, P>,
     ) -> Result<()> {
-        self.check_capture()?;
+        self.or_decline(self.check_capture())?;
         let (momentum, updates) = (self.affine.config.momentum, self.updates_running);
         let mut running = self.running.as_mut().filter(|_| updates);
         let tracked = running.as_deref_mut();
-        self.affine.by_batch(shape, x, residual, mask, y, y_is_kept, tracked, Some(saved))?;
+        let (saved, alone) = (Some(saved), !self.training);
+        self.affine.by_batch(shape, x, residual, mask, y, y_is_kept, tracked, saved, alone)?;
         // Only now: a batch that was refused is none.
         let counts = !(momentum.leaves_out_empty() && shape.is_empty());
         running.filter(|_| counts).into_iter().for_each(RunningStats::count);
@@ -180,7 +184,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 self.affine.by_given(shape, x, residual, y, running, saved)
             }
             (None, Input::View(x)) => {
-                self.affine.by_batch(shape, x, residual, None, y, false, None, saved)
+                self.affine.by_batch(shape, x, residual, None, y, false, None, saved, true)
             }
             (None, Input::InPlace) => {
                 let reason = "in place: expected running statistics to evaluate by, got none";
@@ -202,8 +206,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         grad_y: M::View<'_, E>,
     ) -> Result<M::Buf<E>> {
         let shape = saved.forward()?.shape;
-        self.check_lens(&shape, &[("x", M::len(&x)), ("grad_y", M::len(&grad_y))])?;
-        let mut grad_x = self.unwritten(&shape)?;
+        let lens = self.check_lens(&shape, &[("x", M::len(&x)), ("grad_y", M::len(&grad_y))]);
+        let grad_x = lens.and_then(|()| self.unwritten(&shape));
+        let mut grad_x = self.affine.or_decline(saved, grad_x)?;
         let to_x = Some(M::view_mut(&mut grad_x));
         self.backward_into(saved, x, None, Input::View(grad_y), to_x, None)?;
         Ok(grad_x)
@@ -227,8 +232,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let shape = saved.forward()?.shape;
         let added = residual.as_ref().map_or(shape.len(), M::len);
         let lens = [("x", M::len(&x)), ("residual", added), ("grad_y", M::len(&grad_y))];
-        self.check_lens(&shape, &lens)?;
-        let (mut grad_x, mut grad_residual) = (self.unwritten(&shape)?, self.unwritten(&shape)?);
+        let lens = self.check_lens(&shape, &lens);
+        let both = lens.and_then(|()| Ok((self.unwritten(&shape)?, self.unwritten(&shape)?)));
+        let (mut grad_x, mut grad_residual) = self.affine.or_decline(saved, both)?;
         let to_x = Some(M::view_mut(&mut grad_x));
         let to_residual = Some(M::view_mut(&mut grad_residual));
         self.backward_into(saved, x, residual, Input::View(grad_y), to_x, to_residual)?;
@@ -265,6 +271,30 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             };
         }
         self.affine.backward(saved, x, residual, None, None, grad_y, grad_x, grad_residual)
+    }
+
+    /// Refuses what has statistics of its own where ranks have theirs in common.
+    pub(super) fn check_ranks(&self) -> Result<()> {
+        let Config { ghost, renorm, .. } = self.affine.config;
+        let ranks = self.engine().ranks();
+        let own = [("ghost", ghost.is_some()), ("renorm", renorm.is_some())];
+        match own.into_iter().find(|(_, is_there)| *is_there && ranks > 1) {
+            None => Ok(()),
+            Some((what, _)) => {
+                let reason = format!(
+                    "expected a layer without it where ranks have statistics in common, got one with it on {ranks} \
+                     ranks"
+                );
+                Err(Error::invalid(what, reason))
+            }
+        }
+    }
+    /// What a training forward prepares before it calls the engine; other ranks learn of a refusal.
+    pub(super) fn or_decline<T>(&self, prepared: Result<T>) -> Result<T> {
+        if prepared.is_err() && self.training {
+            self.engine().decline(Op::ForwardTrain);
+        }
+        prepared
     }
 
     /// Refuses a training forward whose weight in the running statistics changes with every batch, where

@@ -158,7 +158,8 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
     /// [`Error::Invalid`] where no forward has filled `saved`.
     pub fn request(&self) -> Result<Request> {
         let (forward, _) = self.saved.made()?;
-        let op = if forward.batch_statistics { Op::Backward } else { Op::BackwardEval };
+        let frozen = !forward.batch_statistics && !forward.synced;
+        let op = if frozen { Op::BackwardEval } else { Op::Backward };
         let request = Request::new(op, E::DTYPE).in_place(self.grad_y.is_in_place());
         let request = request.activation(forward.activation).residual(forward.residual);
         let request = request.y_is_kept(forward.y_is_kept).mask(forward.mask.is_some());
@@ -192,7 +193,13 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
         engine: &G,
         shape: &Shape,
     ) -> Result<()> {
-        self.saved.made()?.0.check(shape, E::DTYPE, engine.name())?;
+        let forward = self.saved.made()?.0;
+        forward.check(shape, E::DTYPE, engine.name())?;
+        if forward.synced && self.grad_x.is_some() && self.total_sums.is_none() {
+            let reason = "expected an engine that has statistics in common with other ranks, as the forward's \
+                          had, or their total_sums; got neither";
+            return Err(Error::invalid("saved", reason));
+        }
         self.check_on(engine.memory(), shape)
     }
     /// The same by whichever engine made the forward: that of this memory which the caller has chosen may

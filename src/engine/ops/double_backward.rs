@@ -203,6 +203,10 @@ impl<'a, M: Memory, E: Element> DoubleBackward<'a, M, E> {
         let refused = [
             (self.create_graph, "create_graph: there is no third order: nothing is saved for one"),
             (forward.mask.is_some(), "after a mask there is no backward of a backward"),
+            (
+                forward.synced,
+                "of statistics in common with other ranks there is no backward of a backward",
+            ),
         ];
         if let Some((_, reason)) = refused.into_iter().find(|(is_asked, _)| *is_asked) {
             return Err(Error::Unsupported { engine: forward.engine, reason: reason.into() });

@@ -59,6 +59,10 @@ pub struct ForwardTrain<'a, M: Memory, E: Element> {
     /// Then nothing is copied: `Cudnn`, which reads it again behind a ReLU, otherwise
     /// copies it, a read and a write of the whole tensor. Other engines have no use for it.
     pub y_is_kept: bool,
+    /// Whether the statistics are those of this tensor alone where the engine is [`Synced`](crate::Synced),
+    /// whose statistics are otherwise those of all ranks' tensors: nothing is communicated then. Other engines
+    /// know no others.
+    pub alone: bool,
 }
 
 impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
@@ -78,6 +82,7 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
             y,
             saved: None,
             y_is_kept: false,
+            alone: false,
         }
     }
     /// Adds this (length N) before the activation.
@@ -126,6 +131,10 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
     pub fn y_is_kept(self, y_is_kept: bool) -> Self {
         Self { y_is_kept, ..self }
     }
+    /// Takes the statistics of this tensor alone, without other ranks'.
+    pub fn alone(self, alone: bool) -> Self {
+        Self { alone, ..self }
+    }
 
     /// What is asked of an engine.
     pub fn request(&self) -> Request {
@@ -153,6 +162,7 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
             y: M::reborrow_mut(y),
             saved: self.saved.as_deref_mut(),
             y_is_kept: self.y_is_kept,
+            alone: self.alone,
         }
     }
     /// The check every engine makes first, for the memory that it works on.
@@ -204,6 +214,7 @@ impl<'a, M: Memory, E: Element> Arguments<'a, M> for ForwardTrain<'a, M, E> {
             y,
             saved: _,
             y_is_kept: _,
+            alone: _,
         } = self;
         visitor.read(tensor("x"), x)?;
         visitor.write(tensor("y"), y)?;

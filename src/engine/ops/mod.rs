@@ -282,6 +282,7 @@ pub(super) fn forward_of<G: Engine>(
         weight,
         bias,
         batch_statistics: request.op == Op::ForwardTrain,
+        synced: false,
         mask,
         engine: engine.name(),
     }

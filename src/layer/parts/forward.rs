@@ -110,8 +110,15 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             let reason = "expected a layer without it for a list of inputs, got one with it";
             return Err(Error::invalid("renorm", reason));
         }
-        self.check_capture()?;
         let is_frozen = self.running.is_some() && !self.training;
+        if self.engine().ranks() > 1 && self.training {
+            let reason = format!(
+                "expected one input where ranks have statistics in common, got a list on {} ranks",
+                self.engine().ranks()
+            );
+            return Err(Error::invalid("parts", reason));
+        }
+        self.check_capture()?;
         let per_channel = parts.iter().map(|part| part.shape.per_channel());
         let per_channel = per_channel.fold(0, usize::saturating_add);
         let (made_for, memory) = ((parts.len(), self.channels()), self.engine().memory());

@@ -1,0 +1,231 @@
+//! What a rank is about to do, in words that it shows the others.
+use super::Words;
+use crate::engine::{Op, Running};
+use crate::{
+    Activation, DType, EmptyBatch, Error, Memory, NonFinite, OneValue, Real, Result, Variance,
+};
+
+/// A call of an operation, as far as it must be the same on all ranks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Call {
+    op: Op,
+    dtype: DType,
+    channels: usize,
+    /// Of the forward, and so of its backward.
+    activation: Activation,
+    /// What is there, a bit each: see [`FLAGS`].
+    flags: u64,
+    eps: f64,
+    /// How the running statistics move.
+    rules: u64,
+    factors: [f64; 2],
+}
+
+/// What the bits of a call's flags say.
+const FLAGS: [&str; 5] = ["a residual", "a weight", "a bias", "running statistics", "a grad_x"];
+
+/// What became of this rank's part, in the last word.
+const REFUSED: u64 = u64::MAX;
+
+impl Call {
+    pub fn new(op: Op, dtype: DType, channels: usize, activation: Activation) -> Self {
+        let (flags, rules) = (0, 0);
+        Self { op, dtype, channels, activation, flags, eps: 0.0, rules, factors: [0.0; 2] }
+    }
+    pub fn eps(self, eps: f64) -> Self {
+        Self { eps, ..self }
+    }
+    /// With these of [`FLAGS`], from the first one on.
+    pub fn flags(self, flags: &[bool]) -> Self {
+        let bits = flags.iter().enumerate().map(|(k, &is_there)| u64::from(is_there) << k);
+        Self { flags: bits.sum(), ..self }
+    }
+    pub fn moves<M: Memory, P: Real>(
+        self,
+        running: Option<&Running<'_, M, P>>,
+        one_value: OneValue,
+    ) -> Self {
+        let one_value = match one_value {
+            OneValue::Refuse => 0,
+            OneValue::ZeroVariance => 1,
+            OneValue::KeepVariance => 2,
+        };
+        let Some(running) = running else { return Self { rules: one_value, ..self } };
+        let rules = one_value
+            | u64::from(running.variance == Variance::Biased) << 2
+            | u64::from(running.empty_batch == EmptyBatch::Nan) << 3
+            | u64::from(running.non_finite == NonFinite::Skip) << 4
+            | u64::from(running.averages) << 5
+            | u64::from(running.skipped.is_some()) << 6;
+        Self { rules, factors: [running.factor, running.var_factor], ..self }
+    }
+
+    /// As others are shown it, with so many values per channel in this rank's part, or none where it has refused
+    /// the call.
+    pub fn words(&self, values: Option<usize>) -> Words {
+        let Self { op, dtype, channels, activation, flags, eps, rules, factors } = self;
+        let slope = match activation {
+            Activation::LeakyRelu { negative_slope } => *negative_slope,
+            _ => 0.0,
+        };
+        let kinds = [*op as u64, *dtype as u64, number(*activation), *flags, *rules];
+        [
+            kinds.into_iter().fold(0, |word, kind| word << 8 | kind),
+            *channels as u64,
+            eps.to_bits(),
+            slope.to_bits(),
+            factors[0].to_bits(),
+            factors[1].to_bits(),
+            0,
+            values.map_or(REFUSED, |values| values as u64),
+        ]
+    }
+}
+
+/// The activation's place among all.
+fn number(activation: Activation) -> u64 {
+    let place = Activation::ALL.iter().position(|a| a.name() == activation.name());
+    place.unwrap_or(Activation::ALL.len()) as u64
+}
+
+/// Values per channel of every rank's part, where all ranks make the same call.
+///
+/// # Errors
+/// The same on all ranks, but on one that refused, whose own error says why.
+pub(super) fn agreed(mine: usize, all: &[Words]) -> Result<Vec<usize>> {
+    let others = || all.iter().enumerate();
+    if let Some((rank, _)) = others().find(|(rank, words)| *rank != mine && words[7] == REFUSED) {
+        return Err(Error::collective(Some(rank), "it has refused its part of the call"));
+    }
+    let Some(first) = all.first() else { return Ok(vec![]) };
+    if let Some((rank, words)) = others().find(|(_, words)| words[..7] != first[..7]) {
+        let (expected, got) = difference(first, words);
+        let reason = format!("expected {expected}, as rank 0 has it, got {got}");
+        return Err(Error::collective(Some(rank), reason));
+    }
+    Ok(all.iter().map(|words| words[7] as usize).collect())
+}
+
+/// In what two calls differ first: what each has.
+fn difference(first: &Words, other: &Words) -> (String, String) {
+    let [kinds, channels, eps, slope, factor, var_factor, ..] =
+        [0, 1, 2, 3, 4, 5, 6].map(|k| (first[k], other[k]));
+    let both = |(a, b): (u64, u64), show: &dyn Fn(u64) -> String| (show(a), show(b));
+    let kind = |k: u32| {
+        let of = |word: u64| word >> (8 * (4 - k)) & 0xff;
+        (of(kinds.0), of(kinds.1))
+    };
+    let differs = |(a, b): (u64, u64)| a != b;
+    if differs(kind(0)) {
+        return both(kind(0), &|op| format!("the operation {}", name_of(op)));
+    }
+    if differs(kind(1)) {
+        return both(kind(1), &|dtype| {
+            let of = [DType::F64, DType::F32, DType::F16, DType::Bf16];
+            let named = of.into_iter().find(|d| *d as u64 == dtype);
+            named.map_or_else(|| format!("dtype {dtype}"), |dtype| dtype.to_string())
+        });
+    }
+    if differs(channels) {
+        return both(channels, &|channels| format!("{channels} channels"));
+    }
+    if differs(eps) {
+        return both(eps, &|eps| format!("an eps of {:e}", f64::from_bits(eps)));
+    }
+    if differs(kind(2)) {
+        return both(kind(2), &|place| {
+            Activation::ALL.get(place as usize).map_or("another activation", |a| a.name()).into()
+        });
+    }
+    if differs(slope) {
+        return both(slope, &|slope| format!("a negative_slope of {}", f64::from_bits(slope)));
+    }
+    let (a, b) = kind(3);
+    if let Some(k) = (0..FLAGS.len()).find(|k| (a ^ b) >> k & 1 > 0) {
+        let what = FLAGS[k];
+        let show = |flags: u64| match flags >> k & 1 {
+            0 => format!("none of {}", what.trim_start_matches("a ")),
+            _ => what.to_string(),
+        };
+        return both((a, b), &show);
+    }
+    for (factor, what) in [(factor, "mean"), (var_factor, "var")] {
+        if differs(factor) {
+            let show = |bits| format!("a weight of {} in the running {what}", f64::from_bits(bits));
+            return both(factor, &show);
+        }
+    }
+    both(kind(4), &|rules| format!("rules {rules:#b} of running statistics"))
+}
+
+fn name_of(op: u64) -> String {
+    let of = [Op::ForwardTrain, Op::Backward];
+    let named = of.into_iter().find(|named| *named as u64 == op);
+    named.map_or_else(|| format!("of number {op}"), |op| format!("{op:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Host;
+
+    fn call() -> Call {
+        Call::new(Op::ForwardTrain, DType::F32, 7, Activation::Relu).eps(1e-5)
+    }
+
+    #[test]
+    fn values_are_counted_where_calls_agree() {
+        let all = [call().words(Some(3)), call().words(Some(0)), call().words(Some(1 << 40))];
+        assert_eq!(agreed(1, &all).unwrap(), [3, 0, 1 << 40]);
+    }
+
+    #[test]
+    fn a_refusal_is_named_to_others_alone() {
+        let all = [call().words(Some(3)), call().words(None)];
+        let error = agreed(0, &all).unwrap_err();
+        assert_eq!(error.to_string(), "rank 1: it has refused its part of the call");
+        // Whose own error comes first.
+        assert!(agreed(1, &all).is_ok());
+    }
+
+    #[test]
+    fn every_difference_is_shown_from_both_sides() {
+        let leaky = |negative_slope| Activation::LeakyRelu { negative_slope };
+        let with = |activation| Call { activation, ..call() };
+        let (mut mean, mut var) = ([0f32], [1f32]);
+        let mut moving = |factor, var_factor| {
+            let running = Running::<Host, f32>::new(&mut mean, &mut var, factor);
+            call().moves(Some(&running.var_factor(var_factor)), OneValue::Refuse)
+        };
+        let cases = [
+            (call(), Call { op: Op::Backward, ..call() }, "the operation ForwardTrain", "Backward"),
+            (call(), Call { dtype: DType::F64, ..call() }, "f32", "f64"),
+            (call(), Call { channels: 8, ..call() }, "7 channels", "8 channels"),
+            (call(), call().eps(1e-3), "an eps of 1e-5", "an eps of 1e-3"),
+            (call(), with(Activation::Gelu), "relu", "gelu"),
+            (with(leaky(0.1)), with(leaky(0.2)), "negative_slope of 0.1", "negative_slope of 0.2"),
+            (call(), call().flags(&[true]), "none of residual", "a residual"),
+            (call().flags(&[true, true]), call().flags(&[true]), "a weight", "none of weight"),
+            (
+                moving(0.1, 0.1),
+                moving(0.2, 0.1),
+                "0.1 in the running mean",
+                "0.2 in the running mean",
+            ),
+            (
+                moving(0.1, 0.1),
+                moving(0.1, 0.2),
+                "0.1 in the running var",
+                "0.2 in the running var",
+            ),
+            (call(), call().moves::<Host, f32>(None, OneValue::ZeroVariance), "rules 0b0", "0b1"),
+        ];
+        for (first, second, expected, got) in cases {
+            let error = agreed(0, &[first.words(Some(4)), second.words(Some(4))]).unwrap_err();
+            let text = error.to_string();
+            assert!(matches!(error, Error::Collective { rank: Some(1), .. }), "{text}");
+            let (before, after) = text.split_once(", as rank 0 has it, got ").unwrap();
+            assert!(before.contains(expected) && after.contains(got), "{text}");
+        }
+    }
+}

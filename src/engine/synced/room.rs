@@ -1,0 +1,75 @@
+//! Memory that a synchronized step works in, kept from one to the next.
+use crate::{Memory, Real, Result};
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// By number of channels what a step of so many needs. Whoever holds it is the one step that an engine is at, since
+/// ranks match calls by their order.
+pub(super) struct Rooms<M: Memory>(Arc<Mutex<HashMap<usize, Room<M>>>>);
+
+/// What a step of so many channels needs: none of it is of a tensor's size.
+pub(super) struct Room<M: Memory> {
+    /// The record of this rank's part, then, of every step of gathering, what all ranks of it have come to: length
+    /// 3C + 1 each.
+    pub record: M::Buf<f64>,
+    pub merged: M::Buf<f64>,
+    /// The records of all ranks of a step.
+    pub gathered: Vec<M::Buf<f64>>,
+    /// The sums of a backward, length 2C + 1, by their type.
+    sums: HashMap<TypeId, Box<dyn Any + Send + Sync>>,
+}
+
+impl<M: Memory> Clone for Rooms<M> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<M: Memory> Rooms<M> {
+    pub fn new() -> Self {
+        Self(Arc::new(Mutex::new(HashMap::new())))
+    }
+    pub fn enter(&self) -> MutexGuard<'_, HashMap<usize, Room<M>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// That of so many channels, where steps of gathering have so many ranks.
+pub(super) fn of<'r, M: Memory>(
+    rooms: &'r mut HashMap<usize, Room<M>>,
+    memory: &M,
+    channels: usize,
+    steps: impl Iterator<Item = usize>,
+) -> Result<&'r mut Room<M>> {
+    match rooms.entry(channels) {
+        Entry::Occupied(made) => Ok(made.into_mut()),
+        Entry::Vacant(place) => {
+            let len = channels.saturating_mul(3).saturating_add(1);
+            let gathered = steps.map(|ranks| memory.zeros(len.saturating_mul(ranks)));
+            Ok(place.insert(Room {
+                record: memory.zeros(len)?,
+                merged: memory.zeros(len)?,
+                gathered: gathered.collect::<Result<_>>()?,
+                sums: HashMap::new(),
+            }))
+        }
+    }
+}
+
+impl<M: Memory> Room<M> {
+    /// Memory for the sums of a backward.
+    pub fn sums<P: Real>(&mut self, memory: &M, channels: usize) -> Result<&mut M::Buf<P>> {
+        let key = TypeId::of::<P>();
+        let sums = match self.sums.entry(key) {
+            Entry::Occupied(made) => made.into_mut(),
+            Entry::Vacant(place) => {
+                let len = channels.saturating_mul(2).saturating_add(1);
+                place.insert(Box::new(memory.zeros::<P>(len)?))
+            }
+        };
+        let sums = sums.downcast_mut();
+        sums.ok_or_else(|| crate::Error::invalid("sums", "expected memory of their type"))
+    }
+}

@@ -1,0 +1,98 @@
+//! On a device a step of several ranks is queued: nothing is read back, and nothing is made, once a step has been.
+use crate::support::cuda::on_device;
+use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use batchnorm::{
+    Backward, Collective, Cuda, Device, Element, Engine, ForwardTrain, Memory, Rank, Real, Result,
+    Saved, Shape, Synced, Words,
+};
+
+/// Two ranks of which the other always has what this one has, all of it on the stream.
+#[derive(Debug, Clone)]
+struct Twins;
+
+impl Rank for Twins {
+    fn rank(&self) -> usize {
+        0
+    }
+    fn size(&self) -> usize {
+        2
+    }
+    fn exchange(&self, mine: Words) -> Result<Vec<Words>> {
+        Ok(vec![mine; 2])
+    }
+    fn split(&self, _: usize) -> Result<Self> {
+        Ok(Self)
+    }
+}
+impl<M: Memory> Collective<M> for Twins {
+    fn all_gather(
+        &self,
+        on: &M,
+        part: M::View<'_, f64>,
+        mut all: M::ViewMut<'_, f64>,
+    ) -> Result<()> {
+        let (first, second) = M::split_at_mut(&mut all, M::len(&part)).expect("both");
+        on.copy(M::reborrow(&part), first)?;
+        on.copy(part, second)
+    }
+    /// The twin's sums cancel: as good as any for what is queued.
+    fn all_reduce<P: Real>(&self, _: &M, _: M::ViewMut<'_, P>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A graph can hold neither a copy to the host that is waited for nor memory made meanwhile.
+#[test]
+fn a_step_of_several_ranks_is_captured() {
+    let context = on_device(0).unwrap().stream().context().clone();
+    // SAFETY: everything here is on one stream.
+    #[allow(unsafe_code)]
+    unsafe {
+        context.disable_event_tracking()
+    };
+    let own = Cuda::on_stream(context.new_stream().unwrap()).unwrap();
+    let engine = Synced::new(&own, &Twins).unwrap();
+    for rows in [1, 6] {
+        captured::<f32>(&engine, rows);
+        captured::<half::f16>(&engine, rows);
+        captured::<f64>(&engine, rows);
+    }
+}
+
+fn captured<E: Element>(engine: &Synced<Cuda, Twins>, rows: usize) {
+    let (on, shape) = (engine.memory().clone(), Shape::new(&[rows, 5], 1).unwrap());
+    let values = |k: usize| {
+        let value = |i: usize| E::narrow(E::Acc::from_f64((i * k % 17) as f64 / 4.0));
+        on.upload(&(0..shape.len()).map(value).collect::<Vec<E>>()).unwrap()
+    };
+    let (x, grad_y) = (values(7), values(5));
+    let (mut mean, mut var) = (on.zeros::<E::Acc>(5).unwrap(), on.zeros::<E::Acc>(5).unwrap());
+    let (mut y, mut grad_x) =
+        (on.zeros::<E>(shape.len()).unwrap(), on.zeros::<E>(shape.len()).unwrap());
+    let mut saved = Saved::new();
+    let mut step = || -> Result<()> {
+        let args = ForwardTrain::<Device, E>::new(x.as_view(), y.as_view_mut())
+            .running(mean.as_view_mut(), var.as_view_mut(), 1.0)
+            .saved(&mut saved);
+        engine.forward_train(&shape, args)?;
+        let args = Backward::<Device, E>::new(&saved, x.as_view(), grad_y.as_view());
+        engine.backward(&shape, args.grad_x(grad_x.as_view_mut()))
+    };
+    step().unwrap();
+    let stream = engine.engine().stream().clone();
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    step().unwrap();
+    let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+    let of = |on: &Device, mean: &_, grad_x: &_| {
+        (
+            on.download(Device::view::<E::Acc>(mean)).unwrap(),
+            on.download(Device::view::<E>(grad_x)).unwrap(),
+        )
+    };
+    let right = of(&on, &mean, &grad_x);
+    on.zero(mean.as_view_mut()).unwrap();
+    on.zero(grad_x.as_view_mut()).unwrap();
+    graph.launch().unwrap();
+    assert_eq!(of(&on, &mean, &grad_x), right);
+    assert!(right.0.iter().any(|v| v.to_f64() != 0.0));
+}

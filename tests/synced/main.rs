@@ -1,0 +1,11 @@
+//! Statistics that ranks have in common: `Synced` of every engine, over threads, beside one whole batch.
+#[path = "../support/mod.rs"]
+mod support;
+
+mod conformance; // engines x dtypes x shapes x epilogues x parts
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+mod device; // nothing is read back
+mod faults; // ranks that do not do the same, or are lost
+mod layers; // a layer on several ranks: evaluation, what is refused, gradients, populations
+mod threads; // the collective by itself
+mod world; // ranks, and parts of a batch
