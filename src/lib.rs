@@ -48,6 +48,6 @@ pub use layer::{
 #[cfg(feature = "safetensors")]
 pub use layer::{LoadReport, Mismatch, StateDict, Strict};
 #[cfg(feature = "cuda")]
-pub use memory::Device;
+pub use memory::{Device, RawView, RawViewMut};
 pub use memory::{Host, Memory};
 pub use shape::Shape;
