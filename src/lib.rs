@@ -50,4 +50,4 @@ pub use layer::{LoadReport, Mismatch, StateDict, Strict};
 #[cfg(feature = "cuda")]
 pub use memory::{Device, RawView, RawViewMut};
 pub use memory::{Host, Memory};
-pub use shape::Shape;
+pub use shape::{MemoryOrder, Shape};

@@ -1,5 +1,6 @@
 //! The layer, with candle's habits.
 use crate::op::{By, Call, Op};
+use crate::order;
 #[cfg(feature = "cuda")]
 use crate::place::cuda::OnCuda;
 use crate::place::{OnHost, Pools, parameters};
@@ -300,17 +301,17 @@ impl BatchNorm {
         by: By,
         parameters: DType,
     ) -> Result<Tensor> {
-        let order = crate::order::Order::of(x)?;
+        let order = order::of(x)?;
         let call = Call {
-            axis: order.place_of(1),
+            axis: order.place_of(1).unwrap_or(1),
             eps: self.eps,
             activation: self.activation,
             by,
             residual: residual.is_some(),
         };
-        let mut args = vec![order.apply(x)?];
+        let mut args = vec![order::apply(&order, x)?];
         if let Some(residual) = residual {
-            args.push(order.apply(residual)?);
+            args.push(order::apply(&order, residual)?);
         }
         if let Some((weight, bias)) = &self.weight_and_bias {
             let own = |t: &Tensor| t.to_dtype(parameters)?.contiguous();
@@ -339,7 +340,7 @@ impl BatchNorm {
                 bail!("batch norm: expected a CPU or a CUDA device, got {:?}", other.location())
             }
         }?;
-        order.undo(y)
+        order::undo(&order, y)
     }
 }
 
