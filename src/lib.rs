@@ -10,6 +10,8 @@ mod input_spec; // which dims every input has
 mod memory; // where numbers live: `Host`, `Device`
 mod shape; // any rank and layout -> (outer, channels, inner)
 
+#[doc(hidden)]
+pub mod dispatch; // from a dtype to its type: the macro, which is public, and what it expands to
 mod element; // f16, bf16, f32, f64: what is stored, and what sums are made in
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]

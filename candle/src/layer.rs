@@ -3,11 +3,10 @@ use crate::op::{By, Call, Op};
 use crate::order;
 #[cfg(feature = "cuda")]
 use crate::place::cuda::OnCuda;
-use crate::place::{OnHost, Pools, parameters};
-use batchnorm::Activation;
+use crate::place::{OnHost, Pools, activations, parameters};
+use batchnorm::{Activation, dispatch};
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use candle_nn::{BatchNormConfig, Init, ModuleT, VarBuilder};
-use half::{bf16, f16};
 
 /// Batch normalization over all axes but the second, of any rank from 2 on: a drop-in for
 /// [`candle_nn::BatchNorm`].
@@ -322,20 +321,11 @@ impl BatchNorm {
             }
         }
         let args: Vec<&Tensor> = args.iter().collect();
-        macro_rules! on {
-            ($place:ty) => {
-                match x.dtype() {
-                    DType::F16 => Op::<$place, f16>::apply(call, &self.pools, &args),
-                    DType::BF16 => Op::<$place, bf16>::apply(call, &self.pools, &args),
-                    DType::F64 => Op::<$place, f64>::apply(call, &self.pools, &args),
-                    _ => Op::<$place, f32>::apply(call, &self.pools, &args),
-                }
-            };
-        }
+        let (dtype, pools) = (activations(x.dtype())?, &self.pools);
         let y = match x.device() {
-            Device::Cpu => on!(OnHost),
+            Device::Cpu => dispatch!(dtype, E => Op::<OnHost, E>::apply(call, pools, &args)),
             #[cfg(feature = "cuda")]
-            Device::Cuda(_) => on!(OnCuda),
+            Device::Cuda(_) => dispatch!(dtype, E => Op::<OnCuda, E>::apply(call, pools, &args)),
             other => {
                 bail!("batch norm: expected a CPU or a CUDA device, got {:?}", other.location())
             }
