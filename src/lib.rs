@@ -11,6 +11,8 @@ mod input_spec; // which dims every input has
 mod memory; // where numbers live: `Host`, `Device`
 mod shape; // any rank and layout -> (outer, channels, inner)
 
+#[doc(hidden)]
+pub mod dispatch; // from a dtype to its type: the macro, which is public, and what it expands to
 mod element; // f16, bf16, f32, f64: what is stored, and what sums are made in
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
@@ -49,6 +51,6 @@ pub use layer::{
 #[cfg(feature = "safetensors")]
 pub use layer::{LoadReport, Mismatch, StateDict, Strict};
 #[cfg(feature = "cuda")]
-pub use memory::Device;
+pub use memory::{Device, RawView, RawViewMut};
 pub use memory::{Host, Memory};
-pub use shape::Shape;
+pub use shape::{MemoryOrder, Shape};

@@ -1,6 +1,10 @@
 //! Any rank and channel axis folds to outer x channels x inner; nothing past this door knows rank.
 use crate::{Error, Result};
 
+mod order;
+
+pub use order::MemoryOrder;
+
 /// A tensor as batch normalization sees it: element `(o, c, i)` lies at
 /// `(o * channels + c) * inner + i`.
 ///
@@ -162,39 +166,34 @@ impl Shape {
     /// of channels-last memory is `Shape::strided(&[n, c, h, w], &[h * w * c, 1, w * c, c], 1)`.
     ///
     /// The memory must be dense, each element in it once; the strides of axes of size 1 do not
-    /// matter. The slice given to an operation is that memory, from its first element on.
+    /// matter. The slice given to an operation is that memory, from its first element on. [`MemoryOrder`] says in
+    /// which order it lies, and whether other tensors do.
     ///
     /// # Errors
     /// As [`Shape::new`]; also where the ranks differ or the memory has gaps or overlaps.
     pub fn strided(dims: &[usize], strides: &[usize], axis: usize) -> Result<Self> {
         let logical = Self::new(dims, axis)?;
-        if dims.len() != strides.len() {
-            let reason = format!("expected {} for dims {dims:?}, got {strides:?}", dims.len());
-            return Err(Error::invalid("strides", reason));
-        }
+        order::check_rank(dims, strides)?;
         if logical.is_empty() {
             return Ok(logical);
         }
-        let mut order: Vec<usize> = (0..dims.len()).filter(|&k| dims[k] > 1).collect();
-        order.sort_by_key(|&k| std::cmp::Reverse(strides[k]));
-        let mut dense = 1;
-        for &k in order.iter().rev() {
-            if strides[k] != dense {
-                let reason = format!(
-                    "expected dense memory, stride {dense} on axis {k}; got {strides:?} for dims {dims:?}"
-                );
-                return Err(Error::invalid("strides", reason));
-            }
-            dense *= dims[k];
+        Ok(logical.lying(dims, &order::wide_axes(dims, strides)?, axis))
+    }
+
+    /// This shape, of row-major `dims` with the channels on `axis`, where the axes of more than one element lie in
+    /// another order.
+    fn lying(self, dims: &[usize], order: &[usize], axis: usize) -> Self {
+        if self.is_empty() {
+            return self;
         }
         let is_interleaved = axis != 0 && dims[0] > 1 && order[0] != 0;
-        let logical = Self { is_interleaved, ..logical };
+        let logical = Self { is_interleaved, ..self };
         let Some(place) = order.iter().position(|&k| k == axis) else {
             // One channel lies anywhere: all elements share its mean.
-            return Ok(Self { outer: 1, inner: logical.len(), ..logical });
+            return Self { outer: 1, inner: logical.len(), ..logical };
         };
         let product = |axes: &[usize]| axes.iter().map(|&k| dims[k]).product();
-        Ok(Self { outer: product(&order[..place]), inner: product(&order[place + 1..]), ..logical })
+        Self { outer: product(&order[..place]), inner: product(&order[place + 1..]), ..logical }
     }
 
     /// Number of elements.

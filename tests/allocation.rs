@@ -1,10 +1,12 @@
-//! A training step after the first allocates nothing of a tensor's size.
+//! A training step after the first allocates nothing of a tensor's size, nor does a state dict that borrows its file.
 #![allow(unsafe_code)] // a global allocator is unsafe to implement
 
 use batchnorm::{
     Activation, Backward, BatchNorm, Config, Cpu, Element, Engine, ForwardTrain, Host, Part,
     PartGradients, Reference, Saved, SavedParts, Shape,
 };
+#[cfg(feature = "safetensors")]
+use batchnorm::{StateDict, Strict};
 use half::f16;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -154,4 +156,37 @@ fn the_counter_sees_what_the_reference_allocates() {
     for (shape, bytes) in second_steps(&Reference) {
         assert!(bytes.iter().all(|&b| b > 20.0 * LIMIT), "{shape}: {bytes:?} of the tensor");
     }
+}
+
+/// Of a file that is another layer's for the most part, a dict that borrows copies what is loaded; one of its own bytes
+/// copies all, which shows that the counter would see it.
+#[cfg(feature = "safetensors")]
+#[test]
+fn a_borrowing_state_dict_copies_what_is_loaded() {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut bn = BatchNorm::<f32, Cpu>::new(&Cpu::default(), 64, Config::default()).unwrap();
+    let mut dict = bn.state_dict("bn1.").unwrap();
+    dict.insert("fc.weight", &[1 << 20], &vec![0.5f32; 1 << 20]).unwrap();
+    dict.insert("bn1.running_mean", &[64], &[0.25f32; 64]).unwrap();
+    let file = dict.to_bytes().unwrap();
+    // As a part of a larger file, which starts at an odd address.
+    let moved = [&[0], &file[..]].concat();
+    let mut allocated = |load: &dyn Fn(&mut BatchNorm<f32, Cpu>)| {
+        let before = BYTES.load(Ordering::Relaxed);
+        load(&mut bn);
+        (BYTES.load(Ordering::Relaxed) - before) as f64 / file.len() as f64
+    };
+    for bytes in [&file[..], &moved[1..]] {
+        let borrowed = allocated(&|bn| {
+            let dict = StateDict::borrow_bytes(bytes).unwrap();
+            bn.load_state_dict(&dict, "bn1.", Strict::Yes).unwrap();
+        });
+        assert!(borrowed < LIMIT, "{borrowed} of the file");
+        let owned = allocated(&|bn| {
+            let dict = StateDict::from_bytes(bytes).unwrap();
+            bn.load_state_dict(&dict, "bn1.", Strict::Yes).unwrap();
+        });
+        assert!((1.0 - LIMIT..2.0).contains(&owned), "{owned} of the file");
+    }
+    assert_eq!(bn.running().unwrap().mean, [0.25; 64]);
 }

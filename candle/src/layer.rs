@@ -1,12 +1,12 @@
 //! The layer, with candle's habits.
 use crate::op::{By, Call, Op};
+use crate::order;
 #[cfg(feature = "cuda")]
 use crate::place::cuda::OnCuda;
-use crate::place::{OnHost, Pools, parameters};
-use batchnorm::Activation;
+use crate::place::{OnHost, Pools, activations, parameters};
+use batchnorm::{Activation, dispatch};
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use candle_nn::{BatchNormConfig, Init, ModuleT, VarBuilder};
-use half::{bf16, f16};
 
 /// Batch normalization over all axes but the second, of any rank from 2 on: a drop-in for
 /// [`candle_nn::BatchNorm`].
@@ -300,17 +300,17 @@ impl BatchNorm {
         by: By,
         parameters: DType,
     ) -> Result<Tensor> {
-        let order = crate::order::Order::of(x)?;
+        let order = order::of(x)?;
         let call = Call {
-            axis: order.place_of(1),
+            axis: order.place_of(1).unwrap_or(1),
             eps: self.eps,
             activation: self.activation,
             by,
             residual: residual.is_some(),
         };
-        let mut args = vec![order.apply(x)?];
+        let mut args = vec![order::apply(&order, x)?];
         if let Some(residual) = residual {
-            args.push(order.apply(residual)?);
+            args.push(order::apply(&order, residual)?);
         }
         if let Some((weight, bias)) = &self.weight_and_bias {
             let own = |t: &Tensor| t.to_dtype(parameters)?.contiguous();
@@ -321,25 +321,16 @@ impl BatchNorm {
             }
         }
         let args: Vec<&Tensor> = args.iter().collect();
-        macro_rules! on {
-            ($place:ty) => {
-                match x.dtype() {
-                    DType::F16 => Op::<$place, f16>::apply(call, &self.pools, &args),
-                    DType::BF16 => Op::<$place, bf16>::apply(call, &self.pools, &args),
-                    DType::F64 => Op::<$place, f64>::apply(call, &self.pools, &args),
-                    _ => Op::<$place, f32>::apply(call, &self.pools, &args),
-                }
-            };
-        }
+        let (dtype, pools) = (activations(x.dtype())?, &self.pools);
         let y = match x.device() {
-            Device::Cpu => on!(OnHost),
+            Device::Cpu => dispatch!(dtype, E => Op::<OnHost, E>::apply(call, pools, &args)),
             #[cfg(feature = "cuda")]
-            Device::Cuda(_) => on!(OnCuda),
+            Device::Cuda(_) => dispatch!(dtype, E => Op::<OnCuda, E>::apply(call, pools, &args)),
             other => {
                 bail!("batch norm: expected a CPU or a CUDA device, got {:?}", other.location())
             }
         }?;
-        order.undo(y)
+        order::undo(&order, y)
     }
 }
 

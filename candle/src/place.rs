@@ -1,6 +1,6 @@
 //! Where candle's tensors live, as this library's memory: nothing is copied.
 use crate::pool::Pool;
-use batchnorm::{Cpu, Element, Engine, Host, Memory, Plain};
+use batchnorm::{Cpu, Element, Engine, Host, Memory, Plain, dispatch};
 use candle_core::backend::BackendStorage;
 use candle_core::{
     CpuStorage, CudaStorage, DType, Error, Layout, Result, Storage, WithDType, bail,
@@ -66,11 +66,18 @@ impl<L: Place, E: Element<Acc: Kept<L> + Pooled<L>> + Kept<L>> Dtype<L> for E {}
 
 /// The type of parameters and statistics for activations of this one.
 pub(crate) fn parameters(dtype: DType) -> Result<DType> {
-    match dtype {
-        DType::F16 | DType::BF16 | DType::F32 => Ok(DType::F32),
-        DType::F64 => Ok(DType::F64),
+    Ok(dispatch!(activations(dtype)?, E => <<E as Element>::Acc as WithDType>::DTYPE))
+}
+
+/// candle's dtype as this library's.
+pub(crate) fn activations(dtype: DType) -> Result<batchnorm::DType> {
+    Ok(match dtype {
+        DType::F16 => batchnorm::DType::F16,
+        DType::BF16 => batchnorm::DType::Bf16,
+        DType::F32 => batchnorm::DType::F32,
+        DType::F64 => batchnorm::DType::F64,
         other => bail!("batch norm: expected f16, bf16, f32 or f64, got {}", other.as_str()),
-    }
+    })
 }
 
 /// First and last of a dense tensor's memory.

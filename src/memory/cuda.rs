@@ -31,7 +31,7 @@ impl Device {
     }
 
     /// Refuses another thread than the one whose stream this is.
-    fn check_thread(&self) -> Result<()> {
+    pub(super) fn check_thread(&self) -> Result<()> {
         let Some(expected) = self.thread else { return Ok(()) };
         let got = thread::current().id();
         if got == expected {

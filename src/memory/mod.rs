@@ -6,6 +6,9 @@ use std::ops::Range;
 #[allow(unsafe_code)]
 mod cuda;
 mod host;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+mod raw;
 #[allow(unsafe_code)]
 mod unwritten;
 
@@ -15,6 +18,8 @@ pub use cuda::Device;
 pub(crate) use cuda::{new_stream, refused, thread_of, wait_for_readers};
 pub use host::Host;
 pub(crate) use host::filled;
+#[cfg(feature = "cuda")]
+pub use raw::{RawView, RawViewMut};
 
 /// A place where numbers live. Engines on the same memory take the same arguments.
 ///
@@ -23,6 +28,7 @@ pub(crate) use host::filled;
 /// | [`Buf<T>`](Self::Buf), owned | `Vec<T>` | `CudaSlice<T>` |
 /// | [`View<'a, T>`](Self::View), borrowed | `&'a [T]` | `CudaView<'a, T>` |
 /// | [`ViewMut<'a, T>`](Self::ViewMut), mutably borrowed | `&'a mut [T]` | `CudaViewMut<'a, T>` |
+/// | of another library, by its address | [`std::slice::from_raw_parts`] | `Device::view_raw` |
 ///
 /// With a concrete memory the functions without `self` are never called: write `&x`, `&mut y`,
 /// `&x[a..b]`. They serve code that is generic over the memory.

@@ -13,6 +13,8 @@ mod failures; // launches, memory and modules that fail
 mod graphs; // a captured step
 mod layers; // what steps of a layer read and write
 mod masks; // places that no host has looked through, and their traffic
+#[allow(unsafe_code)]
+mod raw; // memory of another allocator, by its address
 mod refusals; // launches that the driver does not start
 mod regimes; // every way through a step, on a device where small tensors take them all
 mod streams; // one tensor on several streams

@@ -1,7 +1,7 @@
 //! Shapes of any dims and strides: the same verdict, and the same fold, as by walking over every element.
 use super::bytes::Bytes;
 use crate::support::run::channel_of;
-use batchnorm::{Error, Result, Shape};
+use batchnorm::{Error, MemoryOrder, Result, Shape};
 
 /// Up to so many elements a strided shape is walked over.
 const WALKED: usize = 4096;
@@ -40,6 +40,7 @@ pub fn run(input: &[u8]) {
         }
         _ => {
             let strides = strides(&mut input, &dims);
+            ordered(&dims, &strides, axis);
             strided(Shape::strided(&dims, &strides, axis), &dims, &strides, axis);
         }
     }
@@ -106,6 +107,32 @@ fn consistent(shape: &Shape, dims: &[usize]) {
     assert_eq!(shape.per_channel() * shape.channels(), shape.len());
     assert_eq!(shape.is_empty(), dims.contains(&0));
     assert!(shape.to_string().contains(&format!("{} x", shape.channels())));
+}
+
+/// The order of memory has the same verdict as a shape of it, and permutes the tensor to row-major memory and back.
+fn ordered(dims: &[usize], strides: &[usize], axis: usize) {
+    let (order, shape) = (MemoryOrder::new(dims, strides), Shape::strided(dims, strides, axis));
+    let order = match order {
+        Ok(order) => order,
+        Err(error) => return refused(shape.and(Err(error))),
+    };
+    assert_eq!(order.shape(axis), shape, "{dims:?}, {strides:?}, {axis}");
+    let axes = order.axes();
+    for (place, &axis) in axes.iter().enumerate() {
+        assert_eq!((order.inverse()[axis], order.place_of(axis)), (place, Some(place)));
+    }
+    assert_eq!(order.place_of(dims.len()), None);
+    let of = |values: &[usize]| -> Vec<usize> { axes.iter().map(|&axis| values[axis]).collect() };
+    let permuted = MemoryOrder::new(&of(dims), &of(strides)).expect("as dense as before");
+    assert!(permuted.is_row_major(), "{dims:?}, {strides:?}: {axes:?}");
+    assert_eq!(of(&order.strides()), MemoryOrder::row_major(&of(dims)).expect("as many").strides());
+    assert_eq!(order.check("x", dims, strides), Ok(()));
+    // Another stride of an axis of more than one element is another order, or none.
+    if let Some(k) = (0..dims.len()).find(|&k| dims[k] > 1).filter(|_| !dims.contains(&0)) {
+        let mut others = strides.to_vec();
+        others[k] = others[k].wrapping_add(1);
+        assert!(order.check("x", dims, &others).is_err(), "{dims:?}, {strides:?}");
+    }
 }
 
 fn strided(shape: Result<Shape>, dims: &[usize], strides: &[usize], axis: usize) {

@@ -18,6 +18,7 @@ mod golden; // what PyTorch computed in float64
 mod golden_layers; // golden cases of a whole layer, by kind
 mod golden_reader; // malformed cases
 mod gradients; // finite differences
+mod halves; // weight and bias in one buffer
 mod host; // slices and offsets
 mod interpreted; // what Miri runs
 mod layer; // modes, forward, backward

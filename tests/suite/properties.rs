@@ -6,7 +6,7 @@ use crate::support::run::{
     self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want, same_bits,
 };
 use crate::support::shapes;
-use batchnorm::{Activation, Cpu, DType, Element, Engine, Shape, SimdLevel};
+use batchnorm::{Activation, Cpu, DType, Element, Engine, Shape, SimdLevel, dispatch};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
@@ -113,7 +113,7 @@ fn every_operation_agrees_with_the_reference<G: Engine>(engine: &G) {
         judge(what, E::DTYPE, shape, &gradients, &right);
         Some(())
     }
-    check(400, |call| by_dtype!(call.dtype, one, engine, &call));
+    check(400, |call| dispatch!(call.dtype, E => one::<E, _>(engine, &call)));
 }
 
 fn the_same_call_gives_the_same_bits<G: Engine>(engine: &G) {
@@ -123,7 +123,7 @@ fn the_same_call_gives_the_same_bits<G: Engine>(engine: &G) {
         let second = everything(engine, &inputs, call.mode, call.want());
         assert!(first.iter().zip(&second).all(|(a, b)| same_bits(a, b)), "{}", engine.name());
     }
-    check(100, |call| by_dtype!(call.dtype, twice, engine, &call));
+    check(100, |call| dispatch!(call.dtype, E => twice::<E, _>(engine, &call)));
 }
 
 fn threads_change_no_bit<G: Engine>(engine: &G) {
@@ -177,7 +177,7 @@ fn vector_instructions_change_no_bit() {
             same(engines, &call.inputs::<E>(), call.mode, call.want());
         }
     }
-    check(100, |call| by_dtype!(call.dtype, random, &engines[..], &call));
+    check(100, |call| dispatch!(call.dtype, E => random::<E, _>(&engines[..], &call)));
     fn cases<E: Element, G: Engine>(engines: &[G]) {
         for (k, case) in shapes::cases().iter().filter(|c| c.shape().per_channel() != 1).enumerate()
         {
@@ -215,17 +215,3 @@ fn everything<E: Element, G: Engine>(
     }
     all
 }
-
-/// Calls a function that is generic over the element and the engine with a dtype that is a value.
-macro_rules! by_dtype {
-    ($dtype:expr, $f:ident, $($arg:expr),*) => {
-        match $dtype {
-            DType::F64 => $f::<f64, _>($($arg),*),
-            DType::F32 => $f::<f32, _>($($arg),*),
-            DType::F16 => $f::<f16, _>($($arg),*),
-            DType::Bf16 => $f::<bf16, _>($($arg),*),
-            other => panic!("{other} has no type here"),
-        }
-    };
-}
-use by_dtype;

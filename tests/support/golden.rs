@@ -164,32 +164,6 @@ pub fn parameters_of(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
-/// Evaluates an expression with a type alias for the element type of a dtype.
-macro_rules! with_element {
-    ($dtype:expr, $E:ident => $body:expr) => {
-        match $dtype {
-            ::batchnorm::DType::F64 => {
-                type $E = f64;
-                $body
-            }
-            ::batchnorm::DType::F32 => {
-                type $E = f32;
-                $body
-            }
-            ::batchnorm::DType::F16 => {
-                type $E = ::half::f16;
-                $body
-            }
-            ::batchnorm::DType::Bf16 => {
-                type $E = ::half::bf16;
-                $body
-            }
-            other => panic!("{other} has no type here"),
-        }
-    };
-}
-pub(crate) use with_element;
-
 /// From f64 to an element: exact for what a file held in that type, else to nearest.
 pub(crate) fn narrow<E: batchnorm::Element>(v: f64) -> E {
     E::narrow(batchnorm::Real::from_f64(v))

@@ -26,15 +26,22 @@ pub fn handmade(header: &[String], data: &[u8]) -> StateDict {
 
 /// Reads the bytes and, if that succeeds, loads them every way.
 pub fn load_anything(bytes: &[u8]) {
-    let Ok(dict) = StateDict::from_bytes(bytes) else { return };
-    assert_eq!(StateDict::from_bytes(&dict.to_bytes().unwrap()).unwrap(), dict);
+    let (dict, borrowed) = (StateDict::from_bytes(bytes), StateDict::borrow_bytes(bytes));
+    let (dict, borrowed) = match (dict, borrowed) {
+        (Ok(dict), Ok(borrowed)) => (dict, borrowed),
+        (dict, borrowed) => return assert_eq!(dict.map(drop), borrowed.map(drop)),
+    };
+    let again = dict.to_bytes().unwrap();
+    assert_eq!(StateDict::from_bytes(&again).unwrap(), dict);
+    assert_eq!(borrowed.to_bytes().unwrap(), again);
     for prefix in ["", "layer1.0.bn1."] {
-        load::<f32>(&dict, prefix, Config::default());
-        load::<f64>(&dict, prefix, Config::default().weight(false));
+        load::<f32, _>(&dict, prefix, Config::default());
+        load::<f64, _>(&dict, prefix, Config::default().weight(false));
+        load::<f32, _>(&borrowed, prefix, Config::default());
     }
 }
 
-fn load<P: Real>(dict: &StateDict, prefix: &str, config: Config) {
+fn load<P: Real, D: AsRef<[u8]>>(dict: &StateDict<D>, prefix: &str, config: Config) {
     let mut bn = BatchNorm::<P, _>::new(&Reference, 5, config).unwrap();
     let before = snapshot(&bn);
     match bn.load_state_dict(dict, prefix, Strict::Yes) {
@@ -43,11 +50,12 @@ fn load<P: Real>(dict: &StateDict, prefix: &str, config: Config) {
             // In bits, as NaN may be among them.
             let saved = bn.state_dict(prefix).unwrap();
             for name in saved.names().filter(|name| !name.ends_with("num_batches_tracked")) {
-                let bits = |dict: &StateDict| -> Vec<u64> {
-                    let values = dict.get::<P>(name).unwrap().unwrap().1;
+                let bits = |values: Vec<P>| -> Vec<u64> {
                     values.iter().map(|v| v.to_f64().to_bits()).collect()
                 };
-                assert_eq!(bits(&saved), bits(dict), "{name}");
+                let (saved, given) = (saved.get(name), dict.get(name));
+                let [saved, given] = [saved, given].map(|found| bits(found.unwrap().unwrap().1));
+                assert_eq!(saved, given, "{name}");
             }
         }
     }

@@ -8,12 +8,12 @@ use safetensors::View;
 use super::{DType, Dtype};
 use crate::{Element, Real};
 
-/// A tensor as the file has it: row-major, little-endian.
+/// A tensor as the file has it: row-major, little-endian, in bytes of its own or in the file's.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Entry {
+pub(super) struct Entry<D = Vec<u8>> {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
-    pub data: Vec<u8>,
+    pub data: D,
 }
 
 impl Entry {
@@ -37,14 +37,17 @@ impl Entry {
     pub fn counter(value: i64) -> Self {
         Self { dtype: Dtype::I64, shape: Vec::new(), data: value.to_le_bytes().to_vec() }
     }
+}
 
+impl<D: AsRef<[u8]>> Entry<D> {
     /// The values, if they fit into `P` without loss.
     pub fn values<P: Real>(&self) -> Option<Vec<P>> {
+        let data = self.data.as_ref();
         match self.dtype {
-            Dtype::F16 => Some(decode(&self.data, |b| f16::from_le_bytes(b).to_f64())),
-            Dtype::BF16 => Some(decode(&self.data, |b| bf16::from_le_bytes(b).to_f64())),
-            Dtype::F32 => Some(decode(&self.data, |b| f64::from(f32::from_le_bytes(b)))),
-            Dtype::F64 if P::DTYPE == DType::F64 => Some(decode(&self.data, f64::from_le_bytes)),
+            Dtype::F16 => Some(decode(data, |b| f16::from_le_bytes(b).to_f64())),
+            Dtype::BF16 => Some(decode(data, |b| bf16::from_le_bytes(b).to_f64())),
+            Dtype::F32 => Some(decode(data, |b| f64::from(f32::from_le_bytes(b)))),
+            Dtype::F64 if P::DTYPE == DType::F64 => Some(decode(data, f64::from_le_bytes)),
             _ => None,
         }
     }
@@ -55,7 +58,7 @@ impl Entry {
         if !matches!(self.shape[..], [] | [1]) {
             return None;
         }
-        let data = &self.data;
+        let data = self.data.as_ref();
         let float = |value: f64| match value {
             // i64::MAX itself is no f64; what is below 2^63 is at most that.
             value if value >= 0.0 && value < 2f64.powi(63) && value.fract() == 0.0 => {
@@ -112,13 +115,13 @@ pub(super) fn accepted<P: Real>() -> &'static str {
 }
 
 /// As messages show it: `f32 [5]`.
-impl fmt::Display for Entry {
+impl<D> fmt::Display for Entry<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {:?}", self.dtype.to_string().to_lowercase(), self.shape)
     }
 }
 
-impl View for &Entry {
+impl<D: AsRef<[u8]>> View for &Entry<D> {
     fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -126,9 +129,9 @@ impl View for &Entry {
         &self.shape
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.data)
+        Cow::Borrowed(self.data.as_ref())
     }
     fn data_len(&self) -> usize {
-        self.data.len()
+        self.data.as_ref().len()
     }
 }

@@ -67,15 +67,15 @@ impl fmt::Display for Mismatch {
 }
 
 /// Looks entries up under a prefix, and notes what is wrong.
-pub(super) struct Reader<'a> {
-    dict: &'a StateDict,
+pub(super) struct Reader<'a, D> {
+    dict: &'a StateDict<D>,
     prefix: &'a str,
     expected: Vec<String>,
     report: LoadReport,
 }
 
-impl<'a> Reader<'a> {
-    pub fn new(dict: &'a StateDict, prefix: &'a str) -> Self {
+impl<'a, D: AsRef<[u8]>> Reader<'a, D> {
+    pub fn new(dict: &'a StateDict<D>, prefix: &'a str) -> Self {
         Self { dict, prefix, expected: Vec::new(), report: LoadReport::default() }
     }
 
@@ -83,7 +83,7 @@ impl<'a> Reader<'a> {
     fn has(&self, name: &str) -> bool {
         self.dict.entries.contains_key(&format!("{}{name}", self.prefix))
     }
-    fn entry(&mut self, name: &str) -> (String, Option<&'a Entry>) {
+    fn entry(&mut self, name: &str) -> (String, Option<&'a Entry<D>>) {
         let name = format!("{}{name}", self.prefix);
         self.expected.push(name.clone());
         let entry = self.dict.entries.get(&name);
@@ -184,9 +184,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// [`Error::Length`] where a buffer of the layer was replaced by one of another length; the
     /// memory's refusal. Everything is checked before the first write; a device that fails at a later
     /// one leaves the layer with a part of the dict.
-    pub fn load_state_dict(
+    pub fn load_state_dict<D: AsRef<[u8]>>(
         &mut self,
-        dict: &StateDict,
+        dict: &StateDict<D>,
         prefix: &str,
         strict: Strict,
     ) -> Result<LoadReport> {

@@ -23,9 +23,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> LayerNorm<P, G> {
     ///
     /// # Errors
     /// [`Error::Load`] with [`Strict::Yes`], [`Error::Length`], the memory's refusal.
-    pub fn load_state_dict(
+    pub fn load_state_dict<D: AsRef<[u8]>>(
         &mut self,
-        dict: &StateDict,
+        dict: &StateDict<D>,
         prefix: &str,
         strict: Strict,
     ) -> Result<LoadReport> {

@@ -18,9 +18,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> LazyBatchNorm<P, G> {
     ///
     /// # Errors
     /// As there.
-    pub fn load_state_dict(
+    pub fn load_state_dict<D: AsRef<[u8]>>(
         &mut self,
-        dict: &StateDict,
+        dict: &StateDict<D>,
         prefix: &str,
         strict: Strict,
     ) -> Result<LoadReport> {

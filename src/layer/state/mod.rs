@@ -37,22 +37,39 @@ use entry::Entry;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct StateDict {
-    entries: BTreeMap<String, Entry>,
+///
+/// `D` is what the tensors' bytes lie in: their own memory (`StateDict`), or the file's
+/// (`StateDict<&[u8]>`), which [`borrow_bytes`](Self::borrow_bytes) reads without a copy. Either loads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StateDict<D = Vec<u8>> {
+    entries: BTreeMap<String, Entry<D>>,
 }
 
-impl StateDict {
-    /// No tensors.
-    pub fn new() -> Self {
-        Self::default()
+impl<D> Default for StateDict<D> {
+    fn default() -> Self {
+        Self { entries: BTreeMap::new() }
     }
+}
 
-    /// Reads a safetensors file.
+impl<'a> StateDict<&'a [u8]> {
+    /// Reads a safetensors file where it lies, such as one that is mapped into memory: names and shapes are
+    /// copied, of the tensors only those that a layer loads. Their bytes may start anywhere.
+    ///
+    /// ```
+    /// # use batchnorm::{BatchNorm, Config, Reference, StateDict, Strict};
+    /// # fn main() -> batchnorm::Result<()> {
+    /// # let mut bn1 = BatchNorm::<f32, _>::new(&Reference, 3, Config::default())?;
+    /// # let map = bn1.state_dict("layer1.0.bn1.")?.to_bytes()?;
+    /// // let map = unsafe { memmap2::Mmap::map(&file)? }; // 500 MB, of which little is read
+    /// let dict = StateDict::borrow_bytes(&map)?;
+    /// bn1.load_state_dict(&dict, "layer1.0.bn1.", Strict::Yes)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::State`] where the bytes are none. No bytes make it panic.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+    pub fn borrow_bytes(bytes: &'a [u8]) -> Result<Self> {
         // Not by `SafeTensors::deserialize`: it adds the header's sizes up without a check, which
         // panics in builds that check overflow.
         let (header, data) = split(bytes)?;
@@ -66,30 +83,28 @@ impl StateDict {
         for (name, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
             let data = data.get(start..end).ok_or_else(|| state("offsets outside of the data"))?;
-            let (shape, data) = (info.shape.clone(), data.to_vec());
-            entries.insert(name, Entry { dtype: info.dtype, shape, data });
+            entries.insert(name, Entry { dtype: info.dtype, shape: info.shape.clone(), data });
         }
         Ok(Self { entries })
     }
+}
 
-    /// Writes a safetensors file, marked as of PyTorch's conventions (`"format": "pt"`). Equal
-    /// dicts give equal bytes.
+impl StateDict {
+    /// No tensors.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Reads a safetensors file, each tensor into memory of its own.
     ///
     /// # Errors
-    /// [`Error::State`] where the names are too long for the format.
-    pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-        safetensors::serialize(&self.entries, Some(metadata)).map_err(state)
-    }
-
-    /// The names, in alphabetical order.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.entries.keys().map(String::as_str)
-    }
-
-    /// Takes over all tensors of `other`; of two with one name its own replaces this one's.
-    pub fn extend(&mut self, other: StateDict) {
-        self.entries.extend(other.entries);
+    /// [`Error::State`] where the bytes are none. No bytes make it panic.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let entries = StateDict::borrow_bytes(bytes)?.entries.into_iter();
+        let entries = entries.map(|(name, Entry { dtype, shape, data })| {
+            (name, Entry { dtype, shape, data: data.to_vec() })
+        });
+        Ok(Self { entries: entries.collect() })
     }
 
     /// Adds a tensor, row-major, or replaces the one of that name.
@@ -124,6 +139,28 @@ impl StateDict {
             i64::try_from(count).map_err(|e| state(format_args!("{name}: {count}: {e}")))?;
         self.entries.insert(name, Entry::counter(count));
         Ok(())
+    }
+}
+
+impl<D: AsRef<[u8]>> StateDict<D> {
+    /// Writes a safetensors file, marked as of PyTorch's conventions (`"format": "pt"`). Equal
+    /// dicts give equal bytes.
+    ///
+    /// # Errors
+    /// [`Error::State`] where the names are too long for the format.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+        safetensors::serialize(&self.entries, Some(metadata)).map_err(state)
+    }
+
+    /// The names, in alphabetical order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Takes over all tensors of `other`; of two with one name its own replaces this one's.
+    pub fn extend(&mut self, other: Self) {
+        self.entries.extend(other.entries);
     }
 
     /// The value of a counter; none where the name is unknown. It may be of any type of whole or of

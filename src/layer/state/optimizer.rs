@@ -30,9 +30,13 @@ impl<M: Memory, P: Real> Optimizer<M, P> {
     /// [`Error::Load`] with the names that are missing; [`Error::State`] where a type would lose digits or a
     /// number of steps is none; as [`load_state`](Self::load_state). All of it is checked before anything
     /// is written.
-    pub fn load_state_dict(&mut self, dict: &StateDict, prefix: &str) -> Result<()> {
-        fn take<P: Real>(
-            dict: &StateDict,
+    pub fn load_state_dict<D: AsRef<[u8]>>(
+        &mut self,
+        dict: &StateDict<D>,
+        prefix: &str,
+    ) -> Result<()> {
+        fn take<P: Real, D: AsRef<[u8]>>(
+            dict: &StateDict<D>,
             name: String,
             missing: &mut Vec<String>,
         ) -> Result<Vec<P>> {
@@ -44,7 +48,7 @@ impl<M: Memory, P: Real> Optimizer<M, P> {
         }
         let mut missing = Vec::new();
         let scalar = |name: String, missing: &mut Vec<String>| {
-            let values = take::<f64>(dict, name.clone(), missing)?;
+            let values = take::<f64, D>(dict, name.clone(), missing)?;
             match values[..] {
                 [value] => Ok(value),
                 [] => Ok(0.0), // missing

@@ -3,9 +3,9 @@ use super::super::oracle::derivative;
 use super::super::tolerance::agrees;
 use super::bars::Bars;
 use super::run::compute_pass;
-use super::{COMPUTED, Case, Content, Entry, Ran, Tensors, narrow, widen, with_element};
+use super::{COMPUTED, Case, Content, Entry, Ran, Tensors, narrow, widen};
 use anyhow::{Result, ensure};
-use batchnorm::{Activation, DType};
+use batchnorm::{Activation, DType, dispatch};
 
 /// What is to be said of one tensor: of the element that is nearest to its tolerance, or furthest
 /// beyond it.
@@ -120,7 +120,7 @@ impl<'a> Pass<'a> {
         let at = |y: &[f64], derivative: fn(Activation, f64, f64) -> f64| -> Vec<f64> {
             z.iter().zip(y).map(|(&z, &y)| derivative(case.activation, z, y)).collect()
         };
-        let own = at(got, with_element!(case.dtype, E => derivative::<E>));
+        let own = at(got, dispatch!(case.dtype, E => derivative::<E>));
         let golden = at(golden, derivative::<f64>);
         let bars = Bars::new(case, eval, &own)?;
         let differs: Vec<usize> = (0..own.len()).filter(|&i| own[i] != golden[i]).collect();
@@ -187,7 +187,7 @@ impl<'a> Pass<'a> {
 /// The largest value, of those that the dtype can hold: what lies beyond it says nothing about how
 /// the others are rounded.
 fn max_abs(dtype: DType, values: &[f64]) -> f64 {
-    let fits = |v: f64| with_element!(dtype, E => widen(narrow::<E>(v)).is_finite());
+    let fits = |v: f64| dispatch!(dtype, E => widen(narrow::<E>(v)).is_finite());
     values.iter().filter(|v| fits(**v)).fold(0.0, |max, v| v.abs().max(max))
 }
 

@@ -1,9 +1,9 @@
 //! Runs an engine over a case, and stores what it computed.
-use super::{COMPUTED, Case, Entry, Tensors, narrow, widen, with_element};
+use super::{COMPUTED, Case, Entry, Tensors, narrow, widen};
 use anyhow::{Context, Result, ensure};
 use batchnorm::{
     Backward, DType, Derivative, Element, Engine, Error, ForwardEval, ForwardTrain, Input, Memory,
-    Real, Reference, Running, Saved, Statistics, Stats,
+    Real, Reference, Running, Saved, Statistics, Stats, dispatch,
 };
 use safetensors::{Dtype, tensor::TensorView};
 
@@ -31,13 +31,13 @@ pub fn compute<G: Engine>(engine: &G, case: &Case) -> Result<Tensors> {
 
 /// The same by an engine that may refuse an operation.
 pub fn compute_served<G: Engine>(engine: &G, case: &Case) -> Result<Ran> {
-    with_element!(case.dtype, E => Run::<G, E>::new(engine, case)?.all())
+    dispatch!(case.dtype, E => Run::<G, E>::new(engine, case)?.all())
         .with_context(|| format!("{}: {}", case.name, engine.name()))
 }
 
 /// Training alone, or evaluation alone, by the reference: for cases that have the golden tensors of one.
 pub fn compute_pass(case: &Case, eval: bool) -> Result<Tensors> {
-    with_element!(case.dtype, E => {
+    dispatch!(case.dtype, E => {
         let mut run = Run::<Reference, E>::new(&Reference, case)?;
         if eval { run.eval(true)? } else { run.train()? }
         Ok(run.computed)

@@ -3,9 +3,9 @@
 //! A runner is generic over engine and element, calls the layer as a user does, and gives a [`Verdict`] for
 //! each golden tensor. A new kind is a file here and a line of [`runner`].
 use super::super::tolerance::{Kind, agrees, tolerance};
-use super::{Document, Verdict, with_element};
+use super::{Document, Verdict};
 use anyhow::{Context, Result, bail, ensure};
-use batchnorm::{Element, Engine, Error};
+use batchnorm::{Element, Engine, Error, dispatch};
 use std::collections::BTreeMap;
 
 mod batch_always;
@@ -123,7 +123,7 @@ pub fn is_known(kind: &str) -> bool {
 
 /// Runs an engine over a document of a known kind.
 pub fn run<G: Engine>(engine: &G, document: &Document) -> Result<Outcome> {
-    let runner = with_element!(document.dtype, E => runner::<G, E>(&document.kind));
+    let runner = dispatch!(document.dtype, E => runner::<G, E>(&document.kind));
     let Some(runner) = runner else { bail!("kind {:?} is not known", document.kind) };
     runner(engine, document).with_context(|| format!("{}: {}", document.name, engine.name()))
 }
