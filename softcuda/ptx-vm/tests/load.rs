@@ -387,6 +387,14 @@ fn registers_that_are_not_in_use_at_one_time_are_one() {
     let Op::Alu(moved) = &looped.code[99].op else { panic!() };
     assert!(carries(moved.from[0]) && moved.from[0] != carried);
     assert_eq!(moved.to[0], carried);
+    // One that is written before a loop and read at its top is read in every turn.
+    let before = kernel(&format!("mov.u32 %r150, 5;\ntop:\n{chain}@%p1 bra top;"));
+    let Op::Alu(written) = &before.code[0].op else { panic!() };
+    let overwrites = |instr: &ptx_vm::instr::Instr| match &instr.op {
+        Op::Alu(alu) => alu.to[0] == written.to[0],
+        _ => false,
+    };
+    assert!(!before.code[1..].iter().any(overwrites));
     // Where a guard does not hold the old value stays, so that it must not lose its place.
     let guarded =
         kernel("mov.u32 %r1, 5;\nmov.u32 %r2, 6;\n@%p1 mov.u32 %r1, %r2;\nadd.s32 %r3, %r1, %r1;");
