@@ -52,6 +52,8 @@ pub struct Driver {
     pub events: BTreeMap<Id, Event>,
     pub modules: BTreeMap<Id, Module>,
     pub functions: BTreeMap<Id, Function>,
+    /// What texts that were loaded before say.
+    pub texts: HashMap<Box<str>, ptx_vm::Module>,
     pub captures: BTreeMap<Id, Capture>,
     pub graphs: BTreeMap<Id, Arc<Graph>>,
     pub executables: BTreeMap<Id, Executable>,
@@ -73,6 +75,7 @@ impl Driver {
             events: BTreeMap::new(),
             modules: BTreeMap::new(),
             functions: BTreeMap::new(),
+            texts: HashMap::new(),
             captures: BTreeMap::new(),
             graphs: BTreeMap::new(),
             executables: BTreeMap::new(),

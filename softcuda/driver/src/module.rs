@@ -45,6 +45,9 @@ pub struct Shape {
 /// The beginnings of an ELF file and of a fat binary.
 const BINARIES: [&[u8]; 2] = [b"\x7fELF", &[0x50, 0xed, 0x55, 0xba]];
 
+/// Bytes of the texts whose modules are remembered, at most.
+const TEXTS: usize = 64 << 20;
+
 impl Locked {
     /// Loads PTX.
     pub fn load_module(&mut self, context: Id, image: &[u8]) -> Result<Id, Code> {
@@ -58,7 +61,9 @@ impl Locked {
             return Err(Code::NoBinaryForGpu);
         }
         let text = std::str::from_utf8(image).map_err(|_| Code::InvalidImage)?;
-        let code = ptx_vm::Module::load(text).map_err(|error| {
+        let code = self.read_module(text);
+        let device = self.device_of(context)?;
+        let code = code.map_err(|error| {
             device.refuse(CALL, error.to_string());
             Code::InvalidPtx
         })?;
@@ -72,6 +77,21 @@ impl Locked {
             Module { context, code, version: version(text), functions: BTreeMap::new() },
         );
         Ok(id)
+    }
+
+    /// Reads a text, or remembers what it said: tests load the same few modules again and again, each into a context of its
+    /// own. Others go on meanwhile.
+    fn read_module(&mut self, text: &str) -> Result<ptx_vm::Module, ptx_vm::LoadError> {
+        if let Some(code) = self.texts.get(text) {
+            return Ok(code.clone());
+        }
+        let code = self.unlocked(|| ptx_vm::Module::load(text))?;
+        let held: usize = self.texts.keys().map(|text| text.len()).sum();
+        if held + text.len() > TEXTS {
+            self.texts.clear();
+        }
+        self.texts.insert(text.into(), code.clone());
+        Ok(code)
     }
 
     pub fn unload_module(&mut self, module: Id) -> Result<(), Code> {

@@ -228,6 +228,28 @@ pub enum Special {
     TotalSharedSize,
 }
 
+impl Special {
+    /// Whether all threads of a block have the same.
+    pub(crate) fn is_of_block(self) -> bool {
+        match self {
+            Self::Threads(_)
+            | Self::Block(_)
+            | Self::Blocks(_)
+            | Self::Warps
+            | Self::DynamicSharedSize
+            | Self::TotalSharedSize => true,
+            Self::Thread(_)
+            | Self::Lane
+            | Self::Warp
+            | Self::LaneMaskEq
+            | Self::LaneMaskLt
+            | Self::LaneMaskLe
+            | Self::LaneMaskGt
+            | Self::LaneMaskGe => false,
+        }
+    }
+}
+
 /// What a register holds before the first instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fill {
@@ -259,9 +281,9 @@ pub struct Kernel {
     pub param_bytes: usize,
     /// The instructions.
     pub code: Vec<Instr>,
-    /// Registers, those of [`Kernel::fills`] among them.
+    /// Registers, those of [`Kernel::fills`] among them: as many as are in use at one time, not as the text names.
     pub registers: usize,
-    /// What registers hold at the start; all others are uninitialised.
+    /// What registers hold at the start; all others hold 0.
     pub fills: Vec<(Reg, Fill)>,
     /// Bytes of statically declared shared memory; the dynamic part begins behind it, 16-byte aligned.
     pub static_shared: usize,

@@ -355,3 +355,53 @@ fn warps_and_blocks_meet() {
     assert_eq!(op("prefetch.global.L2 [%rd1];"), Op::Nop);
     assert_eq!(op("nanosleep.u32 100;"), Op::Nop);
 }
+
+#[test]
+fn registers_that_are_not_in_use_at_one_time_are_one() {
+    let chain: String = (1..100).map(|i| format!("add.s32 %r{}, %r{}, 1;\n", i + 1, i)).collect();
+    let text = |body: &str| {
+        format!(
+            ".version 7.8\n.target sm_90\n.address_size 64\n.visible .entry k(.param .u64 p)\n{{\n\
+             .reg .b32 %r<200>; .reg .pred %p<3>;\n{body}\nret;\n}}\n"
+        )
+    };
+    let kernel = |body: &str| Module::load(&text(body)).unwrap().kernel("k").unwrap().clone();
+    // Two of the chain at a time, and the number 1.
+    assert_eq!(kernel(&chain).registers, 3);
+    // What a later turn of a loop reads keeps its place through the loop; so do both constants.
+    let chain = chain.replace("%r1,", "%r150,");
+    let turn = format!(
+        "top:\n{chain}mov.u32 %r150, %r151;\nmov.u32 %r151, %r100;\n\
+         setp.lt.s32 %p1, %r150, 7;\n@%p1 bra top;"
+    );
+    let looped = kernel(&turn);
+    let Op::Alu(first) = &looped.code[0].op else { panic!() };
+    let carried = first.from[0];
+    let carries = |reg| {
+        looped.code[..99].iter().all(|instr| match &instr.op {
+            Op::Alu(alu) => alu.to[0] != reg,
+            _ => true,
+        })
+    };
+    assert!(carries(carried), "written within the loop before it is read in the next turn");
+    let Op::Alu(moved) = &looped.code[99].op else { panic!() };
+    assert!(carries(moved.from[0]) && moved.from[0] != carried);
+    assert_eq!(moved.to[0], carried);
+    // One that is written before a loop and read at its top is read in every turn.
+    let before = kernel(&format!("mov.u32 %r150, 5;\ntop:\n{chain}@%p1 bra top;"));
+    let Op::Alu(written) = &before.code[0].op else { panic!() };
+    let overwrites = |instr: &ptx_vm::instr::Instr| match &instr.op {
+        Op::Alu(alu) => alu.to[0] == written.to[0],
+        _ => false,
+    };
+    assert!(!before.code[1..].iter().any(overwrites));
+    // Where a guard does not hold the old value stays, so that it must not lose its place.
+    let guarded =
+        kernel("mov.u32 %r1, 5;\nmov.u32 %r2, 6;\n@%p1 mov.u32 %r1, %r2;\nadd.s32 %r3, %r1, %r1;");
+    let written = |i: usize| match &guarded.code[i].op {
+        Op::Alu(alu) => alu.to[0],
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(written(0), written(2));
+    assert_ne!(written(0), written(1));
+}

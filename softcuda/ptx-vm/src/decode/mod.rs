@@ -1,5 +1,6 @@
 //! Statements to [`Kernel`]s: names looked up, forms checked.
 
+mod allocate;
 mod arithmetic;
 mod compare;
 mod control;
@@ -36,6 +37,7 @@ fn kernel(
     let mut decoder = Decoder {
         names: Names::new(),
         code: Vec::new(),
+        counts: Vec::new(),
         jumps: Vec::new(),
         guard: None,
         line: entry.line,
@@ -64,13 +66,16 @@ fn kernel(
             *to = target as u32;
         }
     }
+    let Decoder { names, mut code, counts, .. } = decoder;
+    let (registers, at_start) = allocate::allocate(&mut code, &counts, names.count());
+    let kept = |(reg, fill): (Reg, Fill)| Some((at_start[usize::from(reg)]?, fill));
     Ok(Kernel {
         name: entry.name.clone(),
         params,
         param_bytes,
-        code: decoder.code,
-        registers: decoder.names.count(),
-        fills: decoder.names.into_fills(),
+        code,
+        registers,
+        fills: names.into_fills().into_iter().filter_map(kept).collect(),
         static_shared,
         local,
         max_threads: entry.max_threads,
@@ -82,6 +87,8 @@ fn kernel(
 struct Decoder {
     names: Names,
     code: Vec<Instr>,
+    /// How many results and operands each instruction has, if it is an [`Op::Alu`].
+    counts: Vec<(u8, u8)>,
     /// Branches whose target is not known yet: their index, the block they stand in and the label.
     jumps: Vec<(usize, usize, String)>,
     /// That of the instruction in hand.
@@ -172,6 +179,7 @@ impl Decoder {
 
     fn push(&mut self, op: Op) {
         self.code.push(Instr { op, guard: self.guard, line: self.line });
+        self.counts.push((0, 0));
     }
 
     fn push_alu(&mut self, operation: Operation, to: &[Reg], from: &[Reg]) {
@@ -181,6 +189,7 @@ impl Decoder {
             regs
         };
         self.push(Op::Alu(Alu { operation, to: fill(to), from: fill(from) }));
+        *self.counts.last_mut().expect("just pushed") = (to.len() as u8, from.len() as u8);
     }
 
     fn constant(&mut self, bits: u64) -> Result<Reg> {

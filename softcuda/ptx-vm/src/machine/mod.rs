@@ -125,15 +125,24 @@ impl<'a> Machine<'a> {
 
     fn start(&self, number: u32, shared: Shared) -> Block {
         let (kernel, threads) = (self.launch.kernel, self.launch.threads());
-        Block::new(number, threads, kernel.local, shared, |warp| {
-            let mut registers = Registers::of(kernel);
-            registers.set_seed(self.launch.seed);
-            for &(reg, fill) in &kernel.fills {
-                if let Fill::Special(special) = fill {
-                    *registers.row_mut(reg) = std::array::from_fn(|lane| {
-                        self.special(special, number, warp, lane as u32)
-                    });
+        // What all warps of the block begin with.
+        let mut first = Registers::of(kernel);
+        first.set_seed(self.launch.seed);
+        let mut differ = Vec::new();
+        for &(reg, fill) in &kernel.fills {
+            match fill {
+                Fill::Constant(_) => {}
+                Fill::Special(special) if special.is_of_block() => {
+                    *first.row_mut(reg) = [self.special(special, number, 0, 0); 32];
                 }
+                Fill::Special(special) => differ.push((reg, special)),
+            }
+        }
+        Block::new(number, threads, kernel.local, shared, |warp| {
+            let mut registers = first.clone();
+            for &(reg, special) in &differ {
+                *registers.row_mut(reg) =
+                    std::array::from_fn(|lane| self.special(special, number, warp, lane as u32));
             }
             registers
         })

@@ -35,6 +35,16 @@ pub(crate) struct Piece<'a> {
 }
 
 fn each<const N: usize>(bytes: &[u8], width: usize, skip: usize, row: &mut [u64]) {
+    // A constant width makes vectors of the loop.
+    match width / N {
+        1 => each_of::<N>(bytes, N, 0, row),
+        2 => each_of::<N>(bytes, 2 * N, skip, row),
+        _ => each_of::<N>(bytes, 4 * N, skip, row),
+    }
+}
+
+#[inline(always)]
+fn each_of<const N: usize>(bytes: &[u8], width: usize, skip: usize, row: &mut [u64]) {
     for (value, chunk) in row.iter_mut().zip(bytes.chunks_exact(width)) {
         let mut element = [0; 8];
         element[..N].copy_from_slice(&chunk[skip..skip + N]);
@@ -70,6 +80,15 @@ impl Elements<'_> {
 }
 
 fn put_each<const N: usize>(bytes: &mut [u8], width: usize, skip: usize, row: &[u64]) {
+    match width / N {
+        1 => put_each_of::<N>(bytes, N, 0, row),
+        2 => put_each_of::<N>(bytes, 2 * N, skip, row),
+        _ => put_each_of::<N>(bytes, 4 * N, skip, row),
+    }
+}
+
+#[inline(always)]
+fn put_each_of<const N: usize>(bytes: &mut [u8], width: usize, skip: usize, row: &[u64]) {
     for (value, chunk) in row.iter().zip(bytes.chunks_exact_mut(width)) {
         chunk[skip..skip + N].copy_from_slice(&value.to_le_bytes()[..N]);
     }

@@ -2,7 +2,7 @@
 
 #![allow(dead_code)] // Every test program uses its part.
 
-use ptx_vm::instr::{Kernel, Op, Reg};
+use ptx_vm::instr::{Kernel, Op};
 use ptx_vm::registers::Registers;
 use ptx_vm::{LoadError, Module, alu};
 
@@ -10,8 +10,7 @@ use ptx_vm::{LoadError, Module, alu};
 pub struct Program {
     registers: Registers,
     kernel: std::sync::Arc<Kernel>,
-    inputs: Vec<Reg>,
-    results: Vec<Reg>,
+    inputs: usize,
 }
 
 /// Instructions as the body of a kernel.
@@ -51,15 +50,8 @@ impl Program {
         }
         let module = Module::load(&text(&declarations, &format!("{before}\n{body}\n{after}")))?;
         let kernel = module.kernel("k").unwrap().clone();
-        let (mut inputs, mut results) = (Vec::new(), Vec::new());
-        for instr in &kernel.code {
-            match &instr.op {
-                Op::Load { regs, .. } => inputs.push(regs[0]),
-                Op::Store { regs, .. } => results.push(regs[0]),
-                _ => {}
-            }
-        }
-        Ok(Program { registers: Registers::of(&kernel), kernel, inputs, results })
+        let loads = kernel.code.iter().filter(|instr| matches!(instr.op, Op::Load { .. }));
+        Ok(Program { registers: Registers::of(&kernel), inputs: loads.count(), kernel })
     }
 
     pub fn seeded(mut self, seed: u64) -> Program {
@@ -71,22 +63,28 @@ impl Program {
     pub fn run(&self, rows: &[Vec<u64>]) -> Vec<Vec<u64>> {
         let mut all = Vec::new();
         for rows in rows.chunks(32) {
+            assert!(rows.iter().all(|row| row.len() == self.inputs));
             let mut registers = self.registers.clone();
-            for (lane, row) in rows.iter().enumerate() {
-                assert_eq!(row.len(), self.inputs.len());
-                for (&reg, &value) in self.inputs.iter().zip(row) {
-                    registers.row_mut(reg)[lane] = value;
-                }
-            }
             let mask = u32::MAX >> (32 - rows.len());
+            let (mut inputs, mut results) = (0.., vec![Vec::new(); rows.len()]);
             for instr in &self.kernel.code {
-                if let Op::Alu(instruction) = &instr.op {
-                    alu::execute(instruction, &mut registers, mask);
+                match &instr.op {
+                    Op::Alu(instruction) => alu::execute(instruction, &mut registers, mask),
+                    Op::Load { regs, .. } => {
+                        let input = inputs.next().unwrap();
+                        for (lane, row) in rows.iter().enumerate() {
+                            registers.row_mut(regs[0])[lane] = row[input];
+                        }
+                    }
+                    Op::Store { regs, .. } => {
+                        for (lane, results) in results.iter_mut().enumerate() {
+                            results.push(registers.row(regs[0])[lane]);
+                        }
+                    }
+                    _ => {}
                 }
             }
-            for lane in 0..rows.len() {
-                all.push(self.results.iter().map(|&reg| registers.row(reg)[lane]).collect());
-            }
+            all.extend(results);
         }
         all
     }
