@@ -23,6 +23,9 @@ mod error; // what went wrong, both sides shown
 #[doc = include_str!("docs/conventions.md")]
 pub mod conventions {}
 
+#[doc = include_str!("docs/integrations.md")]
+pub mod integrations {}
+
 #[cfg(feature = "cuda")]
 pub use cudarc; // its streams and slices are what `Cuda` works on
 
