@@ -2,7 +2,7 @@
 //! crate's. From the same weights, on the same batches; the clock runs for each. At its end the record of one is
 //! loaded by the other.
 //!
-//! `cargo run --release -p batchnorm-burn --example burn -- [--epochs 8] [--batch 64] [--checkpoint FILE]`
+//! `cargo run --release --manifest-path burn/Cargo.toml --example burn -- [--epochs 8] [--batch 64] [--checkpoint FILE]`
 use anyhow::{Context, Result, ensure};
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};

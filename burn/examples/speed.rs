@@ -1,6 +1,6 @@
 //! Times this layer beside burn's own: both in this process, by turns, on the shapes of ResNet-50.
 //!
-//! `cargo run --release -p batchnorm-burn --example speed [BATCH]`
+//! `cargo run --release --manifest-path burn/Cargo.toml --example speed [BATCH]`
 use anyhow::Result;
 use burn::tensor::{Device, Distribution, Tensor};
 use std::time::Instant;
