@@ -7,6 +7,8 @@
 mod launch; // parameters as kernels/README.md lists them
 #[path = "kernels/parameters.rs"]
 mod parameters;
+#[path = "kernels/ptx.rs"]
+mod ptx; // the texts that ship
 #[path = "kernels/resident.rs"]
 mod resident;
 #[path = "kernels/rows.rs"]

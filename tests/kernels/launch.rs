@@ -6,32 +6,12 @@ use cudarc::driver::{
     PushKernelArg, ValidAsZeroBits,
 };
 use cudarc::nvrtc::Ptx;
-use lzma_rust2::LzmaReader;
 use softcuda::Exclusive;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Read;
 use std::sync::Arc;
 
-use crate::support::files::checkout;
-
-/// The text of `kernels/ptx/MODULE+MODULE.sm_XX.sm_YY.ptx.lzma`, of the highest target that a device of this capability takes.
-fn ptx(module: &str, capability: i32) -> String {
-    let folder = std::fs::read_dir(checkout("kernels/ptx")).unwrap();
-    let files = folder.map(|file| file.unwrap().file_name().into_string().unwrap());
-    let place = |file: &str| file.split(".sm_").next()?.split('+').position(|name| name == module);
-    let found = files.into_iter().find_map(|file| Some((place(&file)?, file)));
-    let (place, file) = found.expect(module);
-    let targets = file.strip_suffix(".ptx.lzma").unwrap().split(".sm_").skip(1);
-    let first = place * targets.clone().count();
-    let served = targets.filter(|target| target.parse::<i32>().unwrap() <= capability).count();
-    let mut text = String::new();
-    let file = File::open(checkout(&format!("kernels/ptx/{file}"))).unwrap();
-    let mut reader = LzmaReader::new_mem_limit(file, u32::MAX, None).unwrap();
-    reader.read_to_string(&mut text).unwrap();
-    text.split('\0').nth(first + served - 1).unwrap().to_owned()
-}
+use crate::ptx::ptx;
 
 /// How a shape is cut.
 #[derive(Debug, Clone, Copy)]
