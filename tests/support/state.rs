@@ -29,7 +29,8 @@ pub fn load_anything(bytes: &[u8]) {
     let (dict, borrowed) = (StateDict::from_bytes(bytes), StateDict::borrow_bytes(bytes));
     let (dict, borrowed) = match (dict, borrowed) {
         (Ok(dict), Ok(borrowed)) => (dict, borrowed),
-        (dict, borrowed) => return assert_eq!(dict.map(drop), borrowed.map(drop)),
+        // Of several tensors that are wrong, either may name any.
+        (dict, borrowed) => return assert_eq!(dict.is_err(), borrowed.is_err()),
     };
     let again = dict.to_bytes().unwrap();
     assert_eq!(StateDict::from_bytes(&again).unwrap(), dict);
