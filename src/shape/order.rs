@@ -170,6 +170,8 @@ mod tests {
     fn axes_of_size_1_stay_behind_the_one_before() {
         assert_eq!(axes(&[8, 3, 1, 1], &[3, 1, 77, 0]), [0, 1, 2, 3]);
         assert_eq!(axes(&[1, 3, 5], &[0, 1, 3]), [0, 2, 1]);
+        assert_eq!(axes(&[2, 1, 3], &[3, 9, 1]), [0, 1, 2]);
+        assert_eq!(axes(&[2, 1, 1, 3], &[1, 9, 9, 2]), [3, 0, 1, 2]);
         assert_eq!(axes(&[2, 3, 1, 5], &[15, 1, 1, 3]), [0, 3, 1, 2]);
         assert_eq!(axes(&[5, 1, 3], &[1, 1, 5]), [2, 0, 1]);
         assert_eq!(axes(&[1, 1], &[9, 9]), [0, 1]);
