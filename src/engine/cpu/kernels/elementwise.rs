@@ -320,9 +320,7 @@ fn group<E: Element>(
     coef: impl Lanes<E::Acc>,
     op: impl Op<E::Acc>,
 ) -> [E::Acc; GROUP] {
-    let [x, other] = from.map(
-        #[inline(always)]
-        |values| store.simd.widen(values),
-    );
+    // Not by `map`: what it calls is compiled apart, without the loop's vector instructions.
+    let (x, other) = (store.simd.widen(from[0]), store.simd.widen(from[1]));
     op.group(store.simd, at, coef, x, other)
 }

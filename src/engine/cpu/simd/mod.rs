@@ -10,6 +10,7 @@ use std::hint::select_unpredictable;
 pub(super) use store::{Store, fence, prefetch};
 pub(super) use units::{BLOCK, GROUP, LINE, ROOM, Scratch, TWICE, to_line};
 
+mod halves;
 mod level;
 mod store;
 mod units;
@@ -79,78 +80,6 @@ impl Simd {
 }
 
 impl Simd {
-    /// To the accumulating type, exactly.
-    #[inline(always)]
-    pub fn widen<E: Element, const N: usize>(self, values: &[E; N]) -> [E::Acc; N] {
-        let mut wide = [E::Acc::default(); N];
-        #[cfg(target_arch = "x86_64")]
-        if self.converts_f16::<E, N>() {
-            let (from, to) = (values.as_ptr().cast::<u16>(), wide.as_mut_ptr().cast::<f32>());
-            // SAFETY: E is f16 and its sums are f32; there are N of both, whole vectors of them; and
-            // the machine has the instructions.
-            unsafe {
-                if self.is_avx512() && N.is_multiple_of(16) {
-                    for i in (0..N).step_by(16) {
-                        let halves = _mm256_loadu_si256(from.add(i).cast());
-                        _mm512_storeu_ps(to.add(i), _mm512_cvtph_ps(halves));
-                    }
-                } else {
-                    for i in (0..N).step_by(8) {
-                        let halves = _mm_loadu_si128(from.add(i).cast());
-                        _mm256_storeu_ps(to.add(i), _mm256_cvtph_ps(halves));
-                    }
-                }
-            }
-            return wide;
-        }
-        if self.calls_conversions::<E>() {
-            widen_group(values, &mut wide);
-            return wide;
-        }
-        for l in 0..N {
-            wide[l] = values[l].widen();
-        }
-        wide
-    }
-    /// From the accumulating type, to nearest, ties to even.
-    #[inline(always)]
-    pub fn narrow<E: Element, const N: usize>(self, values: &[E::Acc; N]) -> [E; N] {
-        let mut narrow = [E::default(); N];
-        #[cfg(target_arch = "x86_64")]
-        if self.converts_f16::<E, N>() {
-            const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
-            let (from, to) = (values.as_ptr().cast::<f32>(), narrow.as_mut_ptr().cast::<u16>());
-            // SAFETY: as in `widen`.
-            unsafe {
-                if self.is_avx512() && N.is_multiple_of(16) {
-                    for i in (0..N).step_by(16) {
-                        let halves = _mm512_cvtps_ph::<NEAREST>(_mm512_loadu_ps(from.add(i)));
-                        _mm256_storeu_si256(to.add(i).cast(), halves);
-                    }
-                } else {
-                    for i in (0..N).step_by(8) {
-                        let halves = _mm256_cvtps_ph::<NEAREST>(_mm256_loadu_ps(from.add(i)));
-                        _mm_storeu_si128(to.add(i).cast(), halves);
-                    }
-                }
-            }
-            return narrow;
-        }
-        if self.calls_conversions::<E>() {
-            narrow_group(values, &mut narrow);
-            return narrow;
-        }
-        for l in 0..N {
-            narrow[l] = E::narrow(values[l]);
-        }
-        narrow
-    }
-    /// Whether conversions are calls: by the instructions that every x86-64 has they are most of a loop,
-    /// and of what compiling it takes.
-    #[inline(always)]
-    fn calls_conversions<E: Element>(self) -> bool {
-        cfg!(target_arch = "x86_64") && self.0 == SimdLevel::Baseline && size_of::<E>() == 2
-    }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub fn is_avx2(self) -> bool {
@@ -160,12 +89,6 @@ impl Simd {
     #[inline(always)]
     pub fn is_avx512(self) -> bool {
         self.0 == SimdLevel::Avx512
-    }
-    /// Whether there is an instruction for so many at a time.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    fn converts_f16<E: Element, const N: usize>(self) -> bool {
-        E::DTYPE == DType::F16 && N.is_multiple_of(8) && self.is_avx2()
     }
     /// A bit for each value: 0 where it is zero or negative.
     #[inline(always)]
@@ -300,15 +223,6 @@ impl Simd {
     }
 }
 
-#[inline(never)]
-fn widen_group<E: Element>(values: &[E], wide: &mut [E::Acc]) {
-    wide.iter_mut().zip(values).for_each(|(wide, value)| *wide = value.widen());
-}
-#[inline(never)]
-fn narrow_group<E: Element>(values: &[E::Acc], narrow: &mut [E]) {
-    narrow.iter_mut().zip(values).for_each(|(narrow, value)| *narrow = E::narrow(*value));
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -331,36 +245,6 @@ pub(super) mod tests {
                 write(store, &mut memory);
                 fence();
                 check(&memory);
-            }
-        });
-    }
-
-    #[test]
-    fn instructions_convert_as_the_definition_does() {
-        use half::f16;
-        fn widened<const N: usize>(simd: Simd, start: u16) {
-            let values: [f16; N] = std::array::from_fn(|i| f16::from_bits(start + i as u16));
-            for (wide, x) in simd.widen(&values).iter().zip(values) {
-                let same = wide.to_bits() == x.widen().to_bits();
-                assert!(same || wide.is_nan() && x.is_nan(), "{x:e}");
-            }
-        }
-        fn narrowed<const N: usize>(simd: Simd, start: u32) {
-            let values: [f32; N] =
-                std::array::from_fn(|i| f32::from_bits(start + 0x7ff * i as u32));
-            for (narrow, wide) in simd.narrow::<f16, N>(&values).iter().zip(values) {
-                assert_eq!(narrow.to_bits(), f16::narrow(wide).to_bits(), "{wide:e}");
-            }
-        }
-        every_level(|simd| {
-            for start in (0..=u16::MAX).step_by(16) {
-                widened::<16>(simd, start);
-                widened::<8>(simd, start);
-                widened::<8>(simd, start + 8);
-            }
-            for start in (0..=u32::MAX - 0xffff).step_by(0x7fff) {
-                narrowed::<16>(simd, start);
-                narrowed::<8>(simd, start);
             }
         });
     }

@@ -1,0 +1,237 @@
+//! Groups of 16-bit floating-point numbers, brought to f32 and back.
+//!
+//! f16 has instructions of its own. bf16 is the upper half of an f32, which integer instructions shift,
+//! round and pack: written as vectors here, for of the same steps value by value compilers make scalar
+//! code, six times as many instructions of a loop with AVX2.
+use super::Simd;
+#[cfg(target_arch = "x86_64")]
+use crate::DType;
+use crate::Element;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+impl Simd {
+    /// To the accumulating type, exactly.
+    #[inline(always)]
+    pub fn widen<E: Element, const N: usize>(self, values: &[E; N]) -> [E::Acc; N] {
+        let mut wide = [E::Acc::default(); N];
+        #[cfg(target_arch = "x86_64")]
+        if self.has_vectors::<E, N>() {
+            let (from, to) = (values.as_ptr().cast::<u16>(), wide.as_mut_ptr().cast::<f32>());
+            let f16 = E::DTYPE == DType::F16;
+            // SAFETY: E is of 16 bits and its sums are f32; there are N of both, whole vectors of them;
+            // and the machine has the instructions.
+            unsafe {
+                if self.is_avx512() && N.is_multiple_of(16) {
+                    for i in (0..N).step_by(16) {
+                        let halves = _mm256_loadu_si256(from.add(i).cast());
+                        let wide = if f16 {
+                            _mm512_cvtph_ps(halves)
+                        } else {
+                            let upper = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves));
+                            _mm512_castsi512_ps(upper)
+                        };
+                        _mm512_storeu_ps(to.add(i), wide);
+                    }
+                } else {
+                    for i in (0..N).step_by(8) {
+                        let halves = _mm_loadu_si128(from.add(i).cast());
+                        let wide = if f16 {
+                            _mm256_cvtph_ps(halves)
+                        } else {
+                            let upper = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves));
+                            _mm256_castsi256_ps(upper)
+                        };
+                        _mm256_storeu_ps(to.add(i), wide);
+                    }
+                }
+            }
+            return wide;
+        }
+        if self.calls_conversions::<E>() {
+            widen_group(values, &mut wide);
+            return wide;
+        }
+        for l in 0..N {
+            wide[l] = values[l].widen();
+        }
+        wide
+    }
+    /// From the accumulating type, to nearest, ties to even.
+    #[inline(always)]
+    pub fn narrow<E: Element, const N: usize>(self, values: &[E::Acc; N]) -> [E; N] {
+        let mut narrow = [E::default(); N];
+        #[cfg(target_arch = "x86_64")]
+        if self.has_vectors::<E, N>() {
+            const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
+            let (from, to) = (values.as_ptr().cast::<f32>(), narrow.as_mut_ptr().cast::<u16>());
+            let f16 = E::DTYPE == DType::F16;
+            // SAFETY: as in `widen`.
+            unsafe {
+                if self.is_avx512() && N.is_multiple_of(16) {
+                    for i in (0..N).step_by(16) {
+                        let wide = _mm512_loadu_ps(from.add(i));
+                        let halves = match f16 {
+                            true => _mm512_cvtps_ph::<NEAREST>(wide),
+                            false => _mm512_cvtepi32_epi16(bf16_of_16(wide)),
+                        };
+                        _mm256_storeu_si256(to.add(i).cast(), halves);
+                    }
+                } else {
+                    for i in (0..N).step_by(8) {
+                        let wide = _mm256_loadu_ps(from.add(i));
+                        let halves = match f16 {
+                            true => _mm256_cvtps_ph::<NEAREST>(wide),
+                            false => {
+                                let halves = bf16_of_8(wide);
+                                let (low, high) = (
+                                    _mm256_castsi256_si128(halves),
+                                    _mm256_extracti128_si256::<1>(halves),
+                                );
+                                _mm_packus_epi32(low, high)
+                            }
+                        };
+                        _mm_storeu_si128(to.add(i).cast(), halves);
+                    }
+                }
+            }
+            return narrow;
+        }
+        if self.calls_conversions::<E>() {
+            narrow_group(values, &mut narrow);
+            return narrow;
+        }
+        for l in 0..N {
+            narrow[l] = E::narrow(values[l]);
+        }
+        narrow
+    }
+    /// Whether conversions are calls: by the instructions that every x86-64 has they are most of a loop,
+    /// and of what compiling it takes.
+    #[inline(always)]
+    fn calls_conversions<E: Element>(self) -> bool {
+        cfg!(target_arch = "x86_64") && self.0 == super::SimdLevel::Baseline && size_of::<E>() == 2
+    }
+    /// Whether so many are converted as whole vectors.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn has_vectors<E: Element, const N: usize>(self) -> bool {
+        matches!(E::DTYPE, DType::F16 | DType::Bf16) && N.is_multiple_of(8) && self.is_avx2()
+    }
+}
+
+/// What `bf16::narrow` computes, in the lower halves of lanes: adds what carries into the upper half where
+/// the lower one is above its middle, or on it and the upper one odd; sets a NaN's quiet bit.
+///
+/// # Safety
+/// The machine has AVX2.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn bf16_of_8(wide: __m256) -> __m256i {
+    // SAFETY: what the caller promised.
+    unsafe {
+        let bits = _mm256_castps_si256(wide);
+        let upper = _mm256_srli_epi32::<16>(bits);
+        let odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+        let carry = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+        let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, carry));
+        let quiet = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+        let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(wide, wide));
+        _mm256_blendv_epi8(rounded, quiet, is_nan)
+    }
+}
+
+/// The same of 16 lanes.
+///
+/// # Safety
+/// The machine has AVX-512 F.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn bf16_of_16(wide: __m512) -> __m512i {
+    // SAFETY: what the caller promised.
+    unsafe {
+        let bits = _mm512_castps_si512(wide);
+        let upper = _mm512_srli_epi32::<16>(bits);
+        let odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+        let carry = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+        let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, carry));
+        let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(wide, wide);
+        _mm512_mask_or_epi32(rounded, is_nan, upper, _mm512_set1_epi32(0x40))
+    }
+}
+
+#[inline(never)]
+fn widen_group<E: Element>(values: &[E], wide: &mut [E::Acc]) {
+    wide.iter_mut().zip(values).for_each(|(wide, value)| *wide = value.widen());
+}
+#[inline(never)]
+fn narrow_group<E: Element>(values: &[E::Acc], narrow: &mut [E]) {
+    narrow.iter_mut().zip(values).for_each(|(narrow, value)| *narrow = E::narrow(*value));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::every_level;
+    use super::*;
+    use half::{bf16, f16};
+
+    /// What a type has at a pattern of bits, and back.
+    trait Bits: Element<Acc = f32> {
+        fn of_bits(bits: u16) -> Self;
+        fn bits(self) -> u16;
+    }
+    impl Bits for f16 {
+        fn of_bits(bits: u16) -> Self {
+            Self::from_bits(bits)
+        }
+        fn bits(self) -> u16 {
+            self.to_bits()
+        }
+    }
+    impl Bits for bf16 {
+        fn of_bits(bits: u16) -> Self {
+            Self::from_bits(bits)
+        }
+        fn bits(self) -> u16 {
+            self.to_bits()
+        }
+    }
+
+    fn widened<E: Bits, const N: usize>(simd: Simd, start: u16) {
+        let values: [E; N] = std::array::from_fn(|i| E::of_bits(start + i as u16));
+        for (wide, x) in simd.widen(&values).iter().zip(values) {
+            let same = wide.to_bits() == x.widen().to_bits();
+            assert!(same || wide.is_nan() && x.widen().is_nan(), "{x:?}");
+        }
+    }
+    fn narrowed<E: Bits, const N: usize>(simd: Simd, start: u32, step: u32) {
+        let bits = |i| start.wrapping_add(step.wrapping_mul(i as u32));
+        let values: [f32; N] = std::array::from_fn(|i| f32::from_bits(bits(i)));
+        for (narrow, wide) in simd.narrow::<E, N>(&values).iter().zip(values) {
+            assert_eq!(narrow.bits(), E::narrow(wide).bits(), "{wide:e}");
+        }
+    }
+
+    #[test]
+    fn instructions_convert_as_the_definition_does() {
+        fn all<E: Bits>() {
+            every_level(|simd| {
+                for start in (0..=u16::MAX).step_by(16) {
+                    widened::<E, 16>(simd, start);
+                    widened::<E, 8>(simd, start);
+                    widened::<E, 8>(simd, start + 8);
+                }
+                for start in (0..=u32::MAX - 0xffff).step_by(0x7fff) {
+                    narrowed::<E, 16>(simd, start, 0x7ff);
+                    narrowed::<E, 8>(simd, start, 0x7ff);
+                }
+                // Below, on and above the middle between two of bf16, of every upper half.
+                for upper in 0..=u16::MAX {
+                    narrowed::<E, 16>(simd, (u32::from(upper) << 16) + 0x7ff9, 1);
+                }
+            });
+        }
+        all::<f16>();
+        all::<bf16>();
+    }
+}
