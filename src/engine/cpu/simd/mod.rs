@@ -145,6 +145,41 @@ impl Simd {
                 }
             }
         }
+        #[cfg(target_arch = "x86_64")]
+        if self.is_avx2() {
+            // SAFETY: the machine has the instructions, which take 8 numbers of their size, a vector or two.
+            unsafe {
+                match size_of::<E>() {
+                    2 => {
+                        let each = _mm_set_epi16(128, 64, 32, 16, 8, 4, 2, 1);
+                        let own = _mm_and_si128(_mm_set1_epi16(i16::from(bits)), each);
+                        let all = all.cast::<__m128i>();
+                        let kept = _mm_and_si128(all.read_unaligned(), _mm_cmpeq_epi16(own, each));
+                        all.write_unaligned(kept);
+                    }
+                    4 => {
+                        let each = _mm256_set_epi32(128, 64, 32, 16, 8, 4, 2, 1);
+                        let own = _mm256_and_si256(_mm256_set1_epi32(i32::from(bits)), each);
+                        let all = all.cast::<__m256i>();
+                        let is = _mm256_cmpeq_epi32(own, each);
+                        all.write_unaligned(_mm256_and_si256(all.read_unaligned(), is));
+                    }
+                    _ => {
+                        for (k, each) in
+                            [_mm256_set_epi64x(8, 4, 2, 1), _mm256_set_epi64x(128, 64, 32, 16)]
+                                .into_iter()
+                                .enumerate()
+                        {
+                            let own = _mm256_and_si256(_mm256_set1_epi64x(i64::from(bits)), each);
+                            let all = all.cast::<__m256i>().add(k);
+                            let is = _mm256_cmpeq_epi64(own, each);
+                            all.write_unaligned(_mm256_and_si256(all.read_unaligned(), is));
+                        }
+                    }
+                }
+            }
+            return kept;
+        }
         macro_rules! keep {
             ($bits:ty) => {
                 for k in 0..8 {
