@@ -71,7 +71,15 @@ pub(super) fn moments<E: Element>(simd: Simd, plan: &Plan, tile: &Tile, x: &[E],
     for (k, start) in tile.cols.clone().step_by(run).enumerate() {
         let at = |row: usize| row * plan.width + start;
         let base = base(plan, x, start / plan.inner());
-        let m = channel(simd, base, tile.rows.len(), |r| &x[at(tile.rows.start + r)..][..run]);
+        let rows = tile.rows.len();
+        let run_of = |r: usize| &x[at(tile.rows.start + r)..][..run];
+        // The same run of the next row, far away, where nothing would have been fetched before the loop gets
+        // there (a fifth to a third of a forward); of the last row, the next run of the first.
+        let ahead = |r: usize| match r + 1 < rows {
+            true => run_of(r).as_ptr().wrapping_add(plan.width),
+            false => run_of(0).as_ptr().wrapping_add(run),
+        };
+        let m = channel(simd, base, rows, run_of, ahead);
         (offsets[k], squares[k]) = (m.offset, m.squares);
     }
 }
@@ -82,26 +90,30 @@ fn channel<'x, E: Element>(
     base: f64,
     runs: usize,
     run: impl Fn(usize) -> &'x [E],
+    ahead: impl Fn(usize) -> *const E,
 ) -> Moments {
     let len = run(0).len();
     let together = (SEGMENT / len).max(1);
     let first = run(0)[0].widen();
+    let with_ahead = |r: usize| (run(r), ahead(r));
     let few = match len >= SEGMENT {
-        true => segment(simd, base, first, 0..1, |_| &run(0)[..FIRST_VALUES]),
-        false => segment(simd, base, first, 0..together.min(runs).div_ceil(4), &run),
+        true => segment(simd, base, first, 0..1, |_| (&run(0)[..FIRST_VALUES], run(0).as_ptr())),
+        false => segment(simd, base, first, 0..together.min(runs).div_ceil(4), &with_ahead),
     };
     let mut all = Moments { base, offset: few.offset, ..Moments::default() };
     let pivot = |all: &Moments| E::Acc::from_f64(all.mean());
     if len >= SEGMENT {
         for r in 0..runs {
             for part in run(r).chunks(SEGMENT) {
-                all.append(segment(simd, base, pivot(&all), 0..1, |_| part));
+                all.append(segment(simd, base, pivot(&all), 0..1, |_| {
+                    (part, part.as_ptr().wrapping_add(SEGMENT))
+                }));
             }
         }
     } else {
         for first in (0..runs).step_by(together) {
             let some = first..runs.min(first + together);
-            all.append(segment(simd, base, pivot(&all), some, &run));
+            all.append(segment(simd, base, pivot(&all), some, &with_ahead));
         }
     }
     all
@@ -112,10 +124,10 @@ fn segment<'x, E: Element>(
     base: f64,
     pivot: E::Acc,
     runs: Range<usize>,
-    run: impl Fn(usize) -> &'x [E],
+    run: impl Fn(usize) -> (&'x [E], *const E),
 ) -> Moments {
     let (mut sum, mut squares) = (Lanes::new(), Lanes::new());
-    let count = (runs.len() * run(runs.start).len()) as f64;
+    let count = (runs.len() * run(runs.start).0.len()) as f64;
     for r in runs {
         sums::distances(simd, run(r), pivot, (&mut sum, &mut squares));
     }

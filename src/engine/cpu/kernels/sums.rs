@@ -24,19 +24,26 @@ impl<A: Real> Lanes<A> {
 }
 
 /// Adds both terms of every pair of values to the lanes: whole groups of lanes become vectors, and
-/// the sums stay in registers.
+/// the sums stay in registers. It asks for what lies at `ahead`, twice the same if one is enough.
 #[inline(always)]
 fn each_lane<E: Element>(
     simd: Simd,
     x: &[E],
     g: &[E],
     (a, b): (&mut Lanes<E::Acc>, &mut Lanes<E::Acc>),
+    ahead: [*const E; 2],
     terms: impl Fn(E::Acc, E::Acc) -> (E::Acc, E::Acc),
 ) {
     let (groups, x) = x.as_chunks::<LANES>();
     let (groups_g, g) = g.as_chunks::<LANES>();
     let ([mut a0, mut a1], [mut b0, mut b1]) = (a.0, b.0);
-    for (x, g) in groups.iter().zip(groups_g) {
+    for (i, (x, g)) in groups.iter().zip(groups_g).enumerate() {
+        for half in 0..2 {
+            prefetch(ahead[0].wrapping_add(i * LANES + half * HALF));
+            if ahead[1] != ahead[0] {
+                prefetch(ahead[1].wrapping_add(i * LANES + half * HALF));
+            }
+        }
         let ([x0, x1], [g0, g1]) = (halves(simd, x), halves(simd, g));
         for l in 0..HALF {
             let terms = terms(x0[l], g0[l]);
@@ -75,10 +82,10 @@ fn halves<E: Element>(simd: Simd, group: &[E; LANES]) -> [[E::Acc; HALF]; 2] {
     [simd.widen(&halves[0]), simd.widen(&halves[1])]
 }
 
-/// Adds `d = x - pivot` and its square to the lanes.
+/// Adds `d = x - pivot` and its square to the lanes. `ahead` is where the run starts that comes next.
 pub fn distances<E: Element>(
     simd: Simd,
-    x: &[E],
+    (x, ahead): (&[E], *const E),
     pivot: E::Acc,
     sums: (&mut Lanes<E::Acc>, &mut Lanes<E::Acc>),
 ) {
@@ -90,6 +97,7 @@ pub fn distances<E: Element>(
                 x,
                 x,
                 sums,
+                [ahead; 2],
                 #[inline(always)]
                 |x, _| {
                     let d = x - pivot;
@@ -101,10 +109,11 @@ pub fn distances<E: Element>(
 }
 
 /// Adds `g` and `g * (x - mean)` to the lanes, `g` being `grad_y` where a ReLU that is computed again
-/// passes it, or all of it.
+/// passes it, or all of it. `ahead` is where the runs start that come next.
 pub fn gradients<E: Element>(
     simd: Simd,
     (x, grad_y): (&[E], &[E]),
+    ahead: [*const E; 2],
     coef: Coef<E::Acc>,
     relu: bool,
     sums: (&mut Lanes<E::Acc>, &mut Lanes<E::Acc>),
@@ -117,6 +126,7 @@ pub fn gradients<E: Element>(
                 x,
                 grad_y,
                 sums,
+                ahead,
                 #[inline(always)]
                 |x, g| {
                     let g = gate::<E, true>(coef, x, g);
@@ -128,6 +138,7 @@ pub fn gradients<E: Element>(
                 x,
                 grad_y,
                 sums,
+                ahead,
                 #[inline(always)]
                 |x, g| (g, g * (x - coef.mean)),
             ),

@@ -106,7 +106,7 @@ impl<'a, E: Element> Segment<'a, E> {
         };
         match n {
             0 => {}
-            n if n == x.len() => sums::distances(simd, x, pivot, to),
+            n if n == x.len() => sums::distances(simd, (x, x.as_ptr()), pivot, to),
             _ => masked::distances(simd, x, counts, pivot, to),
         }
         self.count += n;
