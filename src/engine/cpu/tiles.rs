@@ -21,7 +21,7 @@ pub(super) fn for_each_tile<'o, O: Outputs>(
     outputs.check(plan);
     let tiles = plan.tiles();
     let outputs = &*outputs;
-    in_parallel(tiles, plan.is_small(), &|i| {
+    in_parallel(tiles, plan.is_small(), newest_first, &|i| {
         let tile = plan.tile(if newest_first { tiles - 1 - i } else { i });
         // SAFETY: every index comes once, and `outputs.check` has found that the plan's tiles do
         // not share an element of it; it is mutably borrowed for 'o.
@@ -46,7 +46,7 @@ pub(super) fn at_once<C: Send>(
     let failure = Mutex::new(None);
     let shares = calls.chunks_mut(together.max(1)).map(Mutex::new);
     let shares: Vec<Mutex<&mut [C]>> = shares.collect();
-    in_parallel(shares.len(), false, &|i| {
+    in_parallel(shares.len(), false, false, &|i| {
         let mut share = shares[i].lock().unwrap_or_else(PoisonError::into_inner);
         let before = ALONE.replace(true);
         let failed = share.iter_mut().find_map(|call| task(call).err());
@@ -59,30 +59,42 @@ pub(super) fn at_once<C: Send>(
 }
 
 /// Runs a task for every number below `tasks`, once. No type's own: compiled once for all.
-fn in_parallel(tasks: usize, is_small: bool, task: &(dyn Fn(usize) + Sync)) {
+///
+/// Every thread begins with a share of neighbours, the same in every call, and takes from the others' when it has
+/// done: so what fits the caches of the cores is found there by the next call. `backwards` says that numbers
+/// count from the end, so that the first share is what the last thread had.
+fn in_parallel(tasks: usize, is_small: bool, backwards: bool, task: &(dyn Fn(usize) + Sync)) {
     let threads = rayon::current_num_threads().min(tasks);
     if is_small || threads < 2 || ALONE.get() {
         return (0..tasks).for_each(task);
     }
     // This thread works, too, and at once: to hand all to the pool and wait for it takes as long as
     // a megabyte does. For the same reason it does not sleep while the others finish.
-    let (next, at_work) = (AtomicUsize::new(0), AtomicUsize::new(threads - 1));
-    let work = || {
-        loop {
-            match next.fetch_add(1, Ordering::Relaxed) {
-                i if i < tasks => task(i),
-                _ => return,
+    let shares = threads.min(SHARES);
+    let start = |share: usize| share * tasks / shares;
+    let taken = [const { AtomicUsize::new(0) }; SHARES];
+    let at_work = AtomicUsize::new(threads - 1);
+    let work = |thread: usize| {
+        let first = if backwards { shares - 1 - thread % shares } else { thread % shares };
+        for share in (first..shares).chain(0..first) {
+            let (start, end) = (start(share), start(share + 1));
+            loop {
+                match start + taken[share].fetch_add(1, Ordering::Relaxed) {
+                    i if i < end => task(i),
+                    _ => break,
+                }
             }
         }
     };
     rayon::in_place_scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(|_| {
-                work();
+        for thread in 1..threads {
+            let (work, at_work) = (&work, &at_work);
+            scope.spawn(move |_| {
+                work(thread);
                 at_work.fetch_sub(1, Ordering::Release);
             });
         }
-        work();
+        work(0);
         for _ in 0..SPINS {
             if at_work.load(Ordering::Acquire) == 0 {
                 break;
@@ -91,6 +103,9 @@ fn in_parallel(tasks: usize, is_small: bool, task: &(dyn Fn(usize) + Sync)) {
         }
     });
 }
+
+/// Most shares that tasks are cut into; threads beyond have one together with another.
+const SHARES: usize = 64;
 
 /// Few enough that a thread which has lost its processor is not waited for at full speed.
 const SPINS: usize = 10_000;
