@@ -1,5 +1,5 @@
 //! Reductions: sums over runs, in lanes, and over columns, row by row.
-use super::super::simd::{BLOCK, GROUP, Simd, prefetch};
+use super::super::simd::{BLOCK, GROUP, LINE, Simd, prefetch};
 use super::super::table::{Coef, Strip};
 use super::elementwise::gate;
 use crate::{Element, Real};
@@ -38,10 +38,12 @@ fn each_lane<E: Element>(
     let (groups_g, g) = g.as_chunks::<LANES>();
     let ([mut a0, mut a1], [mut b0, mut b1]) = (a.0, b.0);
     for (i, (x, g)) in groups.iter().zip(groups_g).enumerate() {
-        for half in 0..2 {
-            prefetch(ahead[0].wrapping_add(i * LANES + half * HALF));
+        // A group's call asks for a line at least, which has both halves of 16-bit numbers.
+        let calls = if HALF * size_of::<E>() < LINE { 1 } else { 2 };
+        for at in (i * LANES..i * LANES + calls * HALF).step_by(HALF) {
+            prefetch(ahead[0].wrapping_add(at));
             if ahead[1] != ahead[0] {
-                prefetch(ahead[1].wrapping_add(i * LANES + half * HALF));
+                prefetch(ahead[1].wrapping_add(at));
             }
         }
         let ([x0, x1], [g0, g1]) = (halves(simd, x), halves(simd, g));
