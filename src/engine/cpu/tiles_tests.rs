@@ -145,3 +145,25 @@ fn memory_of_f64_is_memory_of_twice_as_many_f32() {
     assert_eq!(numbers::<f32>(&memory), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0]);
     assert_eq!(numbers_mut::<f64>(&mut memory).len(), 5);
 }
+
+/// Shares of tasks have none twice and none left, whatever the numbers of threads and tasks, more of the
+/// one than of the other or than there are shares among them.
+#[test]
+fn every_task_runs_once_on_any_number_of_threads() {
+    let most = if cfg!(miri) { 3 } else { 2 * SHARES + 1 };
+    for threads in [1, 2, 3, SHARES + 1, most] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.min(most)).build().unwrap();
+        for tasks in [0, 1, 2, 5, SHARES, SHARES + 1, 3 * SHARES - 1] {
+            for backwards in [false, true] {
+                let runs: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                pool.install(|| {
+                    in_parallel(tasks, false, backwards, &|i| {
+                        runs[i].fetch_add(1, Ordering::Relaxed);
+                    });
+                });
+                let once = runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1);
+                assert!(once, "{tasks} tasks on {threads} threads: {runs:?}");
+            }
+        }
+    }
+}
