@@ -8,8 +8,10 @@
 //! last block is found needs no second one. `shfl`, `vote` and `activemask` order nothing: the CUDA programming guide says so.
 
 mod clock;
+mod page;
 mod places;
 mod shadow;
+mod spans;
 mod stamp;
 mod view;
 
@@ -19,5 +21,7 @@ pub(crate) use shadow::{Access, Conflict, Shadow};
 pub(crate) use stamp::{Stamp, Strength, WARPS};
 pub(crate) use view::{Knowledge, Meeting};
 
+#[cfg(test)]
+mod span_tests;
 #[cfg(test)]
 mod tests;

@@ -1,42 +1,28 @@
 //! The last accesses to every place of a piece of memory.
 //!
 //! A page keeps its cells as wide as the narrowest access it has seen: 16 bytes at first, one byte at worst. So wide
-//! accesses are cheap, and narrow ones next to each other are never mistaken for accesses to one place.
+//! accesses are cheap, and narrow ones next to each other are never mistaken for accesses to one place. It does without
+//! cells while it can ([`super::spans`]).
 
 use super::{
+    page::{NONE, PAGE, Page},
+    spans::Span,
     stamp::{Stamp, Strength},
     view::{Knowledge, View},
 };
 
-/// Bytes of a page.
-const PAGE: usize = 1024;
 /// log2 of the bytes of the widest cell.
 const WIDEST: u32 = 4;
 /// Readers of one place that are remembered when nothing orders them; further ones replace others.
 const READERS: usize = 32;
 /// Stands for a list of readers, whose index stands where the lanes are otherwise.
-const LIST: Stamp = Stamp(1 << 32);
-const NONE: Stamp = Stamp(0);
+pub(super) const LIST: Stamp = Stamp(1 << 32);
 
 /// A set of lanes of a warp that read at one time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Reader {
     stamp: Stamp,
     lanes: u32,
-}
-
-#[derive(Debug, Default)]
-struct Page {
-    /// The launch or block that the cells belong to.
-    generation: u32,
-    /// log2 of the bytes of a cell.
-    shift: u32,
-    /// The last write to each cell; empty while there was none.
-    writes: Vec<Stamp>,
-    /// The last read of each cell since the last write, or [`LIST`]; empty while there was none.
-    reads: Vec<Stamp>,
-    /// The lanes of that read.
-    lanes: Vec<u32>,
 }
 
 /// The last accesses to a piece of memory.
@@ -72,6 +58,20 @@ impl<'a> Access<'a> {
         Self { knowledge, view, stamp: knowledge.stamp(strength) }
     }
 
+    /// It as a span of `count` places of `1 << shift` bytes from byte `start` of a page on, which lanes from `lane` on
+    /// access one by one, or those that do `together` all of.
+    #[inline]
+    fn span(&self, (start, count): (usize, u32), shift: u32, lane: u32, together: u32) -> Span {
+        Span {
+            stamp: self.stamp,
+            together,
+            start: start as u16,
+            end: (start + ((count as usize) << shift)) as u16,
+            lane: lane as u8,
+            shift: shift as u8,
+        }
+    }
+
     /// Whether an earlier access needs no more order with this of `lane`.
     #[inline]
     fn settled(&self, earlier: Stamp, lane: u32) -> bool {
@@ -80,8 +80,20 @@ impl<'a> Access<'a> {
 
     /// Whether no lane needs order with an earlier access, whichever lane of its warp made it.
     #[inline]
-    fn warp_settled(&self, earlier: Stamp) -> bool {
+    pub(super) fn warp_settled(&self, earlier: Stamp) -> bool {
         self.knowledge.knows_warp(self.view, earlier) || self.both_strong(earlier)
+    }
+
+    /// Whether an earlier access happens before this one, whichever lane of its warp made it.
+    #[inline]
+    pub(super) fn knows_warp(&self, earlier: Stamp) -> bool {
+        self.knowledge.knows_warp(self.view, earlier)
+    }
+
+    /// Whether all lanes know that they have come as far as an earlier access of their warp.
+    #[inline]
+    pub(super) fn warp_knows_itself(&self, earlier: Stamp) -> bool {
+        earlier.time() <= self.view.lanes.least()
     }
 
     fn both_strong(&self, earlier: Stamp) -> bool {
@@ -108,20 +120,6 @@ impl<'a> Access<'a> {
     }
 }
 
-impl Page {
-    /// Makes cells no wider than `1 << shift` bytes.
-    fn split(&mut self, shift: u32) {
-        let times = 1 << (self.shift - shift);
-        fn repeat<T: Copy>(cells: &mut Vec<T>, times: usize) {
-            *cells = cells.iter().flat_map(|cell| std::iter::repeat_n(*cell, times)).collect();
-        }
-        repeat(&mut self.writes, times);
-        repeat(&mut self.reads, times);
-        repeat(&mut self.lanes, times);
-        self.shift = shift;
-    }
-}
-
 impl Shadow {
     /// Forgets all accesses, of memory that has `len` bytes.
     pub(crate) fn reset(&mut self, len: usize) {
@@ -138,21 +136,24 @@ impl Shadow {
         }
     }
 
+    /// Has cells tell wherever spans did.
+    #[cfg(test)]
+    pub(super) fn spill(&mut self) {
+        self.pages.iter_mut().flatten().for_each(|page| page.spill());
+    }
+
+    /// Whether spans tell, on some page.
+    #[cfg(test)]
+    pub(super) fn has_spans(&self) -> bool {
+        self.pages.iter().flatten().any(|page| page.has_spans())
+    }
+
     /// The page that holds `offset`, with cells for accesses of `width` bytes.
     #[inline]
     fn page(&mut self, offset: usize, width: usize) -> (&mut Page, &mut Vec<Vec<Reader>>) {
         let page = self.pages[offset / PAGE].get_or_insert_default();
         let shift = width.trailing_zeros().min(WIDEST);
-        if page.generation != self.generation {
-            page.generation = self.generation;
-            page.shift = shift;
-            page.writes.clear();
-            page.reads.clear();
-            page.lanes.clear();
-        }
-        if shift < page.shift {
-            page.split(shift);
-        }
+        page.renew(self.generation, shift);
         (page, &mut self.lists)
     }
 
@@ -166,12 +167,20 @@ impl Shadow {
         mut lane: u32,
         mut count: u32,
     ) -> Result<(), Conflict> {
+        let log = width.trailing_zeros();
         while count != 0 {
-            let here = count.min(((PAGE - offset % PAGE) / width) as u32);
+            let start = offset % PAGE;
+            let here = count.min(((PAGE - start) >> log) as u32);
             let (page, lists) = self.page(offset, width);
-            let per = width >> page.shift;
-            let first = (offset % PAGE) >> page.shift;
-            let cells = first..first + per * here as usize;
+            if page.read_span(access, access.span((start, here), log, lane, 0)) {
+                offset += (here as usize) << log;
+                lane += here;
+                count -= here;
+                continue;
+            }
+            let per = log - page.shift;
+            let first = start >> page.shift;
+            let cells = first..first + ((here as usize) << per);
             if !page.writes.is_empty() {
                 let mut settled = NONE;
                 for (i, write) in page.writes[cells.clone()].iter().enumerate() {
@@ -182,7 +191,7 @@ impl Shadow {
                         settled = write.with_lane(0);
                         continue;
                     }
-                    let lane = lane + (i / per) as u32;
+                    let lane = lane + (i >> per) as u32;
                     if !access.settled(*write, lane) {
                         return Err(Conflict { lane, other: *write, wrote: true });
                     }
@@ -196,7 +205,7 @@ impl Shadow {
             let cells = reads.zip(page.lanes[cells].iter_mut());
             let least = access.view.lanes.least();
             for (i, (read, lanes)) in cells.enumerate() {
-                let mine = 1 << (lane + (i / per) as u32);
+                let mine = 1 << (lane + (i >> per) as u32);
                 // Nobody else, or the same warp at a time that all its lanes know.
                 let replace = read.0 == 0
                     || read.same_kind(access.stamp) && (read.time() <= least || *lanes == mine);
@@ -206,7 +215,7 @@ impl Shadow {
                     note_read(access, read, lanes, mine, lists);
                 }
             }
-            offset += width * here as usize;
+            offset += (here as usize) << log;
             lane += here;
             count -= here;
         }
@@ -222,6 +231,10 @@ impl Shadow {
         lanes: u32,
     ) -> Result<(), Conflict> {
         let (page, lists) = self.page(offset, width);
+        let span = access.span((offset % PAGE, 1), width.trailing_zeros(), 0, lanes);
+        if page.read_span(access, span) {
+            return Ok(());
+        }
         let first = (offset % PAGE) >> page.shift;
         if page.reads.is_empty() {
             page.reads.resize(PAGE >> page.shift, NONE);
@@ -253,15 +266,23 @@ impl Shadow {
         mut lane: u32,
         mut count: u32,
     ) -> Result<(), Conflict> {
+        let log = width.trailing_zeros();
         while count != 0 {
-            let here = count.min(((PAGE - offset % PAGE) / width) as u32);
+            let start = offset % PAGE;
+            let here = count.min(((PAGE - start) >> log) as u32);
             let (page, lists) = self.page(offset, width);
-            let per = width >> page.shift;
-            let first = (offset % PAGE) >> page.shift;
+            if page.write_span(access, access.span((start, here), log, lane, 0)) {
+                offset += (here as usize) << log;
+                lane += here;
+                count -= here;
+                continue;
+            }
+            let per = log - page.shift;
+            let first = start >> page.shift;
             if page.writes.is_empty() {
                 page.writes.resize(PAGE >> page.shift, NONE);
             }
-            let cells = first..first + per * here as usize;
+            let cells = first..first + ((here as usize) << per);
             if !page.reads.is_empty() {
                 let reads = page.reads[cells.clone()].iter_mut();
                 let cells = reads.zip(&page.lanes[cells.clone()]);
@@ -269,7 +290,7 @@ impl Shadow {
                     if read.0 == 0 {
                         continue;
                     }
-                    let by = lane + (i / per) as u32;
+                    let by = lane + (i >> per) as u32;
                     let one = [Reader { stamp: *read, lanes: *lanes }];
                     let readers = if *read == LIST { &lists[*lanes as usize][..] } else { &one };
                     for reader in readers {
@@ -282,7 +303,7 @@ impl Shadow {
             }
             let mut settled = NONE;
             for (i, write) in page.writes[cells].iter_mut().enumerate() {
-                let by = lane + (i / per) as u32;
+                let by = lane + (i >> per) as u32;
                 let mine = access.stamp.with_lane(by);
                 if write.0 != 0 && *write != mine && write.with_lane(0) != settled {
                     if access.warp_settled(*write) {
@@ -293,7 +314,7 @@ impl Shadow {
                 }
                 *write = mine;
             }
-            offset += width * here as usize;
+            offset += (here as usize) << log;
             lane += here;
             count -= here;
         }
