@@ -45,14 +45,40 @@ pub enum Approximate {
     RsqrtFlushF64,
 }
 
+/// Mixes what is hashed as SplitMix64 does: quick, and nobody chooses operands to make hashes collide.
+struct Mixer(u64);
+
+impl std::hash::Hasher for Mixer {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    #[inline]
+    fn write_u64(&mut self, word: u64) {
+        let mut z = (self.0 ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        self.0 = z ^ z >> 31;
+    }
+
+    #[inline]
+    fn write_isize(&mut self, variant: isize) {
+        self.write_u64(variant as u64);
+    }
+}
+
 /// A number between -1 and 1 that depends on the instruction and its operands, as the error of hardware does. 0 for seed 0.
 fn whim(seed: u64, op: Approximate, a: u64, b: u64) -> f64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
+    use std::hash::{Hash, Hasher};
     if seed == 0 {
         return 0.0;
     }
-    let mut hasher = DefaultHasher::new();
-    (seed, op, a, b).hash(&mut hasher);
+    let mut hasher = Mixer(seed);
+    (op, a, b).hash(&mut hasher);
     (hasher.finish() as i64) as f64 / 2f64.powi(63)
 }
 
@@ -80,7 +106,8 @@ pub(super) fn execute(op: Approximate, ftz: bool, alu: &Alu, registers: &mut Reg
                 f32::from_bits(b as u32),
                 whim(seed, op, a, b),
             );
-            flush(convert::float_to_float(F64, F32, value.to_bits(), Rounding::Nearest))
+            let nearest = value as f32;
+            flush(if nearest.is_nan() { F32.nan() } else { u64::from(nearest.to_bits()) })
         }
     });
 }
