@@ -4,7 +4,21 @@ use super::{
     trouble::Trouble,
     warp::{Warp, lanes, ones},
 };
-use crate::instr::{Op, Reg, ShuffleMode, VoteMode};
+use crate::{
+    instr::{Op, Reg, ShuffleMode, VoteMode},
+    registers::Row,
+};
+
+/// Lanes of `mask` with the same members, and those members, for each.
+fn sets(members: &Row, mask: u32) -> impl Iterator<Item = (u32, u32)> {
+    let mut left = mask;
+    std::iter::from_fn(move || {
+        let value = *members.get(left.trailing_zeros() as usize)?;
+        let set = left & ones(&members.map(|other| u64::from(other == value)));
+        left &= !set;
+        Some((set, value as u32))
+    })
+}
 
 impl Warp {
     /// Does such an instruction for those lanes of `mask`, and of the lanes already parked here, whose members are all
@@ -26,7 +40,7 @@ impl Warp {
                     self.vote(*mode, *result, *value, *negated, members, ready);
                 }
                 _ => {
-                    for (set, _) in self.sets(members, ready) {
+                    for (set, _) in sets(self.registers.row(members), ready) {
                         self.knowledge.synchronise(set);
                     }
                 }
@@ -35,25 +49,10 @@ impl Warp {
         Ok(self.proceed(ready, mask & !ready))
     }
 
-    /// Lanes with the same members, and those members, for each.
-    fn sets(&self, members: Reg, mask: u32) -> Vec<(u32, u32)> {
-        let row = self.registers.row(members);
-        let mut left = mask;
-        let mut sets = Vec::with_capacity(1);
-        while left != 0 {
-            let value = row[left.trailing_zeros() as usize];
-            let set = lanes(left).filter(|lane| row[*lane as usize] == value);
-            let set = set.fold(0, |all, lane| all | 1 << lane);
-            left &= !set;
-            sets.push((set, value as u32));
-        }
-        sets
-    }
-
     /// The lanes of `here` whose members, as far as they have not exited, are all here with the same members.
     fn complete(&self, members: Reg, here: u32) -> Result<u32, Trouble> {
         let mut ready = 0;
-        for (set, named) in self.sets(members, here) {
+        for (set, named) in sets(self.registers.row(members), here) {
             if set & !named != 0 {
                 let lane = (set & !named).trailing_zeros();
                 let detail = format!("lane {lane} is not among its own members {named:#010x}");
@@ -118,7 +117,8 @@ impl Warp {
         if negated {
             yes = !yes;
         }
-        for (set, _) in self.sets(members, ready) {
+        let members = *self.registers.row(members);
+        for (set, _) in sets(&members, ready) {
             let votes = yes & set;
             let outcome = match mode {
                 VoteMode::All => u64::from(votes == set),
