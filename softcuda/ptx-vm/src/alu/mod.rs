@@ -25,7 +25,7 @@ mod lanes;
 mod moves;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
-mod wide;
+pub(crate) mod wide;
 
 /// One such instruction. How many of the registers count is a matter of the operation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -140,16 +140,20 @@ pub struct Arithmetic {
 }
 
 /// Executes an instruction in the lanes of the mask.
-#[inline]
 pub fn execute(alu: &Alu, registers: &mut Registers, mask: u32) {
     #[cfg(target_arch = "x86_64")]
-    if wide::execute(alu, registers, mask) {
-        return;
+    if let Some(wide) = wide::Wide::find() {
+        return wide.execute(alu, registers, mask);
     }
+    plain(alu, registers, mask);
+}
+
+/// [`execute`] on any processor.
+pub(crate) fn plain(alu: &Alu, registers: &mut Registers, mask: u32) {
     body(alu, registers, mask);
 }
 
-/// Inlined into [`execute`], and once more for processors with wider vectors.
+/// Inlined into [`plain`], and once more for processors with wider vectors.
 #[inline(always)]
 fn body(alu: &Alu, registers: &mut Registers, mask: u32) {
     let (to, from) = (alu.to[0], &alu.from[..]);

@@ -1,20 +1,33 @@
-//! The same instructions compiled for AVX2 and FMA, where the processor has them.
+//! The same instructions compiled for AVX2, FMA and the bit instructions of the same years, where the processor has them.
 
 use super::{Alu, body};
 use crate::registers::Registers;
 
-/// Executes the instruction; gives false, and does nothing, where the processor is too old.
-#[inline(always)]
-pub(super) fn execute(alu: &Alu, registers: &mut Registers, mask: u32) -> bool {
-    let able = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-    if able {
-        // SAFETY: the processor has the features that the function is compiled for.
+/// Says that the processor has what functions with these features need. Only [`Wide::find`] makes one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wide(());
+
+impl Wide {
+    /// Whether the processor is new enough.
+    pub(crate) fn find() -> Option<Self> {
+        let able = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("lzcnt")
+            && is_x86_feature_detected!("popcnt");
+        able.then_some(Self(()))
+    }
+
+    /// Executes an instruction.
+    #[inline(always)]
+    pub(crate) fn execute(self, alu: &Alu, registers: &mut Registers, mask: u32) {
+        // SAFETY: the processor has the features that the function is compiled for, as there is a `Wide`.
         unsafe { vectorised(alu, registers, mask) };
     }
-    able
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
 fn vectorised(alu: &Alu, registers: &mut Registers, mask: u32) {
     body(alu, registers, mask);
 }

@@ -2,19 +2,18 @@
 
 use super::{
     atomic,
-    piece::{Elements, Piece, Problem},
-    runs::{Run, Runs},
+    piece::{Piece, Problem},
+    request::{Request, aligned, by_place, within, without_twins},
+    runs::{Run, Runs, sectors},
     shared::Shared,
     trouble::Trouble,
     warp::{Warp, lanes},
 };
 use crate::{
     fault::FaultKind,
-    instr::{
-        Address, AtomicOp, LOCAL_WINDOW, Order, Reg, SHARED_WINDOW, Scope, Space, Type, WINDOW,
-    },
+    instr::{AtomicOp, Reg, Space},
     memory::Memory,
-    race::{Places, Strength, scope},
+    race::Places,
     report::{Report, Traffic},
 };
 
@@ -32,103 +31,9 @@ pub(crate) struct Access<'a> {
     pub(crate) changes: u64,
 }
 
-/// One access of an instruction.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Request<'a> {
-    /// The index of the instruction.
-    pub(crate) at: u32,
-    /// The registers of the elements, or the operands of an atomic operation.
-    pub(crate) regs: &'a [Reg],
-    pub(crate) ty: Type,
-    pub(crate) address: Address,
-    pub(crate) order: Order,
-    /// The lanes.
-    pub(crate) mask: u32,
-}
-
-impl Request<'_> {
-    fn elements(&self) -> Elements<'_> {
-        Elements { regs: self.regs, size: atomic::size(self.ty) }
-    }
-
-    fn is_strong(&self) -> bool {
-        self.order != Order::Weak
-    }
-
-    fn strength(&self) -> Strength {
-        match scope(self.order) {
-            None => Strength::Weak,
-            Some(Scope::Block) => Strength::Block,
-            Some(Scope::Device | Scope::System) => Strength::Device,
-        }
-    }
-
-    /// Where the lanes go, by space. Generic addresses are sorted by the window they lie in and made offsets into it.
-    fn resolve(&self, warp: &Warp) -> ([u64; 32], [(Space, u32); 3]) {
-        let offset = self.address.offset as u64;
-        let mut addresses = match self.address.base {
-            Some(base) => *warp.registers.row(base),
-            None => [0; 32],
-        };
-        addresses.iter_mut().for_each(|address| *address = address.wrapping_add(offset));
-        if matches!(self.address.space, Space::Shared | Space::Local) {
-            addresses.iter_mut().for_each(|address| *address &= 0xffff_ffff);
-        }
-        let none = (Space::Global, 0);
-        if self.address.space != Space::Generic {
-            return (addresses, [(self.address.space, self.mask), none, none]);
-        }
-        let (mut shared, mut local) = (0, 0);
-        for lane in lanes(self.mask) {
-            let address = &mut addresses[lane as usize];
-            for (start, mask) in [(SHARED_WINDOW, &mut shared), (LOCAL_WINDOW, &mut local)] {
-                if (start..start + WINDOW).contains(address) {
-                    *address -= start;
-                    *mask |= 1 << lane;
-                    break;
-                }
-            }
-        }
-        let global = self.mask & !shared & !local;
-        (addresses, [(Space::Global, global), (Space::Shared, shared), (Space::Local, local)])
-    }
-}
-
-fn aligned(run: &Run, width: usize, verb: &str) -> Result<(), Trouble> {
-    if run.address.is_multiple_of(width as u64) {
-        return Ok(());
-    }
-    let detail = format!("{verb} {width} bytes at {:#x}, not a multiple of {width}", run.address);
-    Err(Trouble::new(FaultKind::Misaligned, run.lane, detail))
-}
-
-/// The offset of a run in a window of `len` bytes.
-fn within(run: &Run, width: usize, len: usize, verb: &str, what: &str) -> Result<usize, Trouble> {
-    let last = (len as u64).checked_sub(width as u64);
-    for i in 0..run.count {
-        let at = run.address.wrapping_add(u64::from(i) * width as u64);
-        if last.is_none_or(|last| at > last) {
-            let detail = format!("{verb} {width} bytes at byte {} of {len} of {what}", at as i64);
-            return Err(Trouble::new(FaultKind::OutOfBounds, run.lane + i, detail));
-        }
-    }
-    Ok(run.address as usize)
-}
-
-/// Lanes that access one place, for each place.
-fn by_place(addresses: &[u64; 32], mask: u32) -> impl Iterator<Item = (u64, u32)> {
-    let mut left = mask;
-    std::iter::from_fn(move || {
-        let first = *addresses.get(left.trailing_zeros() as usize)?;
-        let same = lanes(left).filter(|lane| addresses[*lane as usize] == first);
-        let same = same.fold(0, |all, lane| all | 1 << lane);
-        left &= !same;
-        Some((first, same))
-    })
-}
-
 impl Access<'_> {
     /// The allocation that a run lies in, and where in it.
+    #[inline(always)]
     fn locate(
         &mut self,
         at: u32,
@@ -174,15 +79,16 @@ impl Access<'_> {
     }
 
     /// Does `act` to every run of the lanes that access `space`, with the piece of memory it lies in and its offset there.
+    #[inline(always)]
     fn each_run(
         &mut self,
         (warp, shared): (&mut Warp, &mut Shared),
         request: &Request<'_>,
         (space, width, verb): (Space, usize, &str),
-        runs: &Runs,
+        runs: &[Run],
         mut act: impl FnMut(&mut Piece<'_>, &mut Warp, usize, Run) -> Result<(), Problem>,
     ) -> Result<(), Trouble> {
-        for run in runs.as_slice() {
+        for run in runs {
             aligned(run, width, verb)?;
             let address = |lane: u32| run.address + u64::from(lane - run.lane) * width as u64;
             match space {
@@ -242,44 +148,34 @@ impl Access<'_> {
     }
 
     /// `ld`.
+    #[inline(always)]
     pub(crate) fn load(
         &mut self,
         warp: &mut Warp,
         shared: &mut Shared,
         request: &Request<'_>,
     ) -> Result<(), Trouble> {
-        let (elements, strength) = (request.elements(), request.strength());
-        let width = elements.width();
+        match request.single(warp, request.elements().width(), true) {
+            Some((space, run)) => {
+                self.load_runs((warp, shared), request, (space, request.mask), &[run])
+            }
+            None => self.load_scattered(warp, shared, request),
+        }
+    }
+
+    #[inline(never)]
+    fn load_scattered(
+        &mut self,
+        warp: &mut Warp,
+        shared: &mut Shared,
+        request: &Request<'_>,
+    ) -> Result<(), Trouble> {
+        let width = request.elements().width();
         let (addresses, spaces) = request.resolve(warp);
         for (space, mask) in spaces.into_iter().filter(|(_, mask)| *mask != 0) {
             let runs = Runs::new(&addresses, mask, width, space != Space::Local);
-            let bytes = width as u64 * u64::from(mask.count_ones());
-            match space {
-                Space::Global | Space::Generic => {
-                    let traffic = Traffic { bytes, sectors: runs.sectors(), requests: 1 };
-                    if request.is_strong() {
-                        self.report.polls += traffic;
-                    } else {
-                        self.report.global_loads += traffic;
-                    }
-                }
-                Space::Shared => self.report.shared_loads += bytes,
-                Space::Local => {}
-                Space::Param => {
-                    for run in runs.as_slice() {
-                        aligned(run, width, "loads")?;
-                        let len = self.params.len();
-                        let at = within(run, width, len, "loads", "the parameters")?;
-                        elements.take(&mut warp.registers, &self.params[at..], *run);
-                    }
-                    continue;
-                }
-            }
-            let what = (space, width, "loads");
-            self.each_run((warp, shared), request, what, &runs, |piece, warp, offset, run| {
-                piece.load(warp, elements, offset, run, strength)
-            })?;
-            if request.is_strong() {
+            self.load_runs((warp, shared), request, (space, mask), runs.as_slice())?;
+            if request.is_strong() && space != Space::Param {
                 let places = if space == Space::Shared { &shared.places } else { &self.places };
                 for (place, lanes) in by_place(&addresses, mask) {
                     places.read(place, request.order, &mut warp.knowledge, lanes, false);
@@ -289,38 +185,83 @@ impl Access<'_> {
         Ok(())
     }
 
+    /// Loads of the lanes of `mask`, which are those of the runs.
+    #[inline(always)]
+    fn load_runs(
+        &mut self,
+        (warp, shared): (&mut Warp, &mut Shared),
+        request: &Request<'_>,
+        (space, mask): (Space, u32),
+        runs: &[Run],
+    ) -> Result<(), Trouble> {
+        let (elements, strength) = (request.elements(), request.strength());
+        let width = elements.width();
+        let bytes = width as u64 * u64::from(mask.count_ones());
+        match space {
+            Space::Global | Space::Generic => {
+                let traffic = Traffic { bytes, sectors: sectors(runs, width), requests: 1 };
+                if request.is_strong() {
+                    self.report.polls += traffic;
+                } else {
+                    self.report.global_loads += traffic;
+                }
+            }
+            Space::Shared => self.report.shared_loads += bytes,
+            Space::Local => {}
+            Space::Param => {
+                for run in runs {
+                    aligned(run, width, "loads")?;
+                    let len = self.params.len();
+                    let at = within(run, width, len, "loads", "the parameters")?;
+                    elements.take(&mut warp.registers, &self.params[at..], *run);
+                }
+                return Ok(());
+            }
+        }
+        let what = (space, width, "loads");
+        self.each_run((warp, shared), request, what, runs, |piece, warp, offset, run| {
+            piece.load(warp, elements, offset, run, strength)
+        })
+    }
+
     /// `st`.
+    #[inline(always)]
     pub(crate) fn store(
         &mut self,
         warp: &mut Warp,
         shared: &mut Shared,
         request: &Request<'_>,
     ) -> Result<(), Trouble> {
-        let (elements, strength) = (request.elements(), request.strength());
+        self.changes += 1;
+        match request.single(warp, request.elements().width(), false) {
+            Some((space, run)) => {
+                self.count_stores(request, (space, request.mask), &[run]);
+                self.store_runs((warp, shared), request, space, &[run])
+            }
+            None => self.store_scattered(warp, shared, request),
+        }
+    }
+
+    #[inline(never)]
+    fn store_scattered(
+        &mut self,
+        warp: &mut Warp,
+        shared: &mut Shared,
+        request: &Request<'_>,
+    ) -> Result<(), Trouble> {
+        let elements = request.elements();
         let width = elements.width();
         let (addresses, spaces) = request.resolve(warp);
-        self.changes += 1;
         for (space, mask) in spaces.into_iter().filter(|(_, mask)| *mask != 0) {
             let mut runs = Runs::new(&addresses, mask, width, false);
-            let bytes = width as u64 * u64::from(mask.count_ones());
-            match space {
-                Space::Global | Space::Generic => {
-                    let traffic = Traffic { bytes, sectors: runs.sectors(), requests: 1 };
-                    self.report.global_stores += traffic;
-                }
-                Space::Shared => self.report.shared_stores += bytes,
-                Space::Local | Space::Param => {}
-            }
+            self.count_stores(request, (space, mask), runs.as_slice());
             if runs.as_slice().len() > 1 {
                 let ones = without_twins(warp, elements, &addresses, mask);
                 if ones != mask {
                     runs = Runs::new(&addresses, ones, width, false);
                 }
             }
-            let what = (space, width, "stores");
-            self.each_run((warp, shared), request, what, &runs, |piece, warp, offset, run| {
-                piece.store(warp, elements, offset, run, strength)
-            })?;
+            self.store_runs((warp, shared), request, space, runs.as_slice())?;
             if request.is_strong() {
                 let places =
                     if space == Space::Shared { &mut shared.places } else { &mut self.places };
@@ -332,6 +273,36 @@ impl Access<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Counts stores of the lanes of `mask`, which are those of the runs.
+    #[inline(always)]
+    fn count_stores(&mut self, request: &Request<'_>, (space, mask): (Space, u32), runs: &[Run]) {
+        let width = request.elements().width();
+        let bytes = width as u64 * u64::from(mask.count_ones());
+        match space {
+            Space::Global | Space::Generic => {
+                let traffic = Traffic { bytes, sectors: sectors(runs, width), requests: 1 };
+                self.report.global_stores += traffic;
+            }
+            Space::Shared => self.report.shared_stores += bytes,
+            Space::Local | Space::Param => {}
+        }
+    }
+
+    #[inline(always)]
+    fn store_runs(
+        &mut self,
+        (warp, shared): (&mut Warp, &mut Shared),
+        request: &Request<'_>,
+        space: Space,
+        runs: &[Run],
+    ) -> Result<(), Trouble> {
+        let (elements, strength) = (request.elements(), request.strength());
+        let what = (space, elements.width(), "stores");
+        self.each_run((warp, shared), request, what, runs, |piece, warp, offset, run| {
+            piece.store(warp, elements, offset, run, strength)
+        })
     }
 
     /// `atom`, `red`: lane by lane.
@@ -351,21 +322,27 @@ impl Access<'_> {
             let in_global = space == Space::Global;
             let mut changes = 0;
             let what = (space, size, "updates");
-            self.each_run((warp, shared), request, what, &runs, |piece, warp, offset, run| {
-                for i in 0..run.count {
-                    let lane = run.lane + i;
-                    let operand = |i: usize| warp.registers.row(request.regs[i])[lane as usize];
-                    let operands = [operand(0), operand(1)];
-                    let new = |old| atomic::apply(op, ty, old, operands, in_global);
-                    let offset = offset + i as usize * size;
-                    let old = piece.update(warp, offset, size, lane, strength, new)?;
-                    changes += u64::from(new(old) != old);
-                    if let Some(reg) = result {
-                        warp.registers.row_mut(reg)[lane as usize] = old;
+            self.each_run(
+                (warp, shared),
+                request,
+                what,
+                runs.as_slice(),
+                |piece, warp, offset, run| {
+                    for i in 0..run.count {
+                        let lane = run.lane + i;
+                        let operand = |i: usize| warp.registers.row(request.regs[i])[lane as usize];
+                        let operands = [operand(0), operand(1)];
+                        let new = |old| atomic::apply(op, ty, old, operands, in_global);
+                        let offset = offset + i as usize * size;
+                        let old = piece.update(warp, offset, size, lane, strength, new)?;
+                        changes += u64::from(new(old) != old);
+                        if let Some(reg) = result {
+                            warp.registers.row_mut(reg)[lane as usize] = old;
+                        }
                     }
-                }
-                Ok(())
-            })?;
+                    Ok(())
+                },
+            )?;
             self.changes += changes;
             let places = if space == Space::Shared { &mut shared.places } else { &mut self.places };
             for lane in lanes(mask) {
@@ -377,18 +354,4 @@ impl Access<'_> {
         warp.knowledge.advance();
         Ok(())
     }
-}
-
-/// The lanes whose store is not also done by a lower lane: several storing one value to one place do no harm.
-fn without_twins(warp: &Warp, elements: Elements<'_>, addresses: &[u64; 32], mask: u32) -> u32 {
-    let same = |a: u32, b: u32| {
-        addresses[a as usize] == addresses[b as usize]
-            && elements.regs.iter().all(|reg| {
-                let row = warp.registers.row(*reg);
-                row[a as usize] == row[b as usize]
-            })
-    };
-    lanes(mask).fold(0, |kept, lane| {
-        if lanes(kept).any(|lower| same(lower, lane)) { kept } else { kept | 1 << lane }
-    })
 }

@@ -6,16 +6,18 @@ mod barrier;
 mod blame;
 mod block;
 mod exchange;
+#[allow(unsafe_code)] // a processor's features
+mod level;
 mod local;
 mod order;
 mod piece;
+mod request;
 mod runs;
 mod shared;
 mod trouble;
 mod warp;
 
 use crate::{
-    alu,
     fault::{Fault, FaultKind},
     instr::{Fill, Instr, Op, Order, Special},
     launch::Launch,
@@ -24,9 +26,11 @@ use crate::{
     registers::Registers,
     report::Report,
 };
-use access::{Access, Request};
+use access::Access;
 use block::Block;
+use level::Level;
 use order::{Blocks, Dice};
+use request::Request;
 use shared::Shared;
 use trouble::Trouble;
 use warp::{Warp, lanes};
@@ -188,9 +192,11 @@ impl<'a> Machine<'a> {
         Ok(polled_only)
     }
 
-    /// Runs a warp for at most so many instructions. An error comes with the index of its instruction.
-    fn step(
+    /// [`Machine::step`], compiled for each level.
+    #[inline(always)]
+    fn step_by<L: Level>(
         &mut self,
+        level: L,
         block: &mut Block,
         index: usize,
         turn: u32,
@@ -213,7 +219,7 @@ impl<'a> Machine<'a> {
             threads += u64::from(mask.count_ones());
             let outcome = match &instr.op {
                 Op::Alu(alu) => {
-                    alu::execute(alu, &mut warp.registers, mask);
+                    level.execute(alu, &mut warp.registers, mask);
                     warp.at += 1;
                     continue;
                 }
@@ -249,7 +255,8 @@ impl<'a> Machine<'a> {
                 }
                 op => {
                     if mask != 0
-                        && let Err(trouble) = self.memory(warp, &mut block.shared, op, mask)
+                        && let Err(trouble) =
+                            level.memory(self, (warp, &mut block.shared), op, mask)
                     {
                         pause = Err((at, trouble));
                         break;
@@ -282,10 +289,10 @@ impl<'a> Machine<'a> {
     }
 
     /// Does an instruction that goes to memory.
+    #[inline(always)]
     fn memory(
         &mut self,
-        warp: &mut Warp,
-        shared: &mut Shared,
+        (warp, shared): (&mut Warp, &mut Shared),
         op: &Op,
         mask: u32,
     ) -> Result<(), Trouble> {

@@ -6,7 +6,7 @@ use crate::{
     instr::Reg,
     memory::Bits,
     race::{Access, Conflict, Shadow, Strength},
-    registers::Registers,
+    registers::{Registers, Row},
 };
 
 /// What the elements of an access are.
@@ -34,83 +34,108 @@ pub(crate) struct Piece<'a> {
     pub(crate) shadow: Option<&'a mut Shadow>,
 }
 
-fn each<const N: usize>(bytes: &[u8], width: usize, skip: usize, row: &mut [u64]) {
-    // A constant width makes vectors of the loop.
-    match width / N {
-        1 => each_of::<N>(bytes, N, 0, row),
-        2 => each_of::<N>(bytes, 2 * N, skip, row),
-        _ => each_of::<N>(bytes, 4 * N, skip, row),
+/// 8 bytes of every lane of a run, or all `N` of them where there are fewer: `W` bytes lie between lanes, the first
+/// `skip` of which go before.
+#[inline(always)]
+fn words<const N: usize, const W: usize>(bytes: &[u8], skip: usize) -> Row {
+    let mut words = [0; 32];
+    for (word, chunk) in words.iter_mut().zip(bytes.as_chunks::<W>().0) {
+        let mut all = [0; 8];
+        all[..N].copy_from_slice(&chunk[skip..skip + N]);
+        *word = u64::from_le_bytes(all);
     }
+    words
 }
 
+/// The reverse of [`words`].
 #[inline(always)]
-fn each_of<const N: usize>(bytes: &[u8], width: usize, skip: usize, row: &mut [u64]) {
-    for (value, chunk) in row.iter_mut().zip(bytes.chunks_exact(width)) {
-        let mut element = [0; 8];
-        element[..N].copy_from_slice(&chunk[skip..skip + N]);
-        *value = u64::from_le_bytes(element);
+fn put_words<const N: usize, const W: usize>(words: &Row, bytes: &mut [u8], skip: usize) {
+    for (word, chunk) in words.iter().zip(bytes.as_chunks_mut::<W>().0) {
+        chunk[skip..skip + N].copy_from_slice(&word.to_le_bytes()[..N]);
     }
 }
 
 /// Puts elements that lie one behind the other, lane by lane, into registers.
-#[inline]
+#[inline(always)]
 fn take(registers: &mut Registers, elements: Elements<'_>, bytes: &[u8], run: Run) {
-    let (first, width) = (run.lane as usize, elements.width());
-    for (i, reg) in elements.regs.iter().enumerate() {
-        let row = &mut registers.row_mut(*reg)[first..first + run.count as usize];
-        match elements.size {
-            1 => each::<1>(bytes, width, i, row),
-            2 => each::<2>(bytes, width, 2 * i, row),
-            4 => each::<4>(bytes, width, 4 * i, row),
-            _ => each::<8>(bytes, width, 8 * i, row),
-        }
-        if run.together != 0 {
-            let value = row[0];
+    let (first, count) = (run.lane as usize, run.count as usize);
+    // Elements come by words of up to 8 bytes, all lanes' at a time, and are cut out of those: that makes vectors.
+    let keep = u64::MAX >> (64 - 8 * elements.size);
+    for (column, regs) in elements.columns() {
+        let words = match elements.width() {
+            1 => words::<1, 1>(bytes, 0),
+            2 => words::<2, 2>(bytes, 0),
+            4 => words::<4, 4>(bytes, 0),
+            8 => words::<8, 8>(bytes, 0),
+            16 => words::<8, 16>(bytes, column),
+            _ => words::<8, 32>(bytes, column),
+        };
+        for (i, reg) in regs.iter().enumerate() {
+            let shift = 8 * elements.size * i;
             let row = registers.row_mut(*reg);
-            lanes(run.together).for_each(|lane| row[lane as usize] = value);
+            if run.together != 0 {
+                let value = words[0] >> shift & keep;
+                lanes(run.together).for_each(|lane| row[lane as usize] = value);
+            } else if count == 32 {
+                row.iter_mut().zip(&words).for_each(|(value, word)| *value = word >> shift & keep);
+            } else {
+                let row = &mut row[first..first + count];
+                row.iter_mut().zip(&words).for_each(|(value, word)| *value = word >> shift & keep);
+            }
         }
     }
 }
 
-impl Elements<'_> {
+impl<'a> Elements<'a> {
     /// Loads them for one lane.
     pub(crate) fn take(self, registers: &mut Registers, bytes: &[u8], run: Run) {
-        take(registers, self, bytes, run);
+        take(registers, self, &bytes[..self.width() * run.count as usize], run);
     }
-}
 
-fn put_each<const N: usize>(bytes: &mut [u8], width: usize, skip: usize, row: &[u64]) {
-    match width / N {
-        1 => put_each_of::<N>(bytes, N, 0, row),
-        2 => put_each_of::<N>(bytes, 2 * N, skip, row),
-        _ => put_each_of::<N>(bytes, 4 * N, skip, row),
-    }
-}
-
-#[inline(always)]
-fn put_each_of<const N: usize>(bytes: &mut [u8], width: usize, skip: usize, row: &[u64]) {
-    for (value, chunk) in row.iter().zip(bytes.chunks_exact_mut(width)) {
-        chunk[skip..skip + N].copy_from_slice(&value.to_le_bytes()[..N]);
+    /// The registers whose elements lie in the same 8 bytes of a lane, and where those begin.
+    #[inline(always)]
+    fn columns(self) -> impl Iterator<Item = (usize, &'a [Reg])> {
+        self.regs.chunks(8 / self.size).enumerate().map(|(i, regs)| (8 * i, regs))
     }
 }
 
 /// Puts registers into elements that lie one behind the other, lane by lane.
-#[inline]
+#[inline(always)]
 fn put(registers: &Registers, elements: Elements<'_>, bytes: &mut [u8], run: Run) {
-    let (first, width) = (run.lane as usize, elements.width());
-    for (i, reg) in elements.regs.iter().enumerate() {
-        let row = &registers.row(*reg)[first..first + run.count as usize];
-        match elements.size {
-            1 => put_each::<1>(bytes, width, i, row),
-            2 => put_each::<2>(bytes, width, 2 * i, row),
-            4 => put_each::<4>(bytes, width, 4 * i, row),
-            _ => put_each::<8>(bytes, width, 8 * i, row),
+    let (first, count) = (run.lane as usize, run.count as usize);
+    let keep = u64::MAX >> (64 - 8 * elements.size);
+    for (column, regs) in elements.columns() {
+        let mut words = [0; 32];
+        for (i, reg) in regs.iter().enumerate() {
+            let shift = 8 * elements.size * i;
+            let row = registers.row(*reg);
+            if count == 32 {
+                words
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(word, value)| *word |= (value & keep) << shift);
+            } else {
+                let row = &row[first..first + count];
+                words
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(word, value)| *word |= (value & keep) << shift);
+            }
+        }
+        match elements.width() {
+            1 => put_words::<1, 1>(&words, bytes, 0),
+            2 => put_words::<2, 2>(&words, bytes, 0),
+            4 => put_words::<4, 4>(&words, bytes, 0),
+            8 => put_words::<8, 8>(&words, bytes, 0),
+            16 => put_words::<8, 16>(&words, bytes, column),
+            _ => put_words::<8, 32>(&words, bytes, column),
         }
     }
 }
 
 impl Piece<'_> {
     /// Reads of a run of lanes, from `offset` on.
+    #[inline(always)]
     pub(crate) fn load(
         &mut self,
         warp: &mut Warp,
@@ -154,6 +179,7 @@ impl Piece<'_> {
     }
 
     /// Writes of a run of lanes, from `offset` on.
+    #[inline(always)]
     pub(crate) fn store(
         &mut self,
         warp: &Warp,

@@ -214,7 +214,7 @@ impl Warp {
     }
 
     /// The lanes of the group for which an instruction's guard holds.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn guarded(&self, instr: &Instr) -> u32 {
         match instr.guard {
             None => self.group,
@@ -240,7 +240,7 @@ impl Warp {
 }
 
 /// The lanes in which a predicate is true.
-#[inline]
+#[inline(always)]
 pub(crate) fn ones(row: &[u64; 32]) -> u32 {
-    row.iter().enumerate().fold(0, |all, (lane, value)| all | ((value & 1) as u32) << lane)
+    (0..32).fold(0, |all, lane| all | (row[lane] & 1) << lane) as u32
 }
