@@ -39,14 +39,22 @@ fn judge_step<E: Element>(what: &str, inputs: &Inputs<E>, mode: Mode, got: &Outc
     judge(what, E::DTYPE, &inputs.shape, got, &right);
 }
 
-/// All that does not belong to `channel` is the same in every bit.
-fn others_are_the_same(what: &str, shape: &Shape, channel: usize, got: &Outcome, clean: &Outcome) {
+/// All that does not belong to `channels` is the same in every bit.
+fn others_are_the_same(
+    what: &str,
+    shape: &Shape,
+    channels: &[usize],
+    got: &Outcome,
+    clean: &Outcome,
+) {
+    let mut own = vec![false; shape.channels()];
+    channels.iter().for_each(|&channel| own[channel] = true);
     for (name, values) in got {
         for (i, (got, clean)) in values.iter().zip(&clean[name]).enumerate() {
             let mine = match *name {
-                "y" | "grad_x" | "grad_residual" => channel_of(shape, i) == channel,
+                "y" | "grad_x" | "grad_residual" => own[channel_of(shape, i)],
                 "count" => false,
-                _ => i == channel,
+                _ => own[i],
             };
             let same = got.to_bits() == clean.to_bits();
             assert!(mine || same, "{what}: {name}[{i}] is {got:e}, without it {clean:e}");
@@ -67,26 +75,32 @@ fn what_is_not_finite_stays_in_its_channel<G: Engine>(engine: &G) {
             for mode in MODES {
                 let clean = Inputs::<E>::new(&case.shape(), epilogue, 1);
                 let without = step(engine, &clean, mode)?;
-                let channel = 2;
-                let mine = elements(&clean.shape, channel);
-                for poison in poisons.into_iter().chain([both]) {
-                    for start in [0, mine.len() / 2, mine.len() - poison.len()] {
-                        for in_gradient in [false, true] {
-                            let mut inputs = clean.clone();
-                            let at = if in_gradient { &mut inputs.grad_y } else { &mut inputs.x };
+                let (shape, dims, name) = (&clean.shape, case.dims, engine.name());
+                // Every other one, so that each has neighbours without, and each with the poison at another of three
+                // places: as many as there are channels in one step, which is what takes the time.
+                let poisoned: Vec<usize> = (0..shape.channels()).step_by(2).collect();
+                let turns = 3usize.div_ceil(poisoned.len());
+                let poisons = poisons.into_iter().chain([both]);
+                for (poison, turn) in poisons.flat_map(|p| (0..turns).map(move |turn| (p, turn))) {
+                    for in_gradient in [false, true] {
+                        let mut inputs = clean.clone();
+                        let at = if in_gradient { &mut inputs.grad_y } else { &mut inputs.x };
+                        for (nth, &channel) in poisoned.iter().enumerate() {
+                            let mine = elements(shape, channel);
+                            let places = [0, mine.len() / 2, mine.len() - poison.len()];
+                            let start = places[(nth * turns + turn) % 3];
                             for (&i, &v) in mine[start..].iter().zip(poison) {
                                 at[i] = run::narrow(v);
                             }
-                            let (dims, name) = (case.dims, engine.name());
-                            let what = format!(
-                                "{name}, {}, {dims:?}, {epilogue:?}, {mode:?}, {poison:?} at \
-                                 {start}, of grad_y: {in_gradient}",
-                                E::DTYPE
-                            );
-                            let got = step(engine, &inputs, mode)?;
-                            others_are_the_same(&what, &clean.shape, channel, &got, &without);
-                            judge_step(&what, &inputs, mode, &got);
                         }
+                        let what = format!(
+                            "{name}, {}, {dims:?}, {epilogue:?}, {mode:?}, {poison:?}, turn {turn}, \
+                             of grad_y: {in_gradient}",
+                            E::DTYPE
+                        );
+                        let got = step(engine, &inputs, mode)?;
+                        others_are_the_same(&what, shape, &poisoned, &got, &without);
+                        judge_step(&what, &inputs, mode, &got);
                     }
                 }
             }
@@ -126,7 +140,7 @@ fn parameters_that_are_not_finite_stay_in_their_channel<G: Engine>(engine: &G) {
                 [weight, bias, mean, var][which][1] = poison;
                 let Some(got) = step(engine, &inputs, mode) else { return };
                 let what = format!("{}, {:?}, {poison} in {which}", engine.name(), case.dims);
-                others_are_the_same(&what, &clean.shape, 1, &got, &without);
+                others_are_the_same(&what, &clean.shape, &[1], &got, &without);
             }
         }
     }
@@ -213,7 +227,7 @@ fn the_largest_values_stay_in_their_channel<G: Engine>(engine: &G) {
             }
             let (got, without) =
                 (step(engine, &inputs, MODES[0])?, step(engine, &clean, MODES[0])?);
-            others_are_the_same(engine.name(), &clean.shape, 2, &got, &without);
+            others_are_the_same(engine.name(), &clean.shape, &[2], &got, &without);
             // Given statistics divide by more than 1, so that y can hold every value.
             inputs.epilogue = Epilogue { weight: false, ..Epilogue::PLAIN };
             inputs.var.fill(E::Acc::from_f64(4.0));
@@ -228,17 +242,24 @@ fn the_largest_values_stay_in_their_channel<G: Engine>(engine: &G) {
 }
 
 fn constant_channels_have_no_variance_and_give_their_bias<G: Engine>(engine: &G) {
-    fn constant<E: Element, G: Engine>(engine: &G, case: &Case, value: f64) -> Option<()> {
+    /// Each channel has a value of its own, the first of them `values[from]`.
+    fn constant<E: Element, G: Engine>(
+        engine: &G,
+        case: &Case,
+        (values, from): (&[f64], usize),
+    ) -> Option<()> {
         let mut inputs = Inputs::<E>::new(&case.shape(), Epilogue::PLAIN, 8);
-        let value: E = run::narrow(value);
-        inputs.x.fill(value);
-        let value = value.widen().to_f64();
         let (c, mode) = (inputs.shape.channels(), Mode::Train(Some(1.0)));
-        let what = format!("{}, {}, {:?}, {value:e}", engine.name(), E::DTYPE, case.dims);
+        let of_channel = |c: usize| -> E { run::narrow(values[(from + c) % values.len()]) };
+        for (i, x) in inputs.x.iter_mut().enumerate() {
+            *x = of_channel(channel_of(&inputs.shape, i));
+        }
+        let means: Vec<f64> = (0..c).map(|c| of_channel(c).widen().to_f64()).collect();
+        let what = format!("{}, {}, {:?}, {means:?}", engine.name(), E::DTYPE, case.dims);
         let got = step(engine, &inputs, mode)?;
-        assert_eq!(got["running_mean"], vec![value; c], "{what}: mean");
+        assert_eq!(got["running_mean"], means, "{what}: mean");
         assert_eq!(got["running_var"], vec![0.0; c], "{what}: variance");
-        assert_eq!(got["saved_mean"], vec![value; c], "{what}: saved mean");
+        assert_eq!(got["saved_mean"], means, "{what}: saved mean");
         for (i, y) in got["y"].iter().enumerate() {
             let bias = E::narrow(inputs.bias[channel_of(&inputs.shape, i)]);
             assert_eq!(*y, bias.widen().to_f64(), "{what}: y[{i}]");
@@ -246,41 +267,47 @@ fn constant_channels_have_no_variance_and_give_their_bias<G: Engine>(engine: &G)
         assert_eq!(got["grad_weight"], vec![0.0; c], "{what}: grad_weight");
         judge_step(&what, &inputs, mode, &got);
         let record = served(run::stats(engine, &inputs))?;
-        let right = [vec![value; c], vec![0.0; 2 * c], vec![inputs.shape.per_channel() as f64]];
+        let right = [means, vec![0.0; 2 * c], vec![inputs.shape.per_channel() as f64]];
         assert_eq!(record, right.concat(), "{what}: record");
         Some(())
     }
+    // The first five fit every type.
+    let values = [0.0, 0.1, -1.0 / 3.0, 1e4, -65504.0, 1e6, 1e8, -1e30];
+    let (all, halves) = (&values[..], &values[..5]);
     for case in shapes::cases().iter().filter(|c| c.shape().per_channel() > 1) {
-        for value in [0.0, 0.1, -1.0 / 3.0, 1e4, -65504.0] {
-            constant::<f64, G>(engine, case, value);
-            constant::<f32, G>(engine, case, value);
-            constant::<f16, G>(engine, case, value);
-            constant::<bf16, G>(engine, case, value);
+        for from in (0..all.len()).step_by(case.shape().channels()) {
+            constant::<f64, G>(engine, case, (all, from));
+            constant::<f32, G>(engine, case, (all, from));
+            constant::<bf16, G>(engine, case, (all, from));
         }
-        for value in [1e6, 1e8, -1e30] {
-            constant::<f64, G>(engine, case, value);
-            constant::<f32, G>(engine, case, value);
-            constant::<bf16, G>(engine, case, value);
+        for from in (0..halves.len()).step_by(case.shape().channels()) {
+            constant::<f16, G>(engine, case, (halves, from));
         }
     }
 }
 
 fn large_means_cost_no_more_than_their_rounding<G: Engine>(engine: &G) {
-    fn large<E: Element, G: Engine>(engine: &G, mean: f64, std: f64) {
+    /// Each channel has a mean and a deviation of its own.
+    fn large<E: Element, G: Engine>(engine: &G, spreads: &[(f64, f64)]) {
         for case in shapes::cases().iter().filter(|c| c.shape().per_channel() > 1) {
-            for mode in [Mode::Train(Some(0.1)), Mode::Eval] {
-                let (spread, shape) = (Spread { mean, std }, case.shape());
-                agrees(engine, &Inputs::<E>::spread(&shape, Epilogue::FULL, spread, 9), mode);
+            let shape = case.shape();
+            for from in (0..spreads.len()).step_by(shape.channels()) {
+                let spread = |channel: usize| {
+                    let (mean, std) = spreads[(from + channel) % spreads.len()];
+                    Spread { mean, std }
+                };
+                let inputs = Inputs::<E>::spreads(&shape, Epilogue::FULL, spread, 9);
+                for mode in MODES {
+                    agrees(engine, &inputs, mode);
+                }
             }
         }
     }
-    for (mean, std) in [(1e4, 1.0), (3e4, 0.5), (1e6, 1.0), (1e8, 1.0), (1e8, 1e3)] {
-        large::<f64, G>(engine, mean, std);
-        large::<f32, G>(engine, mean, std);
-        large::<bf16, G>(engine, mean, std);
-    }
-    large::<f16, G>(engine, 1e4, 1.0);
-    large::<f16, G>(engine, 3e4, 500.0);
+    let spreads = [(1e4, 1.0), (3e4, 0.5), (1e6, 1.0), (1e8, 1.0), (1e8, 1e3)];
+    large::<f64, G>(engine, &spreads);
+    large::<f32, G>(engine, &spreads);
+    large::<bf16, G>(engine, &spreads);
+    large::<f16, G>(engine, &[(1e4, 1.0), (3e4, 500.0)]);
 }
 
 /// What comes first says nothing of what follows: levels far apart in the values' own spread, for as

@@ -120,15 +120,25 @@ impl<E: Element> Inputs<E> {
 
     /// x with this mean (somewhat different in each channel) and standard deviation.
     pub fn spread(shape: &Shape, epilogue: Epilogue, spread: Spread, seed: u64) -> Self {
+        Self::spreads(shape, epilogue, |_| spread, seed)
+    }
+
+    /// The same with what `spread` says of each channel.
+    pub fn spreads(
+        shape: &Shape,
+        epilogue: Epilogue,
+        spread: impl Fn(usize) -> Spread,
+        seed: u64,
+    ) -> Self {
         let (n, c) = (shape.len(), shape.channels());
-        let Spread { mean, std } = spread;
-        let channel_mean = |c: usize| mean * (1.0 - 0.1 * ((c * 5) % 7) as f64);
+        let channel_mean = |c: usize| spread(c).mean * (1.0 - 0.1 * ((c * 5) % 7) as f64);
+        let std = |c: usize| spread(c).std;
         let mut random = Random(seed);
         let mut normals = |n: usize| -> Vec<f64> { (0..n).map(|_| random.normal()).collect() };
-        let x = normals(n).into_iter().enumerate();
-        let x = x.map(|(i, v)| channel_mean(channel_of(shape, i)) + std * v);
+        let x = normals(n).into_iter().enumerate().map(|(i, v)| (channel_of(shape, i), v));
+        let x = x.map(|(c, v)| channel_mean(c) + std(c) * v);
         let given_mean = normals(c).into_iter().enumerate();
-        let given_mean = given_mean.map(|(c, v)| channel_mean(c) + 0.3 * std * v);
+        let given_mean = given_mean.map(|(c, v)| channel_mean(c) + 0.3 * std(c) * v);
         Self {
             shape: *shape,
             epilogue,
@@ -139,7 +149,11 @@ impl<E: Element> Inputs<E> {
             weight: normals(c).into_iter().map(narrow).collect(),
             bias: normals(c).into_iter().map(|v| narrow(0.5 * v)).collect(),
             mean: given_mean.map(narrow).collect(),
-            var: normals(c).into_iter().map(|v| narrow((0.2 + v.abs()) * std * std)).collect(),
+            var: normals(c)
+                .into_iter()
+                .enumerate()
+                .map(|(c, v)| narrow((0.2 + v.abs()) * std(c) * std(c)))
+                .collect(),
             record: None,
             rules: Rules::default(),
             mask: None,
