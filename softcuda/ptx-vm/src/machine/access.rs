@@ -2,7 +2,7 @@
 
 use super::{
     atomic,
-    piece::{Piece, Problem},
+    piece::{Act, By, Load, Piece, Problem, Store},
     request::{Request, aligned, by_place, within, without_twins},
     runs::{Run, Runs, sectors},
     shared::Shared,
@@ -86,65 +86,51 @@ impl Access<'_> {
         request: &Request<'_>,
         (space, width, verb): (Space, usize, &str),
         runs: &[Run],
-        mut act: impl FnMut(&mut Piece<'_>, &mut Warp, usize, Run) -> Result<(), Problem>,
+        mut act: impl Act,
     ) -> Result<(), Trouble> {
         for run in runs {
             aligned(run, width, verb)?;
-            let address = |lane: u32| run.address + u64::from(lane - run.lane) * width as u64;
-            match space {
-                Space::Global | Space::Generic => {
-                    let (index, offset) = self.locate(request.at, run, width, verb)?;
-                    let result = act(&mut self.global(index), warp, offset, *run);
-                    result.map_err(|problem| {
-                        let near = |address| self.memory.describe(address);
-                        let base = self.memory.allocation(index).base;
-                        problem.explain(
-                            verb,
-                            |lane| {
-                                format!(
-                                    "{width} bytes at {:#x}, {}",
-                                    address(lane),
-                                    near(address(lane))
-                                )
-                            },
-                            |byte| near(base + byte as u64),
-                        )
-                    })?;
-                }
-                Space::Shared => {
-                    let offset = within(run, width, shared.len(), verb, "shared memory")?;
-                    let result = act(&mut shared.piece(), warp, offset, *run);
-                    result.map_err(|problem| {
-                        problem.explain(
-                            verb,
-                            |lane| {
-                                format!("{width} bytes at byte {} of shared memory", address(lane))
-                            },
-                            |byte| format!("byte {byte} of shared memory"),
-                        )
-                    })?;
-                }
+            let (index, offset) = match space {
+                Space::Global | Space::Generic => self.locate(request.at, run, width, verb)?,
+                Space::Shared => (0, within(run, width, shared.len(), verb, "shared memory")?),
                 Space::Local => {
-                    let mut local = std::mem::take(&mut warp.local);
-                    for lane in lanes(run.lanes()) {
-                        let run = Run { address: address(lane), lane, count: 1, together: 0 };
-                        let at = within(&run, width, local.len(), verb, "local memory")?;
-                        let (mut piece, start) = local.of(lane);
-                        let result = act(&mut piece, warp, start + at, run);
-                        result.map_err(|problem| {
-                            let name = |byte| format!("byte {} of local memory", byte - start);
-                            problem.explain(verb, |_| "local memory".to_owned(), name)
-                        })?;
-                    }
-                    warp.local = local;
+                    local_run(warp, (width, verb), run, &mut act)?;
+                    continue;
                 }
                 Space::Param => {
                     let detail = format!("{verb} a parameter");
                     return Err(Trouble::undefined(run.lane, detail));
                 }
+            };
+            let mut piece = match space {
+                Space::Shared => shared.piece(),
+                _ => self.global(index),
+            };
+            if let Err(problem) = act.act(&mut piece, warp, offset, *run) {
+                return Err(match space {
+                    Space::Shared => explain_shared(problem, (width, verb), run),
+                    _ => self.explain_global(problem, (width, verb), run, index),
+                });
             }
         }
         Ok(())
+    }
+
+    #[cold]
+    fn explain_global(
+        &self,
+        problem: Problem,
+        (width, verb): (usize, &str),
+        run: &Run,
+        index: usize,
+    ) -> Trouble {
+        let near = |address| self.memory.describe(address);
+        let base = self.memory.allocation(index).base;
+        let place = |lane| {
+            let address = run.address_of(lane, width);
+            format!("{width} bytes at {address:#x}, {}", near(address))
+        };
+        problem.explain(verb, place, |byte| near(base + byte as u64))
     }
 
     /// `ld`.
@@ -219,9 +205,7 @@ impl Access<'_> {
             }
         }
         let what = (space, width, "loads");
-        self.each_run((warp, shared), request, what, runs, |piece, warp, offset, run| {
-            piece.load(warp, elements, offset, run, strength)
-        })
+        self.each_run((warp, shared), request, what, runs, Load(elements, strength))
     }
 
     /// `st`.
@@ -300,9 +284,7 @@ impl Access<'_> {
     ) -> Result<(), Trouble> {
         let (elements, strength) = (request.elements(), request.strength());
         let what = (space, elements.width(), "stores");
-        self.each_run((warp, shared), request, what, runs, |piece, warp, offset, run| {
-            piece.store(warp, elements, offset, run, strength)
-        })
+        self.each_run((warp, shared), request, what, runs, Store(elements, strength))
     }
 
     /// `atom`, `red`: lane by lane.
@@ -322,27 +304,22 @@ impl Access<'_> {
             let in_global = space == Space::Global;
             let mut changes = 0;
             let what = (space, size, "updates");
-            self.each_run(
-                (warp, shared),
-                request,
-                what,
-                runs.as_slice(),
-                |piece, warp, offset, run| {
-                    for i in 0..run.count {
-                        let lane = run.lane + i;
-                        let operand = |i: usize| warp.registers.row(request.regs[i])[lane as usize];
-                        let operands = [operand(0), operand(1)];
-                        let new = |old| atomic::apply(op, ty, old, operands, in_global);
-                        let offset = offset + i as usize * size;
-                        let old = piece.update(warp, offset, size, lane, strength, new)?;
-                        changes += u64::from(new(old) != old);
-                        if let Some(reg) = result {
-                            warp.registers.row_mut(reg)[lane as usize] = old;
-                        }
+            let update = |piece: &mut Piece<'_>, warp: &mut Warp, offset: usize, run: Run| {
+                for i in 0..run.count {
+                    let lane = run.lane + i;
+                    let operand = |i: usize| warp.registers.row(request.regs[i])[lane as usize];
+                    let operands = [operand(0), operand(1)];
+                    let new = |old| atomic::apply(op, ty, old, operands, in_global);
+                    let offset = offset + i as usize * size;
+                    let old = piece.update(warp, offset, size, lane, strength, new)?;
+                    changes += u64::from(new(old) != old);
+                    if let Some(reg) = result {
+                        warp.registers.row_mut(reg)[lane as usize] = old;
                     }
-                    Ok(())
-                },
-            )?;
+                }
+                Ok(())
+            };
+            self.each_run((warp, shared), request, what, runs.as_slice(), By(update))?;
             self.changes += changes;
             let places = if space == Space::Shared { &mut shared.places } else { &mut self.places };
             for lane in lanes(mask) {
@@ -354,4 +331,34 @@ impl Access<'_> {
         warp.knowledge.advance();
         Ok(())
     }
+}
+
+/// [`Access::each_run`] in local memory, where each lane has its own.
+#[inline(never)]
+fn local_run(
+    warp: &mut Warp,
+    (width, verb): (usize, &str),
+    run: &Run,
+    act: &mut impl Act,
+) -> Result<(), Trouble> {
+    let mut local = std::mem::take(&mut warp.local);
+    for lane in lanes(run.lanes()) {
+        let address = run.address_of(lane, width);
+        let run = Run { address, lane, count: 1, together: 0 };
+        let at = within(&run, width, local.len(), verb, "local memory")?;
+        let (mut piece, start) = local.of(lane);
+        act.act(&mut piece, warp, start + at, run).map_err(|problem| {
+            let name = |byte| format!("byte {} of local memory", byte - start);
+            problem.explain(verb, |_| "local memory".to_owned(), name)
+        })?;
+    }
+    warp.local = local;
+    Ok(())
+}
+
+#[cold]
+fn explain_shared(problem: Problem, (width, verb): (usize, &str), run: &Run) -> Trouble {
+    let place =
+        |lane| format!("{width} bytes at byte {} of shared memory", run.address_of(lane, width));
+    problem.explain(verb, place, |byte| format!("byte {byte} of shared memory"))
 }

@@ -2,7 +2,7 @@
 
 use super::{
     trouble::Trouble,
-    warp::{Warp, lanes, ones},
+    warp::{Warp, ones},
 };
 use crate::{
     instr::{Op, Reg, ShuffleMode, VoteMode},
@@ -10,11 +10,16 @@ use crate::{
 };
 
 /// Lanes of `mask` with the same members, and those members, for each.
+#[inline(always)]
 fn sets(members: &Row, mask: u32) -> impl Iterator<Item = (u32, u32)> {
     let mut left = mask;
     std::iter::from_fn(move || {
         let value = *members.get(left.trailing_zeros() as usize)?;
-        let set = left & ones(&members.map(|other| u64::from(other == value)));
+        let mut same = 0;
+        for (lane, other) in members.iter().enumerate() {
+            same |= u64::from(*other == value) << lane;
+        }
+        let set = left & same as u32;
         left &= !set;
         Some((set, value as u32))
     })
@@ -23,6 +28,7 @@ fn sets(members: &Row, mask: u32) -> impl Iterator<Item = (u32, u32)> {
 impl Warp {
     /// Does such an instruction for those lanes of `mask`, and of the lanes already parked here, whose members are all
     /// here; parks the rest of `mask`. False if no lane can run then.
+    #[inline(always)]
     pub(crate) fn exchange(&mut self, op: &Op, members: Reg, mask: u32) -> Result<bool, Trouble> {
         if mask == 0 {
             self.at += 1;
@@ -50,6 +56,7 @@ impl Warp {
     }
 
     /// The lanes of `here` whose members, as far as they have not exited, are all here with the same members.
+    #[inline(always)]
     fn complete(&self, members: Reg, here: u32) -> Result<u32, Trouble> {
         let mut ready = 0;
         for (set, named) in sets(self.registers.row(members), here) {
@@ -65,6 +72,7 @@ impl Warp {
         Ok(ready)
     }
 
+    #[inline(always)]
     fn shuffle(
         &mut self,
         mode: ShuffleMode,
@@ -73,29 +81,35 @@ impl Warp {
         [value, lane, clamp, members]: [Reg; 4],
         ready: u32,
     ) -> Result<(), Trouble> {
-        let values = *self.registers.row(value);
-        let (by, clamp) = (*self.registers.row(lane), *self.registers.row(clamp));
-        let members = *self.registers.row(members);
-        let (mut results, mut hits) = ([0; 32], [0; 32]);
-        for lane in lanes(ready) {
-            let (me, i) = (lane as i32, lane as usize);
-            let (b, c, segment) =
-                ((by[i] & 31) as i32, (clamp[i] & 31) as i32, (clamp[i] >> 8 & 31) as i32);
+        let (by, clamp) = (self.registers.row(lane), self.registers.row(clamp));
+        let (mut from, mut hits) = ([0; 32], [0; 32]);
+        for i in 0..32 {
+            let (me, b, c) = (i as i32, (by[i] & 31) as i32, (clamp[i] & 31) as i32);
+            let segment = (clamp[i] >> 8 & 31) as i32;
             let least = me & segment;
             let most = least | c & !segment;
-            let (from, hit) = match mode {
+            let (other, hit) = match mode {
                 ShuffleMode::Up => (me - b, me - b >= most),
                 ShuffleMode::Down => (me + b, me + b <= most),
                 ShuffleMode::Butterfly => (me ^ b, me ^ b <= most),
                 ShuffleMode::Index => (least | b & !segment, least | b & !segment <= most),
             };
-            let from = if hit { from } else { me } as u32;
-            if ready >> from & 1 == 0 || members[i] >> from & 1 == 0 {
-                let detail = format!("lane {lane} reads from lane {from}, which takes no part");
-                return Err(Trouble::undefined(lane, detail));
-            }
-            results[i] = values[from as usize] & 0xffff_ffff;
+            from[i] = if hit { other } else { me } as u32;
             hits[i] = u64::from(hit);
+        }
+        let (values, members) = (self.registers.row(value), self.registers.row(members));
+        let (mut results, mut fine) = ([0; 32], 0);
+        for i in 0..32 {
+            let takes_part = (u64::from(ready) & members[i]) >> (from[i] & 31) & 1;
+            fine |= takes_part << i;
+            results[i] = values[from[i] as usize & 31] & 0xffff_ffff;
+        }
+        let bad = ready & !(fine as u32);
+        if bad != 0 {
+            let lane = bad.trailing_zeros();
+            let from = from[lane as usize];
+            let detail = format!("lane {lane} reads from lane {from}, which takes no part");
+            return Err(Trouble::undefined(lane, detail));
         }
         self.registers.merge(result, ready, &results);
         if let Some(found) = found {

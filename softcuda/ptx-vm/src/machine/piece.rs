@@ -133,6 +133,66 @@ fn put(registers: &Registers, elements: Elements<'_>, bytes: &mut [u8], run: Run
     }
 }
 
+/// What an instruction does to a piece of memory. A trait and not closures: its methods are compiled for the level that
+/// calls them.
+pub(crate) trait Act {
+    /// Does it for a run of lanes, from `offset` on.
+    fn act(
+        &mut self,
+        piece: &mut Piece<'_>,
+        warp: &mut Warp,
+        offset: usize,
+        run: Run,
+    ) -> Result<(), Problem>;
+}
+
+/// [`Piece::load`].
+pub(crate) struct Load<'a>(pub(crate) Elements<'a>, pub(crate) Strength);
+
+impl Act for Load<'_> {
+    #[inline(always)]
+    fn act(
+        &mut self,
+        piece: &mut Piece<'_>,
+        warp: &mut Warp,
+        offset: usize,
+        run: Run,
+    ) -> Result<(), Problem> {
+        piece.load(warp, self.0, offset, run, self.1)
+    }
+}
+
+/// [`Piece::store`].
+pub(crate) struct Store<'a>(pub(crate) Elements<'a>, pub(crate) Strength);
+
+impl Act for Store<'_> {
+    #[inline(always)]
+    fn act(
+        &mut self,
+        piece: &mut Piece<'_>,
+        warp: &mut Warp,
+        offset: usize,
+        run: Run,
+    ) -> Result<(), Problem> {
+        piece.store(warp, self.0, offset, run, self.1)
+    }
+}
+
+/// Anything else.
+pub(crate) struct By<F>(pub(crate) F);
+
+impl<F: FnMut(&mut Piece<'_>, &mut Warp, usize, Run) -> Result<(), Problem>> Act for By<F> {
+    fn act(
+        &mut self,
+        piece: &mut Piece<'_>,
+        warp: &mut Warp,
+        offset: usize,
+        run: Run,
+    ) -> Result<(), Problem> {
+        (self.0)(piece, warp, offset, run)
+    }
+}
+
 impl Piece<'_> {
     /// Reads of a run of lanes, from `offset` on.
     #[inline(always)]

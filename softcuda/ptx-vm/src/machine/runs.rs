@@ -22,6 +22,11 @@ impl Run {
         if self.together != 0 { self.together } else { (!0 >> (32 - self.count)) << self.lane }
     }
 
+    /// The place of one of the lanes.
+    pub(crate) fn address_of(&self, lane: u32, width: usize) -> u64 {
+        self.address + u64::from(lane - self.lane) * width as u64
+    }
+
     /// What the lanes of `mask` access at `bases` plus `offset`, if it is plain to see that it is one run: most
     /// accesses are, so that it is looked for first and without a list.
     #[inline(always)]
@@ -36,26 +41,30 @@ impl Run {
         let first = bases[lane as usize];
         let address = first.wrapping_add(offset);
         let run = Self { address, lane, count, together: 0 };
-        // What is off, of all lanes: a sum has no branches.
-        let off = if mask == !0 {
-            (0..32).fold(0, |off, i| off | bases[i] ^ first.wrapping_add(i as u64 * width))
-        } else if count == 1 {
-            0
+        // What is off, of all lanes: a sum has no branches, and a plain loop is compiled for the caller's level.
+        let mut off = 0;
+        if mask == !0 {
+            for (i, base) in bases.iter().enumerate() {
+                off |= base ^ first.wrapping_add(i as u64 * width);
+            }
         } else if mask >> lane == !0 >> (32 - count) {
-            let bases = bases[lane as usize..(lane + count) as usize].iter().enumerate();
-            bases.fold(0, |off, (i, base)| off | base ^ first.wrapping_add(i as u64 * width))
+            for (i, base) in bases[lane as usize..(lane + count) as usize].iter().enumerate() {
+                off |= base ^ first.wrapping_add(i as u64 * width);
+            }
         } else {
-            1
-        };
+            off = 1;
+        }
         if off == 0 {
             return Some(run);
         }
         if !reads {
             return None;
         }
-        let apart = |i: usize| (bases[i] ^ first) & 0u64.wrapping_sub(u64::from(mask >> i & 1));
-        let together = (0..32).fold(0, |off, i| off | apart(i)) == 0;
-        together.then_some(Self { count: 1, together: mask, ..run })
+        let mut apart = 0;
+        for (i, base) in bases.iter().enumerate() {
+            apart |= (base ^ first) & 0u64.wrapping_sub(u64::from(mask) >> i & 1);
+        }
+        (apart == 0).then_some(Self { count: 1, together: mask, ..run })
     }
 }
 

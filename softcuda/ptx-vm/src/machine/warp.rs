@@ -94,7 +94,9 @@ impl Warp {
 
     /// Moves lanes outside the group.
     pub(crate) fn put(&mut self, mask: u32, at: u32) {
-        lanes(mask).for_each(|lane| self.pcs[lane as usize] = at);
+        for (lane, pc) in self.pcs.iter_mut().enumerate() {
+            *pc = if mask >> lane & 1 == 1 { at } else { *pc };
+        }
     }
 
     /// Ends the group.
@@ -113,18 +115,23 @@ impl Warp {
             candidates = self.runnable();
         }
         self.next = u32::MAX;
-        let Some(lowest) = lanes(candidates).map(|lane| self.pcs[lane as usize]).min() else {
+        if candidates == 0 {
             return false;
-        };
-        self.at = lowest;
-        for lane in lanes(candidates) {
-            let pc = self.pcs[lane as usize];
-            if pc == lowest {
-                self.group |= 1 << lane;
-            } else {
-                self.next = self.next.min(pc);
-            }
         }
+        let pcs = &self.pcs;
+        // Lanes that are no candidates stand behind all instructions.
+        let pc = |lane: usize| pcs[lane] | (candidates >> lane & 1).wrapping_sub(1);
+        let (mut lowest, mut next) = (u32::MAX, u32::MAX);
+        for lane in 0..32 {
+            lowest = lowest.min(pc(lane));
+        }
+        let mut group = 0;
+        for lane in 0..32 {
+            let here = pc(lane) == lowest;
+            group |= u32::from(here) << lane;
+            next = if here { next } else { next.min(pc(lane)) };
+        }
+        (self.at, self.group, self.next) = (lowest, group, next);
         if self.group != before {
             self.polls = 0;
         }
@@ -198,8 +205,8 @@ impl Warp {
         self.disband();
         self.waiting &= !mask;
         self.parked &= !mask;
-        for lane in lanes(mask) {
-            self.pcs[lane as usize] += 1;
+        for (lane, pc) in self.pcs.iter_mut().enumerate() {
+            *pc += mask >> lane & 1;
         }
         self.choose();
     }
@@ -242,5 +249,10 @@ impl Warp {
 /// The lanes in which a predicate is true.
 #[inline(always)]
 pub(crate) fn ones(row: &[u64; 32]) -> u32 {
-    (0..32).fold(0, |all, lane| all | (row[lane] & 1) << lane) as u32
+    // A plain loop, which is compiled for the caller's level.
+    let mut all = 0;
+    for (lane, value) in row.iter().enumerate() {
+        all |= (value & 1) << lane;
+    }
+    all as u32
 }
