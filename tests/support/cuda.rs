@@ -35,6 +35,17 @@ pub fn split() -> Cuda {
     engine().tuned(SPLIT)
 }
 
+/// The same on another software device, as each executes one kernel at a time: tests of the two take a processor each
+/// then. On a real device it is [`split`].
+pub fn split_elsewhere() -> Cuda {
+    static ENGINE: OnceLock<Cuda> = OnceLock::new();
+    let make = || {
+        let ordinal = softcuda::ordinal("sm_80").expect("a profile");
+        on_device(ordinal).expect("a CUDA device").tuned(SPLIT)
+    };
+    if is_real() { split() } else { ENGINE.get_or_init(make).clone() }
+}
+
 /// An engine of its own on a software device.
 pub fn on_device(ordinal: usize) -> Result<Cuda> {
     softcuda::install().expect("the software device");

@@ -13,7 +13,7 @@
 /// | `reference`, `cpu` | |
 /// | `reference_on_host`, `cpu_on_host` | for tests that look into ordinary memory |
 /// | `cuda` | on a real device where there is one, else on the software device |
-/// | `cuda_split` | the same by the split kernels, which it leaves for resident ones where it can |
+/// | `cuda_split` | the same by the split kernels, which it leaves for resident ones where it can, on a software device for sm_80 |
 /// | `cudnn` | for tests that let an engine refuse |
 /// | `gpu` | one that takes cuDNN wherever it serves: both engines behind it have work, and nothing is refused |
 /// | `gpu_slowly` | the same, for what takes minutes and the engines behind it have shown: ignored, but for `--include-ignored` |
@@ -39,7 +39,7 @@ macro_rules! engines {
     };
     (@ cuda_split $tests:tt) => {
         #[cfg(all(feature = "cuda", target_os = "linux"))]
-        $crate::support::engines::engines! { @ cuda_split, crate::support::cuda::split(); $tests }
+        $crate::support::engines::engines! { @ cuda_split, crate::support::cuda::split_elsewhere(); $tests }
     };
     (@ cudnn $tests:tt) => {
         #[cfg(all(feature = "cudnn", target_os = "linux"))]
