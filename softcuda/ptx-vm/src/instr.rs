@@ -285,6 +285,8 @@ pub struct Kernel {
     pub registers: usize,
     /// What registers hold at the start; all others hold 0.
     pub fills: Vec<(Reg, Fill)>,
+    /// Those that may be read before they are written, the ones of [`Kernel::fills`] among them.
+    pub kept: Vec<Reg>,
     /// Bytes of statically declared shared memory; the dynamic part begins behind it, 16-byte aligned.
     pub static_shared: usize,
     /// Bytes of local memory of a thread.

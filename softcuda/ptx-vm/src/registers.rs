@@ -6,7 +6,7 @@ use crate::instr::{Fill, Kernel, Reg};
 pub type Row = [u64; 32];
 
 /// The register file of one warp: a [`Row`] for every register of the kernel.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Registers {
     rows: Vec<Row>,
     seed: u64,
@@ -29,6 +29,12 @@ impl Registers {
             }
         }
         registers
+    }
+
+    /// Makes them what `first` are, of a warp that was of the same kernel, where that can matter: in `kept`.
+    pub(crate) fn restart(&mut self, first: &Registers, kept: &[Reg]) {
+        self.seed = first.seed;
+        kept.iter().for_each(|reg| *self.row_mut(*reg) = *first.row(*reg));
     }
 
     /// The lanes of a register.

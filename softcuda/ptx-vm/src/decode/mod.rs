@@ -76,6 +76,7 @@ fn kernel(
         code,
         registers,
         fills: names.into_fills().into_iter().filter_map(kept).collect(),
+        kept: at_start.iter().copied().flatten().collect(),
         static_shared,
         local,
         max_threads: entry.max_threads,

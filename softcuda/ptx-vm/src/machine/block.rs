@@ -29,7 +29,7 @@ impl Block {
         threads: u32,
         local: usize,
         shared: Shared,
-        registers: impl Fn(u32) -> Registers,
+        mut registers: impl FnMut(u32) -> Registers,
     ) -> Self {
         let count = threads.div_ceil(32);
         let nothing: BlockTimes = vec![WarpTime::default(); count as usize].into();

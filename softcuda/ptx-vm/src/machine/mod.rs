@@ -57,6 +57,10 @@ pub(crate) struct Machine<'a> {
     dice: Dice,
     /// Thread instructions left.
     budget: u64,
+    /// What a warp begins with, but for what its block and itself differ in.
+    first: Registers,
+    /// Registers of warps that are done.
+    spare: Vec<Registers>,
 }
 
 impl<'a> Machine<'a> {
@@ -74,7 +78,9 @@ impl<'a> Machine<'a> {
             changes: 0,
         };
         let (dice, budget) = (Dice::new(launch.seed), launch.budget);
-        Ok(Self { launch, code, access, dice, budget })
+        let mut first = Registers::of(launch.kernel);
+        first.set_seed(launch.seed);
+        Ok(Self { launch, code, access, dice, budget, first, spare: Vec::new() })
     }
 
     /// Runs all blocks, so many at a time.
@@ -104,7 +110,9 @@ impl<'a> Machine<'a> {
             }
             for index in (0..resident.len()).rev() {
                 if resident[index].is_done() {
-                    spare.push(resident.swap_remove(index).shared);
+                    let block = resident.swap_remove(index);
+                    self.spare.extend(block.warps.into_iter().map(|warp| warp.registers));
+                    spare.push(block.shared);
                     polled_only = false;
                 }
             }
@@ -127,11 +135,11 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn start(&self, number: u32, shared: Shared) -> Block {
+    fn start(&mut self, number: u32, shared: Shared) -> Block {
         let (kernel, threads) = (self.launch.kernel, self.launch.threads());
         // What all warps of the block begin with.
-        let mut first = Registers::of(kernel);
-        first.set_seed(self.launch.seed);
+        let mut first = std::mem::take(&mut self.first);
+        let mut spare = std::mem::take(&mut self.spare);
         let mut differ = Vec::new();
         for &(reg, fill) in &kernel.fills {
             match fill {
@@ -142,14 +150,22 @@ impl<'a> Machine<'a> {
                 Fill::Special(special) => differ.push((reg, special)),
             }
         }
-        Block::new(number, threads, kernel.local, shared, |warp| {
-            let mut registers = first.clone();
+        let block = Block::new(number, threads, kernel.local, shared, |warp| {
+            let mut registers = match spare.pop() {
+                Some(mut registers) => {
+                    registers.restart(&first, &kernel.kept);
+                    registers
+                }
+                None => first.clone(),
+            };
             for &(reg, special) in &differ {
                 *registers.row_mut(reg) =
                     std::array::from_fn(|lane| self.special(special, number, warp, lane as u32));
             }
             registers
-        })
+        });
+        (self.first, self.spare) = (first, spare);
+        block
     }
 
     fn special(&self, special: Special, block: u32, warp: u32, lane: u32) -> u64 {
