@@ -22,6 +22,8 @@ pub enum FaultKind {
     Hang,
     /// `trap`.
     Trap,
+    /// An `assert` of the kernel that does not hold.
+    Assertion,
     /// An operand for which the instruction's result is undefined: a lane outside its own member mask, a `shfl` from a
     /// lane that takes no part, a barrier number above 15.
     Undefined,
@@ -40,6 +42,7 @@ impl fmt::Display for FaultKind {
             Self::Deadlock => "deadlock",
             Self::Hang => "hang",
             Self::Trap => "trap",
+            Self::Assertion => "assertion",
             Self::Undefined => "undefined operand",
             Self::InvalidLaunch => "invalid launch",
         })

@@ -38,6 +38,8 @@ pub enum Type {
 pub enum Space {
     Generic,
     Global,
+    /// Constant memory: of variables that a module declares so. Its addresses are among those of global memory.
+    Const,
     Shared,
     Local,
     Param,
@@ -189,7 +191,15 @@ pub enum Op {
     Exit,
     /// `trap`.
     Trap,
-    /// What has no effect here: `prefetch`, `.pragma`, `nanosleep`.
+    /// `%clock`, `%globaltimer` and their parts: the time, shifted down by so many bits and cut to so many.
+    Clock { result: Reg, shift: u8, bits: u8 },
+    /// `nanosleep`.
+    Sleep { time: Reg },
+    /// A call of `__assertfail`: the addresses of three texts, and a line of the source.
+    Assertion { message: Reg, file: Reg, line: Reg, function: Reg },
+    /// A call of `vprintf`: the addresses of a text and of the values that it prints.
+    Print { result: Reg, format: Reg, values: Reg },
+    /// What has no effect here: `prefetch`, `.pragma`.
     Nop,
 }
 
@@ -257,6 +267,8 @@ pub enum Fill {
     Constant(u64),
     /// A special register.
     Special(Special),
+    /// The address of the variable of that number of the module, and bytes added to it: see [`Kernel::bound`].
+    Symbol(u32, i64),
 }
 
 /// A parameter of a kernel.
@@ -297,6 +309,30 @@ pub struct Kernel {
     pub min_blocks: Option<u32>,
     /// The source lines, for messages.
     pub source: std::sync::Arc<[String]>,
+}
+
+impl Kernel {
+    /// The kernel where the variables of its module lie at these addresses, in the order of the text. One whose module
+    /// has variables does not run before.
+    ///
+    /// # Panics
+    ///
+    /// If there are fewer addresses than variables.
+    pub fn bound(&self, addresses: &[u64]) -> Kernel {
+        let mut kernel = self.clone();
+        for (_, fill) in &mut kernel.fills {
+            if let Fill::Symbol(number, offset) = *fill {
+                let address = addresses[number as usize].wrapping_add(offset as u64);
+                *fill = Fill::Constant(address);
+            }
+        }
+        kernel
+    }
+
+    /// Whether it uses variables of its module that have no address yet.
+    pub fn is_unbound(&self) -> bool {
+        self.fills.iter().any(|(_, fill)| matches!(fill, Fill::Symbol(..)))
+    }
 }
 
 /// Where shared memory of a block begins among generic addresses.

@@ -78,6 +78,8 @@ impl Launch<'_> {
                 self.params.len(),
                 self.kernel.param_bytes
             )
+        } else if self.kernel.is_unbound() {
+            "the variables of its module have no addresses".to_owned()
         } else if self.resident == 0 {
             "no block may be resident".to_owned()
         } else if self.cooperative && blocks > Some(u64::from(self.resident)) {

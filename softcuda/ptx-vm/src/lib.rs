@@ -14,4 +14,4 @@ pub mod registers;
 pub mod report;
 mod syntax;
 
-pub use module::{LoadError, Module};
+pub use module::{AddressOf, LoadError, Module, Variable};

@@ -55,7 +55,16 @@ fn each_register(instr: &mut Instr, counts: (u8, u8), mut f: impl FnMut(&mut Reg
             value.iter_mut().for_each(|(reg, _)| f(reg, Reads));
             result.iter_mut().for_each(|reg| f(reg, Writes));
         }
-        Op::ActiveMask { result } => f(result, Writes),
+        Op::ActiveMask { result } | Op::Clock { result, .. } => f(result, Writes),
+        Op::Sleep { time } => f(time, Reads),
+        Op::Assertion { message, file, line, function } => {
+            [message, file, line, function].into_iter().for_each(|reg| f(reg, Reads));
+        }
+        Op::Print { result, format, values } => {
+            f(format, Reads);
+            f(values, Reads);
+            f(result, Writes);
+        }
         Op::Fence { .. } | Op::Branch { .. } | Op::Exit | Op::Trap | Op::Nop => {}
     }
 }

@@ -17,6 +17,13 @@ impl Decoder {
                 self.jumps.push((self.code.len(), self.names.scope(), label.clone()));
                 self.push(Op::Branch { target: 0, uniform });
             }
+            "call" => self.call(form, modifiers)?,
+            "ret" if !self.calls.stack.is_empty() => {
+                modifiers.take("uni");
+                modifiers.finish()?;
+                let [] = form.exactly()?;
+                self.leave();
+            }
             "ret" | "exit" | "trap" => {
                 modifiers.take("uni");
                 modifiers.finish()?;
@@ -38,8 +45,8 @@ impl Decoder {
                 modifiers.take("u32");
                 modifiers.finish()?;
                 let [time] = form.exactly()?;
-                self.names.read(time, Type::U32)?;
-                self.push(Op::Nop);
+                let time = self.names.read(time, Type::U32)?;
+                self.push(Op::Sleep { time });
             }
             _ => return Ok(false),
         }

@@ -70,7 +70,7 @@ impl Decoder {
     fn cvta(&mut self, form: Form, modifiers: &mut Modifiers) -> Result<()> {
         let to = modifiers.take("to");
         let window = modifiers.find(|name| match name {
-            "global" => Some(0),
+            "global" | "const" => Some(0),
             "shared" | "shared::cta" => Some(SHARED_WINDOW),
             "local" => Some(LOCAL_WINDOW),
             _ => None,

@@ -51,7 +51,17 @@ impl Decoder {
     }
 
     fn load(&mut self, form: Form, modifiers: &mut Modifiers) -> Result<()> {
+        if modifiers.take("param::entry") {
+            if !self.calls.stack.is_empty() {
+                return Err("a function cannot read the parameters of the kernel".to_owned());
+            }
+            return self.load_from(form, modifiers, Space::Param);
+        }
         let space = space(modifiers);
+        self.load_from(form, modifiers, space)
+    }
+
+    fn load_from(&mut self, form: Form, modifiers: &mut Modifiers, space: Space) -> Result<()> {
         let order = order(modifiers, None)?;
         if matches!(order, Order::Release(_) | Order::AcquireRelease(_)) {
             return Err("a load cannot release".to_owned());
@@ -103,11 +113,13 @@ impl Decoder {
         modifiers.ignore(&HINTS);
         let ty = accessed(modifiers)?;
         modifiers.finish()?;
-        if space == Space::Param {
-            return Err("parameters of a kernel cannot be written".to_owned());
-        }
         let [to, value] = form.exactly()?;
         let address = self.address(to, space)?;
+        match address.space {
+            Space::Param => return Err("parameters of a kernel cannot be written".to_owned()),
+            Space::Const => return Err("constant memory cannot be written".to_owned()),
+            _ => {}
+        }
         let mut regs = [0; 4];
         for (reg, part) in regs.iter_mut().zip(parts(value, count)?) {
             *reg = self.names.read_low(part, ty)?;
@@ -179,12 +191,22 @@ impl Decoder {
             return Ok(Address { space, base: None, offset: *offset });
         };
         if let Some((own, address)) = self.names.variable(name) {
+            if matches!(own, Space::Global | Space::Const)
+                && (own == space || space == Space::Generic)
+            {
+                let base = Some(self.names.symbol(address, 0)?);
+                return Ok(Address { space, base, offset: *offset });
+            }
+            // The parameters of functions, and those of calls.
+            let space = if (own, space) == (Space::Local, Space::Param) { own } else { space };
             if own != space {
                 return Err(format!("`{name}` lies in {own:?} memory, not {space:?}"));
             }
             return Ok(Address { space, base: None, offset: address as i64 + offset });
         }
         let (base, ty) = self.names.register(name)?;
+        let in_function = space == Space::Param && !self.calls.stack.is_empty();
+        let space = if in_function { Space::Local } else { space };
         let windowed = matches!(space, Space::Shared | Space::Local | Space::Param);
         if !(width(ty) == 64 || width(ty) == 32 && windowed) {
             return Err(format!("register `{name}` of {} bits is no address here", width(ty)));
@@ -198,7 +220,8 @@ fn space(modifiers: &mut Modifiers) -> Space {
         "global" => Some(Space::Global),
         "shared" | "shared::cta" => Some(Space::Shared),
         "local" => Some(Space::Local),
-        "param" | "param::entry" => Some(Space::Param),
+        "const" => Some(Space::Const),
+        "param" | "param::func" => Some(Space::Param),
         _ => None,
     });
     space.unwrap_or(Space::Generic)

@@ -2,6 +2,7 @@
 
 mod allocate;
 mod arithmetic;
+mod calls;
 mod compare;
 mod control;
 mod convert;
@@ -9,33 +10,54 @@ mod float;
 mod memory;
 mod modifiers;
 mod registers;
+mod time;
+mod variables;
 
 use crate::alu::{Alu, Operation};
 use crate::instr::{Fill, Guard, Instr, Kernel, Op, Param, Reg, Space};
-use crate::module::LoadError;
+use crate::module::{LoadError, Variable as ModuleVariable};
 use crate::syntax::{self, Entry, Instruction, Kind, Operand, Statement, Text, Variable};
 use modifiers::Modifiers;
 use registers::Names;
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 /// The error is what is wrong; where comes with the statement.
 type Result<T> = std::result::Result<T, String>;
 
-/// Reads a text: the compute capability it is for, and its kernels.
-pub(crate) fn module(text: &str) -> std::result::Result<(u32, Vec<Kernel>), LoadError> {
-    let parsed = syntax::parse(text)?;
+/// What a text says: the compute capability it is for, its kernels and its variables.
+pub(crate) struct Decoded {
+    pub target: u32,
+    pub kernels: Vec<Kernel>,
+    pub variables: Vec<ModuleVariable>,
+}
+
+/// Reads a text.
+pub(crate) fn module(text: &str) -> std::result::Result<Decoded, LoadError> {
+    let parsed = Arc::new(syntax::parse(text)?);
     let source: Arc<[String]> = text.lines().map(str::to_owned).collect();
+    let at = |line: u32, message| LoadError {
+        line,
+        form: source[line as usize - 1].trim().to_owned(),
+        message,
+    };
+    let variables = variables::variables(&parsed, at)?;
     let kernels = parsed.entries.iter().map(|entry| kernel(&parsed, entry, &source));
-    Ok((parsed.target, kernels.collect::<std::result::Result<_, _>>()?))
+    let kernels = kernels.collect::<std::result::Result<_, _>>()?;
+    Ok(Decoded { target: parsed.target, kernels, variables })
 }
 
 fn kernel(
-    text: &Text,
+    text: &Arc<Text>,
     entry: &Entry,
     source: &Arc<[String]>,
 ) -> std::result::Result<Kernel, LoadError> {
     let mut decoder = Decoder {
         names: Names::new(),
+        text: text.clone(),
+        calls: calls::Calls::default(),
+        local: 0,
+        sizes: HashMap::new(),
+        shared_of: HashMap::new(),
         code: Vec::new(),
         counts: Vec::new(),
         jumps: Vec::new(),
@@ -50,10 +72,11 @@ fn kernel(
         }
     };
     let (params, param_bytes) = decoder.parameters(entry);
-    let (static_shared, local) = decoder.variables(text, entry);
+    let static_shared = decoder.variables(text, entry);
     for statement in &entry.body {
         decoder.line = statement.line;
-        decoder.statement(&statement.kind).map_err(at(statement.line))?;
+        // The statement to blame may stand in a function.
+        decoder.statement(&statement.kind).map_err(|message| at(decoder.line)(message))?;
     }
     decoder.push(Op::Exit);
     for (index, scope, label) in std::mem::take(&mut decoder.jumps) {
@@ -66,7 +89,7 @@ fn kernel(
             *to = target as u32;
         }
     }
-    let Decoder { names, mut code, counts, .. } = decoder;
+    let Decoder { names, mut code, counts, local, .. } = decoder;
     let (registers, at_start) = allocate::allocate(&mut code, &counts, names.count());
     let kept = |(reg, fill): (Reg, Fill)| Some((at_start[usize::from(reg)]?, fill));
     Ok(Kernel {
@@ -87,6 +110,14 @@ fn kernel(
 
 struct Decoder {
     names: Names,
+    text: Arc<Text>,
+    calls: calls::Calls,
+    /// Bytes of local memory so far.
+    local: usize,
+    /// Bytes of the variables there that calls are given, by their places.
+    sizes: HashMap<u64, usize>,
+    /// Where the shared variables of functions lie, by function and name.
+    shared_of: HashMap<(String, String), u64>,
     code: Vec<Instr>,
     /// How many results and operands each instruction has, if it is an [`Op::Alu`].
     counts: Vec<(u8, u8)>,
@@ -111,13 +142,20 @@ impl Decoder {
         (params, end)
     }
 
-    /// Places the variables that the kernel uses; gives the bytes of shared and local memory.
-    fn variables(&mut self, text: &Text, entry: &Entry) -> (usize, usize) {
+    /// Places the variables that the kernel uses; gives the bytes of shared memory.
+    fn variables(&mut self, text: &Text, entry: &Entry) -> usize {
+        for (index, global) in text.globals.iter().enumerate() {
+            let Variable { name, space, .. } = &global.variable;
+            self.names.variables.insert(name.clone(), (*space, index as u64));
+        }
         let own = entry.body.iter().filter_map(|statement| match &statement.kind {
-            Kind::Variable(variable) => Some(variable),
+            Kind::Variable(variable) if variable.space != Space::Param => Some(variable),
             _ => None,
         });
-        let used = text.shared.iter().filter(|variable| uses(&entry.body, &variable.name));
+        let bodies = text.bodies(entry);
+        let used = text.shared.iter();
+        let used =
+            used.filter(|variable| bodies.iter().any(|(_, body)| uses(body, &variable.name)));
         let all: Vec<&Variable> = used.chain(own).collect();
         let (mut shared, mut local) = (0, 0);
         for variable in &all {
@@ -127,6 +165,18 @@ impl Decoder {
             *end = offset + size;
             self.names.variables.insert(variable.name.clone(), (variable.space, offset as u64));
         }
+        for (function, body) in &bodies[1..] {
+            for statement in *body {
+                let Kind::Variable(variable) = &statement.kind else { continue };
+                let Some(size) = variable.size else { continue };
+                if variable.space == Space::Shared {
+                    let offset = usize::next_multiple_of(shared, variable.align);
+                    shared = offset + size;
+                    let key = ((*function).to_owned(), variable.name.clone());
+                    self.shared_of.insert(key, offset as u64);
+                }
+            }
+        }
         // All `.extern` variables begin at one place, behind the others.
         let dynamic = || all.iter().filter(|variable| variable.size.is_none());
         if let Some(align) = dynamic().map(|variable| variable.align.max(16)).max() {
@@ -135,7 +185,8 @@ impl Decoder {
         for variable in dynamic() {
             self.names.variables.insert(variable.name.clone(), (Space::Shared, shared as u64));
         }
-        (shared, local)
+        self.local = local;
+        shared
     }
 
     fn statement(&mut self, kind: &Kind) -> Result<()> {
@@ -146,7 +197,7 @@ impl Decoder {
                 }
                 Ok(())
             }
-            Kind::Variable(_) => Ok(()),
+            Kind::Variable(variable) => self.variable(variable),
             Kind::Label(name) => self.names.label(name, self.code.len()),
             Kind::Open => {
                 self.names.open();
@@ -168,6 +219,7 @@ impl Decoder {
                 Some(Guard { reg, negated: *negated })
             }
         };
+        self.clocks(&instruction.operands)?;
         let mut modifiers = Modifiers::new(&instruction.opcode, &instruction.modifiers);
         let form = Form { opcode: &instruction.opcode, operands: &instruction.operands };
         let known = self.control(form, &mut modifiers)?

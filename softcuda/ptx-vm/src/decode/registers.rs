@@ -14,7 +14,7 @@ pub(super) struct Names {
     carry: Option<Reg>,
     fills: HashMap<Fill, Reg>,
     order: Vec<(Reg, Fill)>,
-    /// Addresses of shared, local and parameter variables.
+    /// Addresses of shared, local and parameter variables; of those of the module their numbers.
     pub variables: HashMap<String, (Space, u64)>,
 }
 
@@ -24,6 +24,8 @@ struct Scope {
     registers: HashMap<String, (Option<Reg>, Type)>,
     families: Vec<(String, u32, Type)>,
     labels: HashMap<String, usize>,
+    /// Addresses of `.param` variables, and of all that a function declares.
+    variables: HashMap<String, (Space, u64)>,
 }
 
 impl Names {
@@ -56,6 +58,24 @@ impl Names {
 
     pub fn close(&mut self) {
         self.current = self.scopes[self.current].parent.unwrap_or(0);
+    }
+
+    /// Begins the body of a function, which sees nothing of the block that calls it. [`Names::return_to`] that.
+    pub fn enter(&mut self) -> usize {
+        let outer = self.current;
+        self.scopes.push(Scope::default());
+        self.current = self.scopes.len() - 1;
+        outer
+    }
+
+    /// Ends the body of a function.
+    pub fn return_to(&mut self, outer: usize) {
+        self.current = outer;
+    }
+
+    /// Places a variable that the innermost open block has.
+    pub fn place_variable(&mut self, name: &str, place: (Space, u64)) {
+        self.scopes[self.current].variables.insert(name.to_owned(), place);
     }
 
     /// The innermost open block, for [`Names::target`].
@@ -120,9 +140,22 @@ impl Names {
         Ok(reg)
     }
 
-    /// The address of a variable, unless a register hides it.
+    /// The address of a variable, unless a register hides it; of one of the module its number.
     pub fn variable(&self, name: &str) -> Option<(Space, u64)> {
-        if self.declared(name).is_some() { None } else { self.variables.get(name).copied() }
+        let register = self.declared(name).map(|(scope, _)| scope);
+        let mut scope = Some(self.current);
+        while let Some(at) = scope.filter(|at| Some(*at) != register) {
+            if let Some(place) = self.scopes[at].variables.get(name) {
+                return Some(*place);
+            }
+            scope = self.scopes[at].parent;
+        }
+        if register.is_some() { None } else { self.variables.get(name).copied() }
+    }
+
+    /// The register that holds the address of a variable of the module, and bytes added to it.
+    pub fn symbol(&mut self, number: u64, offset: i64) -> Result<Reg> {
+        self.filled(Fill::Symbol(number as u32, offset))
     }
 
     /// The block that declares a register of that name, and its type.
@@ -193,9 +226,13 @@ impl Names {
         let bits = width(ty);
         match operand {
             Operand::Name(name, offset) => {
-                if let Some((_, address)) = self.variable(name) {
-                    if !(bits == 32 || bits == 64) {
+                if let Some((space, address)) = self.variable(name) {
+                    let of_module = matches!(space, Space::Global | Space::Const);
+                    if !(bits == 32 && !of_module || bits == 64) {
                         return Err(format!("the address of `{name}` does not fit"));
+                    }
+                    if of_module {
+                        return self.symbol(address, *offset);
                     }
                     return self.filled(Fill::Constant(address.wrapping_add(*offset as u64)));
                 }
@@ -217,6 +254,7 @@ impl Names {
             Operand::Not(_) => Err("`!` does not belong here".to_owned()),
             Operand::Both(..) => Err("`|` does not belong here".to_owned()),
             Operand::Vector(_) => Err("a vector does not belong here".to_owned()),
+            Operand::List(_) => Err("a list does not belong here".to_owned()),
             Operand::Address(..) => Err("an address does not belong here".to_owned()),
         }
     }
@@ -246,8 +284,18 @@ impl Names {
     }
 }
 
+/// The bits of a number of which only the bytes are known: none of a decimal one.
+pub(super) fn plain(literal: Literal, bytes: usize) -> Option<u64> {
+    match literal {
+        Literal::Integer(value) => Some(value as u64 & u64::MAX >> (64 - 8 * bytes)),
+        Literal::Single(bits) if bytes == 4 => Some(bits.into()),
+        Literal::Double(bits) if bytes == 8 => Some(bits),
+        _ => None,
+    }
+}
+
 /// The bits of a number as a value of the type.
-fn constant(literal: Literal, ty: Type) -> Result<u64> {
+pub(super) fn constant(literal: Literal, ty: Type) -> Result<u64> {
     let bits = width(ty);
     let cut = |value: u64| value & (u64::MAX >> (64 - bits));
     match (literal, ty) {

@@ -91,7 +91,9 @@ impl Access<'_> {
         for run in runs {
             aligned(run, width, verb)?;
             let (index, offset) = match space {
-                Space::Global | Space::Generic => self.locate(request.at, run, width, verb)?,
+                Space::Global | Space::Generic | Space::Const => {
+                    self.locate(request.at, run, width, verb)?
+                }
                 Space::Shared => (0, within(run, width, shared.len(), verb, "shared memory")?),
                 Space::Local => {
                     local_run(warp, (width, verb), run, &mut act)?;
@@ -193,7 +195,7 @@ impl Access<'_> {
                 }
             }
             Space::Shared => self.report.shared_loads += bytes,
-            Space::Local => {}
+            Space::Local | Space::Const => {}
             Space::Param => {
                 for run in runs {
                     aligned(run, width, "loads")?;
@@ -239,7 +241,8 @@ impl Access<'_> {
         for (space, mask) in spaces.into_iter().filter(|(_, mask)| *mask != 0) {
             let mut runs = Runs::new(&addresses, mask, width, false);
             self.count_stores(request, (space, mask), runs.as_slice());
-            if runs.as_slice().len() > 1 {
+            // In local memory one address is another place for each lane.
+            if space != Space::Local && runs.as_slice().len() > 1 {
                 let ones = without_twins(warp, elements, &addresses, mask);
                 if ones != mask {
                     runs = Runs::new(&addresses, ones, width, false);
@@ -270,7 +273,7 @@ impl Access<'_> {
                 self.report.global_stores += traffic;
             }
             Space::Shared => self.report.shared_stores += bytes,
-            Space::Local | Space::Param => {}
+            Space::Local | Space::Param | Space::Const => {}
         }
     }
 
@@ -284,7 +287,15 @@ impl Access<'_> {
     ) -> Result<(), Trouble> {
         let (elements, strength) = (request.elements(), request.strength());
         let what = (space, elements.width(), "stores");
-        self.each_run((warp, shared), request, what, runs, Store(elements, strength))
+        if !self.memory.equal_writes_pass() {
+            return self.each_run((warp, shared), request, what, runs, Store(elements, strength));
+        }
+        let store = |piece: &mut Piece<'_>, warp: &mut Warp, offset: usize, run: Run| {
+            piece.store(warp, elements, offset, run, strength).or_else(|problem| {
+                piece.store_unless_equal(problem, warp, elements, (offset, run), strength)
+            })
+        };
+        self.each_run((warp, shared), request, what, runs, By(store))
     }
 
     /// `atom`, `red`: lane by lane.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use super::{Block, Machine, Trouble, lanes};
+use super::{Block, Machine, Trouble, lanes, location::location};
 use crate::fault::{Fault, FaultKind};
 
 /// Places named in a message about threads that wait.
@@ -11,8 +11,11 @@ const NAMED: usize = 8;
 impl Machine<'_> {
     /// The fault that trouble of a warp at an instruction is.
     pub(super) fn fault(&self, block: &Block, warp: usize, at: u32, trouble: Trouble) -> Fault {
-        let Trouble { kind, lane, other, detail } = trouble;
+        let Trouble { kind, lane, other, mut detail } = trouble;
         let launch = self.launch;
+        if let Some(place) = location(&launch.kernel.source, self.line(at)) {
+            write!(detail, " ({place})").expect("a string");
+        }
         let warps = launch.threads().div_ceil(32);
         let other = other.map(|stamp| {
             let (block, warp) = (stamp.warp() / warps, stamp.warp() % warps);

@@ -5,14 +5,17 @@ mod atomic;
 mod barrier;
 mod blame;
 mod block;
+mod equal;
 mod exchange;
 #[allow(unsafe_code)] // a processor's features
 mod level;
 mod local;
+mod location;
 mod order;
 mod piece;
 mod request;
 mod runs;
+mod say;
 mod shared;
 mod trouble;
 mod warp;
@@ -38,6 +41,9 @@ use warp::{Warp, lanes};
 /// Rounds in which nobody did anything but poll and no value changed, after which a launch counts as hanging.
 const IDLE_ROUNDS: u32 = 4096;
 
+/// log2 of the nanoseconds that pass in a round in which all wait, at most: a second.
+const MOST_IDLE: u32 = 30;
+
 /// Why a warp stopped for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pause {
@@ -61,6 +67,8 @@ pub(crate) struct Machine<'a> {
     first: Registers,
     /// Registers of warps that are done.
     spare: Vec<Registers>,
+    /// Simulated, in nanoseconds and in cycles alike: instructions of warps, sleeps, and what passes while all wait.
+    time: u64,
 }
 
 impl<'a> Machine<'a> {
@@ -80,7 +88,8 @@ impl<'a> Machine<'a> {
         let (dice, budget) = (Dice::new(launch.seed), launch.budget);
         let mut first = Registers::of(launch.kernel);
         first.set_seed(launch.seed);
-        Ok(Self { launch, code, access, dice, budget, first, spare: Vec::new() })
+        let spare = Vec::new();
+        Ok(Self { launch, code, access, dice, budget, first, spare, time: 0 })
     }
 
     /// Runs all blocks, so many at a time.
@@ -117,6 +126,8 @@ impl<'a> Machine<'a> {
                 }
             }
             idle = if polled_only && self.access.changes == changes { idle + 1 } else { 0 };
+            // Nobody does anything but wait: time flies, so that who waits by the clock ends.
+            self.time += (1 << idle.min(MOST_IDLE)) - 1;
             if idle == IDLE_ROUNDS || self.budget == 0 {
                 return Err(self.hang(&resident, idle == IDLE_ROUNDS));
             }
@@ -148,6 +159,7 @@ impl<'a> Machine<'a> {
                     *first.row_mut(reg) = [self.special(special, number, 0, 0); 32];
                 }
                 Fill::Special(special) => differ.push((reg, special)),
+                Fill::Symbol(..) => unreachable!("the launch is checked for those"),
             }
         }
         let block = Block::new(number, threads, kernel.local, shared, |warp| {
@@ -258,6 +270,17 @@ impl<'a> Machine<'a> {
                     continue;
                 }
                 Op::Trap => Err(Trouble::new(FaultKind::Trap, mask.trailing_zeros(), "trap")),
+                Op::Clock { .. } | Op::Sleep { .. } if mask != 0 => {
+                    self.pass(warp, &instr.op, mask, instructions);
+                    warp.at += 1;
+                    warp.polled();
+                    pause = Ok(Pause::Poll);
+                    break;
+                }
+                Op::Clock { .. } | Op::Sleep { .. } => {
+                    warp.at += 1;
+                    continue;
+                }
                 Op::Shuffle { members, .. }
                 | Op::Vote { members, .. }
                 | Op::WarpBarrier { members } => warp.exchange(&instr.op, *members, mask),
@@ -300,8 +323,24 @@ impl<'a> Machine<'a> {
         }
         self.access.report.warp_instructions += instructions;
         self.access.report.thread_instructions += threads;
+        self.time += u64::from(instructions);
         self.budget = self.budget.saturating_sub(threads.max(1));
         pause
+    }
+
+    /// Reads the time or lets some pass; `instructions` of this turn are not counted yet.
+    fn pass(&mut self, warp: &mut Warp, op: &Op, mask: u32, instructions: u64) {
+        match *op {
+            Op::Clock { result, shift, bits } => {
+                let value = (self.time + instructions) >> shift & u64::MAX >> (64 - bits);
+                warp.registers.merge(result, mask, &[value; 32]);
+            }
+            Op::Sleep { time } => {
+                let row = warp.registers.row(time);
+                self.time += lanes(mask).map(|lane| row[lane as usize]).max().unwrap_or(0);
+            }
+            _ => unreachable!("not an instruction of time"),
+        }
     }
 
     /// Does an instruction that goes to memory.
@@ -333,6 +372,13 @@ impl<'a> Machine<'a> {
                     warp.knowledge.fence(mask, scope);
                 }
                 Ok(())
+            }
+            Op::Assertion { message, file, line, function } => {
+                let texts = [message, file, line, function];
+                Err(self.access.assertion(warp, shared, texts, mask))
+            }
+            Op::Print { result, format, values } => {
+                self.access.print(warp, shared, [result, format, values], mask)
             }
             _ => unreachable!("not an instruction that goes to memory"),
         }

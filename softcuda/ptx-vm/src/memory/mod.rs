@@ -115,6 +115,8 @@ pub struct Memory {
     high_water: u64,
     freed: Vec<(u64, u64)>,
     launches: u32,
+    printed: String,
+    equal_writes: bool,
 }
 
 impl fmt::Debug for Memory {
@@ -138,6 +140,8 @@ impl Memory {
             high_water: 0,
             freed: Vec::new(),
             launches: 0,
+            printed: String::new(),
+            equal_writes: false,
         }
     }
 
@@ -334,6 +338,27 @@ impl Memory {
             }
             _ => "no allocation is near".to_owned(),
         }
+    }
+
+    /// Whether threads may write the value to a place that another thread has written there, with nothing to order the
+    /// two. To PTX that is a race; compute-sanitizer lets it pass, and so does this from now on if `yes`.
+    pub fn let_equal_writes_pass(&mut self, yes: bool) {
+        self.equal_writes = yes;
+    }
+
+    /// See [`Memory::let_equal_writes_pass`].
+    pub(crate) fn equal_writes_pass(&self) -> bool {
+        self.equal_writes
+    }
+
+    /// Adds to what kernels have printed.
+    pub(crate) fn say(&mut self, text: &str) {
+        self.printed += text;
+    }
+
+    /// What kernels have printed since this was last asked.
+    pub fn take_printed(&mut self) -> String {
+        std::mem::take(&mut self.printed)
     }
 
     /// A number for the launch that begins: what earlier ones did happens before it.

@@ -1,5 +1,6 @@
 //! PTX text to declarations and statements, names not yet looked up.
 
+mod module;
 mod operands;
 mod parser;
 mod tokens;
@@ -15,10 +16,61 @@ pub(crate) struct Text {
     pub target: u32,
     /// Shared variables outside kernels.
     pub shared: Vec<Variable>,
+    /// Variables of global and constant memory.
+    pub globals: Vec<Global>,
+    pub functions: Vec<Function>,
     pub entries: Vec<Entry>,
 }
 
-/// A variable of shared or local memory.
+/// A variable of global or constant memory, and what it holds when the module is loaded.
+#[derive(Debug)]
+pub(crate) struct Global {
+    pub variable: Variable,
+    /// That of an element.
+    pub ty: Type,
+    pub line: u32,
+    /// What is not named is 0.
+    pub initial: Vec<Initial>,
+}
+
+/// An initial value, and the byte of the variable at which it stands.
+#[derive(Debug)]
+pub(crate) struct Initial {
+    pub at: usize,
+    pub value: Value,
+}
+
+/// An initial value as written.
+#[derive(Debug)]
+pub(crate) enum Value {
+    Number(Literal),
+    /// The address of another variable, shifted down by so many bits.
+    Address {
+        name: String,
+        offset: i64,
+        shift: u32,
+    },
+}
+
+/// A function that kernels call.
+#[derive(Debug)]
+pub(crate) struct Function {
+    pub name: String,
+    pub results: Vec<Formal>,
+    pub parameters: Vec<Formal>,
+    /// None where it is only declared.
+    pub body: Option<Vec<Statement>>,
+}
+
+/// A parameter or result of a function.
+#[derive(Debug)]
+pub(crate) struct Formal {
+    pub parameter: Parameter,
+    /// Its type, where it is a register.
+    pub register: Option<Type>,
+}
+
+/// A variable.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Variable {
     pub name: String,

@@ -27,6 +27,8 @@ pub(crate) enum Operand {
     Vector(Vec<Operand>),
     /// `p|q`
     Both(String, String),
+    /// `(a, b)`: what a call is given or gives.
+    List(Vec<Operand>),
 }
 
 type Result<T> = std::result::Result<T, String>;
@@ -59,6 +61,16 @@ impl Parser<'_> {
             }
             return Ok(Operand::Vector(parts));
         }
+        if self.accept("(") {
+            let mut parts = Vec::new();
+            while !self.accept(")") {
+                if !parts.is_empty() {
+                    self.expect(",")?;
+                }
+                parts.push(self.operand()?);
+            }
+            return Ok(Operand::List(parts));
+        }
         if self.accept("[") {
             let address = if self.at_number() {
                 Operand::Address(None, self.integer()?)
@@ -81,7 +93,7 @@ impl Parser<'_> {
     }
 
     /// `+8`, `-8`, `+-8` or nothing.
-    fn offset(&mut self) -> Result<i64> {
+    pub(super) fn offset(&mut self) -> Result<i64> {
         if self.accept("+") || self.peek() == Some("-") { self.integer() } else { Ok(0) }
     }
 
@@ -92,7 +104,7 @@ impl Parser<'_> {
         }
     }
 
-    fn at_number(&self) -> bool {
+    pub(super) fn at_number(&self) -> bool {
         self.peek()
             .is_some_and(|text| text == "-" || text.starts_with(|c: char| c.is_ascii_digit()))
     }

@@ -58,12 +58,12 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn size(&mut self) -> Result<usize> {
+    pub(super) fn size(&mut self) -> Result<usize> {
         let text = self.word()?;
         text.parse().map_err(|_| format!("`{text}` is no size"))
     }
 
-    fn alignment(&mut self) -> Result<usize> {
+    pub(super) fn alignment(&mut self) -> Result<usize> {
         let align = self.size()?;
         if align.is_power_of_two() && align <= 4096 {
             return Ok(align);
@@ -72,12 +72,17 @@ impl<'a> Parser<'a> {
     }
 
     /// Bytes of `count` of something; no state space has more than 32 bits of them.
-    fn bytes(of_one: usize, count: usize) -> Result<usize> {
+    pub(super) fn bytes(of_one: usize, count: usize) -> Result<usize> {
         let bytes = of_one.checked_mul(count).filter(|bytes| u32::try_from(*bytes).is_ok());
         bytes.ok_or_else(|| format!("{count} of {of_one} bytes are too many"))
     }
 
-    fn begin(&mut self) {
+    /// Where the statement in hand begins.
+    pub(super) fn line(&self) -> u32 {
+        self.line
+    }
+
+    pub(super) fn begin(&mut self) {
         if let Some(token) = self.tokens.get(self.at) {
             self.line = token.line;
         }
@@ -97,9 +102,11 @@ impl<'a> Parser<'a> {
 
     fn text(&mut self) -> Result<Text> {
         let mut text = Text::default();
+        let mut external = false;
         loop {
             self.begin();
             let Some(word) = self.next() else { break };
+            let declared_only = std::mem::take(&mut external);
             match word {
                 ".version" | ".file" => self.skip_line(),
                 ".address_size" => {
@@ -118,13 +125,13 @@ impl<'a> Parser<'a> {
                 }
                 ".pragma" => self.skip_statement(),
                 ".section" => while self.next().is_some_and(|text| text != "}") {},
-                ".visible" | ".weak" | ".extern" | ".common" => {}
+                ".visible" | ".weak" | ".common" => {}
+                ".extern" => external = true,
                 ".entry" => text.entries.push(self.entry()?),
                 ".shared" => text.shared.push(self.variable(Space::Shared)?),
-                ".global" | ".const" => {
-                    return Err(format!("`{word}` variables of a module are not supported"));
-                }
-                ".func" => return Err("functions are not supported, only kernels".to_owned()),
+                ".global" => text.globals.push(self.global(Space::Global, declared_only)?),
+                ".const" => text.globals.push(self.global(Space::Const, declared_only)?),
+                ".func" => text.functions.push(self.function()?),
                 other => return Err(format!("unknown declaration `{other}`")),
             }
         }
@@ -166,7 +173,13 @@ impl<'a> Parser<'a> {
                 None => return Err("the text ends too early".to_owned()),
             }
         }
-        let mut depth = 1;
+        entry.body = self.body()?;
+        Ok(entry)
+    }
+
+    /// The statements of a kernel or function, behind the `{`.
+    pub(super) fn body(&mut self) -> Result<Vec<Statement>> {
+        let (mut body, mut depth) = (Vec::new(), 1);
         while depth > 0 {
             let Some(statement) = self.statement()? else { continue };
             match statement.kind {
@@ -174,14 +187,19 @@ impl<'a> Parser<'a> {
                 Kind::Close => depth -= 1,
                 _ => {}
             }
-            entry.body.push(statement);
+            body.push(statement);
         }
-        entry.body.pop();
-        Ok(entry)
+        body.pop();
+        Ok(body)
     }
 
     fn parameter(&mut self) -> Result<Parameter> {
         self.expect(".param")?;
+        Ok(self.parameter_of_type()?.0)
+    }
+
+    /// A parameter behind the word that says where it lies, and its type or that of its elements.
+    pub(super) fn parameter_of_type(&mut self) -> Result<(Parameter, Type)> {
         let (mut align, mut ty) = (None, None);
         let name = loop {
             match self.word()? {
@@ -191,7 +209,8 @@ impl<'a> Parser<'a> {
                 name => break name.to_owned(),
             }
         };
-        let of_type = width(ty.ok_or("a parameter needs a type")?) as usize / 8;
+        let ty = ty.ok_or("a parameter needs a type")?;
+        let of_type = width(ty) as usize / 8;
         let count = if self.accept("[") {
             let count = self.size()?;
             self.expect("]")?;
@@ -201,7 +220,8 @@ impl<'a> Parser<'a> {
             align = None;
             1
         };
-        Ok(Parameter { name, align: align.unwrap_or(of_type), size: Self::bytes(of_type, count)? })
+        let size = Self::bytes(of_type, count)?;
+        Ok((Parameter { name, align: align.unwrap_or(of_type), size }, ty))
     }
 
     fn variable(&mut self, space: Space) -> Result<Variable> {
@@ -236,9 +256,15 @@ impl<'a> Parser<'a> {
             "{" => Kind::Open,
             "}" => Kind::Close,
             ";" => return Ok(None),
-            ".reg" => self.registers()?,
+            ".reg" => {
+                let ty = self.word()?;
+                self.registers(ty)?
+            }
+            // As it stands in inline assembly of CUDA's headers.
+            word if word.starts_with(".reg.") => self.registers(&word[".reg".len()..])?,
             ".shared" => Kind::Variable(self.variable(Space::Shared)?),
             ".local" => Kind::Variable(self.variable(Space::Local)?),
+            ".param" => Kind::Variable(self.variable(Space::Param)?),
             ".pragma" => {
                 self.skip_statement();
                 return Ok(None);
@@ -260,7 +286,7 @@ impl<'a> Parser<'a> {
         Ok(Some(Statement { line, kind }))
     }
 
-    fn word_or_mark(&mut self) -> Result<&'a str> {
+    pub(super) fn word_or_mark(&mut self) -> Result<&'a str> {
         match self.peek() {
             Some(mark @ ("{" | "}" | "@" | ";")) => {
                 self.at += 1;
@@ -270,8 +296,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn registers(&mut self) -> Result<Kind> {
-        let word = self.word()?;
+    fn registers(&mut self, word: &str) -> Result<Kind> {
         let ty = word
             .strip_prefix('.')
             .and_then(type_of)
@@ -302,7 +327,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-fn memory_type(word: &str) -> Result<Type> {
+pub(super) fn memory_type(word: &str) -> Result<Type> {
     match word.strip_prefix('.').and_then(type_of) {
         Some(ty) if ty != Type::Pred => Ok(ty),
         _ => Err(format!("unknown type `{word}`")),

@@ -33,10 +33,16 @@ const START: &str = "
 ";
 
 pub fn module(body: &str) -> Module {
+    module_with("", body)
+}
+
+/// A module that declares something else before the kernel.
+pub fn module_with(declarations: &str, body: &str) -> Module {
     let text = format!(
         ".version 7.8
 .target sm_80
 .address_size 64
+{declarations}
 .visible .entry k(.param .u64 k_a, .param .u64 k_b, .param .u32 k_n)
 {{
     .reg .pred %p<16>;
@@ -92,6 +98,11 @@ pub fn case(grid: u32, block: u32, body: &str) -> Case {
     }
 }
 
+/// [`case`] of a module that declares something else before the kernel.
+pub fn case_with(declarations: &str, grid: u32, block: u32, body: &str) -> Case {
+    Case { module: module_with(declarations, body), ..case(grid, block, "") }
+}
+
 /// What a run leaves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Done {
@@ -102,7 +113,18 @@ pub struct Done {
 
 impl Case {
     pub fn run(&self, seed: u64, resident: u32) -> Result<Done, Fault> {
-        let mut memory = Memory::new(1 << 30);
+        self.run_in(&mut Memory::new(1 << 30), seed, resident)
+    }
+
+    /// A run that leaves its memory.
+    pub fn run_in(&self, memory: &mut Memory, seed: u64, resident: u32) -> Result<Done, Fault> {
+        let variables = self.module.variables();
+        let places: Vec<u64> =
+            variables.iter().map(|variable| memory.alloc(variable.bytes).unwrap()).collect();
+        for (variable, place) in variables.iter().zip(&places) {
+            memory.fill(*place, 0, 1, variable.bytes).unwrap();
+            memory.write(*place, &variable.image(&places)).unwrap();
+        }
         let a = memory.alloc(self.a.len() as u64).unwrap();
         let b = memory.alloc(2 * self.b.len() as u64).unwrap();
         memory.write(a, &self.a).unwrap();
@@ -111,8 +133,9 @@ impl Case {
         params.extend(a.to_le_bytes());
         params.extend(b.to_le_bytes());
         params.extend(self.n.to_le_bytes());
+        let kernel = self.module.kernel("k").unwrap().bound(&places);
         let launch = Launch {
-            kernel: self.module.kernel("k").unwrap(),
+            kernel: &kernel,
             grid: self.grid,
             block: self.block,
             dynamic_shared: self.dynamic,
@@ -122,7 +145,7 @@ impl Case {
             seed,
             budget: self.budget,
         };
-        let report = run(&mut memory, &launch)?;
+        let report = run(memory, &launch)?;
         let read = |address, len| {
             let mut bytes = vec![0; len];
             memory.read(address, &mut bytes).unwrap();
