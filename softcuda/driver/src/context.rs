@@ -8,6 +8,7 @@ use crate::{
     driver::{Context, Id, Locked},
     report::Messages,
     stream::Kind,
+    variables::VARIABLE,
 };
 
 /// Limits that a context has: stack of a thread, `printf` buffer, heap of `malloc` in kernels. None is used here.
@@ -92,6 +93,7 @@ impl Locked {
         self.functions.retain(|_, function| function.context != context);
         self.graphs.retain(|_, graph| graph.context != context);
         self.executables.retain(|_, executable| executable.graph.context != context);
+        self.managed.retain(|_, managed| managed.context != context);
         self.pinned.retain(|_, (owner, _)| *owner != context);
         let live: Vec<Id> = self.streams.values().filter_map(|stream| stream.capture).collect();
         self.captures.retain(|capture, _| live.contains(capture));
@@ -101,7 +103,8 @@ impl Locked {
         let device = this.device;
         let mut leaks = Vec::new();
         for (pointer, allocation) in &self.devices[device].allocations {
-            if allocation.context == context && allocation.state == State::Live {
+            let is_own = allocation.context == context && allocation.origin != VARIABLE;
+            if is_own && allocation.state == State::Live {
                 let (bytes, origin) = (allocation.bytes, allocation.origin);
                 leaks.push(format!("{bytes} bytes at {pointer:#x} from {origin}"));
             }

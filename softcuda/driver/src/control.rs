@@ -100,6 +100,7 @@ pub(crate) struct Calls {
     pub set_seed: extern "C" fn(u32, u64),
     pub set_all_seeds: extern "C" fn(u64),
     pub set_budget: extern "C" fn(u32, u64),
+    pub let_equal_writes_pass: extern "C" fn(u32, bool),
     pub set_shared_taken: extern "C" fn(u32, u32),
     pub launch_count: extern "C" fn(u32) -> usize,
     pub launch: unsafe extern "C" fn(u32, usize, *mut RawLaunch) -> bool,
@@ -229,6 +230,11 @@ impl Device {
         self.messages(Messages::Refusals)
     }
 
+    /// What kernels have printed: a text for each launch that did. It goes to standard output, too.
+    pub fn printed(&self) -> Vec<String> {
+        self.messages(Messages::Printed)
+    }
+
     fn messages(&self, list: Messages) -> Vec<String> {
         let message = |at: usize| {
             text(|out, room| {
@@ -260,9 +266,16 @@ impl Device {
     }
 
     /// Sets how many instructions, summed over its threads, a launch may take before it counts as hanging, until the
-    /// next reset.
+    /// next reset. It is 4 000 000 000 at first, or what the environment variable `SOFTCUDA_BUDGET` says.
     pub fn set_budget(&self, instructions: u64) {
         (self.calls.set_budget)(self.ordinal, instructions);
+    }
+
+    /// Whether threads may write the value to a place that another thread has written there, with nothing to order the
+    /// two, from now on. To PTX that is a race, and so it is to this device at first, unless the environment variable
+    /// `SOFTCUDA_EQUAL_WRITES` is set; compute-sanitizer lets it pass.
+    pub fn let_equal_writes_pass(&self, yes: bool) {
+        (self.calls.let_equal_writes_pass)(self.ordinal, yes);
     }
 
     /// Takes so many bytes of shared memory from every multiprocessor, until the next reset, as a debugger, another

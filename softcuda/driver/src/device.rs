@@ -26,6 +26,12 @@ const ALIGNMENT: u64 = 256;
 /// What a launch may take where a test sets no other bound.
 const DEFAULT_BUDGET: u64 = 4_000_000_000;
 
+/// [`DEFAULT_BUDGET`], or what the environment says.
+fn default_budget() -> u64 {
+    let set = std::env::var("SOFTCUDA_BUDGET").ok().and_then(|set| set.parse().ok());
+    set.unwrap_or(DEFAULT_BUDGET)
+}
+
 /// What calls may do with an allocation. This runs ahead of [`Memory`], which follows when the queued work is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -93,6 +99,7 @@ pub fn fault_code(kind: FaultKind) -> Code {
     match kind {
         FaultKind::OutOfBounds => Code::IllegalAddress,
         FaultKind::Misaligned => Code::MisalignedAddress,
+        FaultKind::Assertion => Code::Assert,
         FaultKind::Hang | FaultKind::Deadlock => Code::LaunchTimeout,
         FaultKind::InvalidLaunch => Code::InvalidValue,
         _ => Code::LaunchFailed,
@@ -109,7 +116,7 @@ impl Device {
             next_address: FIRST_ADDRESS + ordinal as u64 * ADDRESSES,
             seed,
             rng: Rng::new(seed),
-            budget: DEFAULT_BUDGET,
+            budget: default_budget(),
             shared_taken: 0,
             primary: None,
             primary_count: 0,
@@ -132,7 +139,7 @@ impl Device {
     /// Forgets what a test may have left behind, memory and contexts aside.
     pub fn reset(&mut self, seed: u64) {
         self.log = Log::default();
-        self.budget = DEFAULT_BUDGET;
+        self.budget = default_budget();
         self.shared_taken = 0;
         self.set_seed(seed);
     }
@@ -166,7 +173,12 @@ impl Device {
 
     /// An address for `allocation` that was never given away before; there is an end to them.
     pub fn reserve(&mut self, allocation: Allocation) -> Result<u64, Code> {
-        let address = self.next_address;
+        self.reserve_at(ALIGNMENT, allocation)
+    }
+
+    /// [`Device::reserve`] of an address that is a multiple of `align`.
+    pub fn reserve_at(&mut self, align: u64, allocation: Allocation) -> Result<u64, Code> {
+        let address = self.next_address.next_multiple_of(align);
         let next = (address + allocation.bytes + GUARD).next_multiple_of(ALIGNMENT);
         if Self::of_address(next) != Some(self.ordinal) {
             return Err(Code::OutOfMemory);

@@ -13,6 +13,7 @@ use crate::{
     device::Device,
     graph::{Capture, Executable, Graph},
     host::Pinned,
+    managed::Managed,
     memory::Pool,
     module::{Function, Module},
     profile::PROFILES,
@@ -59,6 +60,8 @@ pub struct Driver {
     pub executables: BTreeMap<Id, Executable>,
     pub pools: BTreeMap<Id, Pool>,
     pub pinned: BTreeMap<usize, (Id, Pinned)>,
+    /// By the address that host and device have in common.
+    pub managed: BTreeMap<u64, Managed>,
     pub queue: Queue,
     last: Id,
 }
@@ -81,13 +84,18 @@ impl Driver {
             executables: BTreeMap::new(),
             pools: BTreeMap::new(),
             pinned: BTreeMap::new(),
+            managed: BTreeMap::new(),
             queue: Queue::default(),
             last: 0x1000,
         };
         for (ordinal, profile) in PROFILES.iter().enumerate() {
             let pool = driver.fresh();
             driver.pools.insert(pool, Pool::new(ordinal));
-            driver.devices.push(Device::new(ordinal, profile, pool, driver.seed));
+            let mut device = Device::new(ordinal, profile, pool, driver.seed);
+            device
+                .memory()
+                .let_equal_writes_pass(std::env::var_os("SOFTCUDA_EQUAL_WRITES").is_some());
+            driver.devices.push(device);
         }
         driver
     }

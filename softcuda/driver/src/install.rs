@@ -57,6 +57,7 @@ fn calls(library: &libloading::Library) -> Result<Calls, libloading::Error> {
         set_seed: get!("softcuda_set_seed"),
         set_all_seeds: get!("softcuda_set_all_seeds"),
         set_budget: get!("softcuda_set_budget"),
+        let_equal_writes_pass: get!("softcuda_let_equal_writes_pass"),
         set_shared_taken: get!("softcuda_set_shared_taken"),
         launch_count: get!("softcuda_launch_count"),
         launch: get!("softcuda_launch"),

@@ -14,6 +14,8 @@ mod graph;
 mod host;
 #[allow(unsafe_code)]
 mod install;
+#[allow(unsafe_code)]
+mod managed;
 mod memory;
 mod module;
 mod occupancy;
@@ -23,6 +25,7 @@ mod report;
 mod rng;
 mod schedule;
 mod stream;
+mod variables;
 mod work;
 
 pub use code::Code;

@@ -8,6 +8,7 @@ use crate::{
     driver::{Id, Locked},
     host::Pinned,
     report::FailurePoint,
+    variables::VARIABLE,
     work::Work,
 };
 
@@ -94,7 +95,7 @@ impl Locked {
     }
 
     /// Sees that `bytes` more bytes fit, if need be after what is queued is done.
-    fn check_room(&mut self, context: Id, bytes: u64) -> Result<(), Code> {
+    pub fn check_room(&mut self, context: Id, bytes: u64) -> Result<(), Code> {
         if let Some(code) = self.device_of(context)?.log.failure(FailurePoint::Allocation) {
             return Err(self.injected(context, code));
         }
@@ -113,13 +114,14 @@ impl Locked {
         if pointer == 0 {
             return Ok(());
         }
-        let device = self.free_check("cuMemFree", pointer)?;
-        let queued: Vec<_> = self.queue.of_device(device).map(|(op, _)| op).collect();
+        let ordinal = self.free_check("cuMemFree", pointer)?;
+        let queued: Vec<_> = self.queue.of_device(ordinal).map(|(op, _)| op).collect();
         self.finish(&queued);
         self.check_context(context)?;
-        self.wait_for_memory(device);
-        let device = &mut self.devices[device];
-        device.memory().free(pointer).map_err(|_| Code::InvalidValue)?;
+        self.wait_for_memory(ordinal);
+        self.devices[ordinal].memory().free(pointer).map_err(|_| Code::InvalidValue)?;
+        self.managed.remove(&pointer);
+        let device = &mut self.devices[ordinal];
         match device.allocations.get_mut(&pointer) {
             Some(allocation) if allocation.graph => allocation.state = State::Unbacked,
             _ => {
@@ -186,6 +188,10 @@ impl Locked {
             device.refuse(call, format!("{pointer:#x} is not the beginning of an allocation"));
             return Err(Code::InvalidValue);
         }
+        if device.allocations[&pointer].origin == VARIABLE {
+            device.refuse(call, format!("{pointer:#x} is a variable of a module"));
+            return Err(Code::InvalidValue);
+        }
         Ok(ordinal)
     }
 
@@ -197,6 +203,7 @@ impl Locked {
         address: u64,
         bytes: u64,
     ) -> Result<(), Code> {
+        self.check_attached(stream, call, [address])?;
         let stream = &self.streams[&stream];
         let (own, in_capture) = (self.contexts[&stream.context].device, stream.capture.is_some());
         let device = Device::of_address(address).filter(|d| *d < self.devices.len()).unwrap_or(own);

@@ -17,7 +17,9 @@ use crate::{
 #[derive(Debug)]
 pub struct Module {
     pub context: Id,
-    code: ptx_vm::Module,
+    pub code: ptx_vm::Module,
+    /// Where its variables lie, in their order.
+    pub variables: Vec<u64>,
     /// Of the language: 78 for `.version 7.8`.
     version: u32,
     functions: BTreeMap<String, Id>,
@@ -71,11 +73,10 @@ impl Locked {
             device.refuse(CALL, reason);
             return Err(Code::InvalidPtx);
         }
-        let id = self.fresh();
-        self.modules.insert(
-            id,
-            Module { context, code, version: version(text), functions: BTreeMap::new() },
-        );
+        let variables = self.place_variables(context, code.variables())?;
+        let (id, version) = (self.fresh(), version(text));
+        let module = Module { context, code, variables, version, functions: BTreeMap::new() };
+        self.modules.insert(id, module);
         Ok(id)
     }
 
@@ -95,6 +96,9 @@ impl Locked {
     }
 
     pub fn unload_module(&mut self, module: Id) -> Result<(), Code> {
+        if !self.modules.get(&module).ok_or(Code::InvalidHandle)?.variables.is_empty() {
+            self.remove_variables(module)?;
+        }
         self.modules.remove(&module).ok_or(Code::InvalidHandle)?;
         self.functions.retain(|_, function| function.module != module);
         Ok(())
@@ -118,6 +122,7 @@ fn check_module(module: &ptx_vm::Module, profile: &Profile) -> Result<(), String
     if target > major * 10 + minor {
         return Err(format!("the target is sm_{target}, the device sm_{major}{minor}"));
     }
+    crate::variables::check(module.variables())?;
     match module.kernels().iter().find(|k| k.static_shared > profile.shared_per_block() as usize) {
         Some(kernel) => Err(format!(
             "kernel {} has {} bytes of static shared memory, a block {}",
@@ -136,7 +141,10 @@ impl Driver {
         if let Some(function) = this.functions.get(name) {
             return Ok(*function);
         }
-        let kernel = Arc::clone(this.code.kernel(name).ok_or(Code::NotFound)?);
+        let mut kernel = Arc::clone(this.code.kernel(name).ok_or(Code::NotFound)?);
+        if kernel.is_unbound() {
+            kernel = Arc::new(kernel.bound(&this.variables));
+        }
         let context = this.context;
         let shared = self.device_of(context)?.profile.shared_per_block();
         let max_dynamic_shared = shared.saturating_sub(kernel.static_shared as u32);

@@ -31,6 +31,9 @@ pub struct Profile {
     pub memory: u64,
     /// Whether there are memory pools, that is stream-ordered allocation.
     pub pools: bool,
+    /// Whether host and device may use managed memory at the same time. Where not, the device uses only what is attached to
+    /// all streams or to the one at work.
+    pub concurrent_managed: bool,
 }
 
 const KIB: u32 = 1 << 10;
@@ -48,6 +51,7 @@ const SM_90: Profile = Profile {
     l2: 60 << 20,
     memory: 8 * GIB,
     pools: true,
+    concurrent_managed: true,
 };
 
 /// The profiles, by ordinal.
@@ -74,7 +78,7 @@ pub const PROFILES: [Profile; 6] = [
         l2: 4 << 20,
         ..SM_90
     },
-    Profile { name: "no pools", pools: false, ..SM_90 },
+    Profile { name: "no pools", pools: false, concurrent_managed: false, ..SM_90 },
     Profile { name: "tiny memory", memory: 4 << 20, ..SM_90 },
     Profile {
         name: "mini",
@@ -110,7 +114,7 @@ impl Profile {
         self.shared_per_block_optin.min(48 * KIB)
     }
 
-    /// `CU_DEVICE_ATTRIBUTE_...` of that number; 0 for what is not here (textures, clusters, managed memory, clocks).
+    /// `CU_DEVICE_ATTRIBUTE_...` of that number; 0 for what is not here (textures, clusters, clocks).
     pub fn attribute(&self, number: u32) -> Option<u32> {
         Some(match number {
             1 => MAX_THREADS,
@@ -122,7 +126,8 @@ impl Profile {
             11 => i32::MAX as u32,
             12 | 82 => self.threads_per_multiprocessor * REGISTERS,
             14 => 512,
-            15 | 31 | 41 | 78 | 79 | 80 | 90 | 95 => 1,
+            15 | 31 | 41 | 78 | 79 | 80 | 83 | 90 | 95 => 1,
+            89 => u32::from(self.concurrent_managed),
             16 => self.multiprocessors,
             38 => self.l2,
             39 => self.threads_per_multiprocessor,

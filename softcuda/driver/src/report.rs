@@ -35,6 +35,8 @@ pub enum Messages {
     Leaks,
     /// Calls that were refused for a reason worth telling, PTX that does not load among them.
     Refusals,
+    /// What kernels have printed: a text for each launch that did.
+    Printed,
 }
 
 /// Where a failure can be injected.
@@ -64,7 +66,7 @@ pub struct Failure {
 #[derive(Debug, Default)]
 pub struct Log {
     pub launches: Vec<LaunchReport>,
-    lists: [Vec<String>; 3],
+    lists: [Vec<String>; 4],
     pub failures: Vec<Failure>,
 }
 
@@ -73,6 +75,14 @@ impl Log {
     pub fn note(&mut self, list: Messages, message: String) {
         eprintln!("softcuda: {message}");
         self.lists[list as usize].push(message);
+    }
+
+    /// Keeps what a kernel has printed, and prints it as a driver does.
+    pub fn print(&mut self, text: String) {
+        if !text.is_empty() {
+            print!("{text}");
+            self.lists[Messages::Printed as usize].push(text);
+        }
     }
 
     pub fn list(&self, list: Messages) -> &[String] {

@@ -71,7 +71,12 @@ impl Locked {
         let queued = self.queue.get(op).expect("it was just started");
         let (context, device) = (queued.context, queued.device);
         let result = match &work {
-            Work::Kernel(launch) => self.run_kernel(device, launch),
+            Work::Kernel(launch) => {
+                let before = self.pull_managed(&[device]);
+                let done = self.run_kernel(device, launch);
+                self.push_managed(before);
+                done
+            }
             Work::Host(callback) => {
                 let callback = callback.clone();
                 std::thread::spawn(move || {
@@ -83,7 +88,12 @@ impl Locked {
                 });
                 return;
             }
-            work => self.perform(work),
+            work => {
+                let before = self.pull_managed(&Device::of_addresses(work.addresses()));
+                let done = self.perform(work);
+                self.push_managed(before);
+                done
+            }
         };
         if let Err(failed) = result {
             self.poison(context, &work, failed);
@@ -118,7 +128,9 @@ impl Locked {
                 message: fault.to_string(),
             })
         });
+        let printed = memory.take_printed();
         self.devices[device].memory = Some(memory);
+        self.devices[device].log.print(printed);
         let counts = result?;
         self.devices[device].log.launches.push(LaunchReport {
             kernel: launch.kernel.name.clone(),

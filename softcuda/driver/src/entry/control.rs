@@ -64,6 +64,15 @@ extern "C" fn softcuda_set_budget(device: c_uint, instructions: u64) {
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn softcuda_let_equal_writes_pass(device: c_uint, yes: bool) {
+    let mut driver = Locked::new();
+    if (device as usize) < driver.devices.len() {
+        driver.wait_for_memory(device as usize);
+        driver.devices[device as usize].memory().let_equal_writes_pass(yes);
+    }
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn softcuda_set_shared_taken(device: c_uint, bytes: c_uint) {
     on_device(device, |device| {
         device.shared_taken = bytes;
@@ -129,7 +138,7 @@ unsafe extern "C" fn softcuda_message(
     out: *mut u8,
     room: usize,
 ) -> usize {
-    let lists = [Messages::Faults, Messages::Leaks, Messages::Refusals];
+    let lists = [Messages::Faults, Messages::Leaks, Messages::Refusals, Messages::Printed];
     let message =
         on_device(device, |device| device.log.list(*lists.get(list as usize)?).get(index).cloned());
     // SAFETY: by the contract of this function.

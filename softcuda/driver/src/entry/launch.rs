@@ -70,6 +70,9 @@ unsafe fn launch(
             // SAFETY: the caller gives a pointer for each parameter, to all of its bytes.
             unsafe { (*params.add(i)).copy_to_nonoverlapping(into.as_mut_ptr(), param.size) };
         }
+        let words = block.chunks_exact(8).map(|word| word.try_into().expect("8 bytes"));
+        let words: Vec<u64> = words.map(u64::from_le_bytes).collect();
+        driver.check_attached(stream, name, words)?;
         let launch = driver.prepare_launch(function, shape, block)?;
         if let Some(code) = driver.device_of(context)?.log.failure(FailurePoint::Launch) {
             return Err(driver.injected(context, code));

@@ -7,6 +7,7 @@ mod error;
 mod event;
 mod graph;
 mod launch;
+mod managed;
 mod memory;
 mod module;
 mod pool;

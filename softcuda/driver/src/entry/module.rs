@@ -64,17 +64,29 @@ unsafe extern "C" fn cuModuleGetFunction(out: *mut Id, module: Id, name: *const 
     })
 }
 
-/// Modules have no global variables here: PTX that declares one does not load.
+/// Either of the first two may be null.
 #[unsafe(no_mangle)]
-extern "C" fn cuModuleGetGlobal_v2(
-    _out: *mut u64,
-    _bytes: *mut usize,
+unsafe extern "C" fn cuModuleGetGlobal_v2(
+    out: *mut u64,
+    bytes: *mut usize,
     module: Id,
-    _name: *const c_char,
+    name: *const c_char,
 ) -> Code {
     call_in_context(|driver, _| {
-        driver.modules.get(&module).ok_or(Code::InvalidHandle)?;
-        Err(Code::NotFound)
+        required(name)?;
+        // SAFETY: not null, and a C string, as the driver's API demands.
+        let name = unsafe { CStr::from_ptr(name) }.to_str().map_err(|_| Code::NotFound)?;
+        let (address, size) = driver.variable(module, name)?;
+        // SAFETY: the caller's pointers, as the driver's API demands.
+        unsafe {
+            if !out.is_null() {
+                put(out, address)?;
+            }
+            if !bytes.is_null() {
+                put(bytes, size as usize)?;
+            }
+        }
+        Ok(())
     })
 }
 

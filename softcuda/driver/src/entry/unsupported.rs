@@ -1,4 +1,4 @@
-//! What cudarc can call and this device does not have: managed memory, memory of other programs, clusters.
+//! What cudarc can call and this device does not have: memory of other programs, clusters.
 
 use crate::code::Code;
 
@@ -14,10 +14,6 @@ macro_rules! unsupported {
 }
 
 unsupported! {
-    cuMemAllocManaged
-    cuMemAdvise_v2
-    cuMemPrefetchAsync_v2
-    cuStreamAttachMemAsync
     cuImportExternalMemory
     cuDestroyExternalMemory
     cuExternalMemoryGetMappedBuffer
