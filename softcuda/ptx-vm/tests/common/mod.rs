@@ -38,12 +38,12 @@ pub fn module(body: &str) -> Module {
 
 /// A module that declares something else before the kernel.
 pub fn module_with(declarations: &str, body: &str) -> Module {
+    let end = if declarations.is_empty() { "" } else { "\n" };
     let text = format!(
         ".version 7.8
 .target sm_80
 .address_size 64
-{declarations}
-.visible .entry k(.param .u64 k_a, .param .u64 k_b, .param .u32 k_n)
+{declarations}{end}.visible .entry k(.param .u64 k_a, .param .u64 k_b, .param .u32 k_n)
 {{
     .reg .pred %p<16>;
     .reg .b16 %h<16>;
