@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-crates=(softcuda-mark ptx-vm softlibrary softcuda softcublas softcudnn)
+crates=(softcuda-mark ptx-vm softlibrary softcuda softcublas softcudnn softcurand)
 
 CARGO_TARGET_DIR=$scratch/packed cargo package --quiet --workspace --no-verify --allow-dirty --locked "$@" 2>/dev/null
 # A registry in a folder: what the crates depend on, and the crates.
@@ -35,6 +35,7 @@ edition = "2024"
 softcuda = "0.1"
 softcublas = "0.1"
 softcudnn = "0.1"
+softcurand = "0.1"
 END
 touch "$scratch/user/src/lib.rs"
 cat >"$scratch/user/tests/installs.rs" <<'END'
@@ -43,9 +44,10 @@ fn every_library_is_found_under_its_hashed_name() {
     let softcuda = softcuda::install().unwrap();
     softcublas::install().unwrap();
     softcudnn::install().unwrap();
+    softcurand::install().unwrap();
     assert_eq!(softcuda.device(0).faults(), [""; 0]);
     let loaded = std::fs::read_to_string("/proc/self/maps").unwrap();
-    for name in ["libsoftcuda-", "libsoftcublas-", "libsoftcudnn-"] {
+    for name in ["libsoftcuda-", "libsoftcublas-", "libsoftcudnn-", "libsoftcurand-"] {
         assert!(loaded.contains(name), "{name}: {loaded}");
     }
 }
