@@ -30,9 +30,10 @@ order or scope). A module with an instruction that is not there does not load, a
 
 /// Whether a kernel of that body loads.
 fn loads(body: &str) -> Result<(), String> {
+    let function = ".func (.param .b32 r) f(.param .b32 p) { ret; }\n.const .b64 constant[2];";
     let registers = ".reg .pred %p<3>; .reg .b16 %h<3>; .reg .b32 %r<3>; .reg .b64 %d<3>;";
     let text = format!(
-        ".version 7.8\n.target sm_90\n.address_size 64\n.visible .entry k(.param .u64 param)\n{{\n{registers}\n$l:\n{body}\nret;\n}}\n"
+        ".version 7.8\n.target sm_90\n.address_size 64\n{function}\n.visible .entry k(.param .u64 param)\n{{\n{registers}\n$l:\n{body}\nret;\n}}\n"
     );
     Module::load(&text).map(|_| ()).map_err(|error| error.message)
 }
@@ -103,6 +104,7 @@ fn the_table_is_what_there_is() {
         ("Driver", "libsoftcuda.so", "cu"),
         ("cuBLAS", "libsoftcublas.so", "cublas"),
         ("cuDNN", "libsoftcudnn.so", "cudnn"),
+        ("cuRAND", "libsoftcurand.so", "curand"),
     ] {
         let names = calls::exported(library, prefix);
         assert!(names.len() > 10, "{library}: {names:?}");
