@@ -1,7 +1,6 @@
 //! Managed memory: one address for host and device, and who may use it when.
 #![allow(unsafe_code)]
 
-#[allow(dead_code)]
 mod common;
 
 use common::{code, device, shape};

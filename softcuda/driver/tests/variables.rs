@@ -1,7 +1,6 @@
 //! Variables of modules, and what kernels say.
 #![allow(unsafe_code)]
 
-#[allow(dead_code)]
 mod common;
 
 use std::sync::Arc;

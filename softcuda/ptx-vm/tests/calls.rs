@@ -1,6 +1,5 @@
 //! Functions that kernels call, and the two that a module need not define: assertions and printing.
 
-#[allow(dead_code)]
 mod common;
 
 use common::{case_with, words};

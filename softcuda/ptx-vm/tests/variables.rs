@@ -1,6 +1,5 @@
 //! Variables of a module, and the time.
 
-#[allow(dead_code)]
 mod common;
 
 use common::{Case, case, case_with};

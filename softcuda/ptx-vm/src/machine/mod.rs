@@ -323,7 +323,7 @@ impl<'a> Machine<'a> {
         }
         self.access.report.warp_instructions += instructions;
         self.access.report.thread_instructions += threads;
-        self.time += u64::from(instructions);
+        self.time += instructions;
         self.budget = self.budget.saturating_sub(threads.max(1));
         pause
     }
