@@ -6,6 +6,7 @@
 #
 #   scripts/build-ptx.sh [FOLDER..]           builds (all folders of kernels, where none is given)
 #   scripts/build-ptx.sh --check [FOLDER..]   builds elsewhere, and fails where that text differs from what is committed
+#   scripts/build-ptx.sh --wheels             installs the compiler alone, and prints its folder
 #   scripts/build-ptx.sh --show NAME          prints PTX: split_f32.sm_90, say, or every target's with split_f32
 #
 # Building needs python3 with pip, and a host gcc; no GPU, no driver, no CUDA toolkit. The compiler comes from the wheels
@@ -78,8 +79,9 @@ target_of() { sed 's/.*[.]sm_\([0-9]*\)[.].*/\1/' <<<"$1"; }
 # instructions FILE: all but the line that names the target.
 instructions() { grep -v '^\.target ' "$1"; }
 
-check=false
+check=false wheels_only=false
 case ${1:-} in
+    --wheels) wheels_only=true && shift ;;
     --show)
         [ $# = 2 ] || fail "--show takes a name"
         show "$2"
@@ -95,7 +97,7 @@ pins=$(sha256sum "$requirements" | cut -c1-16)
 wheels=${BATCHNORM_CUDA_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/batchnorm/cuda-wheels-$pins}
 
 install_wheels() {
-    echo "installing nvcc and ptxas (125 MB, once) into $wheels"
+    echo "installing nvcc and ptxas (125 MB, once) into $wheels" >&2
     mkdir -p "$(dirname "$wheels")"
     local new
     new=$(mktemp -d "$wheels.XXXXXX")
@@ -109,6 +111,7 @@ install_wheels() {
     mv -T "$new" "$wheels" 2>/dev/null || rm -rf "$new" # another build was faster
 }
 [ -d "$wheels" ] || install_wheels
+if $wheels_only; then echo "$wheels" && exit; fi
 nvcc=$wheels/nvidia/cu13/bin/nvcc
 assemblers=("13.0 $wheels/nvidia/cu13/bin/ptxas" "11.8 $wheels/nvidia/cuda_nvcc/bin/ptxas")
 command -v gcc >/dev/null || fail "nvcc needs a host compiler: no gcc on the PATH"
