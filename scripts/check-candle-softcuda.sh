@@ -37,7 +37,7 @@ done
 stub=$target/candle-softcuda
 rm -rf "$stub"
 mkdir -p "$stub"
-cp -r "$source" "$stub/candle-kernels"
+cp -rp "$source" "$stub/candle-kernels"
 chmod -R u+w "$stub"
 sed -n 's/.*pub fn \([a-zA-Z0-9_]*\)(.*/\1/p' "$source/src/ffi.rs" >"$stub/functions"
 {

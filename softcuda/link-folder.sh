@@ -6,8 +6,8 @@
 #   LIBRARY_PATH=FOLDER LD_LIBRARY_PATH=FOLDER cargo test ...
 #
 # BUILT: the folder in which cargo has built libsoftcuda.so and those of libsoftcublas.so, libsoftcudnn.so and
-# libsoftcurand.so that are wanted. A test that also calls `softcuda::install` has to name its own, target/debug say: then
-# the library it is linked with is the one it talks to. Without BUILT they are built here, in this workspace.
+# libsoftcurand.so that are wanted, target/debug/deps say. Without it they are built here, in this workspace. Such a program
+# must not use the crate softcuda besides: what it is linked with is its driver.
 #
 # What a program is linked with and does not call (cuBLASLt, NVRTC) is an empty library in that folder, which fails at the
 # first call; real ones that stand before it on the path are taken instead.

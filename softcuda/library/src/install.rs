@@ -61,8 +61,7 @@ impl StandIn {
     /// [name](StandIn::name) from now on gets it.
     ///
     /// It never stands in a vendor's library's way unasked: no file has its name, no variable is set, and where one has
-    /// been loaded in this process it refuses. Where the program is linked with this very library, under the vendor's
-    /// name, that one is taken.
+    /// been loaded in this process it refuses.
     ///
     /// # Errors
     /// [`InstallError`].
@@ -112,12 +111,6 @@ mod linux {
                         ours: self.stem.into(),
                     });
                 }
-            }
-            // The program is linked with it, by a folder in which NVIDIA's names are links to these libraries.
-            if hidden.is_empty()
-                && let Some(linked) = loaded(self.name)
-            {
-                return Ok(linked.into());
             }
             let path = self.find()?;
             let broken = |reason: String| InstallError::Broken { path: path.clone(), reason };
