@@ -158,6 +158,7 @@ fn what_no_call_can_do_is_refused_in_words() {
         (one, "call g;", "unknown function `g`"),
         (one, "{ .param .b8 p; call (%r1), f, (p); }", "`p` has 1 bytes, not 4"),
         (alone, "call (%rd1), malloc, (%rd2);", "`malloc` is declared, but defined nowhere here"),
+        (&format!("{one}\n{one}"), "call (%r1), f, (%r1);", "there is another `f`"),
         ("", "call;", "`call` needs the name of a function"),
         (".func f() { .local .b8 l[600000]; }", "call f;", "524288 bytes of local memory at most"),
     ] {

@@ -7,6 +7,7 @@
 use super::{Decoder, Form, Modifiers, Result};
 use crate::instr::{Address, Guard, Op, Order, Reg, Space, Type};
 use crate::syntax::{Entry, Formal, Function, Kind, Operand, Statement, Text, Variable, width};
+use std::collections::HashSet;
 
 /// How deep calls may nest, and how many of them and of instructions there may be once all are replaced.
 const DEPTH: usize = 64;
@@ -27,22 +28,15 @@ pub(super) struct Calls {
 }
 
 impl Text {
-    /// The function of that name: the one with a body, where one is declared before.
-    pub(super) fn function(&self, name: &str) -> Option<&Function> {
-        let mut named = self.functions.iter().filter(|function| function.name == name);
-        let first = named.clone().next();
-        named.find(|function| function.body.is_some()).or(first)
-    }
-
     /// The bodies that a kernel runs: its own, and those of the functions that it calls, by their names.
     pub(super) fn bodies<'a>(&'a self, entry: &'a Entry) -> Vec<(&'a str, &'a [Statement])> {
         let mut found = vec![("", &entry.body[..])];
-        let mut at = 0;
+        let (mut names, mut at) = (HashSet::new(), 0);
         while let Some(&(_, body)) = found.get(at) {
             for name in body.iter().filter_map(callee) {
-                if let Some(function) = self.function(name)
+                if let Some(function) = self.functions.get(name)
                     && let Some(body) = &function.body
-                    && !found.iter().any(|(other, _)| *other == name)
+                    && names.insert(name)
                 {
                     found.push((&function.name, body));
                 }
@@ -88,7 +82,7 @@ impl Decoder {
             self.guard = None;
         }
         let text = self.text.clone();
-        match (&name[..], text.function(name)) {
+        match (&name[..], text.functions.get(name)) {
             (_, Some(function)) if function.body.is_some() => {
                 self.inline(function, results, given)?;
             }

@@ -9,6 +9,7 @@ pub(crate) use operands::{Literal, Operand};
 pub(crate) use parser::parse;
 
 use crate::instr::{Space, Type};
+use std::collections::HashMap;
 
 /// A text.
 #[derive(Debug, Default)]
@@ -18,7 +19,8 @@ pub(crate) struct Text {
     pub shared: Vec<Variable>,
     /// Variables of global and constant memory.
     pub globals: Vec<Global>,
-    pub functions: Vec<Function>,
+    /// By their names; of one that is declared first the definition.
+    pub functions: HashMap<String, Function>,
     pub entries: Vec<Entry>,
 }
 

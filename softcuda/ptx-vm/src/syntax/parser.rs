@@ -131,7 +131,17 @@ impl<'a> Parser<'a> {
                 ".shared" => text.shared.push(self.variable(Space::Shared)?),
                 ".global" => text.globals.push(self.global(Space::Global, declared_only)?),
                 ".const" => text.globals.push(self.global(Space::Const, declared_only)?),
-                ".func" => text.functions.push(self.function()?),
+                ".func" => {
+                    let function = self.function()?;
+                    let known = text.functions.get(&function.name);
+                    match (known.map(|known| known.body.is_some()), &function.body) {
+                        (Some(true), Some(_)) => {
+                            return Err(format!("there is another `{}`", function.name));
+                        }
+                        (Some(true), None) => {}
+                        _ => _ = text.functions.insert(function.name.clone(), function),
+                    }
+                }
                 other => return Err(format!("unknown declaration `{other}`")),
             }
         }
