@@ -287,3 +287,31 @@ impl Drop for Pages {
         unsafe { munmap(pages, self.bytes as usize) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the host writes while the device works stays, where the device does not write.
+    #[test]
+    fn only_what_has_changed_is_written_back() {
+        let pages = Pages::at(0x4f00_0000_0000, 100_000).unwrap();
+        let all = |byte| pages.write_changes(&[!byte; 100_000], &[byte; 100_000]);
+        all(7);
+        let old = pages.read();
+        all(9);
+        let mut new = old.clone();
+        new[10..20].fill(1);
+        new[99_999] = 2;
+        pages.write_changes(&old, &new);
+        for (i, byte) in pages.read().into_iter().enumerate() {
+            let expected = match i {
+                10..20 => 1,
+                99_999 => 2,
+                _ => 9,
+            };
+            assert_eq!(byte, expected, "{i}");
+        }
+        assert!(Pages::at(0x4f00_0000_0000, 1).is_none(), "something is there");
+    }
+}

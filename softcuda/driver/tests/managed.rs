@@ -60,9 +60,8 @@ fn host_and_device_see_what_the_other_wrote() {
     assert_eq!(device.used(), 0);
 }
 
-/// What the host writes while a kernel runs elsewhere stays, as only what the kernel has changed comes back.
 #[test]
-fn only_what_work_changes_comes_back() {
+fn work_on_a_part_leaves_the_rest() {
     let (_device, context) = device(CONCURRENT);
     let stream = context.default_stream();
     // SAFETY: any bits are bytes.
