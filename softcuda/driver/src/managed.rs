@@ -296,7 +296,7 @@ mod tests {
     #[test]
     fn only_what_has_changed_is_written_back() {
         let pages = Pages::at(0x4f00_0000_0000, 100_000).unwrap();
-        let all = |byte| pages.write_changes(&[!byte; 100_000], &[byte; 100_000]);
+        let all = |byte: u8| pages.write_changes(&[!byte; 100_000], &[byte; 100_000]);
         all(7);
         let old = pages.read();
         all(9);
