@@ -196,6 +196,23 @@ fn time_grows() {
     }
 }
 
+/// Reading the clock often without storing anything is no hang.
+#[test]
+fn a_kernel_may_look_at_the_clock_as_often_as_it_likes() {
+    let body = "
+    mov.u32 %r20, 0;
+    mov.u64 %d21, 0;
+$again:
+    mov.u64 %d20, %clock64;
+    add.u64 %d21, %d21, %d20;
+    add.u32 %r20, %r20, 1;
+    setp.lt.u32 %p1, %r20, 20000;
+    @%p1 bra $again;
+    st.global.u32 [%d3], %r20;";
+    let case = Case { seeds: 2, ..case(1, 32, body) };
+    assert!(case.no_fault().iter().all(|done| done.a[..32] == [20000; 32]));
+}
+
 /// Who waits for what never comes still hangs, whether it looks at the clock or not.
 #[test]
 fn a_wait_without_end_is_a_hang() {

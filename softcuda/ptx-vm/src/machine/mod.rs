@@ -41,6 +41,8 @@ use warp::{Warp, lanes};
 /// Rounds in which nobody did anything but poll and no value changed, after which a launch counts as hanging.
 const IDLE_ROUNDS: u32 = 4096;
 
+/// As many where threads look at the clock: reading it often is nothing to wait for.
+const TIMED_ROUNDS: u32 = 16 * IDLE_ROUNDS;
 /// log2 of the nanoseconds that pass in a round in which all wait, at most: a second.
 const MOST_IDLE: u32 = 30;
 
@@ -69,6 +71,8 @@ pub(crate) struct Machine<'a> {
     spare: Vec<Registers>,
     /// Simulated, in nanoseconds and in cycles alike: instructions of warps, sleeps, and what passes while all wait.
     time: u64,
+    /// Whether anybody has looked at the clock or slept.
+    is_timed: bool,
 }
 
 impl<'a> Machine<'a> {
@@ -89,7 +93,8 @@ impl<'a> Machine<'a> {
         let mut first = Registers::of(launch.kernel);
         first.set_seed(launch.seed);
         let spare = Vec::new();
-        Ok(Self { launch, code, access, dice, budget, first, spare, time: 0 })
+        let is_timed = false;
+        Ok(Self { launch, code, access, dice, budget, first, spare, time: 0, is_timed })
     }
 
     /// Runs all blocks, so many at a time.
@@ -128,8 +133,9 @@ impl<'a> Machine<'a> {
             idle = if polled_only && self.access.changes == changes { idle + 1 } else { 0 };
             // Nobody does anything but wait: time flies, so that who waits by the clock ends.
             self.time += (1 << idle.min(MOST_IDLE)) - 1;
-            if idle == IDLE_ROUNDS || self.budget == 0 {
-                return Err(self.hang(&resident, idle == IDLE_ROUNDS));
+            let is_idle = idle >= if self.is_timed { TIMED_ROUNDS } else { IDLE_ROUNDS };
+            if is_idle || self.budget == 0 {
+                return Err(self.hang(&resident, is_idle));
             }
         }
         self.access.report.high_water = self.access.memory.high_water();
@@ -330,6 +336,7 @@ impl<'a> Machine<'a> {
 
     /// Reads the time or lets some pass; `instructions` of this turn are not counted yet.
     fn pass(&mut self, warp: &mut Warp, op: &Op, mask: u32, instructions: u64) {
+        self.is_timed = true;
         match *op {
             Op::Clock { result, shift, bits } => {
                 let value = (self.time + instructions) >> shift & u64::MAX >> (64 - bits);
