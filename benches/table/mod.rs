@@ -76,6 +76,13 @@ pub enum Layout {
     Nc,
 }
 
+impl Layout {
+    /// The name that requests use.
+    pub fn name(self) -> &'static str {
+        LAYOUTS.into_iter().find(|(_, layout)| *layout == self).map_or("", |(name, _)| name)
+    }
+}
+
 const LAYOUTS: [(&str, Layout); 3] =
     [("nchw", Layout::Nchw), ("nhwc", Layout::Nhwc), ("nc", Layout::Nc)];
 const DTYPES: [(&str, DType); 3] =

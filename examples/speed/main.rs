@@ -18,6 +18,7 @@ use clap::{Parser, ValueEnum};
 use std::process::ExitCode;
 use sweep::Sweep;
 
+mod double;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 mod measure; // cudarc's switch for its events
@@ -64,8 +65,8 @@ struct Arguments {
     /// Write JSON lines instead of a table.
     #[arg(long)]
     json: bool,
-    /// How many times a plain training step one by a mask, with renormalization or of ghost batches takes,
-    /// instead of the table; on the CPU.
+    /// How many times a plain training step one by a mask, with renormalization or of ghost batches takes, and
+    /// how many times a backward its own gradients, instead of the table; on the CPU.
     #[arg(long, conflicts_with_all = ["engine", "quick", "large", "json", "list"])]
     steps: bool,
     /// Print the names of the cases and time nothing.

@@ -1,5 +1,6 @@
 //! A training step, forward and backward, by other statistics than the batch's own beside the plain one:
 //! turns of the two, one after the other, so that whatever else the machine does meets both.
+use crate::double;
 use crate::table::turn::repetitions;
 use crate::table::{Case, Layout, data};
 use anyhow::{Result, ensure};
@@ -30,8 +31,23 @@ enum By {
 }
 
 impl By {
-    const OTHERS: [Self; 6] =
-        [By::Padded, By::Random, By::Renorm, By::Ghost(4), By::Ghost(32), By::Strided(32)];
+    const OTHERS: [Self; 8] = [
+        By::Padded,
+        By::Random,
+        By::Renorm,
+        By::Ghost(4),
+        By::Ghost(16),
+        By::Ghost(32),
+        By::Strided(4),
+        By::Strided(32),
+    ];
+    /// Whether so many rows have groups.
+    fn groups(self, rows: usize) -> bool {
+        match self {
+            By::Ghost(size) | By::Strided(size) => size < rows && rows.is_multiple_of(size),
+            _ => true,
+        }
+    }
     fn name(self) -> String {
         match self {
             By::Batch => "plain".into(),
@@ -73,7 +89,7 @@ impl By {
 }
 
 /// The shapes: in the cache and past it, of long and of short runs.
-const SHAPES: [(&[usize], Layout); 14] = [
+pub const SHAPES: [(&[usize], Layout); 18] = [
     (&[32, 64, 56, 56], Layout::Nchw),
     (&[32, 128, 28, 28], Layout::Nchw),
     (&[32, 256, 14, 14], Layout::Nchw),
@@ -85,7 +101,11 @@ const SHAPES: [(&[usize], Layout); 14] = [
     (&[32, 256, 14, 14], Layout::Nhwc),
     (&[16, 64, 400], Layout::Nhwc),
     (&[8, 32, 32, 32], Layout::Nhwc),
+    (&[64, 256, 7, 7], Layout::Nhwc),
     (&[4096, 256], Layout::Nc),
+    (&[4096, 64], Layout::Nc),
+    (&[1024, 100], Layout::Nc),
+    (&[256, 64], Layout::Nc),
     (&[256, 1024], Layout::Nc),
     (&[128, 32], Layout::Nc),
 ];
@@ -99,22 +119,16 @@ pub fn compare<G: Engine<Memory = Host>>(
     let mut out = io::stdout();
     writeln!(
         out,
-        "{:16} {:6} {:5} {:10} {:>10} {:>7}",
+        "{:16} {:6} {:5} {:15} {:>10} {:>7}",
         "shape", "layout", "dtype", "", "us", "x plain"
     )?;
     for dtype in ["f32", "bf16", "f16"] {
         for (dims, layout) in SHAPES {
             for by in By::OTHERS {
-                let layout = match layout {
-                    Layout::Nchw => "nchw",
-                    Layout::Nhwc => "nhwc",
-                    Layout::Nc => "nc",
-                };
-                let case = Case::parse("bwd", dims, layout, dtype)?;
-                let (dims, by_name) = (case.dims_name(), by.name());
-                let name = format!("{dims:16} {layout:6} {dtype:5} {by_name:10}");
-                let has = |word: &&str| name.split_whitespace().any(|part| part.contains(word));
-                if !words.iter().all(has) {
+                let case = Case::parse("bwd", dims, layout.name(), dtype)?;
+                let (name, by_name) = (case.dims_name(), by.name());
+                let name = format!("{name:16} {:6} {dtype:5} {by_name:15}", layout.name());
+                if !has_words(&name, words) || !by.groups(dims[0]) {
                     continue;
                 }
                 let [plain, other] = match case.dtype {
@@ -128,10 +142,16 @@ pub fn compare<G: Engine<Memory = Host>>(
             }
         }
     }
+    double::compare(engine, words, rounds)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// Whether each of the words is a part of one of a name's.
+pub fn has_words(name: &str, words: &[&str]) -> bool {
+    words.iter().all(|word| name.split_whitespace().any(|part| part.contains(word)))
+}
+
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
@@ -149,15 +169,19 @@ fn pair<E: Element<Acc = f32>, G: Engine<Memory = Host>>(
     let (plain, other) = (plain.as_mut().map_err(take)?, other.as_mut().map_err(take)?);
     ensure!(plain.places.is_none(), "the plain step: expected no mask");
     let of = (&x[..], &grad_y[..]);
-    plain.run(of)?;
-    other.run(of)?;
-    let n = repetitions(TURN, timed(|| plain.run(of))?.min(timed(|| plain.run(of))?));
+    in_turns(rounds, |k| if k == 0 { plain.run(of) } else { other.run(of) })
+}
+
+/// Seconds of `run` of 0 and of 1, by turn.
+pub fn in_turns(rounds: usize, mut run: impl FnMut(usize) -> Result<()>) -> Result<[Vec<f64>; 2]> {
+    run(0)?;
+    run(1)?;
+    let n = repetitions(TURN, timed(|| run(0))?.min(timed(|| run(0))?));
     let mut times = [vec![], vec![]];
     for round in 0..rounds {
         for k in [round % 2, 1 - round % 2] {
-            let step = if k == 0 { &mut *plain } else { &mut *other };
-            step.run(of)?;
-            times[k].push(timed(|| (0..n).try_for_each(|_| step.run(of)))? / n as f64);
+            run(k)?;
+            times[k].push(timed(|| (0..n).try_for_each(|_| run(k)))? / n as f64);
         }
     }
     Ok(times)

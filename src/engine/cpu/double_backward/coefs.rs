@@ -1,6 +1,7 @@
 //! What the sums of a channel make of its elements: every result is a combination of `v_x`, `g`, xhat, 1 and
 //! the curved part, with coefficients of the channel.
-use super::super::kernels::double_backward::SUMS;
+use super::super::kernels::double_backward::{FIELDS, FORWARD, SUMS};
+use super::super::plan::Plan;
 use super::super::table::{finite, split, split_mut};
 use super::super::tiles::{numbers, numbers_mut};
 use crate::Real;
@@ -38,12 +39,14 @@ pub(super) struct Coefs {
 impl Channel {
     /// By the sums over the `m` values of the channel, through which gradients flow if the statistics were
     /// those of the `batch`.
+    #[inline]
     pub fn coefs(&self, sums: &[f64; SUMS], m: f64, batch: bool) -> Coefs {
+        let each = 1.0 / m;
         let Self { invstd, weight, v_weight, v_bias, .. } = *self;
         let [g, g_xhat, v, v_xhat, v_g, q, q_xhat, q_xhat_2, q_v, q_v_xhat, q_r, q_r_xhat] = *sums;
         let scale = weight * invstd;
         let (u_xhat, u_one) = match batch {
-            true => (v_weight - scale * (v_xhat / m), v_bias - scale * (v / m)),
+            true => (v_weight - scale * (v_xhat * each), v_bias - scale * (v * each)),
             false => (v_weight, v_bias),
         };
         // Sums of the curved part, and of it times xhat.
@@ -61,25 +64,19 @@ impl Channel {
             gg_bias: h,
         };
         if batch {
-            let kappa = v_g - v * (g / m) - v_xhat * (g_xhat / m);
+            let kappa = v_g - v * (g * each) - v_xhat * (g_xhat * each);
             // Sums of what flows to xhat, and of it times xhat.
-            let t = v_weight * g - scale * (v * (g_xhat / m) + g * (v_xhat / m));
-            let t_xhat = v_weight * g_xhat - 2.0 * scale * (v_xhat * (g_xhat / m));
-            coefs.x_v = -invstd * (scale * (g_xhat / m));
-            coefs.x_g = invstd * (v_weight - scale * (v_xhat / m));
-            coefs.x_xhat = -(invstd * ((t_xhat + scale * kappa) / m) + scale * (h_xhat / m));
-            coefs.x_one = -(invstd * (t / m) + scale * (h / m));
+            let t = v_weight * g - scale * (v * (g_xhat * each) + g * (v_xhat * each));
+            let t_xhat = v_weight * g_xhat - 2.0 * scale * (v_xhat * (g_xhat * each));
+            coefs.x_v = -invstd * (scale * (g_xhat * each));
+            coefs.x_g = invstd * (v_weight - scale * (v_xhat * each));
+            coefs.x_xhat = -(invstd * ((t_xhat + scale * kappa) * each) + scale * (h_xhat * each));
+            coefs.x_one = -(invstd * (t * each) + scale * (h * each));
             coefs.gg_weight = invstd * kappa + h_xhat;
         }
         coefs
     }
 }
-
-/// Arrays of a [`Table`], in this order: mean, invstd, what a rounded mean adds to xhat, scale, bias; then
-/// those of u and of `gg_x`.
-pub(super) const FIELDS: usize = 11;
-/// Of them what the sums take.
-pub(super) const FORWARD: usize = 5;
 
 /// The coefficients of some channels in the type that loops compute with, an array for each.
 #[derive(Clone, Copy)]
@@ -95,9 +92,28 @@ impl<'a, A: Real> Table<'a, A> {
     pub fn at(&self, channel: usize) -> [A; FIELDS] {
         self.fields.map(|field| field[channel - self.first])
     }
-    /// Each field of some of the channels.
-    pub fn fields(&self, channels: Range<usize>) -> [&'a [A]; FIELDS] {
-        self.fields.map(|field| &field[channels.start - self.first..channels.end - self.first])
+    /// Those of `N` channels at most.
+    pub fn several<const N: usize>(&self, channels: Range<usize>) -> [[A; FIELDS]; N] {
+        let mut several = [[A::default(); FIELDS]; N];
+        let of = channels.start - self.first..channels.end - self.first;
+        for (k, field) in self.fields.iter().enumerate() {
+            several.iter_mut().zip(&field[of.clone()]).for_each(|(to, value)| to[k] = *value);
+        }
+        several
+    }
+    /// The first `count` fields of every column.
+    pub fn expand<const N: usize>(
+        &self,
+        plan: &Plan,
+        cols: &Range<usize>,
+        count: usize,
+        to: &mut [[A; N]; FIELDS],
+    ) {
+        let channels = plan.channels_in(cols);
+        let of = channels.start - self.first..channels.end - self.first;
+        for (field, to) in self.fields.iter().zip(to).take(count) {
+            plan.expand(cols, &field[of.clone()], to);
+        }
     }
     /// `weight * xhat + bias` as the forward computed it.
     pub fn normalize(&self, channel: usize, x: A) -> A {

@@ -1,5 +1,6 @@
-//! The double backward: the sums of every channel, then what they make of the elements. Blocks are brought
-//! to the accumulating type in memory that stays in the first cache, where everything is a loop of its own.
+//! The double backward: the sums of every channel, then what they make of the elements. Behind an activation that
+//! is curved blocks are brought to the accumulating type in memory that stays in the first cache, where everything
+//! is a loop of its own; elsewhere a loop does all that a pass does.
 //!
 //! x, the gradient of y and `v_x` are read twice and two results are written, 8 tensors where a backward moves 5; once
 //! where the plan holds channels whole in the second cache. Sums that nobody asks for, through frozen statistics, are
@@ -7,23 +8,23 @@
 use super::Cpu;
 use super::extremes::Extreme;
 use super::gate::Gate;
-use super::kernels::activation::Block;
-use super::kernels::convert::narrow;
-use super::kernels::double_backward::{self as kernel, Many, One, SUMS, Values};
-use super::kernels::sums::{STRIP_ROWS, add_widened};
+use super::kernels::double_backward::{FIELDS, SUMS};
+use super::kernels::sums::store;
 use super::plan::{Plan, Tile};
 use super::schedule::{TwoPass, two_pass, workspace_len};
-use super::simd::{BLOCK, GROUP, ROOM};
-use super::tiles::{Elements, TileMut, Writer, for_each_tile};
+use super::simd::Simd;
+use super::tiles::{Elements, TileMut, for_each_tile};
 use crate::engine::saved::{Buffers, ByChannel};
 use crate::engine::{Derivative, DoubleBackward};
 use crate::{Element, Host, Real, Result, Shape};
-use coefs::{Channel, Coefs, FIELDS, FORWARD, Table, TableMut};
+use coefs::{Channel, Coefs, Table, TableMut};
 use read::Read;
 use std::ops::Range;
 use steps::SumsAndGradients;
 
 mod coefs;
+mod curved;
+mod plain;
 mod read;
 mod steps;
 mod wide;
@@ -45,7 +46,7 @@ pub(super) fn double_backward<E: Element>(
         Results { weight: args.gg_weight, bias: args.gg_bias, accumulate: args.accumulate };
     let channels = shape.channels();
     if shape.is_empty() {
-        (0..channels).for_each(|c| results.set(c, 0.0, 0.0));
+        results.zero(simd, channels);
         return Ok(());
     }
     let (activation, batch) = (forward.activation, forward.batch_statistics);
@@ -56,7 +57,7 @@ pub(super) fn double_backward<E: Element>(
     let residual = args.residual.filter(|_| takes == Derivative::FromResidual);
     let gate = Gate::new(activation, mask, residual);
     let read = Read { simd, plan: &plan, x, grad_y, v_x, v_residual, activation, mask, residual };
-    let given = Given { saved, v_weight, v_bias };
+    let given = Given { saved, by_channel: saved.by_channel(), v_weight, v_bias };
     let sums =
         batch || results.weight.is_some() || results.bias.is_some() && activation.is_curved();
     let extremes = &Extreme::of_saved(simd, saved)[..];
@@ -76,18 +77,17 @@ pub(super) fn double_backward<E: Element>(
         cpu.with_workspace(workspace_len(&plan, &steps), |workspace| {
             let cached = two_pass(&plan, &steps, &mut outputs, workspace);
             for (block, cached) in cached.chunks(steps.cached_len()).enumerate() {
-                for (k, c) in plan.channels(block).enumerate() {
-                    let coefs = work.coefs(c, &steps.sums_of(cached, k));
-                    results.set(c, coefs.gg_weight, coefs.gg_bias);
-                    if extremes.iter().any(|e| e.c == c) {
-                        extreme_coefs.push(coefs);
-                    }
+                let channels = plan.channels(block);
+                results.set(simd, channels.clone(), steps.results(cached));
+                for e in extremes.iter().filter(|e| channels.contains(&e.c)) {
+                    let sums = steps.sums_of(cached, e.c - channels.start);
+                    extreme_coefs.push(work.coefs(e.c, &sums));
                 }
             }
         });
     } else {
         work.write_only(cpu, &mut outputs);
-        (0..channels).for_each(|c| results.set(c, 0.0, 0.0));
+        results.zero(simd, channels);
         extreme_coefs.extend(extremes.iter().map(|e| work.coefs(e.c, &[0.0; SUMS])));
     }
     for (e, coefs) in extremes.iter().zip(&extreme_coefs) {
@@ -101,15 +101,17 @@ pub(super) fn double_backward<E: Element>(
 #[derive(Clone, Copy)]
 struct Given<'a, A: Real> {
     saved: &'a Buffers<Host, A>,
+    by_channel: ByChannel<&'a [A]>,
     v_weight: Option<&'a [A]>,
     v_bias: Option<&'a [A]>,
 }
 
 impl<A: Real> Given<'_, A> {
+    #[inline]
     fn of(&self, c: usize) -> Channel {
-        let ByChannel { mean, mean_rest, invstd, weight, bias } = self.saved.by_channel();
-        let [mean, rest, invstd, weight, bias] =
-            [mean, mean_rest, invstd, weight, bias].map(|array| array[c].to_f64());
+        let ByChannel { mean, mean_rest, invstd, weight, bias } = self.by_channel;
+        let (mean, rest, invstd) = (mean[c].to_f64(), mean_rest[c].to_f64(), invstd[c].to_f64());
+        let (weight, bias) = (weight[c].to_f64(), bias[c].to_f64());
         let of = |given: Option<&[A]>| given.map_or(0.0, |given| given[c].to_f64());
         let (v_weight, v_bias) = (of(self.v_weight), of(self.v_bias));
         Channel { mean, rest, invstd, weight, bias, v_weight, v_bias }
@@ -160,155 +162,24 @@ impl<E: Element> Work<'_, E> {
         });
     }
 
-    /// The first pass: `K` sums of a tile's channels, or of its columns where runs are short.
-    fn sum_tile<const K: usize>(&self, tile: &Tile, table: &Table<'_, E::Acc>, slot: &mut [f64]) {
+    /// The first pass: the sums of a tile's channels, or of its columns where runs are short.
+    fn sum_tile(&self, tile: &Tile, table: &Table<'_, E::Acc>, slot: &mut [f64]) {
         slot.fill(0.0);
-        let part = slot.len() / K;
-        match self.read.plan.long_runs {
-            true => self.sum_runs::<K>(tile, table, slot, part),
-            false => self.sum_columns::<K>(tile, table, slot, part),
+        let Read { plan, activation, .. } = self.read;
+        let part = plan.slot_len() / 2;
+        match activation.is_curved() {
+            true if plan.long_runs => self.sum_curved_runs(tile, table, slot, part),
+            true => self.sum_curved_columns(tile, table, slot, part),
+            false if plan.has_runs() => self.sum_plain_runs(tile, table, slot, part),
+            false => self.sum_plain_columns(tile, table, slot, part),
         }
     }
-    fn sum_runs<const K: usize>(
-        &self,
-        tile: &Tile,
-        table: &Table<'_, E::Acc>,
-        slot: &mut [f64],
-        part: usize,
-    ) {
-        let Read { simd, plan, .. } = self.read;
-        let run = plan.inner().min(tile.cols.len());
-        let (mut values, zeros) = (Values::new(), [[E::Acc::default(); GROUP]; K]);
-        for (channel, start) in tile.cols.clone().step_by(run).enumerate() {
-            let coefs = One(table.at(start / plan.inner()));
-            let (mut sums, mut count) = (zeros, 0);
-            let mut flush = |sums: &mut [[E::Acc; GROUP]; K]| {
-                for (k, lanes) in std::mem::replace(sums, zeros).iter().enumerate() {
-                    let total: f64 = lanes.iter().map(|v| v.to_f64()).sum();
-                    slot[k * part + channel] += total;
-                }
-            };
-            for row in tile.rows.clone() {
-                for at in (start..start + run).step_by(BLOCK) {
-                    let cols = at..(at + BLOCK).min(start + run);
-                    let n = self.read.stage(row, &cols, coefs, &mut values);
-                    values.add_to_lanes(simd, &mut sums, n);
-                    count += n;
-                    if count >= SEGMENT {
-                        flush(&mut sums);
-                        count = 0;
-                    }
-                }
-            }
-            flush(&mut sums);
-        }
-    }
-    fn sum_columns<const K: usize>(
-        &self,
-        tile: &Tile,
-        table: &Table<'_, E::Acc>,
-        slot: &mut [f64],
-        part: usize,
-    ) {
-        let Read { simd, plan, .. } = self.read;
-        let zero = E::Acc::default();
-        let (mut values, mut sums) = (Values::new(), [[zero; ROOM]; K]);
-        let mut fields = [[zero; ROOM]; FIELDS];
-        for start in tile.cols.clone().step_by(BLOCK) {
-            let cols = start..(start + BLOCK).min(tile.cols.end);
-            expand(plan, &cols, table, FORWARD, &mut fields);
-            for first in tile.rows.clone().step_by(STRIP_ROWS) {
-                for row in first..(first + STRIP_ROWS).min(tile.rows.end) {
-                    let n = self.read.stage(row, &cols, Many(&fields), &mut values);
-                    values.add_to_columns(simd, &mut sums, n);
-                }
-                for (k, sums) in sums.iter_mut().enumerate() {
-                    let to = &mut slot[k * part + start - tile.cols.start..][..cols.len()];
-                    add_widened(simd, to, &sums[..cols.len()]);
-                    sums.fill(zero);
-                }
-            }
-        }
-    }
-
     /// The second pass.
     fn write_tile(&self, tile: &Tile, to: Tiles<'_, E>, table: &Table<'_, E::Acc>) {
-        let Read { plan, .. } = self.read;
-        let [grad_y, x, residual] =
-            [to.0, to.1, to.2].map(|to| to.map(|to| Writer::new(plan, to, self.tensors, false)));
-        let mut to = Writers { grad_y, x, residual };
-        let zero = E::Acc::default();
-        let mut values = (Values::new(), [zero; ROOM], [zero; ROOM]);
-        if plan.long_runs {
-            let run = plan.inner().min(tile.cols.len());
-            for start in tile.cols.clone().step_by(run) {
-                let coefs = One(table.at(start / plan.inner()));
-                for row in tile.rows.clone() {
-                    for at in (start..start + run).step_by(BLOCK) {
-                        let cols = at..(at + BLOCK).min(start + run);
-                        self.write_block(row, cols, coefs, &mut values, &mut to);
-                    }
-                }
-            }
-            return;
+        match self.read.activation.is_curved() {
+            true => self.write_curved(tile, to, table),
+            false => self.write_plain(tile, to, table),
         }
-        let mut fields = [[zero; ROOM]; FIELDS];
-        for start in tile.cols.clone().step_by(BLOCK) {
-            let cols = start..(start + BLOCK).min(tile.cols.end);
-            expand(plan, &cols, table, FIELDS, &mut fields);
-            for row in tile.rows.clone() {
-                self.write_block(row, cols.clone(), Many(&fields), &mut values, &mut to);
-            }
-        }
-    }
-    fn write_block(
-        &self,
-        row: usize,
-        cols: Range<usize>,
-        coefs: impl kernel::Coefs<E::Acc>,
-        (values, u, x): &mut Blocks<E::Acc>,
-        to: &mut Writers<'_, E>,
-    ) {
-        let (read, simd) = (self.read, self.read.simd);
-        let n = read.stage(row, &cols, coefs, values);
-        let curved = read.activation.is_curved();
-        values.gradients(simd, coefs, (self.batch, curved), (u, x), n);
-        if let Some(to) = &mut to.x {
-            to.write(simd, row, cols.clone(), false, |_, out| narrow(simd, &x[..n], out));
-        }
-        if let Some(to) = &mut to.residual {
-            // Where nothing is curved, `q` has stayed 0.
-            let h = &values.q[..n];
-            to.write(simd, row, cols.clone(), false, |_, out| narrow(simd, h, out));
-        }
-        if let Some(to) = &mut to.grad_y {
-            read.pass(row, &cols, &values.z, u, n);
-            to.write(simd, row, cols, false, |_, out| narrow(simd, &u[..n], out));
-        }
-    }
-}
-
-/// What a task computes in: what it reads, u, and the gradient of x.
-type Blocks<A> = (Values<A>, Block<A>, Block<A>);
-
-/// How a task writes.
-struct Writers<'p, E> {
-    grad_y: Option<Writer<'p, E>>,
-    x: Option<Writer<'p, E>>,
-    residual: Option<Writer<'p, E>>,
-}
-
-/// The first `count` coefficients of every column.
-fn expand<A: Real>(
-    plan: &Plan,
-    cols: &Range<usize>,
-    table: &Table<'_, A>,
-    count: usize,
-    fields: &mut [Block<A>; FIELDS],
-) {
-    let of_channels = table.fields(plan.channels_in(cols));
-    for (values, to) in of_channels.into_iter().zip(fields).take(count) {
-        plan.expand(cols, values, to);
     }
 }
 
@@ -320,12 +191,17 @@ struct Results<'a, A> {
 }
 
 impl<A: Real> Results<'_, A> {
-    fn set(&mut self, c: usize, of_weight: f64, of_bias: f64) {
-        for (to, sum) in [(&mut self.weight, of_weight), (&mut self.bias, of_bias)] {
+    /// Of some channels, first of all.
+    fn set(&mut self, simd: Simd, channels: Range<usize>, (weight, bias): (&[f64], &[f64])) {
+        for (to, from) in [(&mut self.weight, weight), (&mut self.bias, bias)] {
             if let Some(to) = to {
-                let before = if self.accumulate { to[c].to_f64() } else { 0.0 };
-                to[c] = A::from_f64(before + sum);
+                let from = &from[..channels.len()];
+                store(simd, &mut to[channels.clone()], self.accumulate, from);
             }
         }
+    }
+    fn zero(&mut self, simd: Simd, channels: usize) {
+        let zeros = vec![0.0; channels];
+        self.set(simd, 0..channels, (&zeros, &zeros));
     }
 }

@@ -1,12 +1,12 @@
-//! What both passes read: blocks, brought to the accumulating type.
-use super::super::kernels::activation::{self, Block, Kinks};
+//! What both passes read; blocks of it, brought to the accumulating type.
+use super::super::kernels::activation::{Block, Kinks};
 use super::super::kernels::convert;
 use super::super::kernels::double_backward::{self as kernel, Values};
 use super::super::plan::Plan;
 use super::super::simd::Simd;
 use super::super::tiles::clipped;
+use crate::Element;
 use crate::engine::Activation;
-use crate::{Element, Real};
 use std::ops::Range;
 
 /// The tensors that are read, and what a derivative is taken from.
@@ -25,8 +25,8 @@ pub(super) struct Read<'a, E> {
 }
 
 impl<E: Element> Read<'_, E> {
-    /// Brings a block to the accumulating type, and computes xhat, z and what flows through the activation of
-    /// it. Returns how many values there are.
+    /// Brings a block to the accumulating type, and computes xhat, z and what flows through an activation that is
+    /// curved. Returns how many values there are.
     pub fn stage(
         &self,
         row: usize,
@@ -47,35 +47,10 @@ impl<E: Element> Read<'_, E> {
         }
         to.normalize(simd, coefs, self.residual.is_some(), n);
         widen(Some(self.grad_y), &mut to.g);
-        if activation.is_curved() {
-            to.q = to.g;
-            let kinks = Kinks::of::<E>();
-            activation::differentiate_twice(simd, activation, kinks, &to.z, &mut to.q, n);
-        }
-        self.pass(row, cols, &to.z, &mut to.g, n);
+        to.differentiate(simd, activation, Kinks::of::<E>(), n);
         widen(self.v_x, &mut to.v);
         widen(self.v_residual, &mut to.r);
         to.end(n);
         n
-    }
-    /// Multiplies by the derivative of the activation.
-    pub fn pass(
-        &self,
-        row: usize,
-        cols: &Range<usize>,
-        z: &Block<E::Acc>,
-        g: &mut Block<E::Acc>,
-        n: usize,
-    ) {
-        let Self { simd, plan, activation, .. } = *self;
-        match self.mask {
-            Some(mask) => {
-                let cols = plan.mask_cols(cols);
-                let mask = &mask[clipped(row, cols, plan.mask_width(), mask.len())];
-                let slope = Real::from_f64(activation.negative_slope());
-                convert::slope(simd, mask, slope, &mut g[..n]);
-            }
-            None => activation::differentiate(simd, activation, Kinks::of::<E>(), z, g, n),
-        }
     }
 }

@@ -153,52 +153,56 @@ pub fn differentiate<A: Real>(
     );
 }
 
-/// Multiplies `n` gradients by the second derivatives of an activation that is curved, at `z`. One of 0
-/// stops what is not finite, too.
-pub fn differentiate_twice<A: Real>(
+/// The first derivatives of an activation that is curved at `n` values z, and the second ones, which make the
+/// same of what they have in common.
+pub fn derivatives<A: Real>(
     simd: Simd,
     activation: Activation,
     kinks: Kinks<A>,
     z: &Block<A>,
-    g: &mut Block<A>,
+    (first, second): (&mut Block<A>, &mut Block<A>),
     n: usize,
 ) {
-    let (zero, two) = (A::default(), A::from_f64(2.0));
+    let (zero, one, two) = (A::default(), A::from_f64(1.0), A::from_f64(2.0));
     simd.vectorize(
         #[inline(always)]
         |_| match activation {
-            Activation::Silu => multiply(
+            Activation::Silu => both(
                 z,
-                g,
+                (first, second),
                 n,
                 #[inline(always)]
                 |z| {
                     let (s, rest) = sigmoid(z);
-                    s * rest * (two + z * (rest - s))
+                    (s * (one + z * rest), s * rest * (two + z * (rest - s)))
                 },
             ),
             Activation::HardSwish => {
-                let third = A::from_f64(1.0 / 3.0);
-                multiply(
+                let (third, half) = (A::from_f64(1.0 / 3.0), A::from_f64(0.5));
+                both(
                     z,
-                    g,
+                    (first, second),
                     n,
                     #[inline(always)]
                     move |z| {
-                        if (z <= kinks.minus_three) | (z >= kinks.three) { zero } else { third }
+                        let (is_below, is_above) = (z <= kinks.minus_three, z >= kinks.three);
+                        let first = if z < kinks.three { z * third + half } else { one };
+                        let second = if is_below | is_above { zero } else { third };
+                        (if is_below { zero } else { first }, second)
                     },
                 );
             }
             Activation::Gelu => {
                 let density = A::from_f64(0.398_942_280_401_432_7); // 1 / sqrt(2 pi)
-                multiply(
+                both(
                     z,
-                    g,
+                    (first, second),
                     n,
                     #[inline(always)]
                     move |z| {
-                        let z = clamp(z, zero - A::FAR, A::FAR); // whose square is in range
-                        (two - z * z) * normal(z).1 * density
+                        let (p, e) = normal(z);
+                        let near = clamp(z, zero - A::FAR, A::FAR); // whose square is in range
+                        (p + z * e * density, (two - near * near) * e * density)
                     },
                 );
             }
@@ -315,6 +319,29 @@ fn multiply<A: Real>(z: &Block<A>, g: &mut Block<A>, n: usize, derivative: impl 
             values[l] = if d == A::default() { d } else { values[l] * d };
         }
         *g = values;
+        compiler_fence(Ordering::SeqCst);
+    }
+}
+
+/// Two values of each, a group at a time.
+#[inline(always)]
+fn both<A: Real>(
+    z: &Block<A>,
+    (first, second): (&mut Block<A>, &mut Block<A>),
+    n: usize,
+    f: impl Fn(A) -> (A, A),
+) {
+    let groups = n.div_ceil(GROUP);
+    let z = &z.as_chunks::<GROUP>().0[..groups];
+    let first = &mut first.as_chunks_mut::<GROUP>().0[..groups];
+    let second = &mut second.as_chunks_mut::<GROUP>().0[..groups];
+    for ((z, first), second) in z.iter().zip(first).zip(second) {
+        let (z, zeros) = (*z, [A::default(); GROUP]);
+        let (mut a, mut b) = (zeros, zeros);
+        for l in 0..GROUP {
+            (a[l], b[l]) = f(z[l]);
+        }
+        (*first, *second) = (a, b);
         compiler_fence(Ordering::SeqCst);
     }
 }

@@ -1,15 +1,20 @@
-//! The loops of the double backward, over blocks that are in the accumulating type.
+//! The loops of the double backward behind an activation that is curved, over blocks that are in the
+//! accumulating type.
 use super::super::simd::{GROUP, ROOM, Simd};
-use super::activation::Block;
+use super::activation::{self, Block, Kinks};
 use crate::Real;
+use crate::engine::Activation;
 
 /// Sums of a channel: of `g`, `g xhat`, `v`, `v xhat`, `v g`; and, q being `grad_y * a''`, where an activation
 /// is curved, of `q`, `q xhat`, `q xhat^2`, `q v`, `q v xhat`, `q r`, `q r xhat`.
 pub const SUMS: usize = 12;
 /// Of them without one that is.
 pub const PLAIN: usize = 5;
-/// Coefficients of a value: those of `Table` in `double_backward/coefs.rs`.
-const FIELDS: usize = 11;
+/// Coefficients of a value, in this order: mean, invstd, what a rounded mean adds to xhat, scale, bias; then
+/// those of xhat and alone in u, and of `v_x`, `g`, xhat and alone in `gg_x`.
+pub const FIELDS: usize = 11;
+/// Of them what the sums take.
+pub const FORWARD: usize = 5;
 
 /// Where the coefficients of a value are.
 pub trait Coefs<A>: Copy {
@@ -49,7 +54,9 @@ fn groups_mut<A>(block: &mut Block<A>) -> &mut [[A; GROUP]; ROOM / GROUP] {
 pub struct Values<A> {
     pub xhat: Block<A>,
     pub z: Block<A>,
-    /// `grad_y * a'(z)`.
+    /// `a'(z)`.
+    pub slope: Block<A>,
+    /// `grad_y`, then that times the slope.
     pub g: Block<A>,
     pub v: Block<A>,
     /// `grad_y * a''(z)`.
@@ -61,7 +68,23 @@ pub struct Values<A> {
 impl<A: Real> Values<A> {
     pub fn new() -> Self {
         let zeros = [A::default(); ROOM];
-        Self { xhat: zeros, z: zeros, g: zeros, v: zeros, q: zeros, r: zeros }
+        Self { xhat: zeros, z: zeros, slope: zeros, g: zeros, v: zeros, q: zeros, r: zeros }
+    }
+    /// Brings the gradient of y through the activation, and through its slope.
+    pub fn differentiate(&mut self, simd: Simd, activation: Activation, kinks: Kinks<A>, n: usize) {
+        let both = (&mut self.slope, &mut self.q);
+        activation::derivatives(simd, activation, kinks, &self.z, both, n);
+        simd.vectorize(
+            #[inline(always)]
+            |_| {
+                let (gs, qs) = (groups_mut(&mut self.g), groups_mut(&mut self.q));
+                let slopes = groups(&self.slope);
+                for i in 0..n.div_ceil(GROUP) {
+                    let g = gs[i];
+                    (gs[i], qs[i]) = (times(slopes[i], g), times(qs[i], g));
+                }
+            },
+        );
     }
     /// Zeros from the `n`th value on, to a whole group.
     pub fn end(&mut self, n: usize) {
@@ -79,10 +102,9 @@ impl<A: Real> Values<A> {
                 let (xs, zs) = (groups_mut(&mut self.xhat), groups_mut(&mut self.z));
                 let rs = groups(&self.r);
                 for i in 0..n.div_ceil(GROUP) {
-                    let [mean, invstd, less, scale, bias] = [0, 1, 2, 3, 4].map(
-                        #[inline(always)]
-                        |field| coefs.field(field, i),
-                    );
+                    let (mean, invstd) = (coefs.field(0, i), coefs.field(1, i));
+                    let (less, scale, bias) =
+                        (coefs.field(2, i), coefs.field(3, i), coefs.field(4, i));
                     let (x, r) = (xs[i], rs[i]);
                     let (mut xhat, mut z) = ([zero; GROUP], [zero; GROUP]);
                     for l in 0..GROUP {
@@ -100,11 +122,12 @@ impl<A: Real> Values<A> {
             },
         );
     }
-    /// The first terms of [`SUMS`] of a group.
+    /// The terms of [`SUMS`] of a group.
     #[inline(always)]
-    fn terms<const K: usize>(&self, i: usize) -> [[A; GROUP]; K] {
+    fn terms(&self, i: usize) -> [[A; GROUP]; SUMS] {
         let (g, xhat, v) = (groups(&self.g)[i], groups(&self.xhat)[i], groups(&self.v)[i]);
-        let mut terms = [[A::default(); GROUP]; K];
+        let (q, r) = (groups(&self.q)[i], groups(&self.r)[i]);
+        let mut terms = [[A::default(); GROUP]; SUMS];
         for l in 0..GROUP {
             terms[0][l] = g[l];
             terms[1][l] = g[l] * xhat[l];
@@ -112,30 +135,27 @@ impl<A: Real> Values<A> {
             terms[3][l] = v[l] * xhat[l];
             terms[4][l] = v[l] * g[l];
         }
-        if K > PLAIN {
-            let (q, r) = (groups(&self.q)[i], groups(&self.r)[i]);
-            for l in 0..GROUP {
-                let (of_xhat, of_v, of_r) = (q[l] * xhat[l], q[l] * v[l], q[l] * r[l]);
-                terms[5][l] = q[l];
-                terms[6][l] = of_xhat;
-                terms[7][l] = of_xhat * xhat[l];
-                terms[8][l] = of_v;
-                terms[9][l] = of_v * xhat[l];
-                terms[10][l] = of_r;
-                terms[11][l] = of_r * xhat[l];
-            }
+        for l in 0..GROUP {
+            let (of_xhat, of_v, of_r) = (q[l] * xhat[l], q[l] * v[l], q[l] * r[l]);
+            terms[5][l] = q[l];
+            terms[6][l] = of_xhat;
+            terms[7][l] = of_xhat * xhat[l];
+            terms[8][l] = of_v;
+            terms[9][l] = of_v * xhat[l];
+            terms[10][l] = of_r;
+            terms[11][l] = of_r * xhat[l];
         }
         terms
     }
     /// Adds the terms of `n` values, in lanes.
-    pub fn add_to_lanes<const K: usize>(&self, simd: Simd, sums: &mut [[A; GROUP]; K], n: usize) {
+    pub fn add_to_lanes(&self, simd: Simd, sums: &mut [[A; GROUP]; SUMS], n: usize) {
         simd.vectorize(
             #[inline(always)]
             |_| {
                 let mut all = *sums;
                 for i in 0..n.div_ceil(GROUP) {
-                    let terms = self.terms::<K>(i);
-                    for k in 0..K {
+                    let terms = self.terms(i);
+                    for k in 0..SUMS {
                         for l in 0..GROUP {
                             all[k][l] += terms[k][l];
                         }
@@ -146,12 +166,12 @@ impl<A: Real> Values<A> {
         );
     }
     /// Adds the terms of `n` columns to theirs.
-    pub fn add_to_columns<const K: usize>(&self, simd: Simd, sums: &mut [Block<A>; K], n: usize) {
+    pub fn add_to_columns(&self, simd: Simd, sums: &mut [Block<A>; SUMS], n: usize) {
         simd.vectorize(
             #[inline(always)]
             |_| {
                 for i in 0..n.div_ceil(GROUP) {
-                    let terms = self.terms::<K>(i);
+                    let terms = self.terms(i);
                     for (sums, terms) in sums.iter_mut().zip(terms) {
                         let sums = &mut groups_mut(sums)[i];
                         let mut all = *sums;
@@ -164,29 +184,27 @@ impl<A: Real> Values<A> {
             },
         );
     }
-    /// u and the gradient of x of `n` values, `batch` if gradients flow through statistics; `q` becomes the
-    /// curved part, if there is one.
+    /// u times the slope and the gradient of x of `n` values, `batch` if gradients flow through statistics; `q`
+    /// becomes the curved part.
     pub fn gradients(
         &mut self,
         simd: Simd,
         coefs: impl Coefs<A>,
-        (batch, curved): (bool, bool),
+        batch: bool,
         (u, x): (&mut Block<A>, &mut Block<A>),
         n: usize,
     ) {
         let values = self;
         simd.vectorize(
             #[inline(always)]
-            |_| match (batch, curved) {
-                (true, true) => values.gradients_of::<true, true>(coefs, u, x, n),
-                (true, false) => values.gradients_of::<true, false>(coefs, u, x, n),
-                (false, true) => values.gradients_of::<false, true>(coefs, u, x, n),
-                (false, false) => values.gradients_of::<false, false>(coefs, u, x, n),
+            |_| match batch {
+                true => values.gradients_of::<true>(coefs, u, x, n),
+                false => values.gradients_of::<false>(coefs, u, x, n),
             },
         );
     }
     #[inline(always)]
-    fn gradients_of<const BATCH: bool, const CURVED: bool>(
+    fn gradients_of<const BATCH: bool>(
         &mut self,
         coefs: impl Coefs<A>,
         u: &mut Block<A>,
@@ -198,27 +216,30 @@ impl<A: Real> Values<A> {
         for i in 0..n.div_ceil(GROUP) {
             let (g, xhat) = (groups(&self.g)[i], groups(&self.xhat)[i]);
             let (v, r) = (groups(&self.v)[i], groups(&self.r)[i]);
-            let [scale, u_xhat, u_one, x_v, x_g, x_xhat, x_one] = [3, 5, 6, 7, 8, 9, 10].map(
-                #[inline(always)]
-                |field| coefs.field(field, i),
-            );
-            let (mut u, mut x) = ([zero; GROUP], [zero; GROUP]);
+            let (scale, u_xhat, u_one) = (coefs.field(3, i), coefs.field(5, i), coefs.field(6, i));
+            let (x_v, x_g) = (coefs.field(7, i), coefs.field(8, i));
+            let (x_xhat, x_one) = (coefs.field(9, i), coefs.field(10, i));
+            let (mut u, mut x, mut h) = ([zero; GROUP], [zero; GROUP], qs[i]);
             for l in 0..GROUP {
                 u[l] = scale[l] * v[l] + u_xhat[l] * xhat[l] + u_one[l] + r[l];
                 x[l] = x_g[l] * g[l];
                 if BATCH {
                     x[l] = x[l] + x_v[l] * v[l] + x_xhat[l] * xhat[l] + x_one[l];
                 }
+                h[l] = if h[l] == zero { zero } else { h[l] * u[l] };
+                x[l] += scale[l] * h[l];
             }
-            if CURVED {
-                let mut h = qs[i];
-                for l in 0..GROUP {
-                    h[l] = if h[l] == zero { zero } else { h[l] * u[l] };
-                    x[l] += scale[l] * h[l];
-                }
-                qs[i] = h;
-            }
-            (us[i], xs[i]) = (u, x);
+            (us[i], xs[i], qs[i]) = (times(groups(&self.slope)[i], u), x, h);
         }
     }
+}
+
+/// A factor of 0 stops what is not finite, too.
+#[inline(always)]
+fn times<A: Real>(by: [A; GROUP], values: [A; GROUP]) -> [A; GROUP] {
+    let mut products = values;
+    for l in 0..GROUP {
+        products[l] = if by[l] == A::default() { by[l] } else { values[l] * by[l] };
+    }
+    products
 }

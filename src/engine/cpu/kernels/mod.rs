@@ -8,6 +8,7 @@
 pub(super) mod activation;
 pub(super) mod convert;
 pub(super) mod double_backward;
+pub(super) mod double_backward_plain;
 pub(super) mod elementwise;
 pub(super) mod masked;
 pub(crate) mod math;

@@ -1,0 +1,70 @@
+//! The gradients of a backward beside that backward, in turns. The backward reads x and the gradient of y twice and
+//! writes one result, 5 tensors; these read one more twice and write one more, 8 tensors. Where both fit the cache
+//! they are 3 and 5.
+use super::steps::{SHAPES, has_words, in_turns, median};
+use crate::table::{Case, data};
+use anyhow::Result;
+use batchnorm::{Activation, Backward, DType, DoubleBackward, Element, Engine, ForwardTrain};
+use batchnorm::{Host, Saved};
+use half::{bf16, f16};
+use std::io::{self, Write};
+
+/// Prints how many times a backward its gradients take.
+pub fn compare<G: Engine<Memory = Host>>(engine: &G, words: &[&str], rounds: usize) -> Result<()> {
+    let mut out = io::stdout();
+    for dtype in ["f32", "bf16", "f16"] {
+        for (dims, layout) in SHAPES {
+            for activation in [Activation::Identity, Activation::Relu, Activation::Silu] {
+                let case = Case::parse("bwd", dims, layout.name(), dtype)?;
+                let (dims, behind) = (case.dims_name(), format!("double-{activation}"));
+                let name = format!("{dims:16} {:6} {dtype:5} {behind:15}", layout.name());
+                if !has_words(&name, words) {
+                    continue;
+                }
+                let (us, ratio) = match case.dtype {
+                    DType::F32 => pair::<f32, G>(engine, &case, activation, rounds)?,
+                    DType::F16 => pair::<f16, G>(engine, &case, activation, rounds)?,
+                    _ => pair::<bf16, G>(engine, &case, activation, rounds)?,
+                };
+                writeln!(out, "{name} {us:10.1} {ratio:7.2}")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Microseconds of the backward, and how many times that the other takes.
+fn pair<E: Element<Acc = f32>, G: Engine<Memory = Host>>(
+    engine: &G,
+    case: &Case,
+    activation: Activation,
+    rounds: usize,
+) -> Result<(f64, f64)> {
+    let shape = case.shape()?;
+    let [x, grad_y, v_x] =
+        [data::X, data::GRAD_Y, data::RESIDUAL].map(|seed| data::tensor::<E>(case, seed));
+    let zeros = || vec![E::default(); shape.len()];
+    let (mut y, mut grad_x, mut gg_x) = (zeros(), zeros(), zeros());
+    let channel = || vec![0.5; shape.channels()];
+    let (mut of_weight, mut of_bias, weight) = (channel(), channel(), channel());
+    let mut saved = Saved::new();
+    let args = ForwardTrain::<Host, E>::new(&x, &mut y).saved(&mut saved).weight(&weight);
+    engine.forward_train(&shape, args.activation(activation))?;
+    let plain = |grad_x: &mut [E], of_weight: &mut [f32], of_bias: &mut [f32]| {
+        let args = Backward::<Host, E>::new(&saved, &x, &grad_y).grad_x(grad_x);
+        Ok(engine.backward(&shape, args.grad_weight(of_weight).grad_bias(of_bias))?)
+    };
+    let double = |gg_grad_y: &mut [E], gg_x: &mut [E], of_weight: &mut [f32]| {
+        let args = DoubleBackward::<Host, E>::new(&saved, &x, &grad_y).v_x(&v_x);
+        let args = args.v_weight(&weight).v_bias(&weight);
+        let args = args.gg_grad_y(gg_grad_y).gg_x(gg_x).gg_weight(of_weight);
+        Ok(engine.double_backward(&shape, args)?)
+    };
+    let times = in_turns(rounds, |k| match k {
+        0 => plain(&mut grad_x, &mut of_weight, &mut of_bias),
+        _ => double(&mut y, &mut gg_x, &mut of_weight),
+    })?;
+    let [plain, double] = &times;
+    let us = plain.iter().copied().fold(f64::INFINITY, f64::min) * 1e6;
+    Ok((us, median(plain.iter().zip(double).map(|(a, b)| b / a).collect())))
+}
