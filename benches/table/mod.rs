@@ -138,7 +138,7 @@ impl Case {
         Request::new(op, self.dtype).activation(activation).residual(residual)
     }
     pub fn layout_name(&self) -> &'static str {
-        LAYOUTS.iter().find(|(_, l)| *l == self.layout).map_or("?", |(name, _)| name)
+        self.layout.name()
     }
     /// Bytes of one value.
     pub fn width(&self) -> usize {

@@ -194,7 +194,7 @@ impl<'a, E: Element> TwoPass for SumsAndGradients<'a, E> {
 
 /// Whether a channel's sums are to be made again, in f64: where they are not finite (an infinity or a
 /// NaN among the values, or sums and products beyond the type). That of halves cannot be beyond f32.
-fn is_lost<E: Element>(sum: f64, product: f64) -> bool {
+pub(super) fn is_lost<E: Element>(sum: f64, product: f64) -> bool {
     if sum.is_finite() { !product.is_finite() } else { E::DTYPE != DType::F16 }
 }
 

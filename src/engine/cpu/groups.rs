@@ -2,12 +2,15 @@
 //! takes a group from its first pass to its last, and what groups have in common comes after, in their order: the
 //! bits are those of one call after the other.
 use super::backward::{Results, backward as backward_one};
+use super::few_rows;
 use super::forward::forward_train as forward_one;
+use super::kernels::moments::blend_over;
 use super::policy::{ENOUGH_TASKS, SMALL, TASK};
+use super::simd::Simd;
 use super::tiles::at_once;
 use super::{Cpu, update_by};
-use crate::engine::{Backward, ForwardTrain, Input, ops};
-use crate::{Element, Host, Result, Saved, Shape};
+use crate::engine::{Activation, Backward, ForwardTrain, Input, OneValue, Running, ops};
+use crate::{Element, Host, Real, Result, Saved, Shape};
 
 /// A group of so many elements is work for one thread if there are enough groups.
 const MOST: usize = 16 * TASK;
@@ -29,6 +32,42 @@ fn take<'a, E>(rest: &mut &'a mut [E], len: usize) -> &'a mut [E] {
     these
 }
 
+/// What the forwards of all groups have in common.
+pub(super) struct Common<'a, E: Element> {
+    pub weight: Option<&'a [E::Acc]>,
+    pub bias: Option<&'a [E::Acc]>,
+    pub activation: Activation,
+    pub eps: f64,
+    pub one_value: OneValue,
+}
+
+/// A group of a forward.
+pub(super) struct Group<'a, E: Element> {
+    pub shape: Shape,
+    pub x: &'a [E],
+    pub residual: Option<&'a [E]>,
+    pub y: &'a mut [E],
+    pub saved: &'a mut Saved<Host, E::Acc>,
+    /// Of every channel the mean, then the sum of squares.
+    pub kept: &'a mut [f64],
+}
+
+impl<E: Element> Common<'_, E> {
+    /// The forward of a group.
+    pub fn part<'g>(
+        &'g self,
+        (x, residual): (&'g [E], Option<&'g [E]>),
+        y: &'g mut [E],
+        saved: &'g mut Saved<Host, E::Acc>,
+    ) -> ForwardTrain<'g, Host, E> {
+        let mut part = ForwardTrain::<Host, E>::new(x, y);
+        part.residual = residual;
+        (part.weight, part.bias) = (self.weight, self.bias);
+        (part.activation, part.eps, part.one_value) = (self.activation, self.eps, self.one_value);
+        part.saved(saved)
+    }
+}
+
 pub(super) fn forward_train<E: Element>(
     cpu: &Cpu,
     groups: &[Shape],
@@ -41,35 +80,65 @@ pub(super) fn forward_train<E: Element>(
     };
     let (simd, channels, one_value) = (cpu.simd()?, groups[0].channels(), args.one_value);
     let mut running = args.running.take();
+    let ForwardTrain { weight, bias, activation, eps, .. } = args;
+    let common = Common { weight, bias, activation, eps, one_value };
     cpu.with_workspace(groups.len() * 2 * channels, |kept| {
-        let mut rest = &mut *args.y;
-        let mut at = 0;
+        let (mut rest, mut at) = (&mut *args.y, 0);
         let calls = groups.iter().zip(saved).zip(kept.chunks_mut(2 * channels));
         let calls = calls.map(|((shape, saved), kept)| {
             let here = at..at + shape.len();
             at = here.end;
             let y = take(&mut rest, shape.len());
-            let mut part = ForwardTrain::<Host, E>::new(&args.x[here.clone()], y);
-            part.residual = args.residual.map(|residual| &residual[here]);
-            (part.weight, part.bias) = (args.weight, args.bias);
-            (part.activation, part.eps, part.one_value) = (args.activation, args.eps, one_value);
-            (shape, Some(part.saved(saved)), kept)
+            let residual = args.residual.map(|residual| &residual[here.clone()]);
+            Group { shape: *shape, x: &args.x[here], residual, y, saved, kept }
         });
         let mut calls: Vec<_> = calls.collect();
-        at_once(&mut calls, together, |(shape, part, kept)| {
-            part.take().map_or(Ok(()), |part| forward_one(cpu, shape, part, Some(kept)))
+        at_once(&mut calls, together, |group| {
+            if few_rows::forward_train((cpu, simd), &common, group)? {
+                return Ok(());
+            }
+            let Group { shape, x, residual, y, saved, kept } = group;
+            forward_one(cpu, shape, common.part((x, *residual), y, saved), Some(kept))
         })?;
-        for ((shape, _, kept), factors) in calls.iter().zip(factors) {
+        for (Group { shape, kept, .. }, factors) in calls.iter().zip(factors) {
             if let Some(running) = &mut running {
                 (running.factor, running.var_factor) = *factors;
+                update(simd, running, shape.per_channel() as f64, kept, one_value);
             }
-            let (means, squares) = kept.split_at(channels);
-            let m = shape.per_channel() as f64;
-            let mean = |k: usize| means[k];
-            update_by(simd, &mut running, 0..channels, m, mean, squares, one_value);
         }
         Ok(())
     })
+}
+
+/// Moves the running statistics by means and sums of squares of `m` values.
+fn update<P: Real>(
+    simd: Simd,
+    running: &mut Running<'_, Host, P>,
+    m: f64,
+    kept: &[f64],
+    one_value: OneValue,
+) {
+    let (means, squares) = kept.split_at(kept.len() / 2);
+    if let Some(over) = running.moves_plainly(m, one_value) {
+        blend_over(simd, running.mean, running.factor, means, 1.0);
+        blend_over(simd, running.var, running.var_factor, squares, over);
+        return;
+    }
+    let mut running = Some(running.reborrow());
+    update_by(simd, &mut running, 0..means.len(), m, |k| means[k], squares, one_value);
+}
+
+/// A group of a backward.
+pub(super) struct Gradient<'a, E: Element> {
+    pub shape: Shape,
+    pub saved: &'a Saved<Host, E::Acc>,
+    pub x: &'a [E],
+    pub residual: Option<&'a [E]>,
+    pub grad_y: Input<&'a [E]>,
+    pub grad_x: Option<&'a mut [E]>,
+    pub grad_residual: Option<&'a mut [E]>,
+    /// Of every channel both sums.
+    pub kept: &'a mut [f64],
 }
 
 pub(super) fn backward<E: Element>(cpu: &Cpu, mut args: Backward<'_, Host, E>) -> Result<()> {
@@ -91,15 +160,24 @@ pub(super) fn backward<E: Element>(cpu: &Cpu, mut args: Backward<'_, Host, E>) -
                 Input::View(grad_y) => Input::View(&grad_y[here.clone()]),
                 Input::InPlace => Input::InPlace,
             };
-            let mut part = Backward::<Host, E>::with_input(saved, &x[here.clone()], grad_y);
-            part.residual = residual.map(|residual| &residual[here]);
-            part.grad_x = grad_x.as_mut().map(|all| take(all, shape.len()));
-            part.grad_residual = grad_residual.as_mut().map(|all| take(all, shape.len()));
-            Ok((shape, Some(part), kept))
+            let residual = residual.map(|residual| &residual[here.clone()]);
+            let grad_x = grad_x.as_mut().map(|all| take(all, shape.len()));
+            let grad_residual = grad_residual.as_mut().map(|all| take(all, shape.len()));
+            let x = &x[here];
+            Ok(Gradient { shape, saved, x, residual, grad_y, grad_x, grad_residual, kept })
         });
         let mut calls = calls.collect::<Result<Vec<_>>>()?;
-        at_once(&mut calls, together, |(shape, part, kept)| {
-            part.take().map_or(Ok(()), |part| backward_one(cpu, shape, part, Some(kept)))
+        at_once(&mut calls, together, |group| {
+            if few_rows::backward((cpu, simd), group)? {
+                return Ok(());
+            }
+            let grad_y = group.grad_y.as_ref();
+            let mut part =
+                Backward::<Host, E>::with_input(group.saved, group.x, grad_y.map(|y| *y));
+            part.residual = group.residual;
+            part.grad_x = group.grad_x.as_deref_mut();
+            part.grad_residual = group.grad_residual.as_deref_mut();
+            backward_one(cpu, &group.shape, part, Some(&mut *group.kept))
         })?;
         let mut results = Results {
             sums: None,
@@ -108,7 +186,7 @@ pub(super) fn backward<E: Element>(cpu: &Cpu, mut args: Backward<'_, Host, E>) -
             kept: None,
             accumulate: args.accumulate,
         };
-        for (shape, _, kept) in &calls {
+        for Gradient { shape, kept, .. } in &calls {
             results.set(simd, shape, 0..channels, kept.split_at(channels));
             results.accumulate = true;
         }

@@ -37,6 +37,7 @@ pub(crate) mod compiled;
 mod double_backward;
 mod elementwise;
 mod extremes;
+mod few_rows;
 mod forward;
 mod gate;
 mod gradients;

@@ -3,10 +3,10 @@
 //! Never of the number of threads: a task's sums are added in an order of its own, so the same
 //! tasks give the same bits on any machine.
 use super::policy::{
-    AHEAD, CACHED_BYTES, CLOSE_BYTES, ENOUGH_TASKS, HALF_PAGE, LARGE_APART, LARGE_BYTES, LONG_ROW,
-    LONG_RUN, PAGE, PART_ROW, RUN, SMALL, SUMMED_ROWS, TASK, WHOLE_ROW,
+    AHEAD, CACHED_BYTES, CLOSE_BYTES, ENOUGH_TASKS, FEW_ROWS, HALF_PAGE, LARGE_APART, LARGE_BYTES,
+    LONG_ROW, LONG_RUN, PAGE, PART_ROW, RUN, SMALL, SUMMED_ROWS, TASK, WHOLE_ROW,
 };
-use super::simd::BLOCK;
+use super::simd::{BLOCK, GROUP};
 use crate::Shape;
 use std::ops::Range;
 
@@ -106,8 +106,12 @@ impl Plan {
         let long_runs = shape.inner() >= LONG_RUN;
         let join = match long_runs {
             true => 1,
-            false => LONG_ROW.div_ceil(row.max(1)).clamp(1, shape.outer().max(1)),
+            // Few rows are summed at once, and a ghost batch of them in registers: they stay as they are, but for
+            // those that a vector is longer than.
+            false if shape.outer() <= FEW_ROWS => GROUP.div_ceil(row.max(1)),
+            false => LONG_ROW.div_ceil(row.max(1)),
         };
+        let join = join.clamp(1, shape.outer().max(1));
         let width = join * row;
         let rows = shape.len().div_ceil(width.max(1));
         Self {

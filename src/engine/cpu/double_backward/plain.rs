@@ -3,9 +3,10 @@ use super::super::gate::Gate;
 use super::super::kernels::activation::Kinks;
 use super::super::kernels::double_backward::{FIELDS, FORWARD, PLAIN};
 use super::super::kernels::double_backward_plain::{self as kernel, By, COLUMNS, From, Many};
-use super::super::kernels::double_backward_plain::{OfChannel, Passing, Runs};
+use super::super::kernels::double_backward_plain::{OfChannel, OfColumns, Passing, Runs};
 use super::super::kernels::sums::{STRIP_ROWS, add_widened};
 use super::super::plan::Tile;
+use super::super::policy::AHEAD;
 use super::super::simd::{GROUP, Scratch, Store};
 use super::super::tiles::{Writer, clipped};
 use super::coefs::Table;
@@ -144,6 +145,9 @@ impl<E: Element> Work<'_, E> {
         let full = tile.rows.end - usize::from(plan.has_short_row(tile));
         let none = [E::Acc::default(); COLUMNS];
         let (mut sums, mut fields) = ([none; PLAIN], [none; FIELDS]);
+        if let Some(period) = self.period() {
+            return self.sum_joined(tile, table, slot, period);
+        }
         for start in tile.cols.clone().step_by(COLUMNS) {
             let cols = start..(start + COLUMNS).min(tile.cols.end);
             table.expand(plan, &cols, FORWARD, &mut fields);
@@ -171,6 +175,60 @@ impl<E: Element> Work<'_, E> {
         }
     }
 
+    /// Columns after which coefficients repeat, as many as are taken at a time, where rows are joined.
+    fn period(&self) -> Option<usize> {
+        let plan = self.read.plan;
+        let row = plan.row();
+        (plan.is_joined() && row <= COLUMNS).then(|| COLUMNS / row * row)
+    }
+    /// The sums of columns of joined rows: what repeats is added to the first ones, in the order of memory.
+    fn sum_joined(&self, tile: &Tile, table: &Table<'_, E::Acc>, slot: &mut [f64], period: usize) {
+        let (read, passing) = (&self.read, self.passing());
+        let zeros = Zeros::new(read.v_x.is_none(), tile);
+        let (simd, plan) = (read.simd, read.plan);
+        let part = plan.slot_len() / 2;
+        let none = [E::Acc::default(); COLUMNS];
+        let (mut sums, mut fields) = ([none; PLAIN], [none; FIELDS]);
+        table.expand(plan, &(0..period), FORWARD, &mut fields);
+        let ahead = (AHEAD * period).cast_signed();
+        let pieces = tile.rows.clone().flat_map(|row| {
+            tile.cols.clone().step_by(period).map(move |at| (row, at..(at + period)))
+        });
+        let pieces = pieces
+            .map(|(row, cols)| self.from(row, &(cols.start..cols.end.min(tile.cols.end)), &zeros))
+            .filter(|from| !from.x.is_empty());
+        let mut flush = |sums: &mut [OfColumns<E::Acc>; PLAIN]| {
+            for (k, sums) in sums.iter_mut().enumerate() {
+                add_widened(simd, &mut slot[k * part..][..period], &sums[..period]);
+                sums[..period].fill(E::Acc::default());
+            }
+        };
+        let mut waiting = [(From::NONE, ahead); TOGETHER];
+        let (mut some, mut count) = (0, 0);
+        for from in pieces {
+            count += 1;
+            if from.x.len() < period {
+                kernel::add_columns(simd, &[(from, ahead)], Many(&fields), &passing, &mut sums);
+                continue;
+            }
+            waiting[some].0 = from;
+            some += 1;
+            if some == TOGETHER {
+                kernel::add_columns(simd, &waiting, Many(&fields), &passing, &mut sums);
+                some = 0;
+                if count >= STRIP_ROWS {
+                    flush(&mut sums);
+                    count = 0;
+                }
+            }
+        }
+        for of in &waiting[..some] {
+            let one = std::array::from_ref(of);
+            kernel::add_columns(simd, one, Many(&fields), &passing, &mut sums);
+        }
+        flush(&mut sums);
+    }
+
     /// The second pass.
     pub(super) fn write_plain(&self, tile: &Tile, to: Tiles<'_, E>, table: &Table<'_, E::Acc>) {
         let plan = self.read.plan;
@@ -191,12 +249,24 @@ impl<E: Element> Work<'_, E> {
             return;
         }
         let mut fields = [[E::Acc::default(); COLUMNS]; FIELDS];
+        if let Some(period) = self.period() {
+            table.expand(plan, &(0..period), FIELDS, &mut fields);
+            for row in tile.rows.clone() {
+                let coefs = Many(&fields);
+                step.piece(row, tile.cols.clone(), |to| {
+                    to.write_columns(self.read.simd, coefs, period);
+                });
+            }
+            return;
+        }
         for start in tile.cols.clone().step_by(COLUMNS) {
             let cols = start..(start + COLUMNS).min(tile.cols.end);
             table.expand(plan, &cols, FIELDS, &mut fields);
             for row in tile.rows.clone() {
                 let coefs = Many(&fields);
-                step.piece(row, cols.clone(), |to| to.write_columns(self.read.simd, coefs));
+                step.piece(row, cols.clone(), |to| {
+                    to.write_columns(self.read.simd, coefs, COLUMNS);
+                });
             }
         }
     }

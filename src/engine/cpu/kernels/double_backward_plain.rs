@@ -60,6 +60,8 @@ struct Wide<A> {
 }
 
 impl<'a, E> From<'a, E> {
+    /// No values.
+    pub const NONE: Self = Self { x: &[], grad_y: &[], v: &[], bits: &[], first_bit: 0 };
     /// Values `at` of it.
     #[inline(always)]
     fn part(self, at: Range<usize>) -> Self {
@@ -404,21 +406,21 @@ impl<E: Element> Results<'_, E> {
             },
         );
     }
-    /// Those of columns.
-    pub fn write_columns(self, simd: Simd, coefs: Many<'_, E::Acc>) {
+    /// Those of columns, whose coefficients repeat after a period.
+    pub fn write_columns(self, simd: Simd, coefs: Many<'_, E::Acc>, period: usize) {
         simd.vectorize(
             #[inline(always)]
             |simd| match (self.passing.by, self.batch) {
-                (By::Nothing, true) => self.columns::<NOTHING, true>(simd, coefs),
-                (By::Above, true) => self.columns::<ABOVE, true>(simd, coefs),
-                (By::Within, true) => self.columns::<WITHIN, true>(simd, coefs),
-                (By::Leaking, true) => self.columns::<LEAKING, true>(simd, coefs),
-                (By::Bits, true) => self.columns::<BITS, true>(simd, coefs),
-                (By::Nothing, false) => self.columns::<NOTHING, false>(simd, coefs),
-                (By::Above, false) => self.columns::<ABOVE, false>(simd, coefs),
-                (By::Within, false) => self.columns::<WITHIN, false>(simd, coefs),
-                (By::Leaking, false) => self.columns::<LEAKING, false>(simd, coefs),
-                (By::Bits, false) => self.columns::<BITS, false>(simd, coefs),
+                (By::Nothing, true) => self.columns::<NOTHING, true>(simd, coefs, period),
+                (By::Above, true) => self.columns::<ABOVE, true>(simd, coefs, period),
+                (By::Within, true) => self.columns::<WITHIN, true>(simd, coefs, period),
+                (By::Leaking, true) => self.columns::<LEAKING, true>(simd, coefs, period),
+                (By::Bits, true) => self.columns::<BITS, true>(simd, coefs, period),
+                (By::Nothing, false) => self.columns::<NOTHING, false>(simd, coefs, period),
+                (By::Above, false) => self.columns::<ABOVE, false>(simd, coefs, period),
+                (By::Within, false) => self.columns::<WITHIN, false>(simd, coefs, period),
+                (By::Leaking, false) => self.columns::<LEAKING, false>(simd, coefs, period),
+                (By::Bits, false) => self.columns::<BITS, false>(simd, coefs, period),
             },
         );
     }
@@ -449,13 +451,21 @@ impl<E: Element> Results<'_, E> {
         }
     }
     #[inline(always)]
-    fn columns<const BY: u8, const BATCH: bool>(mut self, simd: Simd, coefs: Many<'_, E::Acc>) {
+    fn columns<const BY: u8, const BATCH: bool>(
+        mut self,
+        simd: Simd,
+        coefs: Many<'_, E::Acc>,
+        period: usize,
+    ) {
         let n = self.from.x.len();
-        assert!(n <= COLUMNS);
-        let whole = n - n % GROUP;
-        self.groups::<BY, BATCH>(simd, 0..whole, coefs);
-        if whole < n {
-            self.few::<BY, BATCH>(simd, whole..n, (coefs, whole / GROUP));
+        for start in (0..n).step_by(period) {
+            let end = n.min(start + period);
+            assert!(end - start <= COLUMNS);
+            let whole = (end - start) / GROUP * GROUP;
+            self.groups::<BY, BATCH>(simd, start..start + whole, coefs);
+            if start + whole < end {
+                self.few::<BY, BATCH>(simd, start + whole..end, (coefs, whole / GROUP));
+            }
         }
     }
     /// Whole groups of values.

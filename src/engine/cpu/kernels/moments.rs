@@ -186,3 +186,20 @@ pub fn blend<A: Real>(simd: Simd, to: &mut [A], factor: f64, new: impl Fn(usize)
         },
     );
 }
+
+/// `to = (1 - factor) * to + factor * new / over`, as [`blend`] does.
+pub fn blend_over<A: Real>(simd: Simd, to: &mut [A], factor: f64, new: &[f64], over: f64) {
+    simd.vectorize(
+        #[inline(always)]
+        |_| match factor == 1.0 {
+            true => to.iter_mut().zip(new).for_each(
+                #[inline(always)]
+                |(to, new)| *to = A::from_f64(new / over),
+            ),
+            false => to.iter_mut().zip(new).for_each(
+                #[inline(always)]
+                |(to, new)| *to = A::from_f64((1.0 - factor) * to.to_f64() + factor * (new / over)),
+            ),
+        },
+    );
+}
