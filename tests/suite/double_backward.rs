@@ -324,12 +324,22 @@ fn a_residual_that_there_was_not_is_refused<G: Engine>(engine: &G) {
 
 #[test]
 fn cpu_gives_the_same_bits_on_every_level_and_number_of_threads() {
-    for dims in [[40, 6, 700], [3000, 40, 1], [300, 24, 7]] {
+    let leaky = Activation::LeakyRelu { negative_slope: 0.25 };
+    // Whole runs and parts of one, several runs, columns of joined rows and of parts of a row.
+    for dims in [[40, 6, 700], [2, 3, 9001], [9, 70, 49], [3000, 40, 1], [300, 24, 7], [70, 600, 1]]
+    {
         let shape = Shape::new(&dims, 1).unwrap();
-        for activation in [Activation::Identity, Activation::Relu, Activation::Gelu] {
-            let epilogue = Epilogue { activation, residual: true, ..Epilogue::PLAIN };
+        for (activation, residual) in [
+            (Activation::Identity, true),
+            (Activation::Relu, true),
+            (Activation::Relu, false),
+            (Activation::Relu6, false),
+            (leaky, false),
+            (Activation::Gelu, true),
+        ] {
+            let epilogue = Epilogue { activation, residual, ..Epilogue::PLAIN };
             let inputs = Inputs::<f32>::new(&shape, epilogue, 3);
-            let given = Given::<f32>::new(&shape, true, 4);
+            let given = Given::<f32>::new(&shape, residual, 4);
             let run = |engine: &Cpu| {
                 step(engine, &inputs, &given, Mode::Train(None), &NAMES, false).unwrap()
             };

@@ -13,7 +13,6 @@ engines! { [reference, cpu, cuda, gpu] [
     calls_into_memory_and_in_place_have_the_same_bits,
     what_is_saved_belongs_to_the_last_forward,
 ] }
-engines! { [reference_on_host, cpu_on_host] [groups_at_once_have_the_bits_of_calls] }
 
 type Case<'a> = (&'a [usize], usize, Ghost);
 
@@ -240,39 +239,6 @@ fn random_groups_are_batches<G: Engine>(engine: &G) {
             2 => one::<bf16, G>(engine, case, config.eps(1e-2)),
             _ => one::<f32, G>(engine, case, config),
         }
-    }
-}
-
-/// Groups that threads take one by one have the bits of calls one after the other: those of a plain layer.
-fn groups_at_once_have_the_bits_of_calls<G: Engine>(engine: &G) {
-    for (dims, axis, size) in [
-        (&[64usize, 40][..], 1, 4),
-        (&[40, 3, 5, 7], 1, 4),
-        (&[36, 50, 12], 2, 4),
-        (&[10, 2048], 1, 3),
-        (&[16, 600, 60], 1, 2),
-    ] {
-        let shape = Shape::new(dims, axis).unwrap();
-        let (x, grad_y) = (numbers::<f32>(shape.len(), 1), numbers::<f32>(shape.len(), 2));
-        let config = Config::default().activation(Activation::Relu);
-        let ghost = Ghost::consecutive(size).remainder(GhostRemainder::ShortLast);
-        let ghosts = config.ghost(ghost).one_value(OneValue::ZeroVariance);
-        let mut bn = parameterized::<f32, G>(engine, shape.channels(), ghosts);
-        let (y, saved) = forward(&mut bn, &shape, &x).unwrap();
-        let grad_x = backward(&mut bn, &saved, &x, &grad_y).unwrap();
-        let config = config.one_value(OneValue::ZeroVariance);
-        let mut plain = parameterized::<f32, G>(engine, shape.channels(), config);
-        let row_len = shape.len() / dims[0];
-        let mut right = (vec![], vec![]);
-        for (x, grad_y) in x.chunks(size * row_len).zip(grad_y.chunks(size * row_len)) {
-            let dims: Vec<usize> = [&[x.len() / row_len], &dims[1..]].concat();
-            let shape = Shape::new(&dims, axis).unwrap();
-            let (y, saved) = forward(&mut plain, &shape, x).unwrap();
-            right.0.extend(y);
-            right.1.extend(backward(&mut plain, &saved, x, grad_y).unwrap());
-        }
-        assert!((y, grad_x) == right, "{shape}");
-        assert_eq!(snapshot(&bn), snapshot(&plain), "{shape}");
     }
 }
 
