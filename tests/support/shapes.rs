@@ -91,6 +91,7 @@ const CASES: &[Case] = &[
     case(&[3, 3, 49], 1, "inner 7 x 7"),
     case(&[2, 5, 127], 1, "inner 127, one less than a block"),
     case(&[3, 2, 1000], 1, "inner 1000"),
+    case(&[3, 5, 301], 1, "long planes whose bits of a mask each start a byte, several at a time"),
     case(&[2, 1, 20_011], 1, "a plane of more than 20000 elements, prime"),
     case(&[6, 35], 1, "35 channels, inner 1"),
     case(&[5, 67], 1, "67 channels, inner 1"),

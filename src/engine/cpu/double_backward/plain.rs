@@ -89,6 +89,11 @@ impl<E: Element> Work<'_, E> {
         })
     }
 
+    /// Bits of a run of so many values, up to the next one's: long ones start at whole bytes.
+    fn bits_of_run(&self, len: usize) -> usize {
+        if self.read.plan.long_runs { len.next_multiple_of(8) } else { len }
+    }
+
     /// The first pass over runs: the sums of a tile's channels. Where slots are by column, they stand in the first
     /// one of each.
     pub(super) fn sum_plain_runs(
@@ -104,7 +109,8 @@ impl<E: Element> Work<'_, E> {
         let mut lanes: [OfChannel<E::Acc>; CHANNELS] = [none; CHANNELS];
         for Piece { cols, channels, len } in self.pieces(tile) {
             let coefs = table.several::<CHANNELS>(channels.clone());
-            let runs = Runs { inner: len, coefs: &coefs[..channels.len()] };
+            let bits = self.bits_of_run(len);
+            let runs = Runs { inner: len, bits, coefs: &coefs[..channels.len()] };
             let lanes = &mut lanes[..channels.len()];
             let place = |k: usize| match plan.long_runs {
                 true => (cols.start - tile.cols.start) / plan.inner().min(tile.cols.len()) + k,
@@ -241,7 +247,8 @@ impl<E: Element> Work<'_, E> {
         if plan.has_runs() {
             for Piece { cols, channels, len } in self.pieces(tile) {
                 let coefs = table.several::<CHANNELS>(channels.clone());
-                let runs = Runs { inner: len, coefs: &coefs[..channels.len()] };
+                let bits = self.bits_of_run(len);
+                let runs = Runs { inner: len, bits, coefs: &coefs[..channels.len()] };
                 for row in tile.rows.clone() {
                     step.piece(row, cols.clone(), |to| to.write_runs(self.read.simd, runs));
                 }
