@@ -4,7 +4,7 @@ use super::extremes::Extreme;
 use super::groups::{Common, Gradient, Group};
 use super::kernels::few_rows::{self as kernel, MOST_ROWS};
 use super::moments::small_squares;
-use super::policy::SMALL;
+use super::policy::{PAGE, SMALL};
 use super::simd::{GROUP, Simd};
 use super::table::Parameters;
 use super::{Cpu, backward};
@@ -12,13 +12,16 @@ use crate::engine::saved::{ByChannel, Opened};
 use crate::engine::{Activation, Derivative, Engine, Input};
 use crate::{Element, Result, Shape};
 
+/// Rows whose starts lie whole pages apart share a part of the first cache: of more than these the kernels, which
+/// read a column of them several times, find little there, and take up to twice as long as by whole rows.
+const ROWS_OF_PAGES: usize = 8;
+
 /// Whether the kernels take groups of a shape.
-fn is_served(shape: &Shape) -> bool {
+fn is_served<E>(shape: &Shape) -> bool {
     let (rows, channels) = (shape.outer(), shape.channels());
-    shape.inner() == 1
-        && (2..=MOST_ROWS).contains(&rows)
-        && channels >= GROUP
-        && shape.len() <= SMALL
+    let is_apart = (channels * size_of::<E>()).is_multiple_of(PAGE);
+    let most = if is_apart { ROWS_OF_PAGES } else { MOST_ROWS };
+    shape.inner() == 1 && (2..=most).contains(&rows) && channels >= GROUP && shape.len() <= SMALL
 }
 
 /// A forward of a group; whether the kernel has served it.
@@ -33,7 +36,8 @@ pub(super) fn forward_train<E: Element>(
     let is_len = |values: Option<&[E::Acc]>| values.is_none_or(|values| values.len() == channels);
     let takes = common.activation.derivative_from(residual.is_some());
     let is_plain = takes == Derivative::One || takes == Derivative::FromX && relu;
-    let is_served = is_served(shape) && is_plain && is_len(common.weight) && is_len(common.bias);
+    let is_served =
+        is_served::<E>(shape) && is_plain && is_len(common.weight) && is_len(common.bias);
     if !is_served || !(common.eps >= 0.0) {
         return Ok(false);
     }
@@ -78,7 +82,7 @@ pub(super) fn backward<E: Element>(
     let (Input::View(grad_y), Some(grad_x)) = (group.grad_y.as_ref(), &mut group.grad_x) else {
         return Ok(false);
     };
-    let is_served = is_served(shape) && is_plain && is_own && is_checked;
+    let is_served = is_served::<E>(shape) && is_plain && is_own && is_checked;
     if !is_served || group.grad_residual.is_some() || !Extreme::of_saved(simd, saved).is_empty() {
         return Ok(false);
     }
