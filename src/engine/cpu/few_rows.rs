@@ -12,15 +12,16 @@ use crate::engine::saved::{ByChannel, Opened};
 use crate::engine::{Activation, Derivative, Engine, Input};
 use crate::{Element, Result, Shape};
 
-/// Rows whose starts lie whole pages apart share a part of the first cache: of more than these the kernels, which
-/// read a column of them several times, find little there, and take up to twice as long as by whole rows.
-const ROWS_OF_PAGES: usize = 8;
+/// Rows whose starts lie a large power of two apart share a part of the first cache: of more of them than these the
+/// kernels, which read a column of them several times, find little there, and take up to twice as long as loops over
+/// rows.
+const ROWS_OF_A_PART: usize = 4;
 
 /// Whether the kernels take groups of a shape.
 fn is_served<E>(shape: &Shape) -> bool {
     let (rows, channels) = (shape.outer(), shape.channels());
-    let is_apart = (channels * size_of::<E>()).is_multiple_of(PAGE);
-    let most = if is_apart { ROWS_OF_PAGES } else { MOST_ROWS };
+    let parts = PAGE >> (channels * size_of::<E>()).trailing_zeros().min(PAGE.trailing_zeros());
+    let most = MOST_ROWS.min(ROWS_OF_A_PART * parts);
     shape.inner() == 1 && (2..=most).contains(&rows) && channels >= GROUP && shape.len() <= SMALL
 }
 
