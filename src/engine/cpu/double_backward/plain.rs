@@ -185,7 +185,7 @@ impl<E: Element> Work<'_, E> {
     fn period(&self) -> Option<usize> {
         let plan = self.read.plan;
         let row = plan.row();
-        (plan.is_joined() && row <= COLUMNS).then(|| COLUMNS / row * row)
+        (plan.is_joined() && row <= COLUMNS).then(|| COLUMNS.min(plan.width) / row * row)
     }
     /// The sums of columns of joined rows: what repeats is added to the first ones, in the order of memory.
     fn sum_joined(&self, tile: &Tile, table: &Table<'_, E::Acc>, slot: &mut [f64], period: usize) {
