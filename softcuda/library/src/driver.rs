@@ -67,6 +67,10 @@ driver! {
     free_host = "cuMemFreeHost"(address: usize);
     download = "cuMemcpyDtoHAsync_v2"(target: usize, source: u64, bytes: usize, stream: usize);
     upload = "cuMemcpyHtoDAsync_v2"(target: u64, source: usize, bytes: usize, stream: usize);
+    allocate = "cuMemAlloc_v2"(address: *mut u64, bytes: usize);
+    free = "cuMemFree_v2"(address: u64);
+    create_stream = "cuStreamCreate"(stream: *mut usize, flags: c_uint);
+    destroy_stream = "cuStreamDestroy_v2"(stream: usize);
     fill = "cuMemsetD8Async"(target: u64, value: u8, bytes: usize, stream: usize);
     create_event = "cuEventCreate"(event: *mut usize, flags: c_uint);
     record = "cuEventRecord"(event: usize, stream: usize);

@@ -9,6 +9,8 @@ mod driver;
 mod install;
 mod job;
 mod log;
+#[allow(unsafe_code)]
+mod nudge;
 mod number;
 mod objects;
 #[allow(unsafe_code)]
@@ -21,6 +23,7 @@ pub use driver::{Driver, Refused};
 pub use install::{InstallError, StandIn};
 pub use job::{Columns, Job, Memory, Slot, Use};
 pub use log::{List, Log};
+pub use nudge::Nudge;
 pub use number::Number;
 pub use objects::Objects;
 pub use queue::Queue;
