@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-crates=(softcuda-mark ptx-vm softlibrary softcuda softcublas softcudnn softcurand)
+crates=(softcuda-mark ptx-vm softlibrary softcuda softcublas softcudnn softcurand softnccl)
 
 CARGO_TARGET_DIR=$scratch/packed cargo package --quiet --workspace --no-verify --allow-dirty --locked "$@" 2>/dev/null
 # A registry in a folder: what the crates depend on, and the crates.
@@ -36,6 +36,7 @@ softcuda = "0.1"
 softcublas = "0.1"
 softcudnn = "0.1"
 softcurand = "0.1"
+softnccl = "0.1"
 END
 touch "$scratch/user/src/lib.rs"
 cat >"$scratch/user/tests/installs.rs" <<'END'
@@ -45,9 +46,10 @@ fn every_library_is_found_under_its_hashed_name() {
     softcublas::install().unwrap();
     softcudnn::install().unwrap();
     softcurand::install().unwrap();
+    softnccl::install().unwrap();
     assert_eq!(softcuda.device(0).faults(), [""; 0]);
     let loaded = std::fs::read_to_string("/proc/self/maps").unwrap();
-    for name in ["libsoftcuda-", "libsoftcublas-", "libsoftcudnn-", "libsoftcurand-"] {
+    for name in ["libsoftcuda-", "libsoftcublas-", "libsoftcudnn-", "libsoftcurand-", "libsoftnccl-"] {
         assert!(loaded.contains(name), "{name}: {loaded}");
     }
 }

@@ -105,6 +105,7 @@ fn the_table_is_what_there_is() {
         ("cuBLAS", "libsoftcublas.so", "cublas"),
         ("cuDNN", "libsoftcudnn.so", "cudnn"),
         ("cuRAND", "libsoftcurand.so", "curand"),
+        ("NCCL", "libsoftnccl.so", "nccl"),
     ] {
         let names = calls::exported(library, prefix);
         assert!(names.len() > 10, "{library}: {names:?}");
