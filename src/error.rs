@@ -104,7 +104,8 @@ pub enum Error {
     /// Ranks that have statistics in common could not agree on a call, or did not all make it: the ranks that
     /// were there get this error. Running statistics are as they were on all of them. Of a backward whose ranks
     /// agreed, and one of which was lost then, the gradients of weight and bias are undefined: drop them
-    /// (`zero_grad`).
+    /// (`zero_grad`). On devices, where a step is queued once its ranks have agreed, all that it was to write is
+    /// undefined where one was lost then, as after [`Error::Device`].
     #[error("{}{reason}", of_rank(*rank))]
     #[non_exhaustive]
     Collective {

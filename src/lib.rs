@@ -30,6 +30,8 @@ pub mod integrations {}
 pub use cudarc; // its streams and slices are what `Cuda` works on
 
 pub use element::{DType, Element, Plain, Real};
+#[cfg(feature = "nccl")]
+pub use engine::Nccl;
 pub use engine::{
     Activation, Algorithm, AllMasked, Argument, Arguments, Backward, Collective, Constrain,
     Constraint, Cpu, Derivative, DoubleBackward, EmptyBatch, Engine, EpsRule, ForwardEval,

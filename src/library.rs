@@ -40,14 +40,62 @@ pub(crate) fn cudnn(functions: &[&str]) -> Result<()> {
     if !CUDNN.contains(&version) {
         return unfit(format!("expected version 9, got {name}"));
     }
-    // SAFETY: not called as this type.
-    let has = |name: &str| unsafe { library.get::<unsafe extern "C" fn()>(name) }.is_ok();
-    let missing: Vec<&str> = functions.iter().copied().filter(|name| !has(name)).collect();
+    let missing = missing(&library, functions);
     if !missing.is_empty() {
-        return unfit(format!("version {name} does not have {}", missing.join(", ")));
+        return unfit(format!("version {name} does not have {missing}"));
     }
     let _ = FIT.set(library); // or another thread has
     Ok(())
+}
+
+/// The NCCL that has what is called of it: communicators that do not block the host, and all results of today.
+#[cfg(feature = "nccl")]
+const NCCL: std::ops::Range<usize> = 21_800..30_000;
+
+/// An NCCL of the right version, with these functions. It is called through what this gives, not through cudarc, which
+/// looks for other names than those that NVIDIA's wheels and packages install, and panics without one.
+#[cfg(feature = "nccl")]
+pub(crate) fn nccl(functions: &[&str]) -> Result<&'static Library> {
+    static FIT: OnceLock<Library> = OnceLock::new();
+    if let Some(library) = FIT.get() {
+        return Ok(library);
+    }
+    let library = load("NCCL", &nccl_names())?;
+    let unfit = |reason| Err(Error::LibraryUnfit { library: "NCCL", reason });
+    type GetVersion = unsafe extern "C" fn(*mut std::ffi::c_int) -> u32;
+    let mut version = 0;
+    // SAFETY: so it is declared in every nccl.h.
+    let status = match unsafe { library.get::<GetVersion>("ncclGetVersion") } {
+        // SAFETY: `version` can be written, and it may be called at any time.
+        Ok(get) => unsafe { get(&mut version) },
+        Err(error) => return unfit(format!("expected a ncclGetVersion: {error}")),
+    };
+    let version = usize::try_from(version).unwrap_or_default();
+    let name = format!("{}.{}.{}", version / 10_000, version % 10_000 / 100, version % 100);
+    if status != 0 || !NCCL.contains(&version) {
+        return unfit(format!("expected version 2.18 or a later version 2, got {name}"));
+    }
+    let missing = missing(&library, functions);
+    if !missing.is_empty() {
+        return unfit(format!("version {name} does not have {missing}"));
+    }
+    Ok(FIT.get_or_init(|| library))
+}
+
+/// `libnccl.so.2` is what NVIDIA's wheels and packages install; a link without a version comes with its headers.
+#[cfg(feature = "nccl")]
+fn nccl_names() -> Vec<String> {
+    let plain = format!("{DLL_PREFIX}nccl{DLL_SUFFIX}");
+    if cfg!(unix) { vec![format!("{plain}.2"), plain] } else { vec![plain] }
+}
+
+/// Those of some functions that a library does not have.
+#[cfg(any(feature = "cudnn", feature = "nccl"))]
+fn missing(library: &Library, functions: &[&str]) -> String {
+    // SAFETY: not called as this type.
+    let has = |name: &str| unsafe { library.get::<unsafe extern "C" fn()>(name) }.is_ok();
+    let missing: Vec<&str> = functions.iter().copied().filter(|name| !has(name)).collect();
+    missing.join(", ")
 }
 
 /// What libraries may be called: names that cudarc tries too, in its order, so that what is found
@@ -108,6 +156,26 @@ mod tests {
         );
         let versions = ["", ".12", ".11", ".10", ".9", ".1"];
         assert_eq!(files("libcudnn", ".so"), versions.map(|v| format!("libcudnn.so{v}")));
+    }
+
+    /// No machine is expected to have one: what one has is taken, and what it has not is named.
+    #[cfg(all(feature = "nccl", unix))]
+    #[test]
+    fn nccl_is_looked_for_as_wheels_install_it() {
+        let plain = format!("{DLL_PREFIX}nccl{DLL_SUFFIX}");
+        assert_eq!(nccl_names(), [format!("{plain}.2"), plain]);
+        match nccl(&["ncclNoSuchCall"]) {
+            Err(Error::Library { library: "NCCL", searched, .. }) => {
+                assert_eq!(searched, nccl_names());
+            }
+            Err(Error::LibraryUnfit { library: "NCCL", reason }) => {
+                assert!(
+                    reason.contains("ncclNoSuchCall") || reason.contains("expected"),
+                    "{reason}"
+                );
+            }
+            other => panic!("expected a refusal, got {other:?}"),
+        }
     }
 
     /// What cudarc would not find, it panics at.

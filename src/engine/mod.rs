@@ -59,6 +59,8 @@ pub use renorm::RenormClip;
 pub use saved::Saved;
 pub use saved_given::GivenStatistics;
 pub(crate) use saved_groups::Grouping;
+#[cfg(feature = "nccl")]
+pub use synced::Nccl;
 pub use synced::{Collective, Rank, Synced, Threads, Words};
 
 /// An algorithm for batch normalization on one kind of memory. A cheap handle: clones share one

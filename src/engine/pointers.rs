@@ -53,6 +53,10 @@ impl<'a> Pointers<'a> {
     pub fn new(stream: &'a CudaStream) -> Self {
         Self { stream, uses: Vec::with_capacity(16) }
     }
+    #[cfg(feature = "nccl")]
+    pub fn stream(&self) -> &'a CudaStream {
+        self.stream
+    }
     pub fn read<T: Plain>(&mut self, view: CudaView<'a, T>) -> Ptr<T> {
         let (address, used) = view.view_ptr(self.stream);
         wait_for_readers(&used, self.stream);

@@ -3,7 +3,7 @@ use crate::support::oracle::{self, judge};
 use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want};
 use crate::support::shapes::{CHANNELS_LAST, SMALL, cases};
 use crate::world::{LONG, OfRanks, Part, on_engines, on_ranks_in_steps, parts};
-use batchnorm::{Element, Error, OneValue, Shape};
+use batchnorm::{Element, Engine, Error, OneValue, Shape};
 use half::{bf16, f16};
 
 on_engines! {
@@ -52,7 +52,7 @@ fn every_shape<E: Element, G: OfRanks>() {
 }
 
 /// What a rank has of a step.
-struct Step {
+pub struct Step {
     forward: Outcome,
     gradients: Outcome,
     is_frozen: Option<bool>,
@@ -68,18 +68,28 @@ fn one_batch<E: Element, G: OfRanks>(
 ) {
     let what = format!("{what}, {ranks} ranks, split {}", way % 3);
     let parts = parts(whole, ranks, way);
-    let all = Want::all(whole.epilogue);
     let steps = on_ranks_in_steps::<G, _>(ranks, at_once, LONG, |rank, engine| {
-        let mine = &parts[rank].inputs;
-        let mut saved = SavedOn::<G, E>::new();
-        let forward = run::forward(&engine, mine, MODE, Some(&mut saved)).unwrap();
-        let want = Want { in_place: rank % 2 == 1, accumulate: rank == 0, ..all };
-        let gradients = run::backward(&engine, mine, want, &saved, None).unwrap();
-        Step { forward, gradients, is_frozen: saved.is_frozen() }
+        step(&engine, &parts[rank].inputs, rank)
     });
+    judge_steps(&what, whole, &parts, &steps);
+}
+
+/// Forward and backward of a rank's part.
+pub fn step<E: Element, G: Engine>(engine: &G, mine: &Inputs<E>, rank: usize) -> Step {
+    let mut saved = SavedOn::<G, E>::new();
+    let forward = run::forward(engine, mine, MODE, Some(&mut saved)).unwrap();
+    let all = Want::all(mine.epilogue);
+    let want = Want { in_place: rank % 2 == 1, accumulate: rank == 0, ..all };
+    let gradients = run::backward(engine, mine, want, &saved, None).unwrap();
+    Step { forward, gradients, is_frozen: saved.is_frozen() }
+}
+
+/// What the ranks have of their parts, against the reference on the whole batch; running statistics bit by bit.
+pub fn judge_steps<E: Element>(what: &str, whole: &Inputs<E>, parts: &[Part<E>], steps: &[Step]) {
+    let all = Want::all(whole.epilogue);
     let mut got = Outcome::from([("y", vec![0.0; whole.shape.len()])]);
     let mut gradients = Outcome::new();
-    for (step, part) in steps.iter().zip(&parts) {
+    for (step, part) in steps.iter().zip(parts) {
         assert_eq!(step.is_frozen, Some(false), "{what}");
         for (name, values) in &step.forward {
             match *name {
@@ -101,10 +111,10 @@ fn one_batch<E: Element, G: OfRanks>(
             }
         }
     }
-    judge(&what, E::DTYPE, &whole.shape, &got, &oracle::forward(whole, MODE));
+    judge(what, E::DTYPE, &whole.shape, &got, &oracle::forward(whole, MODE));
     let want = Want { accumulate: true, ..all };
     let right = oracle::backward(whole, MODE, want, &got["y"], None);
-    judge(&what, E::DTYPE, &whole.shape, &gradients, &right);
+    judge(what, E::DTYPE, &whole.shape, &gradients, &right);
 }
 
 fn is_tensor(name: &str) -> bool {

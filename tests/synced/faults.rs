@@ -14,27 +14,27 @@ on_engines! {
     a_layer_that_a_rank_skips_is_an_error_at_the_limit,
 }
 
-type Running = [Vec<f32>; 2];
+pub type Running = [Vec<f32>; 2];
 
 /// A step by the engine's own operations, f32 unless it says otherwise.
 #[derive(Clone)]
-struct Step {
-    channels: usize,
-    x_len: usize,
-    eps: f64,
-    activation: Activation,
-    residual: bool,
-    weight: bool,
-    factor: Option<f64>,
-    grad_y_len: usize,
-    grad_x: bool,
-    f64: bool,
+pub struct Step {
+    pub channels: usize,
+    pub x_len: usize,
+    pub eps: f64,
+    pub activation: Activation,
+    pub residual: bool,
+    pub weight: bool,
+    pub factor: Option<f64>,
+    pub grad_y_len: usize,
+    pub grad_x: bool,
+    pub f64: bool,
 }
 
 const ROWS: usize = 4;
 
 impl Step {
-    fn of(channels: usize) -> Self {
+    pub fn of(channels: usize) -> Self {
         let len = ROWS * channels;
         Self {
             channels,
@@ -50,7 +50,7 @@ impl Step {
         }
     }
     /// Forward and backward of this rank; the running statistics afterwards, which start as 0 and 1.
-    fn run<G: Engine>(&self, engine: &G, rank: usize) -> Result<(Running, Result<()>)> {
+    pub fn run<G: Engine>(&self, engine: &G, rank: usize) -> Result<(Running, Result<()>)> {
         if self.f64 {
             self.of_type::<f64, G>(engine, rank)
         } else {
@@ -101,7 +101,7 @@ impl Step {
     }
 }
 
-fn unmoved(running: &Running) -> bool {
+pub fn unmoved(running: &Running) -> bool {
     running[0].iter().all(|v| *v == 0.0) && running[1].iter().all(|v| *v == 1.0)
 }
 

@@ -7,5 +7,9 @@ mod conformance; // engines x dtypes x shapes x epilogues x parts
 mod device; // nothing is read back
 mod faults; // ranks that do not do the same, or are lost
 mod layers; // a layer on several ranks: evaluation, what is refused, gradients, populations
+#[cfg(all(feature = "nccl", target_os = "linux"))]
+mod nccl; // ranks on software devices, by the software NCCL
+#[cfg(all(feature = "nccl", target_os = "linux"))]
+mod nccl_faults; // ranks that NCCL loses
 mod threads; // the collective by itself
 mod world; // ranks, and parts of a batch

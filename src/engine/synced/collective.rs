@@ -10,8 +10,8 @@ pub type Words = [u64; 8];
 /// A call ends within a limit that whoever makes the collective sets, with an [`Error::Collective`] where not
 /// all ranks came; from then on every call of it is that error, as ranks that have lost each other's place in the
 /// order would take one record for another. [`Synced`](crate::Synced) makes
-/// the calls; [`Threads`](crate::Threads) has ranks that are threads of one process, and `batchnorm-mpi` those of
-/// MPI.
+/// the calls; [`Threads`](crate::Threads) has ranks that are threads of one process, `batchnorm-mpi` those of
+/// MPI, and `Nccl` (feature `nccl`) CUDA devices.
 ///
 /// On a device [`all_gather`](Self::all_gather) and [`all_reduce`](Self::all_reduce) need only queue their work on
 /// the stream of the memory, and what fails there then shows where the stream is waited for. The

@@ -10,10 +10,14 @@ mod call;
 mod collective;
 mod engine;
 mod levels;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod room;
 mod threads;
 
 pub use collective::{Collective, Rank, Words};
+#[cfg(feature = "nccl")]
+pub use nccl::Nccl;
 pub use threads::Threads;
 
 /// Any engine, on each of several ranks with a part of every batch: a training forward normalizes by the
@@ -47,7 +51,8 @@ pub use threads::Threads;
 /// gradient of x is asked for. Records are merged in an order that the number of ranks gives: running statistics
 /// are equal in every bit on all ranks, and a step has the same results each time. Up to 16 ranks gather all records
 /// at once, more ranks in steps of at most 16 neighbours ([`explain`](Self::explain) says which). On a device all of
-/// it is queued, and nothing is read back. One rank alone is the engine itself, at its cost: elsewhere a forward
+/// it is queued, and nothing is read back; [`Threads`] and MPI wait for the device then, `Nccl` (feature `nccl`) does
+/// not. One rank alone is the engine itself, at its cost: elsewhere a forward
 /// reads x twice, and a backward x and the gradient of y twice.
 ///
 /// Evaluation communicates nothing, so that one rank may do it for all. That holds for layers without
@@ -58,7 +63,8 @@ pub use threads::Threads;
 /// arguments, or has another operation, dtype, number of channels, eps, epilogue or rule for the running
 /// statistics, no rank computes anything, and all of them return an error: the first its own, the others
 /// [`Error::Collective`]. A rank that does not come, because it has panicked, say, or skips the layer, is the same
-/// error at the collective's limit at the latest. Which ranks ask for `grad_x` must be all or none.
+/// error at the collective's limit at the latest; one that is lost between that exchange and the end of a step on
+/// devices leaves undefined what the step was to write, as [`Error::Device`] does, and `Nccl` says where that shows. Which ranks ask for `grad_x` must be all or none.
 ///
 /// # Gradients of weight and bias
 /// They are those of the rank's own part, as PyTorch's: they are reduced with all other gradients of the network.
@@ -88,6 +94,7 @@ pub use threads::Threads;
 /// the others'.
 ///
 /// [`Error::Collective`]: crate::Error::Collective
+/// [`Error::Device`]: crate::Error::Device
 /// [`Error::Invalid`]: crate::Error::Invalid
 /// [`Error::Unsupported`]: crate::Error::Unsupported
 #[derive(Clone)]
