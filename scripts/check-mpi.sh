@@ -14,7 +14,8 @@ if ! command -v mpirun >/dev/null || ! command -v mpicc >/dev/null || ! ls /usr/
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq libopenmpi-dev openmpi-bin libclang-dev >/dev/null
 fi
 
-cargo clippy -p batchnorm-mpi --all-targets --locked -- -D warnings
+# With what the example has for CUDA devices; it is built without, to run here.
+cargo clippy -p batchnorm-mpi --all-targets --locked --features cuda -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc -p batchnorm-mpi --no-deps --locked
 cargo build -p batchnorm-mpi --examples --locked
 target=${CARGO_TARGET_DIR:-target}/debug/examples
@@ -34,6 +35,12 @@ on 18 "$target/distributed" --epochs 1
 # That the comparison sees what it is there for.
 if on 2 "$target/distributed" --epochs 2 --unsynced >/dev/null 2>&1; then
     echo "expected processes with statistics of their own to differ from one process, got that they do not" >&2
+    exit 1
+fi
+
+# As torchrun would start it.
+if said=$(WORLD_SIZE=4 on 1 "$target/distributed" --epochs 1 2>&1) || ! grep -q "WORLD_SIZE: expected 4" <<<"$said"; then
+    echo "expected 1 process of 4 that torchrun speaks of to be refused, got: $said" >&2
     exit 1
 fi
 

@@ -100,8 +100,7 @@ impl Mpi {
         self.call(|communicator| communicator.gather(mine, self.0.size, self.0.limit))
     }
 
-    /// The bytes of rank `from`, on every rank; the others' are overwritten, and are as many: 128 of them are what
-    /// NCCL is set up with.
+    /// The bytes of rank `from`, on every rank; the others' are overwritten, and are as many.
     ///
     /// # Errors
     /// [`Error::Collective`]; [`Error::Invalid`] where there is no such rank.

@@ -5,11 +5,11 @@
 //! ```sh
 //! cargo build --release -p batchnorm-mpi --example distributed
 //! mpirun -n 2 target/release/examples/distributed
+//! cargo build --release -p batchnorm-mpi --example distributed --features cuda
+//! mpirun -n 2 target/release/examples/distributed --device cuda    # on two devices, by NCCL; MPI carries its id
 //! ```
-#![allow(unexpected_cfgs)] // the backend has another place, by a feature of that example
-
 use anyhow::{Context, Result, ensure};
-use batchnorm::{Cpu, Engine, Host, Rank, StateDict, Synced};
+use batchnorm::{Collective, Cpu, Engine, Memory, Rank, StateDict, Synced};
 use batchnorm_mpi::Mpi;
 use clap::Parser;
 use std::collections::HashMap;
@@ -31,6 +31,7 @@ mod idx;
 #[allow(dead_code)]
 mod network;
 mod parallel;
+mod place;
 #[path = "../../../examples/train/random.rs"]
 #[allow(dead_code)]
 mod random;
@@ -38,7 +39,8 @@ mod random;
 use backend::{Backend, HostBackend, Nonlinearity};
 use data::{CLASSES, Data};
 use network::{Architecture, Network, Score};
-use parallel::Parallel;
+use parallel::{Parallel, Shrinks};
+use place::Device;
 use random::Random;
 
 /// Trains a network on parts of batches, as many as there are processes.
@@ -52,6 +54,8 @@ struct Options {
     batch: usize,
     #[arg(long, default_value_t = 0.3)]
     learning_rate: f32,
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    device: Device,
     /// Seconds that a process waits for the others.
     #[arg(long, default_value_t = 60)]
     limit: u64,
@@ -74,6 +78,31 @@ fn share(batch: usize, rank: usize, ranks: usize) -> Range<usize> {
 }
 
 fn distributed(options: &Options, ranks: &Mpi) -> Result<()> {
+    place::check(ranks)?;
+    match options.device {
+        Device::Cpu => on(options, ranks, ranks, (&Cpu::default(), &HostBackend), || Ok(())),
+        #[cfg(feature = "cuda")]
+        Device::Cuda => {
+            use batchnorm::{Cuda, Nccl};
+            let limit = Duration::from_secs(options.limit);
+            let own = Cuda::new(place::local_rank(ranks))?;
+            let backend = backend::cuda::CudaBackend::new(own.memory())?;
+            let devices = Nccl::new(own.stream(), ranks, limit)?;
+            on(options, ranks, &devices, (&own, &backend), || Ok(devices.wait(limit)?))
+        }
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda => anyhow::bail!("this program was built without the feature `cuda`"),
+    }
+}
+
+/// Trains on ranks that have an engine and a backend each; `wait` ends where all that is queued is done.
+fn on<M: Memory, G: Engine<Memory = M>, B: Shrinks<Memory = M>, C: Collective<M>>(
+    options: &Options,
+    hosts: &Mpi,
+    ranks: &C,
+    (own, backend): (&G, &B),
+    wait: impl Fn() -> Result<()>,
+) -> Result<()> {
     let data = Data::digits()?;
     let (batch, images, size) = (options.batch, data.train.len(), ranks.size());
     let last = (images - 1) % batch.max(1) + 1;
@@ -82,22 +111,28 @@ fn distributed(options: &Options, ranks: &Mpi) -> Result<()> {
         "--batch: expected more images than processes in every batch, got batches of {batch} and at last of {last}"
     );
     if ranks.rank() == 0 {
-        println!("{data}, on {size} processes");
+        println!("{data}, on {size} processes, {}", own.name());
         println!(
             "of {batch} images: {:?}",
             (0..size).map(|r| share(batch, r, size).len()).collect::<Vec<_>>()
         );
     }
     let total = Arc::new(AtomicUsize::new(0));
-    let backend = Parallel::new(ranks, total.clone());
-    let own = Cpu::default();
+    let parallel = Parallel::new(backend, own.memory(), ranks, total.clone());
     let (score, dict) = match options.unsynced {
-        true => train(options, &data, (&own, &backend), (ranks, &total))?,
-        false => train(options, &data, (&Synced::new(&own, ranks)?, &backend), (ranks, &total))?,
+        true => train(options, &data, (own, &parallel), (ranks, &total))?,
+        false => {
+            let engine = Synced::new(own, ranks)?;
+            if ranks.rank() == 0 {
+                println!("{}", engine.explain());
+            }
+            train(options, &data, (&engine, &parallel), (ranks, &total))?
+        }
     };
+    wait()?;
     // What every process has become, in numbers that all of them have.
     let (names, mine) = numbers(&dict)?;
-    let all = Synced::new(&own, ranks)?.gather(&mine)?;
+    let all = Synced::new(&Cpu::default(), hosts)?.gather(&mine)?;
     let alike = all.chunks_exact(mine.len()).all(|other| other == mine);
     if ranks.rank() > 0 {
         return Ok(());
@@ -107,8 +142,7 @@ fn distributed(options: &Options, ranks: &Mpi) -> Result<()> {
         "expected the same parameters and statistics on all processes"
     );
     println!("one process on whole batches:");
-    let alone = (&own, &HostBackend);
-    let (right, expected) = steps(options, &data, alone, |_, n| 0..n, |_| {}, true)?;
+    let (right, expected) = steps(options, &data, (own, backend), |_, n| 0..n, |_| {}, true)?;
     compare((score, &names, &mine), (right, &numbers(&expected)?.1))
 }
 
@@ -126,11 +160,11 @@ fn numbers(dict: &StateDict) -> Result<(Vec<String>, Vec<f64>)> {
     Ok((names, numbers))
 }
 
-fn train<G: Engine<Memory = Host>>(
+fn train<M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>>(
     options: &Options,
     data: &Data,
-    place: (&G, &Parallel),
-    (ranks, total): (&Mpi, &AtomicUsize),
+    place: (&G, &B),
+    (ranks, total): (&impl Rank, &AtomicUsize),
 ) -> Result<(Score, StateDict)> {
     let part = |_: u64, images: usize| share(images, ranks.rank(), ranks.size());
     let begins = |images| total.store(images, Ordering::Relaxed);
@@ -138,7 +172,7 @@ fn train<G: Engine<Memory = Host>>(
 }
 
 /// Trains on a part of every batch; `begins` is told how many images the whole has.
-fn steps<G: Engine<Memory = Host>, B: Backend<Memory = Host>>(
+fn steps<M: Memory, G: Engine<Memory = M>, B: Backend<Memory = M>>(
     options: &Options,
     data: &Data,
     (engine, backend): (&G, &B),
@@ -151,8 +185,9 @@ fn steps<G: Engine<Memory = Host>, B: Backend<Memory = Host>>(
     // By number of images: memory of a step is of one size.
     let mut networks: HashMap<usize, Network<G, B>> = HashMap::new();
     let mut state: Option<(usize, StateDict)> = None;
+    let memory = engine.memory();
     let test: Vec<f32> = (0..data.test.len()).flat_map(|i| data.test.image(i)).collect();
-    let labels = data.test.labels().to_vec();
+    let (test, tests) = (memory.upload(&test)?, memory.upload(data.test.labels())?);
     let mut score = Score { loss: f64::NAN, accuracy: 0.0 };
     for epoch in 0..options.epochs {
         let mut order: Vec<usize> = (0..data.train.len()).collect();
@@ -173,13 +208,14 @@ fn steps<G: Engine<Memory = Host>, B: Backend<Memory = Host>>(
             begins(batch.len());
             let x: Vec<f32> = mine.iter().flat_map(|&i| data.train.image(i)).collect();
             let labels: Vec<u8> = mine.iter().map(|&i| data.train.labels()[i]).collect();
+            let (x, labels) = (memory.upload(&x)?, memory.upload(&labels)?);
             network.step(&x, &labels, options.learning_rate)?;
             state = Some((mine.len(), network.state_dict("")?));
         }
         // Whoever evaluates does it alone.
         let last = state.as_ref().and_then(|(rows, _)| networks.get_mut(rows));
         if let Some(network) = last {
-            score = network.evaluate(&test, &labels)?;
+            score = network.evaluate(&test, &tests)?;
         }
         if prints {
             let Score { loss, accuracy } = score;
