@@ -1,12 +1,12 @@
 //! Our kernels or cuDNN, whichever is faster: per operation, dtype and shape, by a table.
 use super::{
     Activation, Backward, Constrain, Cuda, Cudnn, DoubleBackward, Engine, ForwardEval,
-    ForwardTrain, LayerNormBackward, LayerNormForward, MergeStats, Op, OptimizerStep, Regularize,
-    Renormalize, RenormalizeBackward, Request, Stats,
+    ForwardTrain, LayerNormBackward, LayerNormForward, Mask, MergeStats, Op, OptimizerStep,
+    Regularize, Renormalize, RenormalizeBackward, Request, Stats,
 };
 use crate::memory::new_stream;
 use crate::{DType, Device, Element, Error, Real, Result, Shape};
-use cudarc::driver::CudaStream;
+use cudarc::driver::{CudaStream, CudaView};
 use std::sync::Arc;
 
 /// Which of the engines behind [`Gpu`].
@@ -298,6 +298,16 @@ impl Engine for Gpu {
 
     fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Device, E>) -> Result<()> {
         self.cuda.stats(shape, args)
+    }
+
+    fn masked_stats<E: Element>(
+        &self,
+        shape: &Shape,
+        x: CudaView<'_, E>,
+        mask: Mask<'_, Device>,
+        eps: f64,
+    ) -> Result<Vec<f64>> {
+        self.cuda.masked_stats(shape, x, mask, eps)
     }
 
     fn merge_stats<P: Real>(&self, args: MergeStats<'_, Device, P>) -> Result<()> {

@@ -29,6 +29,7 @@ mod ptx;
 mod reference;
 mod renorm;
 mod saved;
+mod saved_counted;
 mod saved_given;
 mod saved_groups;
 mod synced;
@@ -61,6 +62,7 @@ pub use saved_given::GivenStatistics;
 pub(crate) use saved_groups::Grouping;
 #[cfg(feature = "nccl")]
 pub use synced::Nccl;
+pub(crate) use synced::Call;
 pub use synced::{Collective, Rank, Synced, Threads, Words};
 
 /// An algorithm for batch normalization on one kind of memory. A cheap handle: clones share one
@@ -113,6 +115,62 @@ pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
     #[doc(hidden)]
     fn decline(&self, op: Op) {
         let _ = op;
+    }
+    /// What the ranks have in common where a layer takes more than one call for it. Each begins with an exchange
+    /// of what the ranks are about to do, `own` among it: where one has refused, none goes on. One rank alone goes on
+    /// with its own.
+    ///
+    /// This one: the record of this rank's part of a batch (length 3C + 1) becomes that of all parts, of so many
+    /// values per channel.
+    #[doc(hidden)]
+    fn merge_ranks(
+        &self,
+        call: Call,
+        own: Result<usize>,
+        record: <Self::Memory as Memory>::ViewMut<'_, f64>,
+        one_value: OneValue,
+    ) -> Result<usize> {
+        let _ = (call, record, one_value);
+        own
+    }
+    /// The records of every rank's groups, by rank: of each so many, of which the first so many have a variance.
+    /// `records` holds this rank's, one after the other, and may be made longer; `all` holds those of all, of each
+    /// rank as many as of that which has the most.
+    #[doc(hidden)]
+    fn gather_ranks(
+        &self,
+        call: Call,
+        own: Result<[usize; 2]>,
+        records: &mut <Self::Memory as Memory>::Buf<f64>,
+        all: &mut <Self::Memory as Memory>::Buf<f64>,
+    ) -> Result<Vec<[usize; 2]>> {
+        let _ = (call, records, all);
+        Ok(vec![own?])
+    }
+    /// The sums of a backward (length 2C + 1) become those of all parts.
+    #[doc(hidden)]
+    fn reduce_ranks<P: Real>(
+        &self,
+        call: Call,
+        own: Result<()>,
+        sums: <Self::Memory as Memory>::ViewMut<'_, P>,
+    ) -> Result<()> {
+        let _ = (call, sums);
+        own
+    }
+    /// What those values come to that count for a mask, of every channel: their means, what rounding left of those,
+    /// biased variances and numbers, length 4C. On the host, for which a device is waited for.
+    #[doc(hidden)]
+    fn masked_stats<E: Element>(
+        &self,
+        shape: &Shape,
+        x: <Self::Memory as Memory>::View<'_, E>,
+        mask: Mask<'_, Self::Memory>,
+        eps: f64,
+    ) -> Result<Vec<f64>> {
+        let _ = (shape, x, mask, eps);
+        let reason = "statistics by themselves are those of all values: expected no mask, got one";
+        Err(crate::Error::Unsupported { engine: self.name(), reason: reason.into() })
     }
 
     /// Normalizes by the batch's own statistics, and updates the running ones.

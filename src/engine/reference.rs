@@ -7,7 +7,7 @@ use super::{
 };
 use super::{LayerNormBackward, LayerNormForward};
 use super::{Renormalize, RenormalizeBackward};
-use crate::{Element, Host, Real, Result, Shape};
+use crate::{Element, Host, Mask, Real, Result, Shape};
 
 mod double_backward;
 mod layer_norm;
@@ -132,11 +132,18 @@ impl Engine for Reference {
                 }
                 None => forward.batch_statistics.then_some((sum_g / m, sum_g_xhat / m)),
             };
-            let count = mask.as_ref().map_or(m, |mask| mask.count(shape, c));
+            let count = match args.saved.counted() {
+                Some(counted) => counted.counts[c],
+                None => mask.as_ref().map_or(m, |mask| mask.count(shape, c)),
+            };
+            let totals = match args.total_sums {
+                Some(sums) => (sums[c].to_f64(), sums[channels + c].to_f64()),
+                None => (sum_g, sum_g_xhat),
+            };
             for (i, g) in g {
                 if let Some(grad_x) = &mut args.grad_x {
                     let means = match &mask {
-                        Some(mask) => mask.through(i, count, by, (sum_g, sum_g_xhat)),
+                        Some(mask) => mask.through(i, count, by, totals),
                         None => means,
                     };
                     let centered = means.map_or(g, |(g1, g2)| g - g1 - xhat(i) * g2);
@@ -181,6 +188,16 @@ impl Engine for Reference {
         }
         args.record[3 * channels] = shape.per_channel() as f64;
         Ok(())
+    }
+
+    fn masked_stats<E: Element>(
+        &self,
+        shape: &Shape,
+        x: &[E],
+        mask: Mask<'_, Host>,
+        _: f64,
+    ) -> Result<Vec<f64>> {
+        masked::stats(shape, x, &mask)
     }
 
     fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Host, P>) -> Result<()> {

@@ -1,6 +1,7 @@
 //! What travels from a forward to its backward.
 use super::Activation;
 use super::ops::MaskRules;
+use super::saved_counted::Counted;
 use super::saved_groups::SavedGroups;
 use crate::{DType, Error, Host, Memory, Real, Result, Shape};
 #[cfg(feature = "cuda")]
@@ -20,12 +21,14 @@ pub struct Saved<M: Memory, P: Real> {
     /// r and d of renormalization, length 2C; anything unless the last forward was one.
     factors: Option<M::Buf<P>>,
     is_renormalized: bool,
+    /// Of a part of a batch by a mask; anything unless the last forward was one.
+    pub(super) counted: Option<Counted<M>>,
 }
 
 /// What is inside of a [`Saved`], and of what other operations save: buffers, and by which forward they have
 /// been filled, if one has filled them.
 pub(super) struct SavedBuffers<F, B> {
-    forward: Option<F>,
+    pub(super) forward: Option<F>,
     buffers: Option<B>,
 }
 
@@ -251,7 +254,8 @@ impl<F, B> SavedBuffers<F, B> {
 impl<M: Memory, P: Real> Saved<M, P> {
     /// Nothing saved, nothing allocated.
     pub fn new() -> Self {
-        Self { whole: SavedBuffers::NONE, groups: None, factors: None, is_renormalized: false }
+        let (whole, is_renormalized) = (SavedBuffers::NONE, false);
+        Self { whole, groups: None, factors: None, is_renormalized, counted: None }
     }
     /// The shape of the forward; none before the first.
     pub fn shape(&self) -> Option<Shape> {
@@ -275,7 +279,7 @@ impl<M: Memory, P: Real> Saved<M, P> {
         self.forward().ok().map(|forward| !forward.batch_statistics && !forward.synced)
     }
     /// Notes that the statistics which the last forward was given are those of all parts of its batch.
-    pub(super) fn set_synced(&mut self) {
+    pub(crate) fn set_synced(&mut self) {
         if let Some(forward) = &mut self.whole.forward {
             forward.synced = true;
         }
@@ -322,7 +326,8 @@ impl<M: Memory, P: Real> Saved<M, P> {
     /// with these parameters.
     pub(crate) fn set_renormalized(&mut self, factors: M::Buf<P>, weight: bool, bias: bool) {
         if let Some(forward) = &mut self.whole.forward {
-            *forward = Forward { weight, bias, batch_statistics: true, ..*forward };
+            let batch_statistics = !forward.synced;
+            *forward = Forward { weight, bias, batch_statistics, ..*forward };
         }
         (self.factors, self.is_renormalized) = (Some(factors), true);
     }

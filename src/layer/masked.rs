@@ -13,6 +13,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// With [`Config::renorm`](crate::Config::renorm) r and d are taken by the values that count, which takes a
     /// second forward; with [`Config::ghost`](crate::Config::ghost) a mask is refused.
     ///
+    /// On several ranks the values that count in all parts are one batch, which takes reading back on a device, too: see
+    /// [`Synced`](crate::Synced).
+    ///
     /// With renormalization it is two forwards, and on a device it waits in between: the mask and the statistics are
     /// read back, so that it cannot be captured.
     ///
@@ -37,8 +40,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         x: M::View<'_, E>,
         mask: Mask<'_, M>,
     ) -> Result<(M::Buf<E>, Saved<M, P>)> {
-        self.check_lens(shape, &[("x", M::len(&x))])?;
-        let (mut y, mut saved) = (self.unwritten(shape)?, Saved::new());
+        let lens = self.check_lens(shape, &[("x", M::len(&x))]);
+        let y = lens.and_then(|()| self.unwritten(shape));
+        let (mut y, mut saved) = (self.or_decline(y)?, Saved::new());
         self.forward_masked_into(shape, x, None, mask, M::view_mut(&mut y), &mut saved)?;
         Ok((y, saved))
     }
@@ -75,8 +79,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         grad_y: M::View<'_, E>,
     ) -> Result<M::Buf<E>> {
         let shape = saved.made()?.0.shape;
-        self.check_lens(&shape, &[("x", M::len(&x)), ("grad_y", M::len(&grad_y))])?;
-        let mut grad_x = self.unwritten(&shape)?;
+        let lens = self.check_lens(&shape, &[("x", M::len(&x)), ("grad_y", M::len(&grad_y))]);
+        let grad_x = lens.and_then(|()| self.unwritten(&shape));
+        let mut grad_x = self.affine.or_decline(saved, grad_x)?;
         let to_x = Some(M::view_mut(&mut grad_x));
         self.backward_masked_into(saved, x, None, places, Input::View(grad_y), to_x, None)?;
         Ok(grad_x)

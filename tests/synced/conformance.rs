@@ -1,9 +1,9 @@
 //! A batch in parts on several ranks is one whole batch: every shape, dtype and epilogue, forward and backward.
 use crate::support::oracle::{self, judge};
-use crate::support::run::{self, Epilogue, Inputs, Mode, Outcome, SavedOn, Spread, Want};
+use crate::support::run::{self, Epilogue, Inputs, Masked, Mode, Outcome, SavedOn, Spread, Want};
 use crate::support::shapes::{CHANNELS_LAST, SMALL, cases};
 use crate::world::{LONG, OfRanks, Part, on_engines, on_ranks_in_steps, parts};
-use batchnorm::{Element, Engine, Error, OneValue, Shape};
+use batchnorm::{AllMasked, Element, Engine, Error, OneValue, Shape};
 use half::{bf16, f16};
 
 on_engines! {
@@ -17,7 +17,7 @@ on_engines! {
     one_value_per_channel_on_all_ranks_is_refused_on_all,
 }
 
-const MODE: Mode = Mode::Train(Some(0.3));
+pub const MODE: Mode = Mode::Train(Some(0.3));
 
 fn every_shape_is_one_batch_f64<G: OfRanks>() {
     every_shape::<f64, G>();
@@ -59,7 +59,7 @@ pub struct Step {
 }
 
 /// Forward and backward of a batch on so many ranks, against the reference on all of it.
-fn one_batch<E: Element, G: OfRanks>(
+pub fn one_batch<E: Element, G: OfRanks>(
     what: &str,
     whole: &Inputs<E>,
     ranks: usize,
@@ -155,10 +155,17 @@ fn gathers_in_steps_are_one_batch<G: OfRanks>() {
 /// Where the mean is up to 1e6 deviations away from 0, parts have the digits of the whole batch, which one
 /// engine has too: y as the reference has it within some units of f32.
 fn large_means_keep_their_digits<G: OfRanks>() {
-    fn of<E: Element, G: OfRanks>(mean: f64, limit: f64) {
+    means_keep_their_digits::<G>(false);
+}
+pub fn means_keep_their_digits<G: OfRanks>(masked: bool) {
+    fn of<E: Element, G: OfRanks>(mean: f64, limit: f64, masked: bool) {
         let shape = Shape::new(&[60, 3], 1).unwrap();
         let spread = Spread { mean, std: 1.0 };
-        let whole = Inputs::<E>::spread(&shape, Epilogue::PLAIN, spread, 11);
+        let mut whole = Inputs::<E>::spread(&shape, Epilogue::PLAIN, spread, 11);
+        let places = (0..60).map(|i| u8::from(i % 5 > 0)).collect();
+        let all_masked = AllMasked::Keep;
+        let mask = Masked { places, last: None, count_eps: 0.0, all_masked };
+        whole.mask = masked.then_some(mask);
         let right = oracle::forward(&whole, MODE);
         for way in 0..3 {
             let parts = parts(&whole, 3, way);
@@ -186,8 +193,8 @@ fn large_means_keep_their_digits<G: OfRanks>() {
         }
     }
     for mean in [1e2, 1e4, 1e6] {
-        of::<f32, G>(mean, 4e-6);
-        of::<f64, G>(mean, 1e-13 * mean);
+        of::<f32, G>(mean, 4e-6, masked);
+        of::<f64, G>(mean, 1e-13 * mean, masked);
     }
 }
 

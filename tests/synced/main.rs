@@ -11,5 +11,6 @@ mod layers; // a layer on several ranks: evaluation, what is refused, gradients,
 mod nccl; // ranks on software devices, by the software NCCL
 #[cfg(all(feature = "nccl", target_os = "linux"))]
 mod nccl_faults; // ranks that NCCL loses
+mod masks; // statistics of the values that count
 mod threads; // the collective by itself
 mod world; // ranks, and parts of a batch

@@ -1,5 +1,5 @@
 //! Ranks as threads, and what each has of a batch.
-use crate::support::run::Inputs;
+use crate::support::run::{Inputs, Masked};
 use batchnorm::{Cpu, Element, Engine, Reference, Shape, Synced, Threads};
 use std::time::Duration;
 
@@ -130,7 +130,23 @@ pub fn parts<E: Element>(whole: &Inputs<E>, ranks: usize, way: usize) -> Vec<Par
         }
         let mine = |all: &[E]| at.iter().map(|&i| all[i]).collect::<Vec<E>>();
         let (x, residual, grad_y) = (mine(&whole.x), mine(&whole.residual), mine(&whole.grad_y));
-        Part { inputs: Inputs { shape, x, residual, grad_y, ..whole.clone() }, at }
+        let mask = whole.mask.as_ref().map(|mask| mask_of_part(mask, (&whole.shape, &shape), &at));
+        Part { inputs: Inputs { shape, x, residual, grad_y, mask, ..whole.clone() }, at }
     };
     counts(outer.max(inner), ranks, way).into_iter().map(part).collect()
+}
+
+/// The mask of a part, whose elements lie there in the whole.
+fn mask_of_part(mask: &Masked, (whole, part): (&Shape, &Shape), at: &[usize]) -> Masked {
+    let place = |shape: &Shape, i: usize| match mask.last {
+        Some(last) => i / last,
+        None => {
+            let (channels, inner) = (shape.channels(), shape.inner());
+            i / (channels * inner) * inner + i % inner
+        }
+    };
+    let len = mask.last.map_or(part.per_channel(), |last| part.len() / last);
+    let mut places = vec![0; len];
+    at.iter().enumerate().for_each(|(k, &i)| places[place(part, k)] = mask.places[place(whole, i)]);
+    Masked { places, ..mask.clone() }
 }

@@ -51,7 +51,9 @@ pub(super) fn backward<E: Element>(
         Input::View(grad_y) => Some(grad_y),
         Input::InPlace => None,
     };
-    Masked::with((cpu, simd), (shape, plan), forward.mask.zip(args.mask), x, |mask| {
+    let places = forward.mask.zip(args.mask);
+    let counts = args.saved.counted().map(|counted| &counted.counts[..]);
+    Masked::with((cpu, simd), (shape, plan), places, x, counts, |mask| {
         let read = Read { simd, plan, x, grad_y, gate, mask };
         let through = match forward.batch_statistics || total_sums.is_some() {
             true => Through::Statistics,
@@ -212,10 +214,15 @@ impl<A: Real> Coefs<'_, A> {
     /// Means of a channel's `g` and `g * xhat` over all parts of a batch.
     fn of_total(self, c: usize) -> Option<(f64, f64)> {
         let (total, count) = (self.total_sums?, self.shape.channels());
+        let (sum, product) = (total[c].to_f64(), total[count + c].to_f64());
+        if self.mask.is_some() {
+            return Some(self.of_own(c, sum, product));
+        }
         let m = total[2 * count].to_f64();
-        Some((total[c].to_f64() / m, total[count + c].to_f64() / m))
+        Some((sum / m, product / m))
     }
-    /// What a channel's sums come to over this batch: what [`Extreme`] subtracts of a gradient.
+    /// What a channel's sums come to over this batch, or those of all parts by a mask: what [`Extreme`] subtracts
+    /// of a gradient.
     fn of_own(self, c: usize, sum: f64, product: f64) -> (f64, f64) {
         let Some(mask) = self.mask else {
             let m = self.shape.per_channel() as f64;
@@ -240,7 +247,10 @@ impl<A: Real> Coefs<'_, A> {
         if let Some(total) = self.total_sums {
             let count = self.shape.channels();
             let sums = (&total[channels.clone()], &total[count..][channels]);
-            table.gradient(self.simd, by, sums, total[2 * count].to_f64());
+            match self.mask {
+                Some(mask) => table.masked_gradient(by, sums, mask),
+                None => table.gradient(self.simd, by, sums, total[2 * count].to_f64()),
+            }
         } else if let Some((mask, own)) = self.mask.zip(own) {
             table.masked_gradient(by, own, mask);
         } else if let Some(own) = own {

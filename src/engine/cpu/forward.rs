@@ -56,7 +56,7 @@ pub(super) fn forward_train<E: Element>(
     let (residual, activation) = (args.residual, args.activation);
     let output = Output { simd, shape, plan, x: Some(x), residual, activation };
     let mask = args.mask.as_ref().map(|mask| (mask.rules(), mask.places));
-    Masked::with((cpu, simd), (shape, plan), mask, x, |mask| {
+    Masked::with((cpu, simd), (shape, plan), mask, x, None, |mask| {
         let train = Train { output, x, parameters, eps, mask };
         train.run(cpu, (&mut args.running, args.one_value), y, saved, kept);
     })

@@ -105,12 +105,14 @@ impl<'a> Patterns<'a> {
 }
 
 impl<'a> Masked<'a> {
-    /// Runs `f` with what a mask of x comes to, if there is one.
+    /// Runs `f` with what a mask of x comes to, if there is one; with these numbers of values that count, where x
+    /// is a part of the batch.
     pub fn with<E: Element, R>(
         (cpu, simd): (&Cpu, Simd),
         (shape, plan): (&Shape, &Plan),
         mask: Option<(MaskRules, &[u8])>,
         x: &[E],
+        counts: Option<&[f64]>,
         f: impl FnOnce(Option<&Masked<'_>>) -> R,
     ) -> Result<R> {
         let places = mask.map(|(rules, _)| Places::new(shape, rules.last)).transpose()?;
@@ -118,7 +120,10 @@ impl<'a> Masked<'a> {
         let len = len.map_or(0, |len| (plan.rows * (len + 1)).div_ceil(size_of::<f64>()));
         cpu.with_workspace(len, |memory| {
             let mask = places.zip(mask).map(|(places, (rules, bytes))| {
-                Masked::new(simd, (shape, plan), (rules, places, bytes), x, memory)
+                let mut mask = Masked::new(simd, (shape, plan), (rules, places, bytes), x, memory);
+                let own = mask.channels.iter_mut().zip(counts.into_iter().flatten());
+                own.for_each(|((own, _), count)| *own = *count);
+                mask
             });
             Ok(f(mask.as_ref()))
         })

@@ -22,7 +22,7 @@ use super::{
     RenormalizeBackward, Request, Running, Stats,
 };
 use super::{LayerNormBackward, LayerNormForward};
-use crate::{Element, Host, Real, Result, Saved, Shape};
+use crate::{Element, Host, Mask, Real, Result, Saved, Shape};
 pub use simd::SimdLevel;
 
 use kernels::moments as merging;
@@ -163,6 +163,15 @@ impl Engine for Cpu {
         args: DoubleBackward<'_, Host, E>,
     ) -> Result<()> {
         E::double_backward(self, shape, args)
+    }
+    fn masked_stats<E: Element>(
+        &self,
+        shape: &Shape,
+        x: &[E],
+        mask: Mask<'_, Host>,
+        _: f64,
+    ) -> Result<Vec<f64>> {
+        masked_stats::stats(self, shape, x, &mask)
     }
     fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Host, E>) -> Result<()> {
         E::stats(self, shape, args)

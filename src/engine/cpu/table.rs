@@ -208,15 +208,20 @@ impl<'a, A: Real> TableMut<'a, A> {
 
 impl<A: Real> TableMut<'_, A> {
     /// The same by a mask, of which channels may have different numbers of values.
-    pub fn masked_gradient(self, by: Statistics<'_, A>, own: (&[f64], &[f64]), mask: &Masked<'_>) {
+    pub fn masked_gradient<B: Real>(
+        self,
+        by: Statistics<'_, A>,
+        (sums, products): (&[B], &[B]),
+        mask: &Masked<'_>,
+    ) {
         let Self { channels, fields: [.., mean_g, slope] } = self;
         for (k, c) in channels.enumerate() {
             let n = mask.divisor(c);
-            let of_x = own.1[k] / n * by.invstd[k].to_f64();
+            let of_x = products[k].to_f64() / n * by.invstd[k].to_f64();
             // The mean is not that of the values where more than these are counted.
             let (mean, rest) = (by.mean[k].to_f64(), by.rest[k].to_f64());
             let less = finite((rest + (mean + rest) * mask.share(c)) * of_x);
-            mean_g[k] = A::from_f64(own.0[k] / n - less);
+            mean_g[k] = A::from_f64(sums[k].to_f64() / n - less);
             slope[k] = A::from_f64(of_x);
         }
     }

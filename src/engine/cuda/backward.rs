@@ -50,10 +50,18 @@ impl Cuda {
             Some((rules, places)) => {
                 let places = Places::new(shape, &plan, rules.last, pointers.read(places))?;
                 let masks = source == Derivative::FromMask;
+                // Of this tensor, or of all parts of a batch that it is one of.
+                let (counts, values) = match args.saved.counted() {
+                    Some(all) => (pointers.read(all.counts.as_view()), all.values as u64),
+                    None => {
+                        let own = masked::counts(reserve, shape, size_of::<E>(), masks);
+                        (own, plan.count)
+                    }
+                };
                 let shares = Shares {
                     coefs: room.coefs(),
-                    counts: masked::counts(reserve, shape, size_of::<E>(), masks),
-                    values: plan.count,
+                    counts,
+                    values,
                     count_eps: rules.count_eps,
                     channels: shape.channels() as u64,
                 };

@@ -1,9 +1,14 @@
 //! What kernels take of a mask: structures that lie as `kernels/masked_entries.cuh` declares them.
+use super::arguments::Outputs;
 use super::plan::{self, Geometry, Plan};
+use super::update::Update;
+use super::{Cuda, Layout};
 use crate::engine::ops::MaskRules;
 use crate::engine::places;
-use crate::engine::pointers::Ptr;
-use crate::{AllMasked, Result, Shape};
+use crate::engine::pointers::{Pointers, Ptr};
+use crate::engine::{Activation, Mask, OneValue, Running};
+use crate::{AllMasked, Device, Element, Memory, Real, Result, Shape, Variance};
+use cudarc::driver::CudaView;
 
 /// Where the places of a plan's vectors are.
 #[repr(C)]
@@ -89,6 +94,65 @@ pub(super) fn reserve_len(shape: &Shape, reserve: usize) -> usize {
 pub(super) fn counts(reserve: Ptr<u8>, shape: &Shape, element: usize, masks: bool) -> Ptr<f64> {
     let bits = if masks { plan::mask_len(shape, element) } else { 0 };
     Ptr::at(reserve.address() + counts_start(bits) as u64)
+}
+
+impl Cuda {
+    /// Means, their rests, biased variances and numbers of the values that count, length 4C, read back. The
+    /// arguments are checked.
+    pub(super) fn launch_masked_stats<E: Element>(
+        &self,
+        shape: &Shape,
+        x: CudaView<'_, E>,
+        mask: Mask<'_, Device>,
+        eps: f64,
+    ) -> Result<Vec<f64>> {
+        let channels = shape.channels();
+        if shape.is_empty() {
+            return Ok(vec![0.0; 4 * channels]);
+        }
+        let (memory, plan) = (&self.memory, self.plan::<E>(shape)?);
+        // Running statistics that a batch replaces are its own.
+        let [mut mean, mut rest, mut invstd] =
+            [memory.zeros(channels)?, memory.zeros(channels)?, memory.zeros(channels)?];
+        let (mut spare, mut var) = (memory.zeros(channels)?, memory.zeros(channels)?);
+        let mut counts = memory.zeros::<f64>(channels)?;
+        {
+            let layout = Layout::new::<E::Acc>(&plan).counted();
+            let room = self.shared.workspace.room(memory, layout)?;
+            let launcher = self.launcher::<E>(Activation::Identity);
+            let mut pointers = Pointers::new(self.stream());
+            let rules = Rules::from(MaskRules {
+                count_eps: 0.0,
+                all_masked: AllMasked::Keep,
+                ..mask.rules()
+            });
+            let places = Places::new(shape, &plan, mask.last, pointers.read(mask.places))?;
+            let x = pointers.read(x);
+            let mut outputs = Outputs::new(eps, self.shared.workspace.nonfinite());
+            let own = Running::<Device, E::Acc>::new(spare.as_view_mut(), var.as_view_mut(), 1.0);
+            let own = own.variance(Variance::Biased);
+            outputs.running = Update::new(Some(own), OneValue::ZeroVariance, &mut pointers);
+            outputs.mean = pointers.write(mean.as_view_mut());
+            outputs.mean_rest = pointers.write(rest.as_view_mut());
+            outputs.invstd = pointers.write(invstd.as_view_mut());
+            let counts = pointers.write(counts.as_view_mut());
+            launcher.masked_stats(&plan, places, x, room.partials())?;
+            let partials = room.partials();
+            launcher.masked_finalize(&plan, outputs, places, rules, x, partials, counts)?;
+        }
+        let of = |buf| -> Result<Vec<f64>> {
+            let values: Vec<E::Acc> = memory.download(Device::view(buf))?;
+            Ok(values.into_iter().map(Real::to_f64).collect())
+        };
+        let mut all = [of(&mean)?, of(&rest)?].concat();
+        for (var, invstd) in of(&var)?.into_iter().zip(of(&invstd)?) {
+            // What is beyond f32 is not beyond its root.
+            let is_beyond = var.is_infinite() && invstd > 0.0;
+            all.push(if is_beyond { invstd.powi(-2) } else { var });
+        }
+        all.extend(memory.download(counts.as_view())?);
+        Ok(all)
+    }
 }
 
 #[cfg(test)]

@@ -9,13 +9,13 @@ use super::ops::check_rows;
 use super::pointers::{Pointers, Ptr};
 use super::{
     Activation, Backward, Constrain, Derivative, DoubleBackward, Engine, ForwardEval, ForwardTrain,
-    LayerNormBackward, LayerNormForward, MergeStats, OneValue, Op, OptimizerStep, Regularize,
+    LayerNormBackward, LayerNormForward, Mask, MergeStats, OneValue, Op, OptimizerStep, Regularize,
     Renormalize, RenormalizeBackward, Request, Stats,
 };
 use crate::memory::new_stream;
 use crate::{DType, Device, Element, Memory, Real, Result, Shape};
 use arguments::Group;
-use cudarc::driver::CudaStream;
+use cudarc::driver::{CudaStream, CudaView};
 use figures::Figures;
 use launch::{Bound, Launcher};
 use module::ResidentKernels;
@@ -328,6 +328,16 @@ impl Engine for Cuda {
     fn stats<E: Element>(&self, shape: &Shape, mut args: Stats<'_, Device, E>) -> Result<()> {
         args.check(&self.memory, shape)?;
         self.launch_stats(shape, args)
+    }
+
+    fn masked_stats<E: Element>(
+        &self,
+        shape: &Shape,
+        x: CudaView<'_, E>,
+        mask: Mask<'_, Device>,
+        eps: f64,
+    ) -> Result<Vec<f64>> {
+        self.launch_masked_stats(shape, x, mask, eps)
     }
 
     fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Device, P>) -> Result<()> {

@@ -71,7 +71,8 @@ pub struct Backward<'a, M: Memory, E: Element> {
     /// every channel, m. One record to all-reduce by addition.
     pub sums: Option<M::ViewMut<'a, E::Acc>>,
     /// Length 2C + 1: `sums` added up over all parts of the batch. With it, `grad_x` flows through
-    /// statistics that the parts have in common.
+    /// statistics that the parts have in common. After a mask both go with a forward of [`Synced`](crate::Synced)
+    /// alone, which knows how many values count in all parts.
     pub total_sums: Option<M::View<'a, E::Acc>>,
 }
 
@@ -218,7 +219,8 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
                 one(self.mask.is_some()),
             ));
         }
-        if forward.mask.is_some() && (self.sums.is_some() || self.total_sums.is_some()) {
+        let of_part = self.sums.is_some() || self.total_sums.is_some();
+        if forward.mask.is_some() && of_part && self.saved.counted().is_none() {
             let reason = "after a mask: expected no sums of a part of a batch, got some";
             return Err(Error::invalid("sums", reason));
         }

@@ -1,13 +1,15 @@
 //! What a rank is about to do, in words that it shows the others.
 use super::Words;
-use crate::engine::{Op, Running};
+use crate::engine::ops::MaskRules;
+use crate::engine::{ForwardTrain, Op, Running};
 use crate::{
-    Activation, DType, EmptyBatch, Error, Memory, NonFinite, OneValue, Real, Result, Variance,
+    Activation, AllMasked, DType, Element, EmptyBatch, Error, Memory, NonFinite, OneValue, Real,
+    Result, Variance,
 };
 
 /// A call of an operation, as far as it must be the same on all ranks.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Call {
+pub struct Call {
     op: Op,
     dtype: DType,
     channels: usize,
@@ -19,18 +21,48 @@ pub(super) struct Call {
     /// How the running statistics move.
     rules: u64,
     factors: [f64; 2],
+    /// What a mask adds to its count.
+    count_eps: f64,
+    /// What a channel is without a value that counts, or how many rows a ghost batch has: 24 bits.
+    variant: u64,
 }
 
-/// What the bits of a call's flags say.
-const FLAGS: [&str; 5] = ["a residual", "a weight", "a bias", "running statistics", "a grad_x"];
+/// What the bits of a call's flags say: a byte of them.
+const FLAGS: [&str; 8] = [
+    "a residual",
+    "a weight",
+    "a bias",
+    "running statistics",
+    "a grad_x",
+    "a mask",
+    "ghost batches",
+    "renormalization",
+];
+const MASK: usize = 5;
+const GHOST: usize = 6;
+const RENORM: usize = 7;
+/// Bits of a call's variant, which stand above those of its kinds.
+const VARIANT: u64 = 0xff_ffff;
 
 /// What became of this rank's part, in the last word.
 const REFUSED: u64 = u64::MAX;
 
 impl Call {
     pub fn new(op: Op, dtype: DType, channels: usize, activation: Activation) -> Self {
-        let (flags, rules) = (0, 0);
-        Self { op, dtype, channels, activation, flags, eps: 0.0, rules, factors: [0.0; 2] }
+        let (flags, rules, eps, factors) = (0, 0, 0.0, [0.0; 2]);
+        let (count_eps, variant) = (0.0, 0);
+        Self { op, dtype, channels, activation, flags, eps, rules, factors, count_eps, variant }
+    }
+    /// A training forward of so many channels.
+    pub fn of_forward<M: Memory, E: Element>(
+        channels: usize,
+        args: &ForwardTrain<'_, M, E>,
+    ) -> Self {
+        let ForwardTrain { residual, weight, bias, running, .. } = args;
+        let flags = [residual.is_some(), weight.is_some(), bias.is_some(), running.is_some()];
+        let call = Self::new(Op::ForwardTrain, E::DTYPE, channels, args.activation);
+        let call = call.eps(args.eps).flags(&flags).moves(running.as_ref(), args.one_value);
+        call.mask(args.mask.as_ref().map(|mask| mask.rules()))
     }
     pub fn eps(self, eps: f64) -> Self {
         Self { eps, ..self }
@@ -39,6 +71,34 @@ impl Call {
     pub fn flags(self, flags: &[bool]) -> Self {
         let bits = flags.iter().enumerate().map(|(k, &is_there)| u64::from(is_there) << k);
         Self { flags: bits.sum(), ..self }
+    }
+    fn flag(self, bit: usize) -> Self {
+        Self { flags: self.flags | 1 << bit, ..self }
+    }
+    /// By a mask of these rules, if there is one.
+    pub(crate) fn mask(self, rules: Option<MaskRules>) -> Self {
+        let Some(rules) = rules else { return self };
+        let variant = match rules.all_masked {
+            AllMasked::Keep => 0,
+            AllMasked::Zero => 1,
+            AllMasked::Nan => 2,
+        };
+        Self { count_eps: rules.count_eps, variant, ..self.flag(MASK) }
+    }
+    /// In ghost batches of so many rows.
+    pub fn ghost(self, size: usize) -> Self {
+        Self { variant: size as u64 & VARIANT, ..self.flag(GHOST) }
+    }
+    /// With renormalization.
+    pub fn renorm(self) -> Self {
+        self.flag(RENORM)
+    }
+    /// Whether running statistics move.
+    pub fn moves_running(&self) -> bool {
+        self.flags >> 3 & 1 > 0
+    }
+    pub fn channels(&self) -> usize {
+        self.channels
     }
     pub fn moves<M: Memory, P: Real>(
         self,
@@ -63,20 +123,20 @@ impl Call {
     /// As others are shown it, with so many values per channel in this rank's part, or none where it has refused
     /// the call.
     pub fn words(&self, values: Option<usize>) -> Words {
-        let Self { op, dtype, channels, activation, flags, eps, rules, factors } = self;
+        let Self { op, dtype, channels, activation, flags, eps, rules, factors, .. } = self;
         let slope = match activation {
             Activation::LeakyRelu { negative_slope } => *negative_slope,
             _ => 0.0,
         };
         let kinds = [*op as u64, *dtype as u64, number(*activation), *flags, *rules];
         [
-            kinds.into_iter().fold(0, |word, kind| word << 8 | kind),
+            kinds.into_iter().fold(self.variant, |word, kind| word << 8 | kind),
             *channels as u64,
             eps.to_bits(),
             slope.to_bits(),
             factors[0].to_bits(),
             factors[1].to_bits(),
-            0,
+            self.count_eps.to_bits(),
             values.map_or(REFUSED, |values| values as u64),
         ]
     }
@@ -108,13 +168,14 @@ pub(super) fn agreed(mine: usize, all: &[Words]) -> Result<Vec<usize>> {
 
 /// In what two calls differ first: what each has.
 fn difference(first: &Words, other: &Words) -> (String, String) {
-    let [kinds, channels, eps, slope, factor, var_factor, ..] =
+    let [kinds, channels, eps, slope, factor, var_factor, count_eps] =
         [0, 1, 2, 3, 4, 5, 6].map(|k| (first[k], other[k]));
     let both = |(a, b): (u64, u64), show: &dyn Fn(u64) -> String| (show(a), show(b));
     let kind = |k: u32| {
         let of = |word: u64| word >> (8 * (4 - k)) & 0xff;
         (of(kinds.0), of(kinds.1))
     };
+    let variant = (kinds.0 >> 40, kinds.1 >> 40);
     let differs = |(a, b): (u64, u64)| a != b;
     if differs(kind(0)) {
         return both(kind(0), &|op| format!("the operation {}", name_of(op)));
@@ -148,6 +209,17 @@ fn difference(first: &Words, other: &Words) -> (String, String) {
             _ => what.to_string(),
         };
         return both((a, b), &show);
+    }
+    if differs(variant) && a >> GHOST & 1 > 0 {
+        return both(variant, &|size| format!("ghost batches of {size} rows"));
+    }
+    if differs(variant) {
+        let rules = ["keep", "zero", "nan"];
+        let named = |rule: u64| rules.get(rule as usize).copied().unwrap_or("another rule");
+        return both(variant, &|rule| format!("a mask with all_masked={}", named(rule)));
+    }
+    if differs(count_eps) {
+        return both(count_eps, &|eps| format!("a mask's count_eps of {}", f64::from_bits(eps)));
     }
     for (factor, what) in [(factor, "mean"), (var_factor, "var")] {
         if differs(factor) {
@@ -192,6 +264,9 @@ mod tests {
     fn every_difference_is_shown_from_both_sides() {
         let leaky = |negative_slope| Activation::LeakyRelu { negative_slope };
         let with = |activation| Call { activation, ..call() };
+        let masked = |all_masked, count_eps| {
+            call().mask(Some(MaskRules { last: None, count_eps, all_masked }))
+        };
         let (mut mean, mut var) = ([0f32], [1f32]);
         let mut moving = |factor, var_factor| {
             let running = Running::<Host, f32>::new(&mut mean, &mut var, factor);
@@ -206,6 +281,22 @@ mod tests {
             (with(leaky(0.1)), with(leaky(0.2)), "negative_slope of 0.1", "negative_slope of 0.2"),
             (call(), call().flags(&[true]), "none of residual", "a residual"),
             (call().flags(&[true, true]), call().flags(&[true]), "a weight", "none of weight"),
+            (call(), masked(AllMasked::Keep, 0.0), "none of mask", "a mask"),
+            (call(), call().renorm(), "none of renormalization", "renormalization"),
+            (call(), call().ghost(8), "none of ghost batches", "ghost batches"),
+            (call().ghost(4), call().ghost(8), "ghost batches of 4 rows", "of 8 rows"),
+            (
+                masked(AllMasked::Keep, 0.0),
+                masked(AllMasked::Nan, 0.0),
+                "all_masked=keep",
+                "all_masked=nan",
+            ),
+            (
+                masked(AllMasked::Keep, 0.0),
+                masked(AllMasked::Keep, 1e-7),
+                "count_eps of 0",
+                "count_eps of 0.0000001",
+            ),
             (
                 moving(0.1, 0.1),
                 moving(0.2, 0.1),

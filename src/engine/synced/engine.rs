@@ -1,11 +1,12 @@
 //! The operations of an engine, by the engine of every rank and what they exchange.
 use super::call::Call;
+use super::common::sum;
 use super::{Collective, Synced};
 use crate::engine::check::check_values_per_channel;
 use crate::engine::{
     Backward, Constrain, DoubleBackward, Engine, ForwardEval, ForwardTrain, Input,
-    LayerNormBackward, LayerNormForward, MergeStats, Op, OptimizerStep, Regularize, Renormalize,
-    RenormalizeBackward, Request, Statistics, Stats,
+    LayerNormBackward, LayerNormForward, Mask, MergeStats, OneValue, Op, OptimizerStep, Regularize,
+    Renormalize, RenormalizeBackward, Request, Statistics, Stats,
 };
 use crate::{DType, Element, Error, Memory, Real, Result, Saved, Shape};
 
@@ -23,11 +24,6 @@ impl<M: Memory, G: Engine<Memory = M>, C: Collective<M>> Engine for Synced<G, C>
         if self.is_alone() {
             return self.engine.supports(shape, request);
         }
-        if request.mask && matches!(request.op, Op::ForwardTrain | Op::Backward) {
-            let reason = "of several ranks' parts: expected no mask, as a record has one count for all channels, \
-                          got one";
-            return Err(Error::Unsupported { engine: self.name(), reason: reason.into() });
-        }
         calls(request).try_for_each(|request| self.engine.supports(shape, request))
     }
     fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
@@ -41,7 +37,7 @@ impl<M: Memory, G: Engine<Memory = M>, C: Collective<M>> Engine for Synced<G, C>
         }
         let mut rooms = self.rooms.enter();
         let (memory, channels) = (self.memory(), shape.channels());
-        let room = self.room(&mut rooms, shape)?;
+        let room = self.room(&mut rooms, channels)?;
         match request.dtype {
             DType::F64 => room.sums::<f64>(memory, channels).map(drop),
             _ => room.sums::<f32>(memory, channels).map(drop),
@@ -65,6 +61,48 @@ impl<M: Memory, G: Engine<Memory = M>, C: Collective<M>> Engine for Synced<G, C>
         }
     }
 
+    fn merge_ranks(
+        &self,
+        call: Call,
+        own: Result<usize>,
+        record: M::ViewMut<'_, f64>,
+        one_value: OneValue,
+    ) -> Result<usize> {
+        if self.is_alone() {
+            return own;
+        }
+        self.merge_records(call, own, record, one_value)
+    }
+    fn gather_ranks(
+        &self,
+        call: Call,
+        own: Result<[usize; 2]>,
+        records: &mut M::Buf<f64>,
+        all: &mut M::Buf<f64>,
+    ) -> Result<Vec<[usize; 2]>> {
+        self.gather_groups(call, own, records, all)
+    }
+    fn reduce_ranks<P: Real>(
+        &self,
+        call: Call,
+        own: Result<()>,
+        sums: M::ViewMut<'_, P>,
+    ) -> Result<()> {
+        if self.is_alone() {
+            return own;
+        }
+        self.reduce_sums(call, own, sums)
+    }
+    fn masked_stats<E: Element>(
+        &self,
+        shape: &Shape,
+        x: M::View<'_, E>,
+        mask: Mask<'_, M>,
+        eps: f64,
+    ) -> Result<Vec<f64>> {
+        self.engine.masked_stats(shape, x, mask, eps)
+    }
+
     fn forward_train<E: Element>(
         &self,
         shape: &Shape,
@@ -73,21 +111,14 @@ impl<M: Memory, G: Engine<Memory = M>, C: Collective<M>> Engine for Synced<G, C>
         if self.is_alone() || args.alone {
             return self.engine.forward_train(shape, args);
         }
+        if let Some(mask) = args.mask.take() {
+            return self.forward_masked(shape, args, mask);
+        }
         let mut rooms = self.rooms.enter();
-        let flags = [
-            args.residual.is_some(),
-            args.weight.is_some(),
-            args.bias.is_some(),
-            args.running.is_some(),
-        ];
-        let call = Call::new(Op::ForwardTrain, E::DTYPE, shape.channels(), args.activation)
-            .eps(args.eps)
-            .flags(&flags)
-            .moves(args.running.as_ref(), args.one_value);
+        let call = Call::of_forward(shape.channels(), &args);
         let own = self.begin(&mut rooms, shape, &mut args);
-        let (room, parts) = self.agree(call, shape, own)?;
-        let values = parts.iter().fold(0usize, |all, part| all.saturating_add(*part));
-        check_values_per_channel("x", values, args.one_value)?;
+        let (room, parts) = self.agree(call, |_| shape.per_channel(), own)?;
+        check_values_per_channel("x", sum(&parts), args.one_value)?;
         self.merge(room, &parts, args.running, args.one_value)?;
         let statistics = Statistics::Record(M::view(&room.merged));
         let (x, y) = (Input::View(M::reborrow(&args.x)), M::reborrow_mut(&mut args.y));
@@ -119,10 +150,11 @@ impl<M: Memory, G: Engine<Memory = M>, C: Collective<M>> Engine for Synced<G, C>
         let (memory, channels) = (self.memory(), forward.shape.channels());
         let flags = [forward.residual, forward.weight, forward.bias, false, args.grad_x.is_some()];
         let call = Call::new(Op::Backward, E::DTYPE, channels, forward.activation).flags(&flags);
+        let call = call.mask(forward.mask);
         let own = self.check_backward(shape, &mut args);
-        let own = own.and_then(|()| self.room(&mut rooms, shape));
+        let own = own.and_then(|()| self.room(&mut rooms, channels));
         let own = own.and_then(|room| room.sums::<E::Acc>(memory, channels));
-        let (sums, _) = self.agree(call, shape, own)?;
+        let (sums, _) = self.agree(call, |_| 0, own)?;
         if args.grad_x.is_none() {
             return self.engine.backward(shape, args.reborrow()); // nothing flows through the statistics
         }
@@ -158,11 +190,6 @@ impl<M: Memory, G: Engine<Memory = M>, C: Collective<M>> Engine for Synced<G, C>
         saved: &mut [Saved<M, E::Acc>],
         factors: &[(f64, f64)],
     ) -> Result<()> {
-        if !self.is_alone() {
-            let reason =
-                "groups of a batch have statistics of their own: expected 1 rank, got several";
-            return Err(Error::Unsupported { engine: self.name(), reason: reason.into() });
-        }
         self.engine.forward_train_groups(groups, args, saved, factors)
     }
     fn backward_groups<E: Element>(&self, args: Backward<'_, M, E>) -> Result<()> {
@@ -230,9 +257,10 @@ fn calls(request: Request) -> impl Iterator<Item = Request> {
         Op::ForwardTrain => {
             let merge =
                 Request { running: request.running, ..plain(Op::MergeStats, of_parameters) };
-            let eval = Request { op: Op::ForwardEval, running: None, ..request };
+            let eval = Request { op: Op::ForwardEval, running: None, mask: false, ..request };
             let eval = eval.by_record(true).y_is_kept(false);
-            [Some(plain(Op::Stats, request.dtype)), Some(merge), Some(eval)]
+            let stats = plain(if request.mask { request.op } else { Op::Stats }, request.dtype);
+            [Some(stats.mask(request.mask)), Some(merge), Some(eval)]
         }
         Op::Backward => [Some(request.op(Op::BackwardEval).sums(true)), None, None],
         _ => [Some(request), None, None],

@@ -1,20 +1,21 @@
 //! Statistics that all parts of a batch have in common: any engine on every rank, and a collective.
 use super::{Backward, Engine, ForwardTrain, Input, MergeStats, OneValue, Running, Stats};
 use crate::{Element, Memory, Real, Result, Shape};
-use call::Call;
 use levels::Level;
-use room::{Room, Rooms};
-use std::collections::HashMap;
+use room::{Map, Room, Rooms};
 
 mod call;
 mod collective;
+mod common;
 mod engine;
 mod levels;
 #[cfg(feature = "nccl")]
 mod nccl;
+mod masked;
 mod room;
 mod threads;
 
+pub use call::Call;
 pub use collective::{Collective, Rank, Words};
 #[cfg(feature = "nccl")]
 pub use nccl::Nccl;
@@ -60,8 +61,8 @@ pub use threads::Threads;
 ///
 /// # Ranks that do not do the same
 /// Before a training forward or its backward the ranks exchange what they are about to do. If one has refused its
-/// arguments, or has another operation, dtype, number of channels, eps, epilogue or rule for the running
-/// statistics, no rank computes anything, and all of them return an error: the first its own, the others
+/// arguments, or has another operation, dtype, number of channels, eps, epilogue, rule of a mask, size of ghost
+/// batches or rule for the running statistics, or is alone with renormalization, no rank computes anything, and all of them return an error: the first its own, the others
 /// [`Error::Collective`]. A rank that does not come, because it has panicked, say, or skips the layer, is the same
 /// error at the collective's limit at the latest; one that is lost between that exchange and the end of a step on
 /// devices leaves undefined what the step was to write, as [`Error::Device`] does, and `Nccl` says where that shows. Which ranks ask for `grad_x` must be all or none.
@@ -84,18 +85,34 @@ pub use threads::Threads;
 /// # }
 /// ```
 ///
+/// # Masks, ghost batches, renormalization, lists
+/// | of a layer | on several ranks | what is exchanged besides |
+/// |---|---|---|
+/// | [`forward_masked`](crate::BatchNorm::forward_masked) | the values that count in all parts are one batch; a rank may have none | a record of four numbers of each channel instead of three, merged on the host: a device is waited for, and no graph captured |
+/// | [`Config::ghost`](crate::Config::ghost) | groups are of a rank's own rows, running statistics by all of them: see [`Ghost`](crate::Ghost) | a record of every group; nothing for the backward |
+/// | [`Config::renorm`](crate::Config::renorm) | r and d by the statistics of all parts, which all ranks keep alike; by a mask too | nothing |
+/// | [`forward_parts`](crate::BatchNorm::forward_parts) | the inputs of all ranks' lists are one batch, however many each has | nothing |
+///
 /// # What is refused, and what is local
-/// With more than one rank: a mask ([`Error::Unsupported`]), as a record has one count for all channels; ghost
-/// batches, renormalization and lists of inputs ([`Error::Invalid`]), which have statistics of their own; a
-/// backward of a backward ([`Error::Unsupported`]). [`stats`](Engine::stats) and
-/// [`merge_stats`](Engine::merge_stats) are of this rank, so
+/// With more than one rank a backward of a backward is [`Error::Unsupported`], before anything is exchanged.
+/// [`stats`](Engine::stats) and [`merge_stats`](Engine::merge_stats) are of this rank, so
 /// [`PopulationStatistics`](crate::PopulationStatistics) gathers what it is given; at the end its
 /// [record](crate::PopulationStatistics::to_record) goes through [`gather`](Self::gather), and each rank merges
-/// the others'.
+/// those of all:
+///
+/// ```
+/// # use batchnorm::{Collective, Engine, Memory, PopulationRule, PopulationStatistics, Result, Synced};
+/// # fn merge<M: Memory, G: Engine<Memory = M>, C: Collective<M>>(engine: &Synced<G, C>, own: &PopulationStatistics<M>, channels: usize) -> Result<PopulationStatistics<M>> {
+/// let (record, mut all) = (own.to_record()?, PopulationStatistics::new(engine, channels, own.rule())?);
+/// for record in engine.gather(&record)?.chunks(record.len()) {
+///     all.merge(engine, record)?;
+/// }
+/// # Ok(all)
+/// # }
+/// ```
 ///
 /// [`Error::Collective`]: crate::Error::Collective
 /// [`Error::Device`]: crate::Error::Device
-/// [`Error::Invalid`]: crate::Error::Invalid
 /// [`Error::Unsupported`]: crate::Error::Unsupported
 #[derive(Clone)]
 pub struct Synced<G: Engine, C> {
@@ -174,19 +191,10 @@ impl<M: Memory, G: Engine<Memory = M>, C: Collective<M>> Synced<G, C> {
     fn is_alone(&self) -> bool {
         self.collective.size() == 1
     }
-    /// Values per channel of every rank's part, where all make this call and none has refused it; otherwise this
-    /// rank's own error, or another's.
-    fn agree<T>(&self, call: Call, shape: &Shape, own: Result<T>) -> Result<(T, Vec<usize>)> {
-        let words = call.words(own.is_ok().then(|| shape.per_channel()));
-        let all = self.collective.exchange(words);
-        let own = own?;
-        Ok((own, call::agreed(self.collective.rank(), &all?)?))
-    }
-
     /// The check of a training forward, and the record of this rank's part.
     fn begin<'r, E: Element>(
         &self,
-        rooms: &'r mut HashMap<usize, Room<M>>,
+        rooms: &'r mut Map<M>,
         shape: &Shape,
         args: &mut ForwardTrain<'_, M, E>,
     ) -> Result<&'r mut Room<M>> {
@@ -197,18 +205,14 @@ impl<M: Memory, G: Engine<Memory = M>, C: Collective<M>> Synced<G, C> {
             mine.check(self.memory(), shape)?;
         }
         self.supports(shape, args.request())?;
-        let room = self.room(rooms, shape)?;
+        let room = self.room(rooms, shape.channels())?;
         let (x, record) = (M::reborrow(&args.x), M::view_mut(&mut room.record));
         self.engine.stats(shape, Stats::<M, E>::new(x, record))?;
         Ok(room)
     }
-    fn room<'r>(
-        &self,
-        rooms: &'r mut HashMap<usize, Room<M>>,
-        shape: &Shape,
-    ) -> Result<&'r mut Room<M>> {
+    fn room<'r>(&self, rooms: &'r mut Map<M>, channels: usize) -> Result<&'r mut Room<M>> {
         let steps = self.levels.iter().map(|level| level.ranks.size());
-        room::of(rooms, self.memory(), shape.channels(), steps)
+        room::of(rooms, self.memory(), channels, steps)
     }
 
     /// The record of all parts, of which each has so many values, and the running statistics by it.
@@ -262,6 +266,7 @@ impl<M: Memory, G: Engine<Memory = M>, C: Collective<M>> Synced<G, C> {
         };
         let mut part = Backward::<M, E>::new(args.saved, M::reborrow(&args.x), grad_y);
         part.residual = args.residual.as_ref().map(M::reborrow);
+        part.mask = args.mask.as_ref().map(M::reborrow);
         part.y = args.y.as_ref().map(M::reborrow);
         part.grad_weight = args.grad_weight.as_mut().map(M::reborrow_mut);
         part.grad_bias = args.grad_bias.as_mut().map(M::reborrow_mut);

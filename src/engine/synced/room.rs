@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// By number of channels what a step of so many needs. Whoever holds it is the one step that an engine is at, since
 /// ranks match calls by their order.
-pub(super) struct Rooms<M: Memory>(Arc<Mutex<HashMap<usize, Room<M>>>>);
+pub(super) struct Rooms<M: Memory>(Arc<Mutex<Map<M>>>);
+pub(super) type Map<M> = HashMap<usize, Room<M>>;
 
 /// What a step of so many channels needs: none of it is of a tensor's size.
 pub(super) struct Room<M: Memory> {
@@ -31,14 +32,14 @@ impl<M: Memory> Rooms<M> {
     pub fn new() -> Self {
         Self(Arc::new(Mutex::new(HashMap::new())))
     }
-    pub fn enter(&self) -> MutexGuard<'_, HashMap<usize, Room<M>>> {
+    pub fn enter(&self) -> MutexGuard<'_, Map<M>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// That of so many channels, where steps of gathering have so many ranks.
 pub(super) fn of<'r, M: Memory>(
-    rooms: &'r mut HashMap<usize, Room<M>>,
+    rooms: &'r mut Map<M>,
     memory: &M,
     channels: usize,
     steps: impl Iterator<Item = usize>,

@@ -3,13 +3,16 @@
 //! What [`stats`](super::stats) does, with a number of values beside every sum. Rows and blocks of which all
 //! values count are read as they are, those of which none does are not read, and in others what does not count has
 //! a distance of 0.
+use super::Cpu;
 use super::kernels::masked;
 use super::masked::Masked;
 use super::moments::{Merged, Moments, small_squares, wide_moments_of};
 use super::plan::{Plan, Tile};
 use super::simd::Simd;
-use crate::engine::{OneValue, Running};
-use crate::{AllMasked, Element, Host, Real, Shape};
+use super::tiles::{Slots, for_each_tile};
+use crate::engine::ops::MaskRules;
+use crate::engine::{Mask, OneValue, Running};
+use crate::{AllMasked, Element, Host, Real, Result, Shape};
 use std::ops::Range;
 
 mod columns;
@@ -158,6 +161,48 @@ fn merge_tiles<'s>(
         }
         all
     }
+}
+
+/// Means, their rests, biased variances and numbers of the values that count, length 4C.
+pub(super) fn stats<E: Element>(
+    cpu: &Cpu,
+    shape: &Shape,
+    x: &[E],
+    mask: &Mask<'_, Host>,
+) -> Result<Vec<f64>> {
+    let (simd, channels) = (cpu.simd()?, shape.channels());
+    let mut all = vec![0.0; 4 * channels];
+    if shape.is_empty() {
+        return Ok(all);
+    }
+    let plan = &Plan::new(shape, size_of::<E>(), 1);
+    // A count of its own is for whoever knows those of all parts.
+    let rules = MaskRules { count_eps: 0.0, all_masked: AllMasked::Keep, ..mask.rules() };
+    let given = Some((rules, mask.places));
+    Masked::with((cpu, simd), (shape, plan), given, x, None, |mask| {
+        let Some(mask) = mask else { return };
+        let slot_len = plan.slot_len() / 2 * 3;
+        let merged_len = Merged::FIELDS * plan.block_channels();
+        let slots_len = plan.tiles() * slot_len;
+        cpu.with_workspace(slots_len + merged_len, |workspace| {
+            let (slots, merged) = workspace.split_at_mut(slots_len);
+            for_each_tile(plan, false, &mut Slots::new(slots, slot_len), |tile, slot| {
+                moments(simd, plan, &tile, (x, mask), slot);
+            });
+            let of_blocks = slots.chunks_mut(slot_len * plan.tiles_per_block());
+            for (block, slots) in of_blocks.enumerate() {
+                // No invstd is wanted.
+                merge(simd, (shape, plan), block, (x, mask, 1.0), slots, merged);
+                let merged = Merged::new(merged, shape);
+                for (k, c) in plan.channels(block).enumerate() {
+                    let of_channel = Moments { count: mask.count(c), ..merged.get(k) };
+                    of_channel.write(&mut all, channels, c);
+                    all[3 * channels + c] = mask.count(c);
+                }
+            }
+        });
+    })?;
+    Ok(all)
 }
 
 /// Moves the running statistics, if there are any, by what [`merge`] has written.
