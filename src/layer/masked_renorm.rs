@@ -3,7 +3,7 @@ use super::renorm::Scratch;
 use super::{BatchNorm, Part, Renorm, RunningStats};
 use crate::{
     AllMasked, Element, Engine, Error, ForwardTrain, Mask, Memory, Op, Real, Request, Result,
-    Running, Saved, Variance,
+    Running, Saved, Shape, Variance,
 };
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
@@ -16,21 +16,17 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         whole: &mut Part<'_, M, E>,
         saved: &mut Saved<M, P>,
     ) -> Result<()> {
-        self.check_capture()?;
         let (shape, config, updates) = (whole.shape, self.affine.config, self.updates_running);
-        self.affine.check(&shape)?;
-        self.check_lengths()?;
-        if mask.last.is_some_and(|last| shape.inner() > 1 || last != shape.channels()) {
-            let reason = "with renormalization: expected one of positions, of which every channel has as many \
-                          values, got one without a last axis that is not the channels'";
-            return Err(Error::invalid("mask", reason));
-        }
+        self.or_decline(self.check_masked_renormalized(&shape, &mask))?;
         let Self { affine, running, renorm: scratch, .. } = self;
         let Some(running) = running else { return Ok(()) };
         let (engine, memory, channels) = (&affine.engine, affine.engine.memory(), affine.channels);
-        engine.supports(&shape, Request::new(Op::Renormalize, P::DTYPE))?;
-        let scratch = Scratch::of(scratch, memory, channels)?;
-        let mut factors = saved.take_factors(memory, channels)?;
+        let made = Scratch::of(scratch, memory, channels)
+            .and_then(|scratch| Ok((scratch, saved.take_factors(memory, channels)?)));
+        if made.is_err() {
+            engine.decline(Op::ForwardTrain);
+        }
+        let (scratch, mut factors) = made?;
 
         // A batch whose weight is 1 leaves its own statistics.
         let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
@@ -39,9 +35,16 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let own = Running::<M, P>::new(mean, var, 1.0).variance(Variance::Biased);
         (args.running, args.one_value) = (Some(own), config.one_value);
         args.residual = whole.residual.as_ref().map(M::reborrow);
+        // Of several ranks it leaves how many values count in all parts.
+        args.saved = Some(&mut *saved).filter(|_| engine.ranks() > 1);
         engine.forward_train(&shape, args)?;
-        let counts = memory.download(M::reborrow(&mask.places))?;
-        let count = counts.iter().filter(|byte| **byte != 0).count();
+        let count = match saved.counted().filter(|_| engine.ranks() > 1) {
+            Some(all) => memory.download(M::view(&all.counts))?.first().map_or(0, |n| *n as usize),
+            None => {
+                let counts = memory.download(M::reborrow(&mask.places))?;
+                counts.iter().filter(|byte| **byte != 0).count()
+            }
+        };
         let of = |buf: &M::Buf<P>| memory.download(M::view(buf));
         let widen = |values: Vec<P>| values.into_iter().map(|v| v.to_f64()).collect::<Vec<_>>();
         let (mut mean, mut var) = (widen(of(&scratch.scale)?), widen(of(&scratch.shift)?));
@@ -72,5 +75,17 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             RunningStats::count(running);
         }
         Ok(())
+    }
+
+    fn check_masked_renormalized(&self, shape: &Shape, mask: &Mask<'_, M>) -> Result<()> {
+        self.check_capture()?;
+        self.affine.check(shape)?;
+        self.check_lengths()?;
+        if mask.last.is_some_and(|last| shape.inner() > 1 || last != shape.channels()) {
+            let reason = "with renormalization: expected one of positions, of which every channel has as many \
+                          values, got one without a last axis that is not the channels'";
+            return Err(Error::invalid("mask", reason));
+        }
+        self.engine().supports(shape, Request::new(Op::Renormalize, P::DTYPE))
     }
 }

@@ -92,10 +92,16 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 return self.affine.by_batch(shape, x, residual, mask, y, false, None, saved, true);
             }
         }
-        self.check_ranks()?;
         let Config { ghost, renorm, .. } = self.affine.config;
         if mask.is_some() && ghost.is_some() {
-            return Err(Error::invalid("mask", "with ghost batches: expected no mask, got one"));
+            let reason = "with ghost batches: expected no mask, got one";
+            return self.or_decline(Err(Error::invalid("mask", reason)));
+        }
+        if let Some(ghost) = ghost.filter(|_| self.engine().ranks() > 1) {
+            let mut y = y;
+            let mut whole = Part::new(*shape, M::reborrow(&x), M::reborrow_mut(&mut y));
+            whole.residual = residual.as_ref().map(M::reborrow);
+            return self.forward_groups_of_ranks(ghost, &mut whole, saved);
         }
         if let Some(grouping) = self.grouping(shape)? {
             let mut y = y;
@@ -273,22 +279,6 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         self.affine.backward(saved, x, residual, None, None, grad_y, grad_x, grad_residual)
     }
 
-    /// Refuses what has statistics of its own where ranks have theirs in common.
-    pub(super) fn check_ranks(&self) -> Result<()> {
-        let Config { ghost, renorm, .. } = self.affine.config;
-        let ranks = self.engine().ranks();
-        let own = [("ghost", ghost.is_some()), ("renorm", renorm.is_some())];
-        match own.into_iter().find(|(_, is_there)| *is_there && ranks > 1) {
-            None => Ok(()),
-            Some((what, _)) => {
-                let reason = format!(
-                    "expected a layer without it where ranks have statistics in common, got one with it on {ranks} \
-                     ranks"
-                );
-                Err(Error::invalid(what, reason))
-            }
-        }
-    }
     /// What a training forward prepares before it calls the engine; other ranks learn of a refusal.
     pub(super) fn or_decline<T>(&self, prepared: Result<T>) -> Result<T> {
         if prepared.is_err() && self.training {

@@ -2,10 +2,12 @@
 use super::affine::{Affine, Given};
 use super::config::Python;
 use super::{BatchNorm, Config, Param, Part, PartGradients, RunningStats, copy, fill};
+use crate::engine::Call;
 use crate::memory::filled;
 use crate::{
-    DoubleBackward, Element, Engine, Error, Input, Memory, NonFinite, Op, Real, RenormClip,
-    RenormState, Renormalize, RenormalizeBackward, Request, Result, Saved, Shape, Stats,
+    DoubleBackward, Element, Engine, Error, Input, Memory, NonFinite, OneValue, Op, Real,
+    RenormClip, RenormState, Renormalize, RenormalizeBackward, Request, Result, Saved, Shape,
+    Stats,
 };
 use std::fmt;
 
@@ -221,6 +223,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let residual = whole.residual.as_ref().map(M::reborrow);
         let running = running.as_mut().filter(|_| updates);
         let mut args = affine.train(x, residual, None, y, running, None);
+        if affine.engine.ranks() > 1 {
+            args.one_value = OneValue::ZeroVariance; // one of many, maybe
+        }
         args.check(affine.engine.memory(), &shape)?;
         let eval = Request { op: Op::ForwardEval, running: None, ..args.request() };
         let of = |op, dtype| Request::new(op, dtype);
@@ -239,17 +244,32 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         whole: &mut Part<'_, M, E>,
         saved: &mut Saved<M, P>,
     ) -> Result<()> {
-        self.check_capture()?;
-        self.check_renormalized(whole)?;
+        let checked = self.check_capture().and_then(|()| self.check_renormalized(whole));
+        self.or_decline(checked)?;
         let (shape, config, updates) = (whole.shape, self.affine.config, self.updates_running);
         let Self { affine, running, renorm: scratch, .. } = self;
         let Some(running) = running else { return Ok(()) };
         let (engine, memory, channels) = (&affine.engine, affine.engine.memory(), affine.channels);
-        let scratch = Scratch::of(scratch, memory, channels)?;
-        let mut factors = saved.take_factors(memory, channels)?;
-
-        let (x, record) = (M::reborrow(&whole.x), M::view_mut(&mut scratch.record));
-        engine.stats(&shape, Stats::<M, E>::new(x, record))?;
+        let call = {
+            let residual = whole.residual.as_ref().map(M::reborrow);
+            let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
+            let tracked = Some(&mut *running).filter(|_| updates);
+            let args = affine.train(x, residual, None, y, tracked, None);
+            Call::of_forward(channels, &args).renorm()
+        };
+        let made = Scratch::of(scratch, memory, channels)
+            .and_then(|scratch| Ok((scratch, saved.take_factors(memory, channels)?)))
+            .and_then(|(scratch, factors)| {
+                let (x, record) = (M::reborrow(&whole.x), M::view_mut(&mut scratch.record));
+                engine.stats(&shape, Stats::<M, E>::new(x, record))?;
+                Ok((scratch, factors))
+            });
+        if made.is_err() {
+            engine.decline(Op::ForwardTrain);
+        }
+        let (scratch, mut factors) = made?;
+        let record = M::view_mut(&mut scratch.record);
+        let values = engine.merge_ranks(call, Ok(shape.per_channel()), record, config.one_value)?;
         affine.renormalize((renorm, updates), running, scratch, &mut factors)?;
         let x = Input::View(M::reborrow(&whole.x));
         let residual = whole.residual.as_ref().map(M::reborrow);
@@ -259,8 +279,11 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         args.weight = Some(M::view(&scratch.scale));
         args.bias = Some(M::view(&scratch.shift));
         engine.forward_eval(&shape, args)?;
+        if engine.ranks() > 1 {
+            saved.set_synced();
+        }
         saved.set_renormalized(factors, affine.weight.is_some(), affine.bias.is_some());
-        if updates && !(config.momentum.leaves_out_empty() && shape.is_empty()) {
+        if updates && !(config.momentum.leaves_out_empty() && values == 0) {
             running.count();
         }
         Ok(())
@@ -276,12 +299,16 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     ) -> Result<()> {
         let forward = saved.made()?.0;
         let (shape, channels): (Shape, _) = (forward.shape, self.affine.channels);
-        self.affine.check(&shape)?;
-        forward.check_parameters(self.weight().is_some(), self.bias().is_some())?;
+        let checked = self.affine.check(&shape).and_then(|()| {
+            forward.check_parameters(self.weight().is_some(), self.bias().is_some())?;
+            let request = Request::new(Op::RenormalizeBackward, P::DTYPE);
+            self.engine().supports(&shape, request)
+        });
+        self.affine.or_decline(saved, checked)?;
         let Self { affine, renorm: scratch, .. } = self;
         let (engine, memory) = (affine.engine.clone(), affine.engine.memory().clone());
-        engine.supports(&shape, Request::new(Op::RenormalizeBackward, P::DTYPE))?;
-        let Scratch { sums: [sum_g_xhat, sum_g], .. } = Scratch::of(scratch, &memory, channels)?;
+        let made = affine.or_decline(saved, Scratch::of(scratch, &memory, channels))?;
+        let Scratch { sums: [sum_g_xhat, sum_g], .. } = made;
         let wants = |param: &Option<Param<M, P>>| param.as_ref().is_some_and(|p| p.requires_grad);
         let (wants_weight, wants_bias) = (wants(&affine.weight), wants(&affine.bias));
         let mut args = whole.args(saved);

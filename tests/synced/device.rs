@@ -2,8 +2,9 @@
 use crate::support::cuda::on_device;
 use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use batchnorm::{
-    Backward, Collective, Cuda, Device, Element, Engine, ForwardTrain, Memory, Rank, Real, Result,
-    Saved, Shape, Synced, Words,
+    Backward, BatchNorm, Collective, Config, Cuda, Device, Element, Engine, Error, ForwardTrain,
+    Ghost, GhostUpdate, Input, Mask, Memory, Rank, Real, Renorm, Result, Saved, Shape, Synced,
+    Words,
 };
 
 /// Two ranks of which the other always has what this one has, all of it on the stream.
@@ -44,14 +45,7 @@ impl<M: Memory> Collective<M> for Twins {
 /// A graph can hold neither a copy to the host that is waited for nor memory made meanwhile.
 #[test]
 fn a_step_of_several_ranks_is_captured() {
-    let context = on_device(0).unwrap().stream().context().clone();
-    // SAFETY: everything here is on one stream.
-    #[allow(unsafe_code)]
-    unsafe {
-        context.disable_event_tracking()
-    };
-    let own = Cuda::on_stream(context.new_stream().unwrap()).unwrap();
-    let engine = Synced::new(&own, &Twins).unwrap();
+    let engine = twins();
     for rows in [1, 6] {
         captured::<f32>(&engine, rows);
         captured::<half::f16>(&engine, rows);
@@ -95,4 +89,81 @@ fn captured<E: Element>(engine: &Synced<Cuda, Twins>, rows: usize) {
     graph.launch().unwrap();
     assert_eq!(of(&on, &mean, &grad_x), right);
     assert!(right.0.iter().any(|v| v.to_f64() != 0.0));
+}
+
+/// Two ranks on a stream of their own, without events.
+fn twins() -> Synced<Cuda, Twins> {
+    let context = on_device(0).unwrap().stream().context().clone();
+    // SAFETY: everything here is on one stream.
+    #[allow(unsafe_code)]
+    unsafe {
+        context.disable_event_tracking()
+    };
+    let own = Cuda::on_stream(context.new_stream().unwrap()).unwrap();
+    Synced::new(&own, &Twins).unwrap()
+}
+
+/// Ghost batches and renormalization queue all that they do, too, and so do their backwards.
+#[test]
+fn a_step_in_groups_or_renormalized_is_captured() {
+    let config = Config::default();
+    let ghosts = [
+        Ghost::consecutive(2),
+        Ghost::consecutive(2).update(GhostUpdate::Average),
+        Ghost::strided(2),
+    ];
+    let configs = ghosts.map(|ghost| config.ghost(ghost)).into_iter();
+    for config in configs.chain([config.renorm(Renorm::default())]) {
+        let engine = twins();
+        let (on, shape) = (engine.memory().clone(), Shape::new(&[6, 5], 1).unwrap());
+        let values: Vec<f32> = (0..30).map(|i| (i * 7 % 17) as f32 / 4.0).collect();
+        let x = on.upload(&values).unwrap();
+        let mut bn = BatchNorm::<f32, _>::new(&engine, 5, config).unwrap();
+        let (mut y, mut grad_x) = (on.zeros::<f32>(30).unwrap(), on.zeros::<f32>(30).unwrap());
+        let mut saved = Saved::new();
+        let mut step = |bn: &mut BatchNorm<f32, _>| -> Result<()> {
+            bn.forward_into(&shape, x.as_view(), None, y.as_view_mut(), &mut saved)?;
+            let grad_y = Input::View(x.as_view());
+            bn.backward_into(&saved, x.as_view(), None, grad_y, Some(grad_x.as_view_mut()), None)
+        };
+        // The second one finds all memory made.
+        step(&mut bn).unwrap();
+        let mean = |bn: &BatchNorm<f32, Synced<Cuda, Twins>>| {
+            on.download(bn.running().unwrap().mean.as_view()).unwrap()
+        };
+        let once = mean(&bn);
+        let stream = engine.engine().stream().clone();
+        let thread = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        stream.begin_capture(thread).unwrap();
+        step(&mut bn).unwrap();
+        let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+        assert_eq!(mean(&bn), once, "{config:?}: nothing has run yet");
+        graph.launch().unwrap();
+        let twice = mean(&bn);
+        for (once, twice) in once.iter().zip(&twice) {
+            assert!((twice / once) > 1.3 && (twice / once) < 2.0, "{config:?}: {once}, {twice}");
+        }
+    }
+}
+
+/// What counts is read back, which a graph cannot hold: that is said, and nothing is captured.
+#[test]
+fn a_mask_of_several_ranks_is_not_captured() {
+    let engine = twins();
+    let (on, shape) = (engine.memory().clone(), Shape::new(&[4, 2], 1).unwrap());
+    let (x, places) = (on.upload(&[1f32; 8]).unwrap(), on.upload(&[1u8; 4]).unwrap());
+    let mut bn = BatchNorm::<f32, _>::new(&engine, 2, Config::default()).unwrap();
+    let (mut y, mut saved) = (on.zeros::<f32>(8).unwrap(), Saved::new());
+    let mut step = |bn: &mut BatchNorm<f32, _>| {
+        let (mask, y) = (Mask::new(places.as_view()), y.as_view_mut());
+        bn.forward_masked_into(&shape, x.as_view(), None, mask, y, &mut saved)
+    };
+    step(&mut bn).unwrap();
+    let stream = engine.engine().stream().clone();
+    let thread = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    stream.begin_capture(thread).unwrap();
+    let error = step(&mut bn).unwrap_err();
+    drop(stream.end_capture(CUgraphInstantiate_flags(0)));
+    assert!(matches!(error, Error::Invalid { what: "mask", .. }), "{error}");
+    step(&mut bn).unwrap();
 }

@@ -6,11 +6,13 @@ mod conformance; // engines x dtypes x shapes x epilogues x parts
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 mod device; // nothing is read back
 mod faults; // ranks that do not do the same, or are lost
+mod ghost; // groups of each rank's rows
 mod layers; // a layer on several ranks: evaluation, what is refused, gradients, populations
 #[cfg(all(feature = "nccl", target_os = "linux"))]
 mod nccl; // ranks on software devices, by the software NCCL
 #[cfg(all(feature = "nccl", target_os = "linux"))]
 mod nccl_faults; // ranks that NCCL loses
 mod masks; // statistics of the values that count
+mod renorm; // r and d by common statistics
 mod threads; // the collective by itself
 mod world; // ranks, and parts of a batch

@@ -83,7 +83,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let Some(shape) = saved.first().and_then(Saved::shape) else { return Ok(()) };
         self.groups.tiles(engine.memory(), 1, channels)?.begin_sums(&engine)?;
         self.groups.parts(engine.memory(), rows, channels)?;
-        let Scratch { parts: Some(shared), channels: Some(one) } = &mut self.groups else {
+        let Scratch { parts: Some(shared), channels: Some(one), .. } = &mut self.groups else {
             return Ok(());
         };
         shared.count(engine.memory(), rows * shape.per_channel())?;

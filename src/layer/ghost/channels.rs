@@ -109,7 +109,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         });
         args.saved = saved.open_groups(1).first_mut();
         let args = args.activation(config.activation).eps(config.eps).one_value(config.one_value);
-        engine.forward_train(&all, args)?;
+        engine.forward_train(&all, args.alone(true))?;
 
         let Some(running) = running.take() else { return Ok(()) };
         let keeps_var = config.one_value == OneValue::KeepVariance && all.per_channel() == 1;

@@ -33,10 +33,10 @@ pub(in crate::layer) fn present<T>(what: &'static str, part: Option<T>) -> Resul
 /// By which momentum each group moves the running statistics.
 pub(super) struct Updates {
     /// The weights of the batch in mean and variance, where the groups are averaged.
-    average: Option<(f64, f64)>,
-    groups: usize,
+    pub average: Option<(f64, f64)>,
+    pub groups: usize,
     /// The first so many have a variance.
-    vars: usize,
+    pub vars: usize,
 }
 
 impl Updates {
@@ -45,14 +45,19 @@ impl Updates {
     /// An average is made one group after the other: the last one weighs `factor / groups`, and so does each
     /// before it in the end, as those behind it leave `1 - factor * behind / groups` of it.
     fn momentum(&self, k: usize) -> Option<Momentum> {
-        let weight = |factor: f64, of: usize| {
+        self.momentum_of(k, k)
+    }
+    /// The same of a group that is the kth, and that of another number among those with a variance.
+    pub fn momentum_of(&self, k: usize, with_var: usize) -> Option<Momentum> {
+        let weight = |factor: f64, k: usize, of: usize| {
             if k >= of || factor == 0.0 {
                 return 0.0;
             }
             factor / (of as f64 - factor * (of - 1 - k) as f64)
         };
         let (mean, var) = self.average?;
-        Some(Momentum::Separate { mean: weight(mean, self.groups), var: weight(var, self.vars) })
+        let (mean, var) = (weight(mean, k, self.groups), weight(var, with_var, self.vars));
+        Some(Momentum::Separate { mean, var })
     }
 }
 
@@ -98,7 +103,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     }
 
     /// The check of everything, before anything is written: an engine checks one call at a time.
-    fn check_groups<E: Element<Acc = P>>(
+    pub(super) fn check_groups<E: Element<Acc = P>>(
         &mut self,
         grouping: Grouping,
         whole: &mut Part<'_, M, E>,

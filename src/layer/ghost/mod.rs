@@ -8,6 +8,7 @@ use std::fmt;
 mod backward;
 mod channels;
 mod forward;
+mod ranks;
 
 pub(super) use forward::{consecutive, present};
 
@@ -191,11 +192,13 @@ pub(super) struct Scratch<M: Memory, P: Real> {
     parts: Option<Shared<M, P>>,
     /// Of strided groups that are channels of one call.
     channels: Option<channels::Tiles<M, P>>,
+    /// Of groups on several ranks.
+    ranks: Option<ranks::Records<M>>,
 }
 
 impl<M: Memory, P: Real> Default for Scratch<M, P> {
     fn default() -> Self {
-        Self { parts: None, channels: None }
+        Self { parts: None, channels: None, ranks: None }
     }
 }
 
