@@ -12,6 +12,7 @@ mod layers; // a layer on several ranks: evaluation, what is refused, gradients,
 mod nccl; // ranks on software devices, by the software NCCL
 #[cfg(all(feature = "nccl", target_os = "linux"))]
 mod nccl_faults; // ranks that NCCL loses
+mod lists; // a list of inputs on each rank
 mod masks; // statistics of the values that count
 mod renorm; // r and d by common statistics
 mod threads; // the collective by itself

@@ -1,6 +1,7 @@
 //! The backward of a list: the sums over all parts, then each part by those.
-use super::{PartGradients, SavedParts};
-use crate::{BatchNorm, Element, Engine, Memory, Param, Real, Result};
+use super::{PartGradients, SavedParts, Shared};
+use crate::engine::Call;
+use crate::{Activation, BatchNorm, Element, Engine, Memory, Op, Param, Real, Result, Saved};
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// The gradient of each input of [`forward_parts`](Self::forward_parts), in new memory, from each input
@@ -63,14 +64,21 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         saved: &SavedParts<M, P>,
         lens: impl ExactSizeIterator<Item = [(&'static str, usize); K]>,
     ) -> Result<Vec<M::Buf<E>>> {
-        saved.check_len(lens.len())?;
-        let mut tensors = vec![];
-        for (saved, lens) in saved.parts.iter().zip(lens) {
-            let shape = saved.made()?.0.shape;
-            self.check_lens(&shape, &lens)?;
-            tensors.push(self.unwritten(&shape)?);
+        let made = || {
+            saved.check_len(lens.len())?;
+            let mut tensors = vec![];
+            for (saved, lens) in saved.parts.iter().zip(lens) {
+                let shape = saved.made()?.0.shape;
+                self.check_lens(&shape, &lens)?;
+                tensors.push(self.unwritten(&shape)?);
+            }
+            Ok(tensors)
+        };
+        let tensors = made();
+        if tensors.is_err() && saved.is_common {
+            self.engine().decline(Op::Backward);
         }
-        Ok(tensors)
+        tensors
     }
 
     /// As [`backward_parts`](Self::backward_parts) and [`backward_parts_add`](Self::backward_parts_add),
@@ -84,8 +92,57 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         saved: &mut SavedParts<M, P>,
         parts: &mut [PartGradients<'_, M, E>],
     ) -> Result<()> {
-        saved.check_len(parts.len())?;
         let engine = self.affine.engine.clone();
+        let (channels, is_common) = (self.affine.channels, saved.is_common);
+        let checked = self.check_part_gradients(saved, parts);
+        let checked = checked.and_then(|()| match &mut saved.shared {
+            Some(shared) if !saved.is_frozen => self.sum_parts(&saved.parts, parts, shared),
+            _ => Ok(()),
+        });
+        if checked.is_err() && is_common {
+            engine.decline(Op::Backward);
+        }
+        checked?;
+        let mut shared = saved.shared.as_mut().filter(|_| !saved.is_frozen);
+        if let Some(shared) = shared.as_mut().filter(|_| is_common) {
+            let forward = saved.parts.first().map(|saved| saved.forward()).transpose()?;
+            let activation = forward.map_or(Activation::Identity, |forward| forward.activation);
+            let call = Call::new(Op::Backward, E::DTYPE, channels, activation);
+            // Of the gradients that are asked for only those of x flow through what is in common.
+            let wants = parts.iter().any(|part| part.grad_x.is_some());
+            let residual = forward.is_some_and(|forward| forward.residual);
+            let (weight, bias) = (self.weight().is_some(), self.bias().is_some());
+            let call = call.flags(&[residual, weight, bias, false, wants]);
+            let total = shared.total(engine.memory());
+            if total.is_err() {
+                engine.decline(Op::Backward);
+            }
+            engine.reduce_ranks(call, Ok(()), M::view_mut(total?))?;
+        }
+        let both = [&mut self.affine.weight, &mut self.affine.bias];
+        let accumulate = Param::begin_backward(engine.memory(), both)?;
+        for (k, (saved, part)) in saved.parts.iter().zip(parts).enumerate() {
+            let mut args = part.args(saved).accumulate(accumulate || k > 0);
+            args.grad_weight = Param::wanted(&mut self.affine.weight);
+            args.grad_bias = Param::wanted(&mut self.affine.bias);
+            args.total_sums = shared.as_ref().map(|shared| match &shared.total {
+                Some(total) if is_common => M::view(total),
+                _ => M::view(&shared.sums),
+            });
+            engine.backward(&saved.made()?.0.shape, args)?;
+        }
+        Param::end_backward([&mut self.affine.weight, &mut self.affine.bias]);
+        Ok(())
+    }
+
+    /// The check of everything, before anything is written: an engine checks one part at a time.
+    fn check_part_gradients<E: Element<Acc = P>>(
+        &self,
+        saved: &SavedParts<M, P>,
+        parts: &mut [PartGradients<'_, M, E>],
+    ) -> Result<()> {
+        saved.check_len(parts.len())?;
+        let engine = self.engine();
         for (saved, part) in saved.parts.iter().zip(parts.iter_mut()) {
             let forward = saved.made()?.0;
             self.affine.check(&forward.shape)?;
@@ -94,31 +151,27 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             args.check_on(engine.memory(), &forward.shape)?;
             engine.supports(&forward.shape, args.request()?)?;
         }
+        Ok(())
+    }
+    /// The sums over this list.
+    fn sum_parts<E: Element<Acc = P>>(
+        &self,
+        saved: &[Saved<M, P>],
+        parts: &[PartGradients<'_, M, E>],
+        shared: &mut Shared<M, P>,
+    ) -> Result<()> {
         let channels = self.affine.channels;
-        let mut shared = saved.shared.as_mut().filter(|_| !saved.is_frozen);
-        if let Some(shared) = &mut shared {
-            for (k, (saved, part)) in saved.parts.iter().zip(parts.iter()).enumerate() {
-                let mut sums = M::view_mut(&mut shared.sums);
-                let mut sums = M::split_at_mut(&mut sums, channels);
-                let Some(args) = part.sums(saved) else { continue };
-                let mut args = args.accumulate(k > 0);
-                if let Some((sum_g, rest)) = &mut sums {
-                    args.grad_bias = Some(M::reborrow_mut(sum_g));
-                    args.grad_weight = M::slice_mut(rest, 0..channels);
-                }
-                engine.backward(&saved.made()?.0.shape, args)?;
+        for (k, (saved, part)) in saved.iter().zip(parts).enumerate() {
+            let mut sums = M::view_mut(&mut shared.sums);
+            let mut sums = M::split_at_mut(&mut sums, channels);
+            let Some(args) = part.sums(saved) else { continue };
+            let mut args = args.accumulate(k > 0);
+            if let Some((sum_g, rest)) = &mut sums {
+                args.grad_bias = Some(M::reborrow_mut(sum_g));
+                args.grad_weight = M::slice_mut(rest, 0..channels);
             }
+            self.engine().backward(&saved.made()?.0.shape, args)?;
         }
-        let both = [&mut self.affine.weight, &mut self.affine.bias];
-        let accumulate = Param::begin_backward(engine.memory(), both)?;
-        for (k, (saved, part)) in saved.parts.iter().zip(parts).enumerate() {
-            let mut args = part.args(saved).accumulate(accumulate || k > 0);
-            args.grad_weight = Param::wanted(&mut self.affine.weight);
-            args.grad_bias = Param::wanted(&mut self.affine.bias);
-            args.total_sums = shared.as_ref().map(|shared| M::view(&shared.sums));
-            engine.backward(&saved.made()?.0.shape, args)?;
-        }
-        Param::end_backward([&mut self.affine.weight, &mut self.affine.bias]);
         Ok(())
     }
 }

@@ -110,6 +110,8 @@ pub struct SavedParts<M: Memory, P: Real> {
     shared: Option<Shared<M, P>>,
     /// Whether the last forward was by running statistics.
     is_frozen: bool,
+    /// Whether it was by statistics in common with other ranks' lists.
+    is_common: bool,
 }
 
 /// What the parts of a list have in common. None of it is of a tensor's size.
@@ -120,6 +122,8 @@ pub(in crate::layer) struct Shared<M: Memory, P: Real> {
     pub merged: M::Buf<f64>,
     /// In a backward the sums of g and of g * xhat over all parts; then `per_channel`. Length 2C + 1.
     pub sums: M::Buf<P>,
+    /// The same over the lists of all ranks, where there are several. Length 2C + 1.
+    total: Option<M::Buf<P>>,
     /// Values per channel in all of them.
     per_channel: usize,
     /// k and C.
@@ -141,7 +145,7 @@ impl<M: Memory, P: Real> Default for SavedParts<M, P> {
 impl<M: Memory, P: Real> SavedParts<M, P> {
     /// Of no forward yet.
     pub fn new() -> Self {
-        Self { parts: vec![], shared: None, is_frozen: false }
+        Self { parts: vec![], shared: None, is_frozen: false, is_common: false }
     }
     /// Number of parts.
     pub fn len(&self) -> usize {
@@ -169,7 +173,7 @@ impl<M: Memory, P: Real> Shared<M, P> {
         let len = 3 * channels + 1;
         let (records, merged) = (memory.zeros(len.saturating_mul(parts))?, memory.zeros(len)?);
         let sums = memory.upload(&filled(2 * channels + 1, P::from_f64(0.0))?)?;
-        Ok(Self { records, merged, sums, per_channel: 0, made_for })
+        Ok(Self { records, merged, sums, total: None, per_channel: 0, made_for })
     }
     /// From now on of so many values per channel.
     pub fn count(&mut self, memory: &M, per_channel: usize) -> Result<()> {
@@ -181,6 +185,16 @@ impl<M: Memory, P: Real> Shared<M, P> {
             self.per_channel = per_channel;
         }
         Ok(())
+    }
+    /// The sums again, to be added up over all ranks.
+    fn total(&mut self, memory: &M) -> Result<&mut M::Buf<P>> {
+        let total = match self.total.take() {
+            Some(total) => total,
+            None => memory.zeros(2 * self.made_for.1 + 1)?,
+        };
+        let total = self.total.insert(total);
+        memory.copy(M::view(&self.sums), M::view_mut(total))?;
+        Ok(total)
     }
     pub fn merge(&mut self, one_value: OneValue) -> MergeStats<'_, M, P> {
         let args = MergeStats::new(M::view(&self.records), M::view_mut(&mut self.merged));
