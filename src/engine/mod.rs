@@ -60,9 +60,9 @@ pub use renorm::RenormClip;
 pub use saved::Saved;
 pub use saved_given::GivenStatistics;
 pub(crate) use saved_groups::Grouping;
+pub(crate) use synced::Call;
 #[cfg(feature = "nccl")]
 pub use synced::Nccl;
-pub(crate) use synced::Call;
 pub use synced::{Collective, Rank, Synced, Threads, Words};
 
 /// An algorithm for batch normalization on one kind of memory. A cheap handle: clones share one

@@ -8,12 +8,12 @@ mod device; // nothing is read back
 mod faults; // ranks that do not do the same, or are lost
 mod ghost; // groups of each rank's rows
 mod layers; // a layer on several ranks: evaluation, what is refused, gradients, populations
+mod lists; // a list of inputs on each rank
+mod masks; // statistics of the values that count
 #[cfg(all(feature = "nccl", target_os = "linux"))]
 mod nccl; // ranks on software devices, by the software NCCL
 #[cfg(all(feature = "nccl", target_os = "linux"))]
 mod nccl_faults; // ranks that NCCL loses
-mod lists; // a list of inputs on each rank
-mod masks; // statistics of the values that count
 mod renorm; // r and d by common statistics
 mod threads; // the collective by itself
 mod world; // ranks, and parts of a batch

@@ -9,9 +9,9 @@ mod collective;
 mod common;
 mod engine;
 mod levels;
+mod masked;
 #[cfg(feature = "nccl")]
 mod nccl;
-mod masked;
 mod room;
 mod threads;
 
