@@ -1,7 +1,7 @@
 //! Batches of few rows of a value per channel, as ghost batches of N x C are: a group of channels goes through all
 //! steps at once, its sums, moments and coefficients in registers. The arithmetic is that of the loops over blocks,
-//! in their order, so that the bits are theirs. Steps in groups of 32 rows of 64 channels take a third of the time of
-//! those loops, in groups of 4 rows a quarter.
+//! in their order, so that the bits are theirs. Steps in groups of 4 and of 32 rows of 64 channels take a
+//! third of the time of those loops.
 use super::super::simd::{GROUP, Simd};
 use super::super::table::{Lanes, finite};
 use super::convert;
