@@ -34,11 +34,14 @@ for module in $modules; do
 done
 
 # candle-kernels without nvcc: the texts that were compiled above, and functions that end the program.
-stub=$target/candle-softcuda
-rm -rf "$stub"
-mkdir -p "$stub"
-cp -rp "$source" "$stub/candle-kernels"
-chmod -R u+w "$stub"
+# What has been written before stays as it is, so that cargo has nothing to do again.
+stub=$target/candle-softcuda/$(basename "$source")
+if [ ! -d "$stub/candle-kernels" ]; then
+    mkdir -p "$stub"
+    cp -r "$source" "$stub/new"
+    chmod -R u+w "$stub/new"
+    mv "$stub/new" "$stub/candle-kernels"
+fi
 sed -n 's/.*pub fn \([a-zA-Z0-9_]*\)(.*/\1/p' "$source/src/ffi.rs" >"$stub/functions"
 {
     printf '#include <stdio.h>\n#include <stdlib.h>\n'
@@ -50,7 +53,13 @@ python3 - "$stub" "$ptx" <<'PYTHON'
 import pathlib, re, sys
 stub, ptx = map(pathlib.Path, sys.argv[1:])
 crate = stub / "candle-kernels"
-(crate / "build.rs").write_text(f"""fn main() {{
+
+def write(name, text):
+    if (crate / name).read_text() != text:
+        (crate / name).write_text(text)
+
+write("build.rs", f"""fn main() {{
+    println!("cargo:rerun-if-changed={ptx}");
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR").unwrap());
     for file in std::fs::read_dir("{ptx}").unwrap() {{
         let file = file.unwrap();
@@ -62,7 +71,8 @@ crate = stub / "candle-kernels"
 }}
 """)
 manifest = (crate / "Cargo.toml").read_text()
-(crate / "Cargo.toml").write_text(re.sub(r"\[build-dependencies\.cudaforge\][^\[]*", "", manifest) + "\n[workspace]\n")
+if "[workspace]" not in manifest:
+    write("Cargo.toml", re.sub(r"\[build-dependencies\.cudaforge\][^\[]*", "", manifest) + "\n[workspace]\n")
 PYTHON
 
 cargo=(--features batchnorm-candle/cuda --config "patch.crates-io.candle-kernels.path = '$stub/candle-kernels'")
