@@ -104,7 +104,9 @@ fn few_rows_have_the_bits_of_calls<G: Engine>(engine: &G) {
             let more = [(Activation::Identity, true), (Activation::Relu, true)];
             for (n, (activation, residual)) in variants.into_iter().chain(more).enumerate() {
                 let config = Config::default().activation(activation).eps(1e-3);
-                let config = config.weight((k + n + first) % 3 > 0).bias((k + n) % 4 > 0);
+                let config = config
+                    .weight(!(k + n + first).is_multiple_of(3))
+                    .bias(!(k + n).is_multiple_of(4));
                 let r = numbers(if residual { len } else { 0 }, 3);
                 beside_calls(engine, case, config, [numbers::<E>(len, 1), numbers(len, 2), r]);
             }

@@ -39,7 +39,7 @@ enum Pattern {
 fn masked(shape: &Shape, last: Option<usize>, pattern: Pattern, keras: bool) -> Masked {
     let len = last.map_or(shape.per_channel(), |last| shape.len() / last);
     let place = |i: usize| match pattern {
-        Pattern::Some => u8::from(i * 7 % 3 > 0),
+        Pattern::Some => u8::from(!(i * 7).is_multiple_of(3)),
         Pattern::FirstHalf => u8::from(2 * i < len),
         Pattern::One => u8::from(i == len / 3),
         Pattern::All => 1,

@@ -39,7 +39,7 @@ pub(super) fn forward_train<E: Element>(
     let is_plain = takes == Derivative::One || takes == Derivative::FromX && relu;
     let is_served =
         is_served::<E>(shape) && is_plain && is_len(common.weight) && is_len(common.bias);
-    if !is_served || !(common.eps >= 0.0) {
+    if !is_served || common.eps.is_nan() || common.eps < 0.0 {
         return Ok(false);
     }
     // Where results lie does not matter to what is saved.
@@ -52,7 +52,7 @@ pub(super) fn forward_train<E: Element>(
     kernel::Forward {
         x,
         residual: *residual,
-        y: &mut **y,
+        y,
         weight: common.weight,
         bias: common.bias,
         eps: common.eps,
@@ -92,7 +92,7 @@ pub(super) fn backward<E: Element>(
     kernel::Backward {
         x: group.x,
         grad_y,
-        grad_x: &mut **grad_x,
+        grad_x,
         saved: [mean, mean_rest, invstd, weight, bias],
         relu,
         sums: [&mut *sums, &mut *products],

@@ -98,7 +98,7 @@ fn channel<'x, E: Element>(
     let with_ahead = |r: usize| (run(r), ahead(r));
     let few = match len >= SEGMENT {
         true => segment(simd, base, first, 0..1, |_| (&run(0)[..FIRST_VALUES], run(0).as_ptr())),
-        false => segment(simd, base, first, 0..together.min(runs).div_ceil(4), &with_ahead),
+        false => segment(simd, base, first, 0..together.min(runs).div_ceil(4), with_ahead),
     };
     let mut all = Moments { base, offset: few.offset, ..Moments::default() };
     let pivot = |all: &Moments| E::Acc::from_f64(all.mean());
@@ -113,7 +113,7 @@ fn channel<'x, E: Element>(
     } else {
         for first in (0..runs).step_by(together) {
             let some = first..runs.min(first + together);
-            all.append(segment(simd, base, pivot(&all), some, &with_ahead));
+            all.append(segment(simd, base, pivot(&all), some, with_ahead));
         }
     }
     all

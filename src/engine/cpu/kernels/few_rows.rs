@@ -153,10 +153,10 @@ impl<E: Element> Forward<'_, E> {
             to_invstd[l] = E::Acc::from_f64(invstd[l]);
         }
         let (mean, rest, invstd) = (*to_mean, *to_rest, *to_invstd);
-        let weight = match self.weight {
-            Some(weight) => Some(*group(weight, c)),
-            None => None,
-        };
+        let weight = self.weight.map(
+            #[inline(always)]
+            |weight| *group(weight, c),
+        );
         let bias = match self.bias {
             Some(bias) => *group(bias, c),
             None => [E::Acc::default(); GROUP],
