@@ -1,4 +1,5 @@
 //! On a device a step of several ranks is queued: nothing is read back, and nothing is made, once a step has been.
+use crate::gate::{capturing, making};
 use crate::support::cuda::on_device;
 use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use batchnorm::{
@@ -74,9 +75,11 @@ fn captured<E: Element>(engine: &Synced<Cuda, Twins>, rows: usize) {
     };
     step().unwrap();
     let stream = engine.engine().stream().clone();
+    let pass = capturing();
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
     step().unwrap();
     let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+    drop(pass);
     let of = |on: &Device, mean: &_, grad_x: &_| {
         (
             on.download(Device::view::<E::Acc>(mean)).unwrap(),
@@ -93,6 +96,7 @@ fn captured<E: Element>(engine: &Synced<Cuda, Twins>, rows: usize) {
 
 /// Two ranks on a stream of their own, without events.
 fn twins() -> Synced<Cuda, Twins> {
+    let _making = making();
     let context = on_device(0).unwrap().stream().context().clone();
     // SAFETY: everything here is on one stream.
     #[allow(unsafe_code)]
@@ -134,9 +138,11 @@ fn a_step_in_groups_or_renormalized_is_captured() {
         let once = mean(&bn);
         let stream = engine.engine().stream().clone();
         let thread = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let pass = capturing();
         stream.begin_capture(thread).unwrap();
         step(&mut bn).unwrap();
         let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+        drop(pass);
         assert_eq!(mean(&bn), once, "{config:?}: nothing has run yet");
         graph.launch().unwrap();
         let twice = mean(&bn);
@@ -161,9 +167,11 @@ fn a_mask_of_several_ranks_is_not_captured() {
     step(&mut bn).unwrap();
     let stream = engine.engine().stream().clone();
     let thread = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    let pass = capturing();
     stream.begin_capture(thread).unwrap();
     let error = step(&mut bn).unwrap_err();
     drop(stream.end_capture(CUgraphInstantiate_flags(0)));
+    drop(pass);
     assert!(matches!(error, Error::Invalid { what: "mask", .. }), "{error}");
     step(&mut bn).unwrap();
 }

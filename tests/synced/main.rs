@@ -6,6 +6,8 @@ mod conformance; // engines x dtypes x shapes x epilogues x parts
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 mod device; // nothing is read back
 mod faults; // ranks that do not do the same, or are lost
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+mod gate; // captures, and engines that are made meanwhile
 mod ghost; // groups of each rank's rows
 mod layers; // a layer on several ranks: evaluation, what is refused, gradients, populations
 mod lists; // a list of inputs on each rank

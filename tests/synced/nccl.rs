@@ -1,5 +1,6 @@
 //! Ranks on several software devices, by the software NCCL: what passes is plumbing, order, sizes, streams and graphs.
 use crate::conformance::{Step, judge_steps, step};
+use crate::gate::{capturing, making};
 use crate::support::cuda::{is_real, on_device};
 use crate::support::run::{Epilogue, Inputs};
 use crate::support::shapes::cases;
@@ -28,6 +29,7 @@ const DEVICES: [&str; 4] = ["sm_90", "sm_80", "sm_75", "no pools"];
 
 /// The engine of a rank, on a stream of its own.
 pub fn of_rank(rank: usize) -> Cuda {
+    let _making = making();
     on_device(softcuda::ordinal(DEVICES[rank]).expect("a profile")).expect("a device")
 }
 
@@ -214,9 +216,11 @@ fn captured<E: Element>(rows: [usize; 3]) {
         };
         step().unwrap();
         engine.collective().wait(LONG).unwrap();
+        let pass = capturing();
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
         step().unwrap();
         let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+        drop(pass);
         let of = |mean: &_, var: &_, grad_x: &_| {
             let wide = |v: Vec<E::Acc>| v.iter().map(|v| v.to_f64().to_bits()).collect::<Vec<_>>();
             let running =

@@ -37,6 +37,7 @@ impl OfRanks for batchnorm::Cuda {
                 .map(|_| softcuda::ordinal(name).expect("a profile"))
                 .map_or_else(|_| on_device(0), on_device),
         };
+        let _making = crate::gate::making();
         let make = || ["sm_90", "sm_80", "sm_75", "sm_90"].map(|name| on(name).expect(name));
         RANKS.get_or_init(|| make().into())[..ranks].to_vec()
     }
