@@ -26,6 +26,9 @@ pub mod conventions {}
 #[doc = include_str!("docs/integrations.md")]
 pub mod integrations {}
 
+#[doc = include_str!("docs/scaling.md")]
+pub mod scaling {}
+
 #[cfg(feature = "cuda")]
 pub use cudarc; // its streams and slices are what `Cuda` works on
 

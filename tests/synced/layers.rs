@@ -3,7 +3,7 @@ use crate::support::run::{self, Epilogue, Inputs, Mode, SavedOn, Want, same_bits
 use crate::support::shapes::SMALL;
 use crate::world::{LONG, OfRanks, on_engines, on_ranks, on_ranks_in_steps, parts};
 use batchnorm::{
-    Activation, Backward, BatchNorm, Collective, Config, Cpu, Engine, Error, Ghost,
+    Activation, Backward, BatchNorm, Collective, Config, Cpu, Element, Engine, Error, Ghost,
     GivenStatistics, Host, Input, Memory, PopulationRule, PopulationStatistics, Real, Reference,
     Result, Saved, Shape, Synced, Threads, Words,
 };
@@ -186,7 +186,19 @@ fn a_population_is_gathered_by_all<G: OfRanks>() {
 #[derive(Debug, Clone)]
 struct Counting {
     threads: Threads,
+    /// Exchanges, gathers and reductions.
     calls: Arc<[AtomicUsize; 3]>,
+    /// That are given to gathers, got from them, and reduced.
+    bytes: Arc<[AtomicUsize; 3]>,
+}
+
+impl Counting {
+    fn add(&self, call: usize, bytes: &[(usize, usize)]) {
+        self.calls[call].fetch_add(1, Ordering::Relaxed);
+        for (of, bytes) in bytes {
+            self.bytes[*of].fetch_add(*bytes, Ordering::Relaxed);
+        }
+    }
 }
 
 impl batchnorm::Rank for Counting {
@@ -197,36 +209,38 @@ impl batchnorm::Rank for Counting {
         self.threads.size()
     }
     fn exchange(&self, mine: Words) -> Result<Vec<Words>> {
-        self.calls[0].fetch_add(1, Ordering::Relaxed);
+        self.add(0, &[]);
         self.threads.exchange(mine)
     }
     fn split(&self, color: usize) -> Result<Self> {
-        Ok(Self { threads: self.threads.split(color)?, calls: self.calls.clone() })
+        Ok(Self { threads: self.threads.split(color)?, ..self.clone() })
     }
 }
 impl Collective<Host> for Counting {
     fn all_gather(&self, on: &Host, part: &[f64], all: &mut [f64]) -> Result<()> {
-        self.calls[1].fetch_add(1, Ordering::Relaxed);
+        self.add(1, &[(0, size_of_val(part)), (1, size_of_val(all))]);
         self.threads.all_gather(on, part, all)
     }
     fn all_reduce<P: Real>(&self, on: &Host, sums: &mut [P]) -> Result<()> {
-        self.calls[2].fetch_add(1, Ordering::Relaxed);
+        self.add(2, &[(2, size_of_val(sums))]);
         self.threads.all_reduce(on, sums)
     }
 }
 
-/// On every rank: an exchange before each of the two, a gather for the forward, a reduction for the gradient of x.
+/// On every rank: an exchange before each of the two, a gather for each step of the forward, a reduction for the
+/// gradient of x; and the bytes that the page `scaling` has.
 #[test]
-fn a_step_is_two_exchanges_a_gather_and_a_reduction() {
-    for (ranks, expected) in [(1, [0, 0, 0]), (2, [4, 2, 2]), (3, [6, 3, 3])] {
-        let calls = Arc::new([const { AtomicUsize::new(0) }; 3]);
-        let inputs = Inputs::<f32>::new(&SMALL.shape(), Epilogue::FULL, 23);
+fn a_step_is_two_exchanges_gathers_and_a_reduction() {
+    fn step<E: Element>(ranks: usize, at_once: usize) -> [[usize; 3]; 2] {
+        let zeros = || Arc::new([const { AtomicUsize::new(0) }; 3]);
+        let (calls, bytes) = (zeros(), zeros());
+        let inputs = Inputs::<E>::new(&SMALL.shape(), Epilogue::FULL, 23);
         std::thread::scope(|scope| {
             for threads in Threads::new(ranks, LONG) {
-                let (calls, inputs) = (calls.clone(), &inputs);
+                let counting = Counting { threads, calls: calls.clone(), bytes: bytes.clone() };
+                let inputs = &inputs;
                 scope.spawn(move || {
-                    let counting = Counting { threads, calls };
-                    let engine = Synced::new(&Cpu::default(), &counting).unwrap();
+                    let engine = Synced::in_steps(&Cpu::default(), &counting, at_once).unwrap();
                     let mut saved = Saved::new();
                     let mode = Mode::Train(Some(0.1));
                     run::forward(&engine, inputs, mode, Some(&mut saved)).unwrap();
@@ -235,8 +249,20 @@ fn a_step_is_two_exchanges_a_gather_and_a_reduction() {
                 });
             }
         });
-        let counted = calls.each_ref().map(|count| count.load(Ordering::Relaxed));
-        assert_eq!(counted, expected, "{ranks} ranks");
+        [calls, bytes].map(|all| all.each_ref().map(|count| count.load(Ordering::Relaxed)))
+    }
+    let channels = SMALL.shape().channels();
+    let record = 24 * channels + 8;
+    // Ranks, as many as gather at once, steps of that.
+    for (ranks, at_once, steps) in [(1, 16, 0), (2, 16, 1), (3, 16, 1), (4, 2, 2), (8, 2, 3)] {
+        let [calls, bytes] = step::<f32>(ranks, at_once);
+        let each = usize::from(ranks > 1);
+        assert_eq!(calls, [2 * each * ranks, steps * ranks, each * ranks], "{ranks} ranks");
+        let given = steps * ranks * record;
+        let sums = each * ranks * (8 * channels + 4);
+        assert_eq!(bytes, [given, given * at_once.min(ranks), sums], "{ranks} ranks");
+        let of_f64 = step::<f64>(ranks, at_once)[1];
+        assert_eq!(of_f64, [given, given * at_once.min(ranks), 2 * sums], "{ranks} ranks, f64");
     }
 }
 

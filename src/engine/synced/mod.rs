@@ -54,7 +54,8 @@ pub use threads::Threads;
 /// at once, more ranks in steps of at most 16 neighbours ([`explain`](Self::explain) says which). On a device all of
 /// it is queued, and nothing is read back; [`Threads`] and MPI wait for the device then, `Nccl` (feature `nccl`) does
 /// not. One rank alone is the engine itself, at its cost: elsewhere a forward
-/// reads x twice, and a backward x and the gradient of y twice.
+/// reads x twice, and a backward x and the gradient of y twice. Messages and bytes of a step, and what they should
+/// take on thousands of GPUs, are on the page [`scaling`](crate::scaling).
 ///
 /// Evaluation communicates nothing, so that one rank may do it for all. That holds for layers without
 /// running statistics too, which evaluate by the statistics of the rank's own tensor, as PyTorch's do.
