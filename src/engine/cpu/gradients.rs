@@ -121,7 +121,7 @@ fn sums_of_runs<E: Element>(
     let Read { simd, plan, gate, .. } = *read;
     let run = plan.inner().min(tile.cols.len());
     // The next row's run, where it is short: what fetches ahead by itself begins anew with every run, which
-    // has taken a quarter of the time. Of a long one, the next block.
+    // has taken a fifth of the time. Of a long one, the next block.
     let ahead = if run < SEGMENT { plan.width } else { BLOCK };
     let mut gated: Scratch<E> = Scratch::new();
     let (mut strip, mut staged) = (Strip::new(), Staged::new());

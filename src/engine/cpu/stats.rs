@@ -74,7 +74,7 @@ pub(super) fn moments<E: Element>(simd: Simd, plan: &Plan, tile: &Tile, x: &[E],
         let rows = tile.rows.len();
         let run_of = |r: usize| &x[at(tile.rows.start + r)..][..run];
         // The same run of the next row, far away, where nothing would have been fetched before the loop gets
-        // there (a fifth to a third of a forward); of the last row, the next run of the first.
+        // there (a fifth of a forward); of the last row, the next run of the first.
         let ahead = |r: usize| match r + 1 < rows {
             true => run_of(r).as_ptr().wrapping_add(plan.width),
             false => run_of(0).as_ptr().wrapping_add(run),
