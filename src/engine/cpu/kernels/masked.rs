@@ -233,10 +233,8 @@ pub fn totals_of_runs<A: Real>(simd: Simd, values: &[A], run: usize, totals: &mu
                         lanes[l] += group[l].to_f64();
                     }
                 }
-                for (lane, v) in lanes.iter_mut().zip(rest) {
-                    *lane += v.to_f64();
-                }
-                *total = lanes.iter().sum();
+                // Apart, as lanes of which some are added to go through memory.
+                *total = rest.iter().fold(lanes.iter().sum(), |total, v| total + v.to_f64());
             }
         },
     );
