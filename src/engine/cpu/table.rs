@@ -296,15 +296,6 @@ impl<A: Real> Strip<A> {
         #[inline(always)]
         move |i| [mean[i], scale[i], bias[i], mean_g[i], slope[i]]
     }
-    /// The forward's coefficients of the `i`th group, by lane.
-    #[inline(always)]
-    pub fn forward_group(&self, i: usize) -> impl Fn(usize) -> Coef<A> {
-        let group = |field: &[A; PLACES]| field[self.first..].as_chunks::<GROUP>().0[i];
-        let [mean, scale, bias, ..] = &self.fields;
-        let (mean, scale, bias) = (group(mean), group(scale), group(bias));
-        #[inline(always)]
-        move |l| Coef { mean: mean[l], scale: scale[l], bias: bias[l], ..Coef::default() }
-    }
 }
 
 /// Coefficients of a group of values.

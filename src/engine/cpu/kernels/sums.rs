@@ -1,6 +1,6 @@
 //! Reductions: sums over runs, in lanes, and over columns, row by row.
 use super::super::simd::{BLOCK, GROUP, LINE, Simd, prefetch};
-use super::super::table::{Coef, Strip};
+use super::super::table::{Coef, Lanes as OfLanes, Strip};
 use super::elementwise::gate;
 use crate::{Element, Real};
 
@@ -34,8 +34,8 @@ fn each_lane<E: Element>(
     ahead: [*const E; 2],
     terms: impl Fn(E::Acc, E::Acc) -> (E::Acc, E::Acc),
 ) {
-    let (groups, x) = x.as_chunks::<LANES>();
-    let (groups_g, g) = g.as_chunks::<LANES>();
+    let (all, all_g) = (x, &g[..x.len()]);
+    let (groups, groups_g) = (all.as_chunks::<LANES>().0, all_g.as_chunks::<LANES>().0);
     let ([mut a0, mut a1], [mut b0, mut b1]) = (a.0, b.0);
     for (i, (x, g)) in groups.iter().zip(groups_g).enumerate() {
         // A group's call asks for a line at least, which has both halves of 16-bit numbers.
@@ -58,24 +58,37 @@ fn each_lane<E: Element>(
             b1[l] += terms.1;
         }
     }
-    (a.0, b.0) = ([a0, a1], [b0, b1]);
-    let (a, b) = (a.0.as_flattened_mut(), b.0.as_flattened_mut());
-    let mut add = |l: usize, x: E::Acc, g: E::Acc| {
-        let terms = terms(x, g);
-        a[l] += terms.0;
-        b[l] += terms.1;
-    };
-    let (eights, x) = x.as_chunks::<8>();
-    let (eights_g, g) = g.as_chunks::<8>();
-    for ((x, g), first) in eights.iter().zip(eights_g).zip([0, 8, 16]) {
-        let (x, g) = (simd.widen(x), simd.widen(g));
-        for l in 0..8 {
-            add(first + l, x[l], g[l]);
+    // What is left, in vectors, too: half of the lanes, and then the last values together with some that have been
+    // added, which count as 0.
+    let at = groups.len() * LANES;
+    let left = all.len() - at;
+    if let Some((x, g)) = all[at..].first_chunk().zip(all_g[at..].first_chunk()) {
+        let (x, g) = (simd.widen::<E, HALF>(x), simd.widen::<E, HALF>(g));
+        for l in 0..HALF {
+            let terms = terms(x[l], g[l]);
+            a0[l] += terms.0;
+            b0[l] += terms.1;
         }
     }
-    for (l, (x, g)) in x.iter().zip(g).enumerate() {
-        add(24 + l, x.widen(), g.widen());
+    let rest = left % HALF;
+    if rest > 0 {
+        if let Some((x, g)) = all.last_chunk().zip(all_g.last_chunk()) {
+            let (x, g) = (simd.widen::<E, HALF>(x), simd.widen::<E, HALF>(g));
+            for l in 0..HALF {
+                let terms = terms(x[l], g[l]);
+                let is_new = l >= HALF - rest;
+                a1[l] += if is_new { terms.0 } else { E::Acc::default() };
+                b1[l] += if is_new { terms.1 } else { E::Acc::default() };
+            }
+        } else {
+            for (l, (x, g)) in all.iter().zip(all_g).enumerate() {
+                let terms = terms(x.widen(), g.widen());
+                a1[l] += terms.0;
+                b1[l] += terms.1;
+            }
+        }
     }
+    (a.0, b.0) = ([a0, a1], [b0, b1]);
 }
 
 #[inline(always)]
@@ -224,6 +237,21 @@ pub fn column_distances<E: Element>(
     );
 }
 
+/// How many bytes later than where it reads a loop over some rows asks for what comes, for each tensor: what the first
+/// of them says, as there are registers for those, but not for one of every row.
+#[inline(always)]
+fn distances_ahead<E, const TENSORS: usize>(
+    rows: &[[&[E]; TENSORS]],
+    ahead: &[[*const E; TENSORS]],
+) -> Option<[isize; TENSORS]> {
+    let (rows, ahead) = (rows.first()?, ahead.first()?);
+    let mut distances = [0; TENSORS];
+    for t in 0..TENSORS {
+        distances[t] = ahead[t].addr().wrapping_sub(rows[t].as_ptr().addr()).cast_signed();
+    }
+    Some(distances)
+}
+
 #[inline(always)]
 fn add_distances<E: Element, const ROWS: usize>(
     simd: Simd,
@@ -235,26 +263,29 @@ fn add_distances<E: Element, const ROWS: usize>(
 ) {
     let n = rows[0][0].len();
     assert!(n <= BLOCK);
+    let distance = distances_ahead(rows, ahead);
     let rows = rows.map(
         #[inline(always)]
         |[row]| &row[..n],
     );
     let groups = rows.map(
         #[inline(always)]
-        |row| row.as_chunks::<GROUP>().0,
+        |row| &row.as_chunks::<GROUP>().0[..n / GROUP],
     );
     let pivots = pivot.as_chunks::<GROUP>().0;
     let (sums, squared) = (sum.as_chunks_mut().0, squares.as_chunks_mut().0);
     for i in 0..n / GROUP {
-        ahead.iter().for_each(|[row]| prefetch(row.wrapping_add(GROUP * i)));
-        let zeros = [E::Acc::default(); GROUP];
-        let (pivot, mut s, mut q) = (pivots[i], zeros, zeros);
-        for row in groups {
+        let pivot = pivots[i];
+        let (mut s, mut q) = ([E::Acc::default(); GROUP], [E::Acc::default(); GROUP]);
+        for (k, row) in groups.iter().enumerate() {
+            if let Some([distance]) = distance {
+                prefetch(row[i].as_ptr().wrapping_byte_offset(distance));
+            }
             let x = simd.widen(&row[i]);
             for l in 0..GROUP {
                 let d = x[l] - pivot[l];
-                s[l] += d;
-                q[l] += d * d;
+                // An addition less than from zero on.
+                (s[l], q[l]) = if k == 0 { (d, d * d) } else { (s[l] + d, q[l] + d * d) };
             }
         }
         add(&mut sums[i], s);
@@ -327,22 +358,41 @@ fn add_gradients<E: Element, const RELU: bool, const ROWS: usize>(
 ) {
     let n = rows[0][0].len();
     assert!(n <= BLOCK);
+    let distance = distances_ahead(rows, ahead);
     let rows = rows.map(
         #[inline(always)]
-        |[x, g]| [&x[..n], &g[..n]],
+        |row| {
+            row.map(
+                #[inline(always)]
+                |tensor| &tensor[..n],
+            )
+        },
     );
+    let groups = rows.map(
+        #[inline(always)]
+        |row| {
+            row.map(
+                #[inline(always)]
+                |tensor| &tensor.as_chunks::<GROUP>().0[..n / GROUP],
+            )
+        },
+    );
+    let coefs = at.groups(0, n / GROUP);
     let (sums, products) = (sum.as_chunks_mut().0, product.as_chunks_mut().0);
     for i in 0..n / GROUP {
-        ahead.as_flattened().iter().for_each(|row| prefetch(row.wrapping_add(GROUP * i)));
-        let zeros = [E::Acc::default(); GROUP];
-        let (coef, mut s, mut p) = (at.forward_group(i), zeros, zeros);
-        for [x, g] in rows {
-            let x = simd.widen(&x.as_chunks::<GROUP>().0[i]);
-            let g = simd.widen(&g.as_chunks::<GROUP>().0[i]);
+        let coef = coefs(i);
+        let (mut s, mut p) = ([E::Acc::default(); GROUP], [E::Acc::default(); GROUP]);
+        for (k, [x, g]) in groups.iter().enumerate() {
+            if let Some([of_x, of_g]) = distance {
+                prefetch(x[i].as_ptr().wrapping_byte_offset(of_x));
+                prefetch(g[i].as_ptr().wrapping_byte_offset(of_g));
+            }
+            let (x, g) = (simd.widen(&x[i]), simd.widen(&g[i]));
             for l in 0..GROUP {
-                let g = gate::<E, RELU>(coef(l), x[l], g[l]);
-                s[l] += g;
-                p[l] += g * (x[l] - coef(l).mean);
+                let coef = OfLanes::at(&coef, l);
+                let g = gate::<E, RELU>(coef, x[l], g[l]);
+                let term = g * (x[l] - coef.mean);
+                (s[l], p[l]) = if k == 0 { (g, term) } else { (s[l] + g, p[l] + term) };
             }
         }
         add(&mut sums[i], s);
