@@ -44,9 +44,11 @@ WIDTH = {"f32": 4, "bf16": 2, "f16": 2}
 ONE = "*::Job>::time"
 # A cache like that of a core: the first and the last level that valgrind has.
 CACHES = ["--I1=32768,8,64", "--D1=32768,8,64", "--LL=1048576,16,64"]
-# How far a count may be from the file's: instructions move by what an allocator or the dynamic linker does, lines by
-# where memory happens to lie.
-INSTRUCTIONS, LINES = 0.02, 0.08
+# How far a count may be from the file's. Tensors lie where the allocator puts them, which a longer path or environment
+# moves: so a row begins within a cache line or with it (up to 9 % of the instructions of a row of bf16), and what just
+# fits the cache loses some lines. A loop without vector instructions takes twice as many and more, a pass more over
+# memory a tensor's lines.
+INSTRUCTIONS, LINES, SOME_LINES = 0.12, 0.08, 0.3
 
 
 def install():
@@ -150,10 +152,10 @@ def differences(expected, counted):
         if was is None:
             yield f"{name}: not in {FILE.name}"
             continue
-        # A short call is a count of a few thousand, of which a hundredth is little.
-        if same and abs(instructions - was[0]) > INSTRUCTIONS * was[0] + 0.01:
+        # A short call is a count of a few thousand, of which some are little.
+        if same and abs(instructions - was[0]) > INSTRUCTIONS * was[0] + 0.02:
             yield f"{name}: expected {was[0]:.3f} instructions for an element, got {instructions:.3f}"
-        if abs(lines - was[1]) > LINES * was[1] + 0.05:
+        if abs(lines - was[1]) > LINES * was[1] + SOME_LINES:
             yield f"{name}: expected {was[1]:.2f} tensors' lines, got {lines:.2f}"
     yield from (f"{name}: in {FILE.name} alone" for name in known)
 
