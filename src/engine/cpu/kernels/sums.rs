@@ -19,7 +19,20 @@ impl<A: Real> Lanes<A> {
     }
     /// Their sum.
     pub fn total(&self) -> f64 {
-        self.0.as_flattened().iter().map(|v| v.to_f64()).sum()
+        // As a tree, which a processor has done while it would still wait for a chain of additions: a tenth of the
+        // statistics of channels of 1,568 values.
+        let mut sums = [0.0; HALF];
+        for l in 0..HALF {
+            sums[l] = self.0[0][l].to_f64() + self.0[1][l].to_f64();
+        }
+        let mut half = HALF / 2;
+        while half > 0 {
+            for l in 0..half {
+                sums[l] += sums[l + half];
+            }
+            half /= 2;
+        }
+        sums[0]
     }
 }
 
