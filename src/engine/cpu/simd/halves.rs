@@ -3,7 +3,7 @@
 //! f16 has instructions of its own. bf16 is the upper half of an f32, which integer instructions shift,
 //! round and pack: written as vectors here, for of the same steps value by value compilers make scalar
 //! code, six times as many instructions of a loop with AVX2.
-use super::Simd;
+use super::{Simd, baseline};
 #[cfg(target_arch = "x86_64")]
 use crate::DType;
 use crate::Element;
@@ -14,9 +14,9 @@ impl Simd {
     /// To the accumulating type, exactly.
     #[inline(always)]
     pub fn widen<E: Element, const N: usize>(self, values: &[E; N]) -> [E::Acc; N] {
-        let mut wide = [E::Acc::default(); N];
         #[cfg(target_arch = "x86_64")]
         if self.has_vectors::<E, N>() {
+            let mut wide = [E::Acc::default(); N];
             let (from, to) = (values.as_ptr().cast::<u16>(), wide.as_mut_ptr().cast::<f32>());
             let f16 = E::DTYPE == DType::F16;
             // SAFETY: E is of 16 bits and its sums are f32; there are N of both, whole vectors of them;
@@ -48,21 +48,14 @@ impl Simd {
             }
             return wide;
         }
-        if self.calls_conversions::<E>() {
-            widen_group(values, &mut wide);
-            return wide;
-        }
-        for l in 0..N {
-            wide[l] = values[l].widen();
-        }
-        wide
+        baseline::widen(values)
     }
     /// From the accumulating type, to nearest, ties to even.
     #[inline(always)]
     pub fn narrow<E: Element, const N: usize>(self, values: &[E::Acc; N]) -> [E; N] {
-        let mut narrow = [E::default(); N];
         #[cfg(target_arch = "x86_64")]
         if self.has_vectors::<E, N>() {
+            let mut narrow = [E::default(); N];
             const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
             let (from, to) = (values.as_ptr().cast::<f32>(), narrow.as_mut_ptr().cast::<u16>());
             let f16 = E::DTYPE == DType::F16;
@@ -97,20 +90,7 @@ impl Simd {
             }
             return narrow;
         }
-        if self.calls_conversions::<E>() {
-            narrow_group(values, &mut narrow);
-            return narrow;
-        }
-        for l in 0..N {
-            narrow[l] = E::narrow(values[l]);
-        }
-        narrow
-    }
-    /// Whether conversions are calls: by the instructions that every x86-64 has they are most of a loop,
-    /// and of what compiling it takes.
-    #[inline(always)]
-    fn calls_conversions<E: Element>(self) -> bool {
-        cfg!(target_arch = "x86_64") && self.0 == super::SimdLevel::Baseline && size_of::<E>() == 2
+        baseline::narrow(values)
     }
     /// Whether so many are converted as whole vectors.
     #[cfg(target_arch = "x86_64")]
@@ -158,15 +138,6 @@ unsafe fn bf16_of_16(wide: __m512) -> __m512i {
         let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(wide, wide);
         _mm512_mask_or_epi32(rounded, is_nan, upper, _mm512_set1_epi32(0x40))
     }
-}
-
-#[inline(never)]
-fn widen_group<E: Element>(values: &[E], wide: &mut [E::Acc]) {
-    wide.iter_mut().zip(values).for_each(|(wide, value)| *wide = value.widen());
-}
-#[inline(never)]
-fn narrow_group<E: Element>(values: &[E::Acc], narrow: &mut [E]) {
-    narrow.iter_mut().zip(values).for_each(|(narrow, value)| *narrow = E::narrow(*value));
 }
 
 #[cfg(test)]

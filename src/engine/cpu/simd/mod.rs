@@ -10,6 +10,9 @@ use std::hint::select_unpredictable;
 pub(super) use store::{Store, fence, prefetch};
 pub(super) use units::{BLOCK, GROUP, LINE, ROOM, Scratch, TWICE, to_line};
 
+/// What every machine of the architecture can do.
+#[cfg_attr(all(target_arch = "aarch64", not(miri)), path = "neon.rs")]
+mod baseline;
 mod halves;
 mod level;
 mod store;
@@ -112,17 +115,16 @@ impl Simd {
                 }
             };
         }
-        let stopped = |k: usize| u8::from(values[k] <= A::default()) << k;
-        !(0..8).map(stopped).fold(0, |all, bit| all | bit)
+        baseline::positive(values)
     }
     /// `values` where `bits` have a 1, zeros elsewhere: by arithmetic on their bits, for of a choice
     /// between values the compiler may make branches, and of a ReLU's mask nobody can predict them.
     #[inline(always)]
     pub fn keep<E: Element>(self, bits: u8, values: &[E; 8]) -> [E; 8] {
-        let mut kept = *values;
-        let all = kept.as_mut_ptr();
         #[cfg(target_arch = "x86_64")]
         if self.is_avx512() {
+            let mut kept = *values;
+            let all = kept.as_mut_ptr();
             // SAFETY: the machine has the instructions, which take 8 numbers of their size.
             unsafe {
                 match size_of::<E>() {
@@ -147,6 +149,8 @@ impl Simd {
         }
         #[cfg(target_arch = "x86_64")]
         if self.is_avx2() {
+            let mut kept = *values;
+            let all = kept.as_mut_ptr();
             // SAFETY: the machine has the instructions, which take 8 numbers of their size, a vector or two.
             unsafe {
                 match size_of::<E>() {
@@ -180,22 +184,7 @@ impl Simd {
             }
             return kept;
         }
-        macro_rules! keep {
-            ($bits:ty) => {
-                for k in 0..8 {
-                    // SAFETY: the elements are 8 numbers of that size, as are their bits.
-                    unsafe {
-                        *all.cast::<$bits>().add(k) &= <$bits>::from(bits >> k & 1).wrapping_neg();
-                    }
-                }
-            };
-        }
-        match size_of::<E>() {
-            2 => keep!(u16),
-            4 => keep!(u32),
-            _ => keep!(u64),
-        }
-        kept
+        baseline::keep(bits, values)
     }
 }
 
