@@ -3,6 +3,7 @@
 # which would take minutes longer.
 #
 #   scripts/check-neon.sh              the library's tests of the engine, and those of the suite on `Cpu`
+#   scripts/check-neon.sh --counts     what it executes for each element, beside AVX2 (neon_counts.py)
 #   scripts/check-neon.sh FILTER...    these tests of the suite, such as cpu::layouts
 #
 # It needs Rust's standard library for aarch64, which rustup has, and the packages gcc-aarch64-linux-gnu and qemu-user of
@@ -62,6 +63,11 @@ gcc=$(command -v aarch64-linux-gnu-gcc) && qemu=$(command -v qemu-aarch64) && sy
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=$gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$qemu -L $system"
 options=(--locked --target "$target" --no-default-features --features safetensors,serde)
+if [ "${1:-}" = --counts ]; then
+    cargo build --release --locked --target "$target" -p examples --bin speed --no-default-features
+    program=${CARGO_TARGET_DIR:-target}/$target/release/speed
+    exec python3 scripts/neon_counts.py "$program" "$qemu" -L "$system"
+fi
 [ $# = 0 ] || exec cargo test "${options[@]}" --test suite -- "$@"
 cargo test "${options[@]}" --lib -- cpu
 cargo test "${options[@]}" --test suite -- ::cpu::
