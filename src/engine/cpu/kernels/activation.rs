@@ -3,6 +3,7 @@
 use super::super::simd::{GROUP, ROOM, Simd};
 use crate::engine::Activation;
 use crate::{Element, Real};
+use std::hint::select_unpredictable;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 /// Memory for a block of values, in whole groups.
@@ -103,14 +104,14 @@ pub fn differentiate<A: Real>(
         |_| match activation {
             Activation::Identity => (),
             Activation::Relu | Activation::LeakyRelu { .. } | Activation::Relu6 => {
-                let (from, to) = interval(activation, kinks);
+                let interval = Interval::of(activation, kinks);
                 let slope = A::from_f64(activation.negative_slope());
                 multiply(
                     z,
                     g,
                     n,
                     #[inline(always)]
-                    move |z| if is_within(z, from, to) { one } else { slope },
+                    move |z| interval.choose(z, one, slope),
                 );
             }
             Activation::Silu => multiply(
@@ -131,8 +132,8 @@ pub fn differentiate<A: Real>(
                     n,
                     #[inline(always)]
                     move |z| {
-                        let below = if z < kinks.three { z * third + half } else { one };
-                        if z <= kinks.minus_three { zero } else { below }
+                        let below = select_unpredictable(z < kinks.three, z * third + half, one);
+                        select_unpredictable(z <= kinks.minus_three, zero, below)
                     },
                 );
             }
@@ -186,9 +187,9 @@ pub fn derivatives<A: Real>(
                     #[inline(always)]
                     move |z| {
                         let (is_below, is_above) = (z <= kinks.minus_three, z >= kinks.three);
-                        let first = if z < kinks.three { z * third + half } else { one };
-                        let second = if is_below | is_above { zero } else { third };
-                        (if is_below { zero } else { first }, second)
+                        let first = select_unpredictable(z < kinks.three, z * third + half, one);
+                        let second = select_unpredictable(is_below | is_above, zero, third);
+                        (select_unpredictable(is_below, zero, first), second)
                     },
                 );
             }
@@ -221,7 +222,7 @@ pub fn ones<A: Real>(
     n: usize,
 ) {
     let (zero, one) = (A::default(), A::from_f64(1.0));
-    let (from, to) = interval(activation, kinks);
+    let interval = Interval::of(activation, kinks);
     simd.vectorize(
         #[inline(always)]
         |_| {
@@ -229,34 +230,37 @@ pub fn ones<A: Real>(
                 z,
                 n,
                 #[inline(always)]
-                |z| if is_within(z, from, to) { one } else { zero },
+                |z| interval.choose(z, one, zero),
             );
         },
     );
 }
 
-/// Outside of which numbers the derivative is not 1: up to the first, from the second on. NaN is
-/// outside only for leaky ReLU, where the first is given as a bound from below.
-fn interval<A: Real>(activation: Activation, kinks: Kinks<A>) -> (Bound<A>, A) {
-    let nan = A::from_f64(f64::NAN); // from which on no number is
-    match activation {
-        Activation::LeakyRelu { .. } => (Bound { above: kinks.zero, is_strict: true }, nan),
-        Activation::Relu6 => (Bound { above: kinks.zero, is_strict: false }, kinks.six),
-        _ => (Bound { above: kinks.zero, is_strict: false }, nan),
-    }
-}
-
-/// What numbers must be above; whether NaN is not.
+/// The numbers where the derivative is 1: those above the first bound and below the second one, and NaN or
+/// not.
 #[derive(Clone, Copy)]
-struct Bound<A> {
+struct Interval<A> {
     above: A,
-    is_strict: bool,
+    /// NaN where there is no such bound.
+    below: A,
+    has_nan: bool,
 }
 
-#[inline(always)]
-fn is_within<A: Real>(z: A, from: Bound<A>, to: A) -> bool {
-    let is_outside = (z <= from.above) | (z >= to);
-    !is_outside & ((z > from.above) | !from.is_strict)
+impl<A: Real> Interval<A> {
+    fn of(activation: Activation, kinks: Kinks<A>) -> Self {
+        let none = A::from_f64(f64::NAN);
+        let below = if activation == Activation::Relu6 { kinks.six } else { none };
+        let has_nan = !matches!(activation, Activation::LeakyRelu { .. });
+        Self { above: kinks.zero, below, has_nan }
+    }
+    /// The first value for what is within, the second one for what is not.
+    #[inline(always)]
+    fn choose(self, z: A, within: A, outside: A) -> A {
+        let of_nan = if self.has_nan { within } else { outside };
+        let value = select_unpredictable(z > self.above, within, of_nan);
+        let value = select_unpredictable(z <= self.above, outside, value);
+        select_unpredictable(z >= self.below, outside, value)
+    }
 }
 
 /// NaN stays NaN.
@@ -307,7 +311,8 @@ fn each<A: Real>(z: &mut Block<A>, n: usize, f: impl Fn(A) -> A) {
     }
 }
 
-/// Multiplies gradients by derivatives, a group at a time.
+/// Multiplies gradients by derivatives, a group at a time. Choices are no branches here: with one, a
+/// compiler takes a lane of each group apart.
 #[inline(always)]
 fn multiply<A: Real>(z: &Block<A>, g: &mut Block<A>, n: usize, derivative: impl Fn(A) -> A) {
     let groups = n.div_ceil(GROUP);
@@ -316,7 +321,7 @@ fn multiply<A: Real>(z: &Block<A>, g: &mut Block<A>, n: usize, derivative: impl 
         let (z, mut values) = (*z, *g);
         for l in 0..GROUP {
             let d = derivative(z[l]);
-            values[l] = if d == A::default() { d } else { values[l] * d };
+            values[l] = select_unpredictable(d == A::default(), d, values[l] * d);
         }
         *g = values;
         compiler_fence(Ordering::SeqCst);
