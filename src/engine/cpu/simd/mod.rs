@@ -1,5 +1,12 @@
 //! The one place that knows vector instructions: code compiled for those of the machine that it runs
 //! on, conversions and masks of groups of values, stores past the cache.
+//!
+//! NEON has run in QEMU alone, which says what is executed and not how long that takes. By such counts
+//! (`scripts/check-neon.sh --counts` has a part of them), and by reading the machine code of the blocks that
+//! they name, every operation, activation and type executes at most 2.1 times as many instructions for each
+//! element as with AVX2, whose vectors are twice as long, and half of them less than 1.2 times, in loops
+//! without calls or scalar values. Stores past the cache and loads ahead are left out there: only a machine
+//! can say what they are worth.
 #[cfg(target_arch = "x86_64")]
 use crate::DType;
 use crate::{Element, Real};
