@@ -439,3 +439,21 @@ fn what_is_prepared_runs_again_with_the_same_engine() {
     let mut job = ready.job;
     assert!(job.time().unwrap() > 0.0);
 }
+
+#[test]
+fn steps_by_other_statistics_are_timed_beside_the_plain_one() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_speed"));
+    command.args(["--steps", "--rounds", "1", "--filter", "128x32 f32 ghost"]);
+    let output = command.output().unwrap();
+    let (said, error) =
+        [output.stdout, output.stderr].map(|b| String::from_utf8(b).unwrap()).into();
+    assert!(output.status.success(), "{error}");
+    let rows = said.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let rows: Vec<_> = rows.filter(|row| row[0] == "128x32").collect();
+    let names: Vec<_> = rows.iter().map(|row| row[..4].join(" ")).collect();
+    assert_eq!(names, ["4", "16", "32"].map(|rows| format!("128x32 nc f32 ghost{rows}")), "{said}");
+    for row in rows {
+        let [us, ratio] = [row[4], row[5]].map(|number| number.parse::<f64>().unwrap());
+        assert!(us > 0.0 && ratio > 0.0 && ratio.is_finite(), "{row:?}");
+    }
+}
