@@ -125,6 +125,8 @@ compile() {
     if grep -nE '_INTERNAL_|GLOBAL__N' "$3" >&2; then
         fail "$1: the names above change with the path: no static or anonymous namespace in device code"
     fi
+    # What ships is packed.
+    if [[ $1 == kernels/* ]]; then scripts/ptx_files.py tidy "$3"; fi
 }
 
 # assemble PTX TARGET: the registers of every kernel; fails if those do not suffice it.
