@@ -119,13 +119,13 @@ template <class T> __device__ bool are_lost(double sum, double product) {
 
 /// The sums by the definition, of gradients and of gradients times xhat. `W` as in the mask.
 template <class T, class Act>
-__device__ Part wide_sums(u64 count, unsigned c, u64 channels, u64 inner, unsigned W, const Channels<AccOf<T>> &by,
+__device__ Part wide_sums(u64 count, unsigned c, const Lie &lie, unsigned W, const Channels<AccOf<T>> &by,
                           const Tensors<T> &t, const Act &act) {
     const Channel<AccOf<T>> channel(by.of(c));
     Part part = {0, 0, 0};
 #pragma unroll 1
     for (u64 n = thread_anew() % 32; n < count; n += 32) {
-        const u64 outer = n / inner, at = (outer * channels + c) * inner + n % inner;
+        const u64 at = lie.at(c, n);
         const auto x = Element<T>::widen(t.x[at]);
         const double g = passed(channel, t, act, x, at / W, at % W, at);
         part.first += g;
@@ -139,7 +139,7 @@ template <class T, class Act>
 __device__ void backward_finalize(const Merge &merge, const Channels<AccOf<T>> &by, const Tensors<T> &t, const Act &act,
                                   const Gradients<AccOf<T>> &out, bool accumulate, const double2 *partials) {
     const unsigned c = warp_channel(), lane = threadIdx.x % 32;
-    if (c >= merge.channels) return;
+    if (c >= merge.lie.channels) return;
     Part own = {0, 0, 0};
     if (partials) {
         for (unsigned tile = lane; tile < merge.tiles; tile += 32) {
@@ -149,8 +149,9 @@ __device__ void backward_finalize(const Merge &merge, const Channels<AccOf<T>> &
     }
     Part all = warp_merge<Add>(own);
     const bool again = partials && t.grad_y && (by.is_extreme(c) || are_lost<T>(all.first, all.second));
-    if (again) { all = wide_sums(merge.count, c, merge.channels, merge.inner, merge.lanes, by, t, act); }
-    if (lane == 0) finish_gradients(c, merge.channels, merge.count, all.first, all.second, again, by, out, accumulate);
+    if (again) { all = wide_sums(merge.count, c, merge.lie, merge.lanes, by, t, act); }
+    if (lane == 0)
+        finish_gradients(c, merge.lie.channels, merge.count, all.first, all.second, again, by, out, accumulate);
 }
 
 /// The part of x's gradient that flows through the statistics, by lane.

@@ -52,7 +52,7 @@ __device__ void apply_slowly(const Geometry &g, Walk<Index> walk, const By &by, 
                              unsigned char *mask, const Act &act) {
     using E = Element<T>;
     using A = AccOf<T>;
-    const unsigned inner = anew(unsigned(g.inner)), each = anew(g.slice_channels);
+    const unsigned each = anew(g.slice_channels);
     x = anew(x), y = anew(y);
 #pragma unroll 1
     for (; walk.count > 0; walk.count--, walk.next(g)) {
@@ -60,7 +60,7 @@ __device__ void apply_slowly(const Geometry &g, Walk<Index> walk, const By &by, 
 #pragma unroll 1
         for (int i = 0; i < W; i++) {
             const u64 at = u64(walk.at) * W + i;
-            const u64 c = u64(walk.slice) * each + (each == 1 ? 0 : unsigned(walk.v * W + i) / inner);
+            const u64 c = u64(walk.slice) * each + channel_of<W>(g, walk, i);
             const Channel<A> channel(by.of(c));
             A value = channel.normalize(E::widen(x[at]));
             if (residual) value = add_rn(value, E::widen(residual[at]));

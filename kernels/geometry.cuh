@@ -10,7 +10,29 @@ template <class A> constexpr unsigned COLUMNS = 2048 / sizeof(A);
 
 struct Geometry {
     u64 vectors, tile, row, width, inner;
-    unsigned slices, slice_channels, channels, threads, aligned, reserved;
+    unsigned slices, slice_channels, channels, threads, aligned;
+    /// How often a row of a slice of several channels has them, one after the other: more than 1 where rows are dealt
+    /// out to groups and the channels are not the axis behind them.
+    unsigned positions;
+};
+/// Vectors of a row of a slice that has its channels once.
+__device__ inline unsigned columns_of(const Geometry &g) { return unsigned(g.width) / anew(g.positions); }
+
+/// Where the values of a channel are: `together` channels lie side by side, `positions` times, before the next so many.
+struct Lie {
+    u64 channels, inner;
+    unsigned together, positions;
+
+    __device__ static Lie of(const Geometry &g) {
+        const bool runs = g.slice_channels == 1;
+        return {g.channels, g.inner, g.slice_channels, runs ? 1 : g.positions};
+    }
+    /// The `n`th value of a channel.
+    __device__ u64 at(u64 channel, u64 n) const {
+        const u64 outer = n / inner, row = outer / positions, position = outer % positions;
+        const u64 before = channel / together * together;
+        return ((row * channels + before) * positions + position * together + (channel - before)) * inner + n % inner;
+    }
 };
 
 /// `threadIdx.x`, of which the compiler forgets what it has computed: a loop around does not keep that in registers.
@@ -144,8 +166,9 @@ template <int W> struct Lanes {
     unsigned channel[W];
 
     template <class Index> __device__ Lanes(const Geometry &g, const Walk<Index> &walk) {
-        const unsigned first = unsigned(walk.v) * W, inner = anew(unsigned(g.inner));
         const bool runs = g.slice_channels == 1;
+        // A thread stays in its column.
+        const unsigned first = runs ? 0 : thread_anew() % columns_of(g) * W, inner = anew(unsigned(g.inner));
         unsigned c = runs ? 0 : inner == 1 ? first : first / inner, rest = runs ? 0 : first - c * inner;
 #pragma unroll
         for (int i = 0; i < W; i++) {
@@ -158,7 +181,7 @@ template <int W> struct Lanes {
 };
 /// The channel of one of them, which only the loop around knows.
 template <int W, class Index> __device__ unsigned channel_of(const Geometry &g, const Walk<Index> &walk, int i) {
-    return g.slice_channels == 1 ? 0 : unsigned(walk.v * W + i) / unsigned(g.inner);
+    return g.slice_channels == 1 ? 0 : (thread_anew() % columns_of(g) * W + i) / unsigned(g.inner);
 }
 /// Channels of a slice; the last may have fewer.
 __device__ inline unsigned channels_of(const Geometry &g, unsigned slice) {
@@ -245,7 +268,7 @@ __device__ void reduce(const Geometry &g, const Walk<u64> &walk, Part (&own)[W],
         return;
     }
     double2 *const columns = shared.parts.columns;
-    const unsigned width = g.width, rows = g.threads / width;
+    const unsigned width = columns_of(g), rows = g.threads / width;
 #pragma unroll
     for (int i = 0; i < W; i++) {
         const Part column = fold<Rule>(stage, own[i], threadIdx.x / width, rows, width);

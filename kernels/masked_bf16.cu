@@ -2,3 +2,4 @@
 #include "masked_entries.cuh"
 
 MASKED(bf16, __nv_bfloat16)
+MASKED_RESIDENT(bf16, __nv_bfloat16)

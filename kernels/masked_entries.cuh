@@ -1,6 +1,8 @@
 // The entry points of one type of elements for tensors of which a mask says what counts; README.md lists them.
 #pragma once
-#include "masked.cuh"
+#include "masked_backward.cuh"
+#include "masked_statistics.cuh"
+#include "resident_backward.cuh"
 #include <cstddef>
 
 // The library's test in src/engine/cuda/masked.rs reads these lines.
@@ -41,4 +43,15 @@ FIELD(Shares<float>, channels, 32);
     KERNEL masked_finalize_##name(const Merge merge, const Outputs<AccOf<T>> out, const Places places,                 \
                                   const MaskRules rules, const T *x, const Counted *partials, double *counts) {        \
         masked_finalize<T>(merge, out, places, rules, x, partials, counts);                                            \
+    }
+
+/// In one launch; not of f64.
+#define MASKED_RESIDENT(name, T)                                                                                       \
+    KERNEL masked_backward_resident_##name(const Geometry g, const Group group, const Channels<float> by,              \
+                                           const Gradients<float> out, u64 count, const T *x, const T *grad_y,         \
+                                           const unsigned char *mask, unsigned source, const T *residual,              \
+                                           const EveryActivation<float> act, unsigned accumulate, T *grad_x,           \
+                                           T *grad_residual, const Places places, const Shares<float> shares) {        \
+        const Tensors<T> tensors = {x, grad_y, mask, source, grad_x, grad_residual, residual};                         \
+        backward_resident<T, true>(g, group, by, out, count, tensors, act, accumulate, places, shares);                \
     }

@@ -2,3 +2,4 @@
 #include "masked_entries.cuh"
 
 MASKED(f16, __half)
+MASKED_RESIDENT(f16, __half)

@@ -2,3 +2,4 @@
 #include "masked_entries.cuh"
 
 MASKED(f32, float)
+MASKED_RESIDENT(f32, float)

@@ -129,10 +129,10 @@ __device__ void add_up(const Geometry &g, unsigned slice, double2 (&lanes)[W], c
         double2 sums[1] = {lanes[0]};
 #pragma unroll
         for (int i = 1; i < W; i++) sums[0] = sums[0] + lanes[i];
-        const unsigned inner = runs ? 1 : unsigned(g.inner) / W, width = runs ? 1 : unsigned(g.width);
+        const unsigned inner = runs ? 1 : unsigned(g.inner) / W, width = runs ? 1 : columns_of(g);
         add_up(sums, width, g.threads, channels_of(g, slice), inner, room.stage, room.totals);
     } else {
-        add_up(lanes, g.width, g.threads, channels_of(g, slice), g.inner, room.stage, room.totals);
+        add_up(lanes, columns_of(g), g.threads, channels_of(g, slice), g.inner, room.stage, room.totals);
     }
 }
 

@@ -2,6 +2,7 @@
 // shared memory holds a slice. What is kept of the gradient is what passes the ReLU; of other activations all of it,
 // whose derivatives are computed twice.
 #pragma once
+#include "masked_backward.cuh"
 #include "resident.cuh"
 
 /// Reads a thread's part of the slice, and keeps what fits.
@@ -48,7 +49,7 @@ __device__ void finish_slice(const Geometry &g, unsigned slice, u64 count, const
 #pragma unroll 1
         for (unsigned c = threadIdx.x / 32; c < channels; c += blockDim.x / 32) {
             if (room.table.at(Room::BASE, c) == 0) continue;
-            const Part all = wide_sums(count, first + c, g.channels, g.inner, 16 / sizeof(T), by, t, act);
+            const Part all = wide_sums(count, first + c, Lie::of(g), 16 / sizeof(T), by, t, act);
             if (threadIdx.x % 32 == 0) room.totals[c] = {all.first, all.second};
         }
         __syncthreads();
@@ -61,10 +62,50 @@ __device__ void finish_slice(const Geometry &g, unsigned slice, u64 count, const
     }
 }
 
-template <class T, class Act>
+/// The gradient of x behind the sums where a mask says what counts: of what is read again, and of what was kept, the
+/// last vectors first.
+template <class T, int W, class Act>
+__device__ void masked_rest(const Geometry &g, const Group &group, const Steps &all, unsigned member,
+                            const Channels<float> &by, const Tensors<T> &t, const Act &act, const Places &places,
+                            const Shares<float> &shares, const Room &room) {
+#pragma unroll 1
+    for (unsigned c = threadIdx.x; c < channels_of(g, all.slice); c += blockDim.x) {
+        shares.of(u64(all.slice) * g.slice_channels + c, by, room.table.at(3, c), room.table.at(4, c));
+    }
+    const Coefs<float, W> coefs(g, all, room.table);
+    const Through<float, W> through(g, all, room.table);
+    const unsigned spills = min(spilled(g, group, member), all.count);
+#pragma unroll 1
+    for (unsigned part = 0; part < 2; part++) {
+        const unsigned first = part == 0 ? 0 : spills;
+        unsigned step = (part == 0 ? spills : all.count) - first;
+        if (step == 0) continue;
+        PlaceWalk<W, unsigned> walk(g, places, Steps(g, all.slice, member, first + step - 1));
+        // Registers allow no more than one at a time where z is computed for any activation.
+#pragma unroll 1
+        while (step-- > 0) {
+            const Spot at[1] = {walk.at};
+            Pair<T, W, Act, FromAny> pair;
+            Kept<W> kept[1];
+            if (part == 0) {
+                pair.x = load_last<T, W>(t.x, at[0].at, true), pair.g = load_last<T, W>(t.grad_y, at[0].at, true);
+            } else {
+                pair.x = room.again<T, W>(g, step), pair.g = room.again<T, W>(g, group.kept + step);
+            }
+            pair.look(t, at[0].at, true);
+            walk.look(g, at, 1, kept);
+            const auto passed = pair.passed(coefs, t, act);
+            store<T, W>(t.grad_x, at[0].at, masked_gradient<T>(coefs, through, kept[0], pair.x, passed), true);
+            walk.previous(g);
+        }
+    }
+}
+
+/// `MASKED`: a mask says what counts, whose `places` and `shares` they are.
+template <class T, bool MASKED = false, class Act>
 __device__ void backward_resident(const Geometry &g, const Group &group, const Channels<float> &by,
                                   const Gradients<float> &out, u64 count, const Tensors<T> &t, const Act &act,
-                                  bool accumulate) {
+                                  bool accumulate, const Places &places = {}, const Shares<float> &shares = {}) {
     constexpr int W = 16 / sizeof(T);
     extern __shared__ uint4 shared[];
     const Room room(shared, g, 2 * g.threads * group.kept);
@@ -92,6 +133,15 @@ __device__ void backward_resident(const Geometry &g, const Group &group, const C
 
         const unsigned member = room.arrival[2];
         Steps on(g, slice, member);
+        if constexpr (MASKED) {
+            const Shares<float> of = {out.coefs, shares.counts, shares.values, shares.count_eps, g.channels};
+            if (any_extreme(g, slice, by)) {
+                masked_slowly<W>(g, PlaceWalk<W, unsigned>(g, places, on), by, t, act, of);
+            } else {
+                masked_rest<T, W>(g, group, on, member, by, t, act, places, of, room);
+            }
+            continue;
+        }
         if (any_extreme(g, slice, by)) {
             backward_slowly<W>(g, on, by, t, act, out.coefs, nullptr);
             continue;

@@ -52,7 +52,7 @@ __device__ void finish_slice(const Geometry &g, u64 first, unsigned channels, u6
         const bool small = is_small<float>(out.eps, count, room.totals[c].y);
         if (!small && isfinite(room.totals[c].y)) continue;
         const double from = small ? base(c) : 0;
-        const Spread of = wide_moments(count, first + c, g.channels, g.inner, x, from, small);
+        const Spread of = wide_moments(count, first + c, Lie::of(g), x, from, small);
         __syncwarp(); // all lanes have read what one writes now
         if (threadIdx.x % 32 == 0) room.totals[c] = {(from - base(c)) + of.offset, of.squares};
     }
@@ -134,7 +134,7 @@ __device__ void forward_resident(const Geometry &g, const Group &group, const Ou
         const Steps walk(g, slice, member);
 #pragma unroll 1
         for (unsigned c = threadIdx.x; c < channels_of(g, slice); c += blockDim.x) {
-            room.table.at(Room::BASE, c) = base_of(x, u64(slice) * g.slice_channels + c, g.inner);
+            room.table.at(Room::BASE, c) = base_of<W>(x, g, slice, c);
         }
         const auto moments = read_once<T, W>(g, walk, spilled(g, group, member), group.kept, x, room);
         if (threadIdx.x == 0) room.arrival[1] = slice;

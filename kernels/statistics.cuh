@@ -14,10 +14,14 @@ constexpr unsigned AHEAD = 8;
 /// Whether a segment has ended among the last `n` of `count`.
 __device__ inline bool ends_segment(unsigned count, unsigned n) { return count % SEGMENT < n; }
 
-/// What the mean of a channel counts from.
-template <class T> __device__ AccOf<T> base_of(const T *x, u64 channel, u64 inner) {
-    const AccOf<T> first = Element<T>::widen(x[channel * inner]);
+/// What the mean of a channel counts from, whose first value is there.
+template <class T> __device__ AccOf<T> base_of(const T *x, u64 at) {
+    const AccOf<T> first = Element<T>::widen(x[at]);
     return isfinite(first) ? first : AccOf<T>(0);
+}
+/// Of a slice's channel.
+template <int W, class T> __device__ AccOf<T> base_of(const T *x, const Geometry &g, unsigned slice, unsigned c) {
+    return base_of(x, slice * g.width * W + c * g.inner);
 }
 
 /// `1 / n` within a part of 100,000, by two of Newton's steps from what the exponent says: where a pivot lies need not
@@ -114,7 +118,7 @@ template <class T, int W> __device__ void stats(const Geometry &g, const T *x, d
 
     A *const bases = shared.table[0];
     for (unsigned c = threadIdx.x; c < channels_of(g, walk.slice); c += blockDim.x) {
-        bases[c] = base_of(x, u64(walk.slice) * g.slice_channels + c, g.inner);
+        bases[c] = base_of<W>(x, g, walk.slice, c);
     }
     __syncthreads();
     Part parts[W];
@@ -134,10 +138,9 @@ template <class T, int W> __device__ void stats(const Geometry &g, const T *x, d
 
 struct Merge {
     u64 count, tile_count;
-    unsigned tiles, channels;
-    u64 inner;
+    Lie lie;
     /// Elements of a vector.
-    unsigned lanes, reserved;
+    unsigned tiles, lanes;
 };
 template <class A> struct Outputs {
     double eps;
@@ -195,14 +198,13 @@ struct Largest {
 /// type) or whose squares are `small`. The mean counts from `base`: 0 where distances from a value may overflow. Of all
 /// `values` those that `keeps(number, place)` counts, of which there are `count`.
 template <class T, class Count, class Keeps>
-__device__ Spread wide_moments(u64 values, Count count, unsigned channel, unsigned channels, u64 inner, const T *x,
-                               double base, bool small, Keeps keeps) {
+__device__ Spread wide_moments(u64 values, Count count, unsigned channel, const Lie &lie, const T *x, double base,
+                               bool small, Keeps keeps) {
     const auto each = [&](auto rule, auto term) {
         Part part = {0, 0, 0};
 #pragma unroll 1
         for (u64 n = thread_anew() % 32; n < values; n += 32) {
-            const u64 outer = n / inner, i = n % inner;
-            const u64 at = (outer * channels + channel) * inner + i;
+            const u64 at = lie.at(channel, n);
             if (keeps(n, at)) rule.merge(part, {0, term(double(Element<T>::widen(x[at]))), 0});
         }
         return warp_merge<decltype(rule)>(part).first;
@@ -225,9 +227,8 @@ __device__ Spread wide_moments(u64 values, Count count, unsigned channel, unsign
 }
 
 template <class T>
-__device__ Spread wide_moments(u64 count, unsigned channel, unsigned channels, u64 inner, const T *x, double base,
-                               bool small) {
-    return wide_moments(count, count, channel, channels, inner, x, base, small, [](u64, u64) { return true; });
+__device__ Spread wide_moments(u64 count, unsigned channel, const Lie &lie, const T *x, double base, bool small) {
+    return wide_moments(count, count, channel, lie, x, base, small, [](u64, u64) { return true; });
 }
 
 /// A channel's part of a record: the mean, `base + offset`, and what rounding left of it; the variance; the count.
@@ -257,7 +258,7 @@ __device__ void finish_stats(unsigned c, unsigned channels, u64 count, const Spr
 template <class T>
 __device__ void stats_finalize(const Merge &merge, const Outputs<AccOf<T>> &out, const T *x, const double2 *partials) {
     const unsigned c = warp_channel(), lane = threadIdx.x % 32;
-    if (c >= merge.channels) return;
+    if (c >= merge.lie.channels) return;
     Part own = {0, 0, 0};
     for (unsigned tile = lane; tile < merge.tiles; tile += 32) {
         const double2 part = partials[u64(c) * merge.tiles + tile];
@@ -265,13 +266,11 @@ __device__ void stats_finalize(const Merge &merge, const Outputs<AccOf<T>> &out,
         Chan::merge(own, {double(count), part.x, part.y});
     }
     const Part all = warp_merge<Chan>(own);
-    Spread of = {merge.count > 0 ? double(base_of(x, c, merge.inner)) : 0, all.first, all.second, 1};
+    Spread of = {merge.count > 0 ? double(base_of(x, merge.lie.at(c, 0))) : 0, all.first, all.second, 1};
     const bool small = is_small<AccOf<T>>(out.eps, merge.count, of.squares);
-    if (small || !isfinite(of.squares)) {
-        of = wide_moments(merge.count, c, merge.channels, merge.inner, x, small ? of.base : 0, small);
-    }
+    if (small || !isfinite(of.squares)) { of = wide_moments(merge.count, c, merge.lie, x, small ? of.base : 0, small); }
     if (lane > 0) return;
-    finish_stats(c, merge.channels, merge.count, of, out);
+    finish_stats(c, merge.lie.channels, merge.count, of, out);
     out.save_parameters(c);
 }
 

@@ -28,6 +28,17 @@ pub struct Shape {
     inner: usize,
     /// Whether another axis lies outside of the first one, so that a row is not one piece of memory.
     is_interleaved: bool,
+    /// How often a row has the channels of a group one after the other, where those of several are channels apart.
+    dealt: Option<Dealt>,
+}
+
+/// Rows that are dealt out to groups, whose channels are channels of one tensor though other axes lie between rows
+/// and channels: element `(r, g, p, c, i)` of channel `g * C + c` lies at
+/// `(((r * groups + g) * positions + p) * C + c) * inner + i`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Dealt {
+    pub groups: usize,
+    pub positions: usize,
 }
 
 impl Shape {
@@ -51,6 +62,7 @@ impl Shape {
             channels,
             inner: dims[axis + 1..].iter().product(),
             is_interleaved: false,
+            dealt: None,
         })
     }
 
@@ -239,17 +251,22 @@ impl Shape {
         }
     }
     /// The channels of so many groups, row i being in group i mod `groups`, as the channels of one tensor: group by
-    /// group. None where they lie otherwise; `groups` divides the rows.
+    /// group. Where the channels are not the axis behind the rows, and there are several, its rows are
+    /// [dealt](Self::dealt). None where a row is not one piece; `groups` divides the rows.
     pub(crate) fn of_strided_groups(self, groups: usize) -> Option<Self> {
         let row_len = self.row_len()?;
-        let is_channels_first = self.channels == 1 || self.outer == self.batch;
-        is_channels_first.then(|| Self {
-            batch: self.batch / groups,
-            outer: self.batch / groups,
-            channels: groups * self.channels,
-            inner: row_len / self.channels,
-            ..self
-        })
+        let rows = self.batch / groups;
+        let grouped = Self { batch: rows, outer: rows, channels: groups * self.channels, ..self };
+        if self.channels == 1 || self.outer == self.batch {
+            return Some(Self { inner: row_len / self.channels, ..grouped });
+        }
+        let positions = self.outer / self.batch;
+        let dealt = Some(Dealt { groups, positions });
+        Some(Self { outer: rows * positions, dealt, ..grouped })
+    }
+    /// How rows are dealt out to groups, if they are: an engine that does not know of it must not be asked.
+    pub(crate) fn dealt(&self) -> Option<Dealt> {
+        self.dealt
     }
     /// Indices of channel `c`, in memory order.
     pub(crate) fn channel(self, c: usize) -> impl Iterator<Item = usize> + Clone {

@@ -167,6 +167,9 @@ impl Gpu {
             Op::Backward => return Pick::Cuda("if our kernels ran the forward".into()),
             _ => return Pick::Cuda("cuDNN has no such call".into()),
         }
+        if shape.dealt().is_some() {
+            return Pick::Cuda("cuDNN has no tensor whose rows are dealt out to groups".into());
+        }
         let fits = |(_, rule): &(usize, &Rule)| rule.fits(shape, &request);
         let Some((line, rule)) = self.rules.iter().enumerate().find(fits) else {
             return Pick::Cuda(
@@ -217,6 +220,9 @@ impl Engine for Gpu {
     }
     fn supports(&self, shape: &Shape, request: Request) -> Result<()> {
         self.cuda.supports(shape, request)
+    }
+    fn takes_groups(&self, shape: &Shape, dtype: DType) -> bool {
+        self.cuda.takes_groups(shape, dtype)
     }
     fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
         if let Pick::Cudnn(cudnn, _) = self.pick(shape, request) {

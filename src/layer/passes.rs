@@ -103,7 +103,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             whole.residual = residual.as_ref().map(M::reborrow);
             return self.forward_groups_of_ranks(ghost, &mut whole, saved);
         }
-        if let Some(grouping) = self.grouping(shape)? {
+        if let Some(grouping) = self.grouping(shape, E::DTYPE)? {
             let mut y = y;
             let mut whole = Part::new(*shape, M::reborrow(&x), M::reborrow_mut(&mut y));
             whole.residual = residual.as_ref().map(M::reborrow);

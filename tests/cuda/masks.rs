@@ -6,8 +6,8 @@ use crate::support::run::{
 };
 use batchnorm::cudarc::driver::CudaSlice;
 use batchnorm::{
-    Activation, AllMasked, Backward, Cuda, DType, Device, Element, Engine, ForwardTrain, Memory,
-    Op, Request, Saved, Shape, Tuning,
+    Activation, AllMasked, Backward, Cuda, DType, Device, Element, Engine, Family, ForwardTrain,
+    Memory, Op, Request, Saved, Shape, Tuning,
 };
 use half::f16;
 
@@ -123,7 +123,8 @@ fn explain_names_the_kernels() {
     assert!(forward.starts_with("cuda: masked_stats, masked_finalize, apply; "), "{forward}");
     let (backward, kernels) =
         (says(Op::Backward), "backward_sums, backward_finalize, masked_backward_apply");
-    assert!(backward.starts_with(&format!("cuda: {kernels}; ")), "{backward}");
+    assert!(backward.starts_with("cuda: masked_backward_resident; "), "{backward}");
+    assert!(backward.contains(&format!("bytes: {kernels}; ")), "{backward}");
 }
 
 /// Bytes read and written by a step and its backward, in units of the tensor.
@@ -172,4 +173,42 @@ fn the_traffic_of_a_mask_is_its_bytes() {
     costs::<f16>(&device, &[16, 16, 4096], Some(64), 1.08);
     costs::<f32>(&device, &[256, 64, 49], None, 1.1);
     costs::<f16>(&device, &[256, 64, 49], None, 1.2);
+}
+
+/// The backward is one launch where the plain one is, and reads nothing more than the mask: a plain step of two launches
+/// reads three times and writes twice, one by a mask reads the batch once more.
+#[test]
+fn a_masked_step_takes_half_a_plain_one_more_at_most() {
+    fn costs<E: Element>(dims: &[usize], last: Option<usize>, epilogue: Epilogue) {
+        let softcuda = softcuda::install().unwrap();
+        let device = softcuda.exclusive(softcuda::ordinal("sm_90").unwrap());
+        let shape = Shape::new(dims, 1).unwrap();
+        let resident = Tuning::new(Family::Resident { blocks: None });
+        let mut inputs = Inputs::<E>::new(&shape, epilogue, 3);
+        let plain = traffic(&device, resident, &inputs, "");
+        inputs.mask = Some(masked(&shape, last, 1));
+        let (dtype, activation) = (E::DTYPE, epilogue.activation);
+        let residual = if epilogue.residual { "+residual" } else { "" };
+        let case = format!(
+            "{dtype} {dims:?} {activation}{residual} Train step, masked, without {last:?}, resident"
+        );
+        let with = traffic(&device, resident, &inputs, &case);
+        assert!(with <= 1.5 * plain, "{case}: {with}, without a mask {plain}");
+        let launches = device.launches();
+        let last = launches.last().map(|launch| launch.kernel.clone()).unwrap_or_default();
+        assert!(
+            launches.len() == 4 && last.starts_with("masked_backward_resident_"),
+            "{case}: {last}"
+        );
+    }
+    let relu = Epilogue { activation: Activation::Relu, ..Epilogue::PLAIN };
+    let silu = Epilogue { activation: Activation::Silu, ..Epilogue::PLAIN };
+    for epilogue in [relu, silu, Epilogue::FULL] {
+        costs::<f16>(&[8192, 128], None, epilogue);
+        costs::<f32>(&[256, 64, 49], None, epilogue);
+    }
+    costs::<f32>(&[8192, 128], None, relu);
+    costs::<f16>(&[16, 16, 4096], None, relu);
+    costs::<f16>(&[16, 16, 4096], Some(64), relu);
+    costs::<f16>(&[256, 64, 49], None, relu);
 }

@@ -65,7 +65,7 @@ impl Layout {
             channels: shape.channels() as u32,
             threads: self.threads as u32,
             aligned: u32::from((self.lead * size_of::<E>()).is_multiple_of(16)),
-            reserved: 0,
+            positions: 1,
         }
     }
 }
@@ -83,7 +83,7 @@ pub struct Geometry {
     channels: u32,
     pub threads: u32,
     aligned: u32,
-    reserved: u32,
+    positions: u32,
 }
 
 /// Blocks, steps that are kept, groups that begin at once, nanoseconds until others do, and the addresses of partials
@@ -118,11 +118,12 @@ pub struct Given {
 pub struct Merge {
     pub count: u64,
     pub tile_count: u64,
-    pub tiles: u32,
-    pub channels: u32,
+    pub channels: u64,
     pub inner: u64,
+    pub together: u32,
+    pub positions: u32,
+    pub tiles: u32,
     pub lanes: u32,
-    pub reserved: u32,
 }
 
 /// Running statistics, and how a batch moves them.

@@ -62,11 +62,12 @@ impl<E: Kernels> Step<'_, E> {
         Merge {
             count: shape.per_channel() as u64,
             tile_count: values as u64,
-            tiles: layout.tiles::<E>(shape) as u32,
-            channels: self.channels() as u32,
+            channels: self.channels() as u64,
             inner: shape.inner() as u64,
+            together: layout.channels as u32,
+            positions: 1,
+            tiles: layout.tiles::<E>(shape) as u32,
             lanes: layout.width_of::<E>() as u32,
-            reserved: 0,
         }
     }
     /// The name of a kernel, if not of its module.

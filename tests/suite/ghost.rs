@@ -34,6 +34,10 @@ fn cases() -> Vec<Case<'static>> {
         (&[8, 3, 3], 1, apart(4).update(GhostUpdate::Sequential)),
         (&[8, 2, 2, 3], 3, apart(2)),
         (&[8, 5, 3], 2, apart(4).update(GhostUpdate::Sequential)),
+        // Rows of whole vectors, of several elements for each channel, and of more than kernels take at once.
+        (&[6, 4, 16], 2, apart(3)),
+        (&[9, 3, 2, 8, 4], 3, apart(3).update(GhostUpdate::Sequential)),
+        (&[4, 2, 520], 2, apart(2)),
         (&[8, 1, 5], 1, apart(2)),
         (&[6, 5, 1], 2, apart(3)),
         (&[12, 17], 1, apart(3)),

@@ -30,6 +30,7 @@ mod layer_optimizer; // optimizers, regularizers, constraints, values by name
 mod lazy; // channels from the first input or a state dict
 mod masked_renorm; // renormalization by the values that count
 mod masks; // statistics of the values that count
+mod masks_by_hand; // the same of the reference, and what is refused
 mod nonfinite; // NaN, infinities, the largest values, constants
 mod optimizer; // steps, penalties and constraints of a vector
 mod parameters; // parameters, gradients, moving, display

@@ -58,18 +58,29 @@ impl<A> Given<A> {
 pub(super) struct Merge {
     count: u64,
     tile_count: u64,
+    lie: Lie,
     tiles: u32,
-    channels: u32,
-    inner: u64,
     lanes: u32,
-    reserved: u32,
+}
+
+/// Where the values of a channel are: `together` channels lie side by side, `positions` times, before the next so many.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Lie {
+    channels: u64,
+    inner: u64,
+    together: u32,
+    positions: u32,
 }
 
 impl From<&Plan> for Merge {
     fn from(plan: &Plan) -> Self {
         let &Plan { geometry, count, tile_count, tiles, lanes, .. } = plan;
-        let Geometry { channels, inner, .. } = geometry;
-        Self { count, tile_count, tiles, channels, inner, lanes, reserved: 0 }
+        let Geometry { channels, inner, slice_channels, positions, .. } = geometry;
+        // None where there are no elements.
+        let (together, positions) = (slice_channels.max(1), positions.max(1));
+        let lie = Lie { channels: channels.into(), inner, together, positions };
+        Self { count, tile_count, lie, tiles, lanes }
     }
 }
 
@@ -212,10 +223,11 @@ mod tests {
     fn arguments_lie_as_the_kernels_declare_them() {
         assert_layout! {
             include_str!("../../../kernels/layout.cuh");
-            "Geometry": Geometry { vectors, tile, row, width, inner, slices, slice_channels, channels, threads, aligned, reserved }
+            "Geometry": Geometry { vectors, tile, row, width, inner, slices, slice_channels, channels, threads, aligned, positions }
             "Channels<float>": Channels<f32> { mean, mean_rest, invstd, weight, bias }
             "Given<float>": Given<f32> { eps, mean, var, record, saved_mean, saved_mean_rest, saved_invstd, saved_weight, saved_bias, nonfinite }
-            "Merge": Merge { count, tile_count, tiles, channels, inner, lanes, reserved }
+            "Merge": Merge { count, tile_count, lie, tiles, lanes }
+            "Lie": Lie { channels, inner, together, positions }
             "Running<float>": Update<f32> { factor, var_factor, mean, var, skipped, rules, reserved }
             "Outputs<float>": Outputs<f32> { eps, running, mean, mean_rest, invstd, record, nonfinite, weight, bias, saved_weight, saved_bias }
             "Gradients<float>": Gradients<f32> { total_sums, grad_weight, grad_bias, sums, coefs, nonfinite }

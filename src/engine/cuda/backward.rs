@@ -1,6 +1,8 @@
 //! The backward through statistics of the batch, of all parts of it, or frozen ones.
 use super::arguments::{Act, Channels, Gradients, Tensors};
 use super::masked::{self, Places, Shares};
+use super::module::Variant;
+use super::plan::Geometry;
 use super::resident::Step;
 use super::{Cuda, Layout, Pointers, Ptr};
 use crate::engine::pointers::SavedAt;
@@ -28,8 +30,11 @@ impl Cuda {
         let activation = forward.activation;
         let plan = self.plan::<E>(shape)?;
         // What reads its tensors twice.
-        let resident = match through_sums && !has_total && forward.mask.is_none() {
-            true => self.resident(shape, E::DTYPE, activation, Step::Backward)?,
+        let resident = match through_sums && !has_total {
+            true => {
+                let variant = Variant::of(activation, forward.mask.is_some());
+                self.resident(shape, E::DTYPE, variant, Step::Backward)?
+            }
             false => None,
         };
         let layout = Layout::new::<E::Acc>(&plan);
@@ -44,29 +49,27 @@ impl Cuda {
         let SavedAt { by_channel, reserve } = pointers.read_saved(saved);
         let ByChannel { mean, mean_rest, invstd, weight, bias } = by_channel;
         let channels = Channels { mean, mean_rest, invstd, weight, bias };
-        let masked = forward.mask.zip(args.mask).filter(|_| through_sums);
-        let masked = match masked {
-            None => None,
-            Some((rules, places)) => {
-                let places = Places::new(shape, &plan, rules.last, pointers.read(places))?;
-                let masks = source == Derivative::FromMask;
-                // Of this tensor, or of all parts of a batch that it is one of.
-                let (counts, values) = match args.saved.counted() {
-                    Some(all) => (pointers.read(all.counts.as_view()), all.values as u64),
-                    None => {
-                        let own = masked::counts(reserve, shape, size_of::<E>(), masks);
-                        (own, plan.count)
-                    }
-                };
-                let shares = Shares {
-                    coefs: room.coefs(),
-                    counts,
-                    values,
-                    count_eps: rules.count_eps,
-                    channels: shape.channels() as u64,
-                };
-                Some((places, shares))
-            }
+        // Which values count, and how many of each channel, of this tensor or of all parts of a batch that it is one of.
+        let masks = source == Derivative::FromMask;
+        let masked = forward.mask.zip(args.mask).filter(|_| through_sums).map(|(rules, places)| {
+            let (counts, values) = match args.saved.counted() {
+                Some(all) => (pointers.read(all.counts.as_view()), all.values as u64),
+                None => (masked::counts(reserve, shape, size_of::<E>(), masks), plan.count),
+            };
+            let shares = Shares {
+                coefs: room.coefs(),
+                counts,
+                values,
+                count_eps: rules.count_eps,
+                channels: shape.channels() as u64,
+            };
+            (rules.last, pointers.read(places), shares)
+        });
+        let places_of = |geometry: &Geometry, lanes: u32| {
+            let of = |(last, bytes, shares)| {
+                Places::new(shape, geometry, lanes, last, bytes).map(|places| (places, shares))
+            };
+            masked.map(of).transpose()
         };
         let in_place = matches!(args.grad_y, Input::InPlace);
         let grad_x = pointers.write_some(args.grad_x);
@@ -94,12 +97,16 @@ impl Cuda {
             nonfinite: self.shared.workspace.nonfinite(),
         };
 
-        if let Some((plan, kernels)) = resident.filter(|_| tensors.are_aligned()) {
-            let done = self.in_one_launch(&plan, partials, |group| {
-                let accumulate = args.accumulate;
-                launcher.backward_resident(
-                    &kernels, &plan, group, channels, gradients, tensors, accumulate,
-                )
+        if let Some((plan, kernel)) = resident.filter(|_| tensors.are_aligned()) {
+            let masked = places_of(&plan.geometry, plan.lanes)?;
+            let accumulate = args.accumulate;
+            let done = self.in_one_launch(&plan, partials, |group| match masked {
+                None => launcher.backward_resident(
+                    &kernel, &plan, group, channels, gradients, tensors, accumulate,
+                ),
+                Some((places, shares)) => launcher.masked_backward_resident(
+                    &kernel, &plan, group, channels, gradients, tensors, accumulate, places, shares,
+                ),
             })?;
             if done {
                 return Ok(());
@@ -122,7 +129,7 @@ impl Cuda {
             launcher.backward_finalize(&plan, channels, read, gradients, accumulate, partials)?;
         }
         if is_written && (through_sums || !adds_up) {
-            match masked {
+            match places_of(&plan.geometry, plan.lanes)? {
                 None => launcher.backward_apply(&plan, channels, tensors, coefs)?,
                 Some((places, shares)) => {
                     launcher.masked_backward_apply(&plan, channels, tensors, places, shares)?

@@ -1,4 +1,5 @@
 //! What an engine would do, in words.
+use super::module::Variant;
 use super::resident::Step;
 use super::{Cuda, Family, NAME, double_backward};
 use crate::engine::{Engine, Op, Request};
@@ -14,7 +15,7 @@ impl Cuda {
         let (steps, resident) = match request.op {
             Op::ForwardTrain if request.mask => ("masked_stats, masked_finalize, apply", None),
             Op::Backward if request.mask => {
-                ("backward_sums, backward_finalize, masked_backward_apply", None)
+                ("backward_sums, backward_finalize, masked_backward_apply", Some(Step::Backward))
             }
             Op::ForwardTrain => ("stats, stats_finalize, apply", Some(Step::Forward)),
             Op::ForwardEval => ("apply", None),
@@ -53,14 +54,19 @@ impl Cuda {
             return Ok(format!("{NAME}: {steps}; {plan}"));
         };
         let modules = &self.shared.modules;
+        let variant = Variant::of(request.activation, request.mask);
         let (resident, refused) = (
-            self.resident(shape, dtype, request.activation, step)?,
-            format!("{}{}", modules.refusals, modules.unfit(dtype, request.activation)),
+            self.resident(shape, dtype, variant, step)?,
+            format!("{}{}", modules.refusals, modules.unfit(dtype, variant)),
         );
         let Some((resident, _)) = resident else {
             return Ok(format!("{NAME}: {steps}; {plan}{refused}"));
         };
-        let name = if request.op == Op::Backward { "backward" } else { "forward" };
+        let name = match step {
+            Step::Forward => "forward",
+            Step::Backward if variant == Variant::Masked => "masked_backward",
+            Step::Backward => "backward",
+        };
         let otherwise = "where a tensor does not start at a multiple of 16 bytes";
         Ok(format!("{NAME}: {name}_resident; {resident}; {otherwise}: {steps}; {plan}{refused}"))
     }

@@ -1,6 +1,7 @@
 //! Both forwards, and statistics for synchronized ones.
 use super::arguments::{Act, Channels, Given, Outputs};
 use super::masked::{self, Places, Rules};
+use super::module::Variant;
 use super::resident::Step;
 use super::update::Update;
 use super::{Cuda, Layout, Pointers, Ptr};
@@ -20,7 +21,10 @@ impl Cuda {
     ) -> Result<()> {
         let plan = self.plan::<E>(shape)?;
         let resident = match args.mask {
-            None => self.resident(shape, E::DTYPE, args.activation, Step::Forward)?,
+            None => {
+                let variant = Variant::of(args.activation, false);
+                self.resident(shape, E::DTYPE, variant, Step::Forward)?
+            }
             Some(_) => None,
         };
         let layout = Layout::new::<E::Acc>(&plan).or(resident.as_ref().map(|(plan, _)| plan));
@@ -39,7 +43,7 @@ impl Cuda {
             None => None,
             Some(mask) => {
                 let (rules, bytes) = (mask.rules(), pointers.read(mask.places));
-                let places = Places::new(shape, &plan, rules.last, bytes)?;
+                let places = Places::new(shape, &plan.geometry, plan.lanes, rules.last, bytes)?;
                 Some((places, Rules::from(rules), Ptr::NULL))
             }
         };
@@ -67,10 +71,9 @@ impl Cuda {
         };
         let partials = room.partials();
         let aligned = [x, residual, y].iter().all(|tensor| tensor.is_aligned());
-        let in_one = resident.filter(|_| aligned).map(|(plan, kernels)| {
+        let in_one = resident.filter(|_| aligned).map(|(plan, kernel)| {
             self.in_one_launch(&plan, partials, |group| {
-                launcher
-                    .forward_resident(&kernels, &plan, group, outputs, x, residual, y, mask, act)
+                launcher.forward_resident(&kernel, &plan, group, outputs, x, residual, y, mask, act)
             })
         });
         if !in_one.transpose()?.unwrap_or(false) {

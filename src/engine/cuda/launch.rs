@@ -4,7 +4,7 @@
 //! from the workspace, `check` of the arguments has compared every length with the shape, and the
 //! plan that `geometry` and `merge` come from covers exactly the elements of that shape.
 use super::arguments::{Act, Channels, Given, Gradients, Group, Merge, Outputs, Tensors};
-use super::module::{Activated, Kernels, Modules, ResidentKernels, Tiled};
+use super::module::{Activated, Kernels, Modules, Tiled};
 use super::plan::{Geometry, Plan};
 use super::resident::Resident;
 use super::update::Update;
@@ -274,7 +274,7 @@ impl Launcher<'_> {
     #[allow(clippy::too_many_arguments)] // the kernel has them
     pub fn forward_resident<E: Element>(
         &self,
-        kernels: &ResidentKernels,
+        kernel: &CudaFunction,
         plan: &Resident,
         group: Group,
         outputs: Outputs<E::Acc>,
@@ -284,7 +284,7 @@ impl Launcher<'_> {
         mask: Ptr<u8>,
         act: Act<E::Acc>,
     ) -> Result<()> {
-        let (geometry, count, kernel) = (plan.geometry, plan.count, &kernels.forward);
+        let (geometry, count) = (plan.geometry, plan.count);
         macro_rules! with {
             ($act:ident) => {
                 arguments![geometry, group, outputs, count, x, residual, y, mask, $act]
@@ -299,7 +299,7 @@ impl Launcher<'_> {
     #[allow(clippy::too_many_arguments)] // the kernel has them
     pub fn backward_resident<E: Element>(
         &self,
-        kernels: &ResidentKernels,
+        kernel: &CudaFunction,
         plan: &Resident,
         group: Group,
         channels: Channels<E::Acc>,
@@ -319,8 +319,8 @@ impl Launcher<'_> {
             };
         }
         match tensors.act {
-            Act::Plain(_) => self.groups(&kernels.backward, plan, with!()),
-            Act::Any(any) => self.groups(&kernels.backward, plan, with!(residual, any)),
+            Act::Plain(_) => self.groups(kernel, plan, with!()),
+            Act::Any(any) => self.groups(kernel, plan, with!(residual, any)),
         }
     }
 

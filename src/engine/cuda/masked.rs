@@ -1,6 +1,6 @@
 //! What kernels take of a mask: structures that lie as `kernels/masked_entries.cuh` declares them.
 use super::arguments::Outputs;
-use super::plan::{self, Geometry, Plan};
+use super::plan::{self, Geometry};
 use super::update::Update;
 use super::{Cuda, Layout};
 use crate::engine::ops::MaskRules;
@@ -47,15 +47,21 @@ pub(super) struct Shares<A> {
 }
 
 impl Places {
-    /// Those of a mask of this shape, without the last axis where its length is given.
-    pub fn new(shape: &Shape, plan: &Plan, last: Option<usize>, bytes: Ptr<u8>) -> Result<Self> {
+    /// Those of a mask of this shape, without the last axis where its length is given, for vectors of so many lanes.
+    pub fn new(
+        shape: &Shape,
+        geometry: &Geometry,
+        lanes: u32,
+        last: Option<usize>,
+        bytes: Ptr<u8>,
+    ) -> Result<Self> {
         let places = places::Places::new(shape, last)?;
         let mut to = Self { bytes, each: 0, step: 0, step_rest: 0, wrap: 0 };
-        if plan.blocks == 0 {
+        let &Geometry { width, row, inner, slice_channels, threads, .. } = geometry;
+        if width == 0 {
             return Ok(to);
         }
-        let Geometry { width, row, inner, slice_channels, threads, .. } = plan.geometry;
-        let (threads, lanes) = (u64::from(threads), u64::from(plan.lanes));
+        let (threads, lanes) = (u64::from(threads), u64::from(lanes));
         match places {
             places::Places::Positions { .. } if slice_channels == 1 => to.step = threads * lanes,
             places::Places::Positions { .. } => to.step = threads / width * inner,
@@ -126,7 +132,13 @@ impl Cuda {
                 all_masked: AllMasked::Keep,
                 ..mask.rules()
             });
-            let places = Places::new(shape, &plan, mask.last, pointers.read(mask.places))?;
+            let places = Places::new(
+                shape,
+                &plan.geometry,
+                plan.lanes,
+                mask.last,
+                pointers.read(mask.places),
+            )?;
             let x = pointers.read(x);
             let mut outputs = Outputs::new(eps, self.shared.workspace.nonfinite());
             let own = Running::<Device, E::Acc>::new(spare.as_view_mut(), var.as_view_mut(), 1.0);

@@ -15,10 +15,10 @@ use super::{
 use crate::memory::new_stream;
 use crate::{DType, Device, Element, Memory, Real, Result, Shape};
 use arguments::Group;
-use cudarc::driver::{CudaStream, CudaView};
+use cudarc::driver::{CudaFunction, CudaStream, CudaView};
 use figures::Figures;
 use launch::{Bound, Launcher};
-use module::ResidentKernels;
+use module::Variant;
 use plan::Plan;
 use resident::{Resident, Step};
 use shared::Shared;
@@ -166,23 +166,21 @@ impl Cuda {
         Plan::new(shape, dtype.size(), if alike { Figures::ANY } else { self.shared.figures })
     }
 
-    /// How a step is done in one launch, if it is, and the kernels for that.
+    /// How a step is done in one launch, if it is, and the kernel for that.
     fn resident(
         &self,
         shape: &Shape,
         dtype: DType,
-        activation: Activation,
+        variant: Variant,
         step: Step,
-    ) -> Result<Option<(Resident, Arc<ResidentKernels>)>> {
+    ) -> Result<Option<(Resident, CudaFunction)>> {
         let (Shared { figures, modules, plans, .. }, tuning) = (&*self.shared, self.tuning);
         let Some(allowed) = modules.refusals.allowed(figures) else { return Ok(None) };
         let make = || resident::plan(shape, dtype.size(), step, &allowed, &tuning);
-        match plans.get((*shape, dtype, step, tuning, allowed.cooperative), make) {
-            Some(plan) => {
-                Ok(modules.resident(dtype, activation, figures)?.map(|kernels| (plan, kernels)))
-            }
-            None => Ok(None),
-        }
+        let key = (*shape, dtype, step, tuning, allowed.cooperative);
+        let Some(plan) = plans.get(key, make) else { return Ok(None) };
+        let kernels = modules.resident(dtype, variant, figures)?;
+        Ok(kernels.and_then(|kernels| Some((plan, kernels.of(step)?.clone()))))
     }
 
     /// Launches with what the blocks of a group tell each other through. False where the driver refuses
@@ -246,6 +244,9 @@ impl Engine for Cuda {
             _ => self.cut(shape, request.dtype).map(drop),
         }
     }
+    fn takes_groups(&self, shape: &Shape, dtype: DType) -> bool {
+        self.cut(shape, dtype).is_ok()
+    }
     fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
         if matches!(request.op, Op::LayerNorm | Op::LayerNormBackward) {
             self.supports(shape, request)?;
@@ -263,10 +264,14 @@ impl Engine for Cuda {
             return self.shared.parameters.load(self.stream());
         }
         let resident = match request.op {
-            _ if request.mask => None,
-            Op::ForwardTrain => self.resident(shape, request.dtype, activation, Step::Forward)?,
-            Op::Backward => self.resident(shape, request.dtype, activation, Step::Backward)?,
+            Op::ForwardTrain if !request.mask => Some(Step::Forward),
+            Op::Backward => Some(Step::Backward),
             _ => None,
+        };
+        let variant = Variant::of(activation, request.mask);
+        let resident = match resident {
+            Some(step) => self.resident(shape, request.dtype, variant, step)?,
+            None => None,
         };
         if resident.is_none() {
             self.shared.modules.kernels(request.dtype)?;

@@ -2,7 +2,7 @@
 use super::figures::Figures;
 use super::plan::THREADS;
 use super::refusals::Refusals;
-use super::resident::{capacity, occupancy};
+use super::resident::{Step, capacity, occupancy};
 use crate::engine::Activation;
 use crate::engine::ptx::{self, PTX, dotted, function};
 use crate::memory::refused;
@@ -89,24 +89,60 @@ impl Kernels {
     }
 }
 
+/// Which of the kernels that take a step in one launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Variant {
+    /// For no activation and a ReLU.
+    Plain,
+    Any,
+    /// For any activation, where a mask says what counts: of a backward alone.
+    Masked,
+}
+
+impl Variant {
+    const ALL: [Self; 3] = [Self::Plain, Self::Any, Self::Masked];
+
+    pub fn of(activation: Activation, masked: bool) -> Self {
+        match (masked, is_any(activation)) {
+            (true, _) => Self::Masked,
+            (false, true) => Self::Any,
+            (false, false) => Self::Plain,
+        }
+    }
+}
+
 /// The kernels of one type of elements that take a step in one launch.
 pub(super) struct ResidentKernels {
-    pub forward: CudaFunction,
-    pub backward: CudaFunction,
+    forward: Option<CudaFunction>,
+    backward: CudaFunction,
 }
 
 impl ResidentKernels {
+    /// That of a step, if there is one.
+    pub fn of(&self, step: Step) -> Option<&CudaFunction> {
+        match step {
+            Step::Forward => self.forward.as_ref(),
+            Step::Backward => Some(&self.backward),
+        }
+    }
+
     /// What is missing where less blocks fit a multiprocessor than plans count on: the driver's compiler may have given
     /// them more registers than `kernels/README.md` promises, or the driver keeps shared memory for others.
-    fn load(modules: &Modules, name: &str, figures: &Figures) -> Result<Fit> {
-        let module = load(&modules.context, &format!("resident_{name}"), modules.capability)?;
-        let kernels = Self {
-            forward: function(&module, &format!("forward_resident_{name}"))?,
-            backward: function(&module, &format!("backward_resident_{name}"))?,
+    fn load(modules: &Modules, dtype: DType, variant: Variant, figures: &Figures) -> Result<Fit> {
+        let load = |name: &str| load(&modules.context, name, modules.capability);
+        let kernels = if variant == Variant::Masked {
+            let module = load(&format!("masked_{dtype}"))?;
+            let backward = function(&module, &format!("masked_backward_resident_{dtype}"))?;
+            Self { forward: None, backward }
+        } else {
+            let any = if variant == Variant::Any { "any_" } else { "" };
+            let module = load(&format!("resident_{any}{dtype}"))?;
+            let of = |step: &str| function(&module, &format!("{step}_resident_{any}{dtype}"));
+            Self { forward: Some(of("forward")?), backward: of("backward")? }
         };
         let bytes = i32::try_from(figures.shared_block).unwrap_or(i32::MAX);
         let (most, expected) = (capacity(figures), occupancy(figures));
-        for kernel in [&kernels.forward, &kernels.backward] {
+        for kernel in kernels.forward.iter().chain([&kernels.backward]) {
             let set = kernel
                 .set_attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes);
             set.map_err(refused("cuFuncSetAttribute"))?;
@@ -215,8 +251,8 @@ pub(super) struct Modules {
     capability: i32,
     loaded: [Mutex<Option<Arc<Kernels>>>; DTYPES.len()],
     any: [Mutex<Option<Arc<Activated>>>; DTYPES.len()],
-    /// For no activation and a ReLU; for any.
-    resident: [[Mutex<Option<Fit>>; DTYPES.len()]; 2],
+    /// By [`Variant`].
+    resident: [[Mutex<Option<Fit>>; DTYPES.len()]; Variant::ALL.len()],
     /// Of launches of these.
     pub refusals: Refusals,
     layer_norm: [Mutex<Option<Arc<LayerNormKernels>>>; DTYPES.len()],
@@ -327,23 +363,21 @@ impl Modules {
     pub fn resident(
         &self,
         dtype: DType,
-        activation: Activation,
+        variant: Variant,
         figures: &Figures,
     ) -> Result<Option<Arc<ResidentKernels>>> {
-        let any = is_any(activation);
-        let place = &self.resident[usize::from(any)][index(dtype)];
+        let place = &self.resident[variant as usize][index(dtype)];
         let mut loaded = place.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(fit) = &*loaded {
             return Ok(fit.clone().ok());
         }
-        let name = if any { format!("any_{dtype}") } else { dtype.to_string() };
-        let fit = ResidentKernels::load(self, &name, figures)?;
+        let fit = ResidentKernels::load(self, dtype, variant, figures)?;
         Ok(loaded.insert(fit).clone().ok())
     }
 
     /// Why there are none of them, as far as that is known; else nothing.
-    pub fn unfit(&self, dtype: DType, activation: Activation) -> String {
-        let place = &self.resident[usize::from(is_any(activation))][index(dtype)];
+    pub fn unfit(&self, dtype: DType, variant: Variant) -> String {
+        let place = &self.resident[variant as usize][index(dtype)];
         let loaded = place.lock().unwrap_or_else(PoisonError::into_inner);
         loaded.as_ref().and_then(|fit| fit.as_ref().err()).cloned().unwrap_or_default()
     }
@@ -408,8 +442,11 @@ mod tests {
         softcuda::install().unwrap();
         let context = CudaContext::new(softcuda::ordinal("sm_75").unwrap()).unwrap();
         let (modules, figures) = (Modules::of(&context).unwrap(), Figures::of(&context).unwrap());
-        let kernels = modules.resident(DType::F16, Activation::Relu, &figures).unwrap().unwrap();
-        for kernel in [&kernels.forward, &kernels.backward] {
+        let of = |variant| modules.resident(DType::F16, variant, &figures).unwrap().unwrap();
+        let all = Variant::ALL.map(of);
+        let kernels = || all.iter().flat_map(|all| all.forward.iter().chain([&all.backward]));
+        assert_eq!(kernels().count(), 5);
+        for kernel in kernels() {
             let attribute = |attribute| kernel.get_attribute(attribute).unwrap();
             let carveout = Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
             assert_eq!(attribute(carveout), 100);

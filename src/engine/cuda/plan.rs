@@ -2,6 +2,7 @@
 //!
 //! `kernels/README.md` says what the kernels make of it.
 use super::figures::Figures;
+use crate::shape::Dealt;
 use crate::{Error, Result, Shape};
 
 /// The first argument of every kernel that walks over tensors.
@@ -26,7 +27,9 @@ pub(super) struct Geometry {
     pub threads: u32,
     /// 1 where every tensor starts at a multiple of 16 bytes.
     pub aligned: u32,
-    pub reserved: u32,
+    /// How often a row of a slice of several channels has them, one after the other: 1, but where rows are dealt out
+    /// to groups.
+    pub positions: u32,
 }
 
 /// Most threads of a block.
@@ -67,10 +70,22 @@ pub(super) fn widest(element: u64, lanes: u64) -> u64 {
     (2048 / element.max(4)).min(THREADS * lanes)
 }
 
+/// How often a slice's row has its channels, and how many those are, where rows are dealt out to groups: a slice is a
+/// group then.
+pub(super) fn dealt(shape: &Shape) -> Option<(u64, u64)> {
+    let Dealt { groups, positions } = shape.dealt()?;
+    Some((positions as u64, (shape.channels() / groups.max(1)) as u64))
+}
+
 /// Elements of a vector, and the fewest channels whose rows are whole vectors.
 pub(super) fn form(shape: &Shape, element: u64) -> (u64, u64) {
     let (_, channels, inner) = folded(shape);
     let lanes = 16 / element;
+    if let Some((_, channels)) = dealt(shape) {
+        let row = channels * inner;
+        let fits = row.is_multiple_of(lanes) && row <= widest(element, lanes);
+        return (if fits { lanes } else { 1 }, channels);
+    }
     let least = lanes / gcd(inner, lanes);
     let fits = least == 1 || least * inner <= widest(element, lanes);
     if channels % least == 0 && fits { (lanes, least) } else { (1, 1) }
@@ -83,6 +98,26 @@ pub(super) fn gcd(a: u64, b: u64) -> u64 {
 /// Bytes of a mask for all elements: one for each vector.
 pub(super) fn mask_len(shape: &Shape, element: usize) -> usize {
     shape.len() / form(shape, element as u64).0 as usize
+}
+
+/// The vectors of a slice, and the threads that go over them.
+pub(super) struct Rows {
+    pub width: u64,
+    pub vectors: u64,
+    pub threads: u64,
+    pub positions: u64,
+}
+
+impl Rows {
+    pub fn new(shape: &Shape, lanes: u64, slice_channels: u64) -> Self {
+        let (outer, _, inner) = folded(shape);
+        let positions = dealt(shape).map_or(1, |(positions, _)| positions);
+        let once = slice_channels * inner / lanes;
+        let (width, vectors) = (once * positions, outer * once);
+        let column = if slice_channels == 1 { 1 } else { once };
+        let threads = (THREADS / column).min(vectors / column) * column;
+        Self { width, vectors, threads, positions }
+    }
 }
 
 impl Plan {
@@ -102,14 +137,26 @@ impl Plan {
         }
         let (lanes, least) = form(shape, element);
         let (_, channels, inner) = folded(shape);
+        if let Some((_, channels)) = dealt(shape) {
+            let (most, row) = (widest(element, lanes), channels * inner);
+            if row > most {
+                let reason = format!(
+                    "expected at most {most} elements of all channels in a row that is dealt out, got {row}"
+                );
+                return Err(Error::Unsupported { engine: super::NAME, reason });
+            }
+        }
         // The widest slices that leave every multiprocessor something to do; one channel at least.
-        let mut widest = (widest(element, lanes) / (least * inner) * least).max(least);
+        let mut widest = match shape.dealt() {
+            None => (widest(element, lanes) / (least * inner) * least).max(least),
+            Some(_) => least,
+        };
         let plan = loop {
             let slices = channels.div_ceil(widest);
             let even = channels.div_ceil(slices).next_multiple_of(least);
             let plan = Self::cut(shape, element, figures, lanes, even);
             let narrower = even / 2 / least * least;
-            let enough = plan.blocks >= 2 * figures.multiprocessors;
+            let enough = plan.blocks >= 2 * figures.multiprocessors || shape.dealt().is_some();
             if enough || narrower == 0 || narrower * inner * element < LEAST_ROW {
                 break plan;
             }
@@ -130,12 +177,9 @@ impl Plan {
 
     /// Cuts slices of `slice_channels` channels into tiles.
     fn cut(shape: &Shape, element: u64, figures: Figures, lanes: u64, slice_channels: u64) -> Self {
+        let Rows { width, vectors, threads, positions, .. } =
+            Rows::new(shape, lanes, slice_channels);
         let (outer, channels, inner) = folded(shape);
-        let width = slice_channels * inner / lanes;
-        let vectors = outer * width;
-        // Where a slice has several channels, a thread stays in its column.
-        let column = if slice_channels == 1 { 1 } else { width };
-        let threads = (THREADS / column).min(vectors / column) * column;
         let slices = channels.div_ceil(slice_channels);
         // Two rounds of blocks on the whole device.
         let resident = u64::from(figures.threads / THREADS as u32).max(1);
@@ -152,7 +196,7 @@ impl Plan {
         let geometry = Geometry {
             vectors,
             tile: steps * threads,
-            row: channels * inner / lanes,
+            row: channels * inner / lanes * positions,
             width,
             inner,
             slices: slices as u32,
@@ -160,7 +204,7 @@ impl Plan {
             channels: channels as u32,
             threads: threads as u32,
             aligned: 0,
-            reserved: 0,
+            positions: positions as u32,
         };
         Self {
             geometry,

@@ -6,7 +6,7 @@
 //! blocks of the device have no room for it, the rest is read again, from the cache if it can be.
 use super::costs::Costs;
 use super::figures::Figures;
-use super::plan::{Geometry, Plan, THREADS, folded, form, widest};
+use super::plan::{Geometry, Plan, Rows, THREADS, dealt, folded, form, widest};
 use super::tuning::{Family, Tuning};
 use crate::{DType, Shape};
 use std::collections::HashMap;
@@ -138,6 +138,10 @@ pub(super) fn plan(
     };
     let element = element as u64;
     let (lanes, least) = form(shape, element);
+    if dealt(shape).is_some_and(|(_, channels)| channels * folded(shape).2 > widest(element, lanes))
+    {
+        return None;
+    }
     let (channels, vectors) = (shape.channels() as u64, shape.len() as u64 / lanes);
     let counted = channels <= i32::MAX as u64 && vectors <= u64::from(u32::MAX);
     if shape.is_empty() || element == 8 || lanes == 1 || !counted {
@@ -172,6 +176,9 @@ pub(super) fn plan(
 /// Channels that a slice may have: one in runs, some in columns, the narrowest first.
 fn widths(shape: &Shape, element: u64, lanes: u64, least: u64) -> Vec<u64> {
     let (_, channels, inner) = folded(shape);
+    if let Some((_, channels)) = dealt(shape) {
+        return vec![channels];
+    }
     let most = (widest(element, lanes) / (least * inner) * least).min(channels);
     let doubled = std::iter::successors(Some(least), |k| Some(2 * k)).take_while(|k| *k < most);
     let mut widths: Vec<u64> = doubled.collect();
@@ -190,16 +197,13 @@ struct Slice {
 
 impl Slice {
     fn new(shape: &Shape, lanes: u64, slice_channels: u64) -> Self {
+        let Rows { width, vectors, threads, positions, .. } =
+            Rows::new(shape, lanes, slice_channels);
         let (outer, channels, inner) = folded(shape);
-        let width = slice_channels * inner / lanes;
-        let vectors = outer * width;
-        // Where a slice has several channels, a thread stays in its column.
-        let column = if slice_channels == 1 { 1 } else { width };
-        let threads = (THREADS / column).min(vectors / column) * column;
         let geometry = Geometry {
             vectors,
             tile: 0,
-            row: channels * inner / lanes,
+            row: channels * inner / lanes * positions,
             width,
             inner,
             slices: channels.div_ceil(slice_channels) as u32,
@@ -207,16 +211,16 @@ impl Slice {
             channels: channels as u32,
             threads: threads as u32,
             aligned: 1,
-            reserved: 0,
+            positions: positions as u32,
         };
         Self { geometry, lanes, count: outer * inner, steps: vectors.div_ceil(threads) }
     }
 
     /// Bytes that a block needs beside what it keeps.
     fn scratch(&self) -> u64 {
-        let Geometry { width, threads, slice_channels, .. } = self.geometry;
+        let Geometry { width, threads, slice_channels, positions, .. } = self.geometry;
         let (threads, channels) = (u64::from(threads), u64::from(slice_channels));
-        let column = if channels == 1 { 1 } else { width };
+        let column = if channels == 1 { 1 } else { width / u64::from(positions) };
         let rows = if column <= 32 { threads.div_ceil(32) } else { threads / column };
         let sums = self.lanes * column * rows;
         16 + (40 * channels).next_multiple_of(16) + 8 * sums

@@ -2,7 +2,7 @@
 use super::parts::Shared;
 use super::{BatchNorm, Config};
 use crate::engine::{Grouping, rule};
-use crate::{Engine, Error, Memory, NonFinite, Real, Result, Shape};
+use crate::{DType, Engine, Error, Memory, NonFinite, Real, Result, Shape};
 use std::fmt;
 
 mod backward;
@@ -64,8 +64,10 @@ rule! {
 ///
 /// Which variance moves the running one is [`Config::variance`]: TensorFlow's is biased. One value per channel in
 /// a group is what [`Config::one_value`] says. Consecutive groups are a call of the engine each, and strided ones
-/// a single call where the channels are on the axis behind the rows or there is only one; elsewhere strided groups
-/// take one more pass over x, and calls for every row.
+/// a single call where the channels are on the axis behind the rows or there is only one. Elsewhere they are a single
+/// call of [`Cuda`](crate::Cuda) and [`Gpu`](crate::Gpu), where the channels and what is behind them are at most 512
+/// elements (256 of f64, and where these are not whole vectors of 16 bytes); else strided groups take one more pass over
+/// x, and calls for every row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -131,8 +133,9 @@ impl Ghost {
         Ok(())
     }
 
-    /// How these groups lie in a batch; none where it is a single group, or has no rows.
-    fn grouping(&self, shape: &Shape) -> Result<Option<Grouping>> {
+    /// How these groups lie in a batch; none where it is a single group, or has no rows. `takes`: whether a shape that
+    /// has all of them can be one call.
+    fn grouping(&self, shape: &Shape, takes: impl Fn(&Shape) -> bool) -> Result<Option<Grouping>> {
         let rows = shape.batch();
         if shape.is_empty() {
             return Ok(None);
@@ -156,7 +159,9 @@ impl Ghost {
                 Grouping::Consecutive(rows.div_ceil(groups))
             }
             (GhostRows::Consecutive, _) => Grouping::Consecutive(self.size),
-            (GhostRows::Strided, _) if shape.of_strided_groups(groups).is_some() => {
+            (GhostRows::Strided, _)
+                if shape.of_strided_groups(groups).is_some_and(|all| takes(&all)) =>
+            {
                 Grouping::AsChannels(groups)
             }
             (GhostRows::Strided, _) => Grouping::Strided(groups),
@@ -216,7 +221,8 @@ impl<M: Memory, P: Real> Scratch<M, P> {
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// How a training batch of this shape is grouped, if it is.
-    pub(super) fn grouping(&self, shape: &Shape) -> Result<Option<Grouping>> {
-        self.affine.config.ghost.map_or(Ok(None), |ghost| ghost.grouping(shape))
+    pub(super) fn grouping(&self, shape: &Shape, dtype: DType) -> Result<Option<Grouping>> {
+        let takes = |all: &Shape| all.dealt().is_none() || self.engine().takes_groups(all, dtype);
+        self.affine.config.ghost.map_or(Ok(None), |ghost| ghost.grouping(shape, takes))
     }
 }

@@ -38,7 +38,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         whole: &mut Part<'_, M, E>,
         saved: &mut Saved<M, P>,
     ) -> Result<()> {
-        let prepared = self.prepare_groups(ghost, whole);
+        let prepared = self.prepare_groups(whole);
         let (grouping, own, mut records) = self.or_decline(prepared)?;
         let call = self.call_of_groups(ghost, whole);
         let Records { mine, all, .. } = &mut records;
@@ -65,13 +65,12 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// the first ones, have a variance.
     fn prepare_groups<E: Element<Acc = P>>(
         &mut self,
-        ghost: Ghost,
         whole: &mut Part<'_, M, E>,
     ) -> Result<(Option<Grouping>, [usize; 2], Records<M>)> {
         self.check_capture()?;
         self.check_lengths()?;
         let shape = whole.shape;
-        let grouping = ghost.grouping(&shape)?;
+        let grouping = self.grouping(&shape, E::DTYPE)?;
         // One group is as consecutive ones are, none as well.
         let of_check = grouping.unwrap_or(Grouping::Consecutive(shape.batch().max(1)));
         self.check_groups(of_check, whole)?;
