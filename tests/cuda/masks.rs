@@ -178,7 +178,7 @@ fn the_traffic_of_a_mask_is_its_bytes() {
 /// The backward is one launch where the plain one is, and reads nothing more than the mask: a plain step of two launches
 /// reads three times and writes twice, one by a mask reads the batch once more.
 #[test]
-fn a_masked_step_takes_half_a_plain_one_more_at_most() {
+fn the_traffic_of_a_masked_step_is_half_a_plain_one_more_at_most() {
     fn costs<E: Element>(dims: &[usize], last: Option<usize>, epilogue: Epilogue) {
         let softcuda = softcuda::install().unwrap();
         let device = softcuda.exclusive(softcuda::ordinal("sm_90").unwrap());
