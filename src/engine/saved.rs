@@ -146,13 +146,18 @@ impl<P: Real> Buffers<Host, P> {
         ByChannel::new([0, 1, 2, 3, 4].map(at))
     }
     pub fn by_channel_mut(&mut self) -> ByChannel<&mut [P]> {
+        self.with_reserve_mut().0
+    }
+    /// The same, and the reserve.
+    pub fn with_reserve_mut(&mut self) -> (ByChannel<&mut [P]>, Option<&mut [u8]>) {
         let (stride, channels) = (stride(self.channels), self.channels);
         let mut rest = &mut self.values[..];
-        ByChannel::new([(); 5].map(|()| {
+        let arrays = ByChannel::new([(); 5].map(|()| {
             let (array, behind) = std::mem::take(&mut rest).split_at_mut(stride);
             rest = behind;
             &mut array[..channels]
-        }))
+        }));
+        (arrays, self.reserve.as_mut().map(|reserve| &mut reserve[..]))
     }
 }
 

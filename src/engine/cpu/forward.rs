@@ -5,19 +5,19 @@ use super::kernels::convert::{bits_of_positive, narrow};
 use super::kernels::elementwise::{At, Work, ahead_of, normalize};
 use super::kernels::moments as merging;
 use super::masked::Masked;
-use super::masked_stats;
-use super::moments::{self, Merged, Moments};
+use super::moments::{self, Moments};
 use super::plan::{Plan, Tile};
-use super::schedule::{Part, TwoPass, two_pass, workspace_len};
 use super::simd::{Scratch, Simd};
 use super::staged::Staged;
 use super::table::{Parameters, Statistics, Strip, Table, TableMut};
 use super::tiles::{Elements, TileMut, Writer, clipped, for_each_tile};
-use super::{Cpu, stats, update, update_by};
-use crate::engine::saved::{Buffers, Opened};
-use crate::engine::{Activation, Derivative, ForwardEval, ForwardTrain, Input, OneValue, Running};
+use super::train::Train;
+use super::{Cpu, update};
+use crate::engine::saved::Opened;
+use crate::engine::{Activation, Derivative, ForwardEval, ForwardTrain, Input};
 use crate::{AllMasked, Element, Host, Real, Result, Shape, engine};
 use std::ops::Range;
+use std::sync::Mutex;
 
 /// Keeps the moments of every channel in `kept` where that is given: means, then sums of squares.
 pub(super) fn forward_train<E: Element>(
@@ -28,12 +28,12 @@ pub(super) fn forward_train<E: Element>(
 ) -> Result<()> {
     args.check(&Host, shape)?;
     let simd = cpu.simd()?;
-    let mut saved = args.open(cpu, shape)?.map(Opened::filled);
+    let saved = args.open(cpu, shape)?.map(Opened::filled);
     let parameters = Parameters { weight: args.weight, bias: args.bias };
-    saved.iter_mut().for_each(|saved| parameters.save(saved));
     let (x, y, eps) = (args.x, args.y, args.eps);
     if shape.is_empty() {
         if let Some(saved) = saved {
+            parameters.save(saved);
             let saved = saved.by_channel_mut();
             let is_nan = args.mask.as_ref().is_some_and(|m| m.all_masked == AllMasked::Nan);
             let (mean, invstd) =
@@ -57,56 +57,12 @@ pub(super) fn forward_train<E: Element>(
     let output = Output { simd, shape, plan, x: Some(x), residual, activation };
     let mask = args.mask.as_ref().map(|mask| (mask.rules(), mask.places));
     Masked::with((cpu, simd), (shape, plan), mask, x, None, |mask| {
-        let train = Train { output, x, parameters, eps, mask };
-        train.run(cpu, (&mut args.running, args.one_value), y, saved, kept);
+        let (running, one_value) = (args.running.as_mut(), args.one_value);
+        let rules = running.as_ref().map(|of| of.of_channels(&mut [], &mut [], None));
+        let extremes = Mutex::default();
+        let train = Train { output, x, parameters, eps, mask, rules, one_value, extremes };
+        train.run(cpu, running, y, saved, kept);
     })
-}
-
-impl<E: Element> Train<'_, E> {
-    fn run(
-        &self,
-        cpu: &Cpu,
-        (running, one_value): (&mut Option<Running<'_, Host, E::Acc>>, OneValue),
-        y: &mut [E],
-        mut saved: Option<&mut Buffers<Host, E::Acc>>,
-        mut kept: Option<&mut [f64]>,
-    ) {
-        let Self { output, x, parameters, mask, .. } = *self;
-        let Output { simd, shape, plan, .. } = output;
-        cpu.with_workspace(workspace_len(plan, self), |workspace| {
-            let of_mask = output.mask(saved.as_deref_mut()).map(Elements::mask);
-            let mut outputs = (Elements::new(&mut *y), of_mask);
-            let cached = two_pass(plan, self, &mut outputs, workspace);
-            let mut extremes = vec![];
-            for (block, cached) in cached.chunks(self.cached_len()).enumerate() {
-                let channels = plan.channels(block);
-                let [merged, statistics, _] = self.split(cached);
-                let statistics = Statistics::split(statistics, channels.len());
-                if let Some(saved) = &mut saved {
-                    statistics.save(saved, channels.clone());
-                }
-                extremes.extend(Extreme::among(simd, channels.clone(), parameters, statistics));
-                let merged = Merged::new(merged, shape);
-                if let Some(mask) = mask {
-                    masked_stats::update(running, channels, &merged, mask, one_value);
-                    continue;
-                }
-                let (n, squares) = (channels.len(), &merged.squares[..channels.len()]);
-                let (base, offset) = (&merged.base[..n], &merged.offset[..n]);
-                let mean = |k: usize| base[k] + offset[k];
-                if let Some(kept) = &mut kept {
-                    let (means, to) = kept.split_at_mut(shape.channels());
-                    let means = means[channels.clone()].iter_mut().enumerate();
-                    means.for_each(|(k, to)| *to = mean(k));
-                    to[channels.clone()].copy_from_slice(squares);
-                }
-                let m = shape.per_channel() as f64;
-                update_by(simd, running, channels, m, mean, squares, one_value);
-            }
-            let x = extremes::elements(&extremes, shape, x);
-            output.write_extremes(&extremes, x, y, saved);
-        });
-    }
 }
 
 pub(super) fn forward_eval<E: Element>(
@@ -140,12 +96,13 @@ pub(super) fn forward_eval<E: Element>(
         let table = Table::new(of_table, 0..n);
         // In place, before the loops overwrite it.
         let x = extremes::elements(&extremes, shape, output.x.unwrap_or(y));
-        let of_mask = output.mask(saved.as_deref_mut()).map(Elements::mask);
+        let mut reserve = saved.and_then(|saved| saved.reserve.as_mut()).map(|all| &mut all[..]);
+        let of_mask = output.mask(reserve.as_deref_mut()).map(Elements::mask);
         let mut outputs = (Elements::new(&mut *y), of_mask);
         for_each_tile(plan, false, &mut outputs, |tile, outputs| {
             output.write(&tile, &table, outputs);
         });
-        output.write_extremes(&extremes, x, y, saved);
+        output.write_extremes(&extremes, x, y, reserve);
     });
     Ok(())
 }
@@ -173,114 +130,39 @@ fn given<A: Real>(
     }
 }
 
-/// The steps of the training forward. What is cached for a block: the moments of its channels, what
-/// follows from them for a backward, and the coefficients.
-struct Train<'a, E: Element> {
-    output: Output<'a, E>,
-    x: &'a [E],
-    parameters: Parameters<'a, E::Acc>,
-    eps: f64,
-    /// Absent where all values count.
-    mask: Option<&'a Masked<'a>>,
-}
-
-impl<E: Element> Train<'_, E> {
-    /// Lengths of the parts of what is cached: of [`Merged`], [`Statistics`] and [`Table`].
-    fn lens(&self) -> [usize; 3] {
-        let n = self.output.plan.block_channels();
-        [Merged::FIELDS, Statistics::<E::Acc>::FIELDS, Table::<E::Acc>::FIELDS].map(|len| len * n)
-    }
-    fn split<'c>(&self, cached: &'c [f64]) -> [&'c [f64]; 3] {
-        let [merged, statistics, _] = self.lens();
-        let (merged, rest) = cached.split_at(merged);
-        let (statistics, table) = rest.split_at(statistics);
-        [merged, statistics, table]
-    }
-}
-
-impl<'a, E: Element> TwoPass for Train<'a, E> {
-    /// y, and the mask.
-    type Outputs = (Elements<'a, E>, Option<Elements<'a, u8>>);
-
-    fn cached_len(&self) -> usize {
-        self.lens().iter().sum()
-    }
-    /// Of a mask a number of values beside the two sums.
-    fn sums(&self) -> usize {
-        if self.mask.is_some() { 3 } else { 2 }
-    }
-    fn prepare(&self, _: usize, _: &mut [f64]) {}
-    fn reduce(&self, tile: &Tile, _: &Part<'_, Self>, _: &[f64], slot: &mut [f64]) {
-        let Output { simd, plan, .. } = self.output;
-        match self.mask {
-            Some(mask) => masked_stats::moments(simd, plan, tile, (self.x, mask), slot),
-            None => stats::moments(simd, plan, tile, self.x, slot),
-        }
-    }
-    fn merge(&self, block: usize, _: &Part<'_, Self>, slots: &mut [f64], cached: &mut [f64]) {
-        let Output { simd, shape, plan, .. } = self.output;
-        let channels = plan.channels(block);
-        let n = channels.len();
-        let [of_moments, of_statistics, _] = self.lens();
-        let (memory, rest) = cached.split_at_mut(of_moments);
-        let (statistics, table) = rest.split_at_mut(of_statistics);
-        match self.mask {
-            Some(mask) => {
-                let of = (self.x, mask, self.eps);
-                masked_stats::merge(simd, (shape, plan), block, of, slots, memory);
-            }
-            None => moments::merge(simd, (shape, plan), block, (self.x, self.eps), slots, memory),
-        }
-        let Merged { base, offset, invstd, .. } = Merged::new(memory, shape);
-        merging::round(
-            simd,
-            (base, offset, invstd),
-            Statistics::<E::Acc>::split_mut(statistics, n),
-        );
-        let statistics = Statistics::split(statistics, n);
-        TableMut::new(table, channels).forward(simd, statistics, self.parameters);
-    }
-    fn write(&self, tile: &Tile, outputs: Part<'_, Self>, cached: &[f64]) {
-        let [_, _, table] = self.split(cached);
-        let table = Table::new(table, self.output.plan.channels(tile.block));
-        self.output.write(tile, &table, outputs);
-    }
-}
-
 /// How both forwards write y and the mask.
 #[derive(Clone, Copy)]
-struct Output<'a, E> {
-    simd: Simd,
-    shape: &'a Shape,
-    plan: &'a Plan,
+pub(super) struct Output<'a, E> {
+    pub simd: Simd,
+    pub shape: &'a Shape,
+    pub plan: &'a Plan,
     /// Absent where y holds it.
-    x: Option<&'a [E]>,
-    residual: Option<&'a [E]>,
-    activation: Activation,
+    pub x: Option<&'a [E]>,
+    pub residual: Option<&'a [E]>,
+    pub activation: Activation,
 }
 
 impl<E: Element> Output<'_, E> {
     /// The reserve space as a mask to write, where a backward takes one.
-    fn mask<'s>(&self, saved: Option<&'s mut Buffers<Host, E::Acc>>) -> Option<&'s mut [u8]> {
+    pub fn mask<'s>(&self, reserve: Option<&'s mut [u8]>) -> Option<&'s mut [u8]> {
         let takes = self.activation.derivative_from(self.residual.is_some());
         let has_mask = takes == Derivative::FromMask;
-        let reserve = saved.filter(|_| has_mask)?.reserve.as_mut()?;
-        Some(&mut reserve[..self.plan.mask_len()])
+        Some(&mut reserve.filter(|_| has_mask)?[..self.plan.mask_len()])
     }
     /// Writes extreme channels again; `x` holds their elements.
-    fn write_extremes(
+    pub fn write_extremes(
         &self,
         extremes: &[Extreme],
         x: Vec<Vec<E>>,
         y: &mut [E],
-        saved: Option<&mut Buffers<Host, E::Acc>>,
+        reserve: Option<&mut [u8]>,
     ) {
         let Output { shape, plan, residual, activation, .. } = *self;
         let forward = extremes::Forward { shape, plan, x, residual, activation };
-        forward.write(extremes, y, self.mask(saved));
+        forward.write(extremes, y, self.mask(reserve));
     }
     /// Writes a tile.
-    fn write(
+    pub fn write(
         &self,
         tile: &Tile,
         table: &Table<'_, E::Acc>,

@@ -11,6 +11,7 @@ use super::kernels::sums::{self, Lanes, Rows, STRIP_ROWS};
 use super::masked::{Counts, Keep, Masked};
 use super::plan::{Plan, Tile};
 use super::simd::{BLOCK, Scratch, Simd, TWICE};
+use super::slots::{Columns, Sums};
 use super::staged::{Derivative, Staged};
 use super::table::{Strip, Table};
 use super::tiles::{TileMut, Writer, clipped};
@@ -222,24 +223,16 @@ fn sums_of_columns<E: Element>(
     }
 }
 
-/// Adds up the slots of all tiles of a block, which are overwritten: every sum of its channels into as many
-/// values of `into` as a block has channels, `sum(g)` and then `sum(g * (x - mean))` in a backward.
-pub(super) fn merge(simd: Simd, plan: &Plan, slots: &mut [f64], into: &mut [f64]) {
-    let (part, n) = (plan.slot_len() / 2, plan.block_channels());
-    let slot_len = into.len() / n * part;
-    let (first, others) = slots.split_at_mut(slot_len);
-    for slot in others.chunks(slot_len) {
-        sums::add_f64(simd, first, slot);
-    }
-    for (columns, into) in first.chunks_mut(part).zip(into.chunks_mut(n)) {
-        if plan.is_joined() {
-            let (columns, more) = columns.split_at_mut(plan.row());
-            more.chunks(plan.row()).for_each(|more| sums::add_f64(simd, columns, more));
-        }
-        if plan.long_runs || plan.inner() == 1 {
-            into.copy_from_slice(&columns[..into.len()]);
+/// Adds up the sums of some channels over all tiles: each into as many values of `into` as they are, `sum(g)` and
+/// then `sum(g * (x - mean))` in a backward.
+pub(super) fn merge(simd: Simd, plan: &Plan, mut sums: Sums<'_>, into: &mut [f64]) {
+    let columns = Columns::of(plan);
+    for (i, into) in into.chunks_mut(sums.channels.len()).enumerate() {
+        let [all] = sums.merged(i, columns, |[to], [from], _| sums::add_f64(simd, to, from));
+        if columns.inner == 1 {
+            into.copy_from_slice(all);
         } else {
-            for (into, columns) in into.iter_mut().zip(columns.chunks(plan.inner())) {
+            for (into, columns) in into.iter_mut().zip(all.chunks(columns.inner)) {
                 *into = total(simd, columns);
             }
         }
@@ -265,6 +258,16 @@ pub(super) fn wide_sums<E: Element>(
         product += g * xhat(x.to_f64()); // 0 times infinity is NaN here, too
     }
     (sum, product)
+}
+
+/// Some elements of `grad_y`.
+pub(super) fn elements_of_grad_y<E: Element>(
+    read: &Read<'_, E>,
+    elements: impl Iterator<Item = usize>,
+    grad_x: &Option<TileMut<'_, E>>,
+) -> Vec<E> {
+    let at = |i: usize| (i / read.plan.width, i % read.plan.width);
+    elements.map(at).map(|(row, col)| read.grad_y(grad_x, row, col..col + 1)[0]).collect()
 }
 
 /// The second pass: `grad_x` and `grad_residual` over a tile.

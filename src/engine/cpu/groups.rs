@@ -124,8 +124,7 @@ fn update<P: Real>(
         blend_over(simd, running.var, running.var_factor, squares, over);
         return;
     }
-    let mut running = Some(running.reborrow());
-    update_by(simd, &mut running, 0..means.len(), m, |k| means[k], squares, one_value);
+    update_by(simd, running, m, |k| means[k], squares, one_value);
 }
 
 /// A group of a backward.
@@ -187,7 +186,7 @@ pub(super) fn backward<E: Element>(cpu: &Cpu, mut args: Backward<'_, Host, E>) -
             accumulate: args.accumulate,
         };
         for Gradient { shape, kept, .. } in &calls {
-            results.set(simd, shape, 0..channels, kept.split_at(channels));
+            results.set(simd, shape, kept.split_at(channels));
             results.accumulate = true;
         }
         Ok(())

@@ -5,13 +5,14 @@
 //! forward_train                                  backward
 //!   plan      cut the tensor into tiles            plan
 //!   schedule  for every tile: stats                schedule  for every tile: sums of gradients
-//!             for every block: moments, table                for every block: table
+//!             for every range of channels:                   for every range of channels:
+//!               moments, table, saved,                         table, gradients of the
+//!               running statistics                             parameters
 //!             for every tile: normalize                      for every tile: input gradients
-//!   publish   running statistics, saved            publish   gradients of the parameters
 //! ```
 //!
 //! Three floors. `forward`, `backward` and `stats` are the operations, `schedule` the order of their
-//! steps. `stats`, `gradients` and `elementwise` take a tile apart into blocks of values. `kernels` are
+//! steps (`ranges` of channels, `slots` of sums, `shares` of threads). `stats`, `gradients` and `elementwise` take a tile apart into blocks of values. `kernels` are
 //! the loops over blocks, compiled once for every level of vector instructions, by `simd`.
 //! `extremes` computes channels again that are too large or too small for the loops. `table` holds the
 //! coefficients of channels, `parameters` changes those of a layer. `compiled` leads from the trait to the operations of a type.
@@ -34,6 +35,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 mod backward;
 pub(crate) mod compiled;
+mod counted;
 mod double_backward;
 mod elementwise;
 mod extremes;
@@ -50,14 +52,18 @@ mod moments;
 mod parameters;
 mod plan;
 mod policy;
+mod ranges;
 mod schedule;
+mod shares;
 #[allow(unsafe_code)]
 mod simd;
+mod slots;
 mod staged;
 mod stats;
 mod table;
 #[allow(unsafe_code)]
 mod tiles;
+mod train;
 
 /// Batch normalization on the host, on the threads of the rayon pool it is called from.
 ///
@@ -188,7 +194,7 @@ impl Engine for Cpu {
             let base = if first.is_finite() { first } else { 0.0 };
             let mut all = Moments { base, ..Moments::default() };
             parts().for_each(|part| all.merge(part.counted_from(base)));
-            all.write(args.record, channels, c);
+            all.write(&mut table::split_mut(args.record, channels), c);
             update(&mut args.running, c..c + 1, |_| all, args.one_value);
         }
         args.record[3 * channels] = total;
@@ -245,27 +251,23 @@ impl Engine for Cpu {
     }
 }
 
-/// Moves the running statistics of some channels, if there are any, by a batch of `m` values per channel, its
-/// means and its sums of squares.
+/// Moves running statistics by a batch of `m` values per channel, its means and its sums of squares.
 fn update_by<P: Real>(
     simd: Simd,
-    running: &mut Option<Running<'_, Host, P>>,
-    channels: Range<usize>,
+    running: &mut Running<'_, Host, P>,
     m: f64,
     mean: impl Fn(usize) -> f64,
     squares: &[f64],
     one_value: OneValue,
 ) {
-    let Some(running) = running else { return };
     let Some(over) = running.moves_plainly(m, one_value) else {
-        for (k, c) in channels.enumerate() {
-            running.update(c, m, mean(k), |over| squares[k] / over, one_value);
+        for (k, squares) in squares.iter().enumerate() {
+            running.update(k, m, mean(k), |over| squares / over, one_value);
         }
         return;
     };
-    let (means, vars) = (&mut running.mean[channels.clone()], &mut running.var[channels]);
-    merging::blend(simd, means, running.factor, mean);
-    merging::blend(simd, vars, running.var_factor, |k| squares[k] / over);
+    merging::blend(simd, running.mean, running.factor, mean);
+    merging::blend(simd, running.var, running.var_factor, |k| squares[k] / over);
 }
 
 /// Moves the running statistics, if there are any, by the moments of a batch.

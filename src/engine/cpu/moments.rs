@@ -3,8 +3,10 @@
 use super::extremes::power_below;
 use super::kernels::convert::{finite, finite_f64};
 use super::kernels::moments as merging;
-use super::plan::{Plan, Tile};
+use super::plan::Plan;
 use super::simd::Simd;
+use super::slots::{Columns, Step, Sums};
+use super::table::split_mut;
 use crate::{DType, Element, Real, Shape};
 
 /// Count, mean, and sum of squared differences from the mean.
@@ -25,10 +27,10 @@ impl Moments {
         let count = record[3 * channels];
         Self { count, base, offset, squares: var * count }
     }
-    /// Writes it into a record, all but the count.
-    pub fn write(&self, record: &mut [f64], channels: usize, c: usize) {
-        let (mean, rest) = self.mean_and_rest();
-        (record[c], record[channels + c], record[2 * channels + c]) = (mean, rest, self.var());
+    /// Writes it into the arrays of a record, all but the count, as channel `k` of theirs.
+    pub fn write(&self, [means, rests, vars]: &mut [&mut [f64]; 3], k: usize) {
+        (means[k], rests[k]) = self.mean_and_rest();
+        vars[k] = self.var();
     }
     /// The same, its mean as a distance from another value.
     pub fn counted_from(self, base: f64) -> Self {
@@ -86,6 +88,11 @@ pub(super) struct Merged<'a> {
 impl<'a> Merged<'a> {
     /// Arrays that it consists of.
     pub const FIELDS: usize = 4;
+    /// Room for them.
+    pub fn split_mut(memory: &mut [f64]) -> [&mut [f64]; Merged::FIELDS] {
+        let n = memory.len() / Merged::FIELDS;
+        split_mut(memory, n)
+    }
     /// What [`merge`] has written.
     pub fn new(memory: &'a [f64], shape: &Shape) -> Self {
         let (base, rest) = memory.split_at(memory.len() / Self::FIELDS);
@@ -100,25 +107,20 @@ impl<'a> Merged<'a> {
     }
 }
 
-/// Merges the slots of all tiles of `block`, which are overwritten, into `merged`: see [`Merged`].
+/// Merges the sums of some channels into `merged`, which has room for them: see [`Merged`].
 pub(super) fn merge<E: Element>(
     simd: Simd,
     (shape, plan): (&Shape, &Plan),
-    block: usize,
+    sums: Sums<'_>,
     (x, eps): (&[E], f64),
-    slots: &mut [f64],
     merged: &mut [f64],
 ) {
-    let channels = plan.channels(block);
-    let n = channels.len();
-    let (bases, rest) = merged.split_at_mut(merged.len() / Merged::FIELDS);
-    let (offsets, rest) = rest.split_at_mut(bases.len());
-    let (squares, invstds) = rest.split_at_mut(bases.len());
-    let firsts = &x[channels.start * plan.inner()..];
-    finite_f64(simd, firsts, plan.inner(), &mut bases[..n]);
-    merge_tiles(simd, plan, block, slots, (&mut offsets[..n], &mut squares[..n]));
+    let channels = sums.channels.clone();
+    let [bases, offsets, squares, invstds] = Merged::split_mut(merged);
+    finite_f64(simd, &x[channels.start * plan.inner()..], plan.inner(), bases);
+    merge_tiles(simd, plan, sums, (&mut *offsets, &mut *squares));
     let count = shape.per_channel() as f64;
-    merging::invstds(simd, &squares[..n], count.max(1.0), eps, &mut invstds[..n]);
+    merging::invstds(simd, squares, count.max(1.0), eps, invstds);
     let (has_small_eps, small_var) = small_squares::<E::Acc>(eps);
     for (k, c) in channels.enumerate() {
         // Squares below the type matter beside an eps that is as small; those in f32 end at 1e-45, and
@@ -148,66 +150,46 @@ pub(super) fn small_squares<A: Real>(eps: f64) -> (bool, f64) {
 fn merge_tiles(
     simd: Simd,
     plan: &Plan,
-    block: usize,
-    slots: &mut [f64],
+    mut sums: Sums<'_>,
     (into_offsets, into_squares): (&mut [f64], &mut [f64]),
 ) {
-    let n = into_offsets.len();
-    let slot_len = plan.slot_len();
-    let (first, others) = slots.split_at_mut(slot_len);
-    let (offsets, squares) = first.split_at_mut(slot_len / 2);
-    let tile = |k: usize| plan.tile(block * plan.tiles_per_block() + k);
-    // Of a shorter last row, some columns have one more value than the others.
-    let longer = match plan.long_runs {
-        true => offsets.len(),
-        false if plan.last_row() < plan.width => plan.last_row(),
-        false => offsets.len(),
+    let tiles = plan.tiles_per_block();
+    // Of a shorter last row, columns of these joined rows have one value less than the others.
+    let is_short = |row: usize| plan.is_joined() && row * plan.row() >= plan.last_row();
+    let of_rows = |row: usize| {
+        let each = if plan.long_runs { plan.inner() } else { 1 };
+        (plan.rows * each - usize::from(is_short(row))) as f64
     };
-    let mut before = count_of(plan, &tile(0));
-    for (k, slot) in others.chunks(slot_len).enumerate() {
-        let (offset, square) = slot.split_at(slot_len / 2);
-        let tile = tile(k + 1);
-        let count = count_of(plan, &tile);
-        let short = f64::from(plan.has_short_row(&tile));
-        let (a, b) = offsets.split_at_mut(longer);
-        let (c, d) = squares.split_at_mut(longer);
-        merging::merge(simd, before, (a, c), count, (&offset[..longer], &square[..longer]));
-        let (offset, square) = (&offset[longer..], &square[longer..]);
-        merging::merge(simd, before, (b, d), count - short, (offset, square));
-        before += count;
-    }
-    if plan.is_joined() {
-        let (row, mut before) = (plan.row(), before);
-        let each = before;
-        let (offsets, more_offsets) = offsets.split_at_mut(row);
-        let (squares, more_squares) = squares.split_at_mut(row);
-        let more = more_offsets.chunks(row).zip(more_squares.chunks(row));
-        for (k, (offset, square)) in more.enumerate() {
-            let count = if (k + 1) * row < longer { each } else { each - 1.0 };
-            let to = (&mut *offsets, &mut *squares);
-            merging::merge(simd, before, to, count, (offset, square));
-            before += count;
-        }
-    }
-    if plan.long_runs || plan.inner() == 1 {
-        into_offsets.copy_from_slice(&offsets[..n]);
-        into_squares.copy_from_slice(&squares[..n]);
+    let (mut of_tiles, mut of_all) = (0.0, of_rows(0));
+    let columns = Columns::of(plan);
+    let [offsets, squares] = sums.merged(0, columns, |[offsets, squares], from, step| {
+        let (before, count) = match step {
+            Step::Tile(k, row) => {
+                if k == 1 {
+                    of_tiles = plan.count_in(0) as f64;
+                }
+                let less = usize::from(k + 1 == tiles && is_short(row));
+                (&mut of_tiles, (plan.count_in(k) - less) as f64)
+            }
+            Step::Row(row) => (&mut of_all, of_rows(row)),
+        };
+        let [offset, square] = from;
+        merging::merge(simd, *before, (offsets, squares), count, (offset, square));
+        *before += count;
+    });
+    if columns.inner == 1 {
+        into_offsets.copy_from_slice(offsets);
+        into_squares.copy_from_slice(squares);
     } else {
         let (inner, each) = (plan.inner(), plan.per_channel() as f64 / plan.inner() as f64);
         let columns = offsets.chunks(inner).zip(squares.chunks(inner));
-        for (k, (offset, square)) in columns.take(n).enumerate() {
+        for (k, (offset, square)) in columns.enumerate() {
             let mean = merging::total(simd, offset) / inner as f64;
             let between = merging::squares_from(simd, offset, mean);
             into_offsets[k] = mean;
             into_squares[k] = merging::total(simd, square) + each * between;
         }
     }
-}
-
-/// Values of every channel in a tile, or of every column: of the longer ones.
-fn count_of(plan: &Plan, tile: &Tile) -> f64 {
-    let each = if plan.long_runs { plan.inner().min(tile.cols.len()) } else { 1 };
-    (tile.rows.len() * each) as f64
 }
 
 /// The definition, for channels whose sums are not finite (an infinity or a NaN among the values, or

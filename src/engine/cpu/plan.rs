@@ -41,6 +41,10 @@ pub(super) struct Tile {
 }
 
 impl Tile {
+    /// Number of elements, with those that a shorter last row lacks.
+    pub fn len(&self) -> usize {
+        self.rows.len() * self.cols.len()
+    }
     /// How many elements later lies what a loop over strips of columns reads [`AHEAD`] rows later than
     /// `cols` of `row`: the next columns, where the rows end. It may be behind the end of a tensor.
     pub fn ahead(&self, row: usize, cols: &Range<usize>, width: usize) -> isize {
@@ -238,6 +242,17 @@ impl Plan {
         Tile { index, block, rows, cols: start..end }
     }
 
+    /// Number of channels.
+    pub fn all_channels(&self) -> usize {
+        self.shape.channels()
+    }
+    /// Values of every channel in tile `within` of a block, or of every column: of the longer ones.
+    pub fn count_in(&self, within: usize) -> usize {
+        let start = within / self.pieces() * self.tile_rows;
+        let rows = (start + self.tile_rows).min(self.rows) - start;
+        let piece = within % self.pieces() * self.piece;
+        rows * if self.long_runs { self.piece.min(self.inner() - piece) } else { 1 }
+    }
     /// Channels of a block; fewer in the last one.
     pub fn block_channels(&self) -> usize {
         (self.block / self.inner()).min(self.shape.channels())

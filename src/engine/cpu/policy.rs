@@ -26,6 +26,12 @@ pub const HALF_PAGE: usize = 2 << 10;
 /// Fewer tasks than this are too few to keep the threads of a machine busy, if there is work for
 /// them.
 pub const ENOUGH_TASKS: usize = 8;
+/// Ranges that channels are cut into for what lies between two passes, about.
+pub const RANGES: usize = 32;
+/// Values between two passes that are worth more threads than one: waking them takes a few microseconds.
+pub const MERGED_AT_ONCE: usize = 16 << 10;
+/// Least channels of a range of them: a cache line of sums in f64.
+pub const LEAST_CHANNELS: usize = 8;
 /// Elements that are worth a task of their own.
 pub const TASK: usize = 64 << 10;
 /// Columns of a row up to which a task takes whole rows, and of its part of a longer row.

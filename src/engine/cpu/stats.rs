@@ -12,7 +12,11 @@ use super::kernels::moments::{self as merging, Columns};
 use super::kernels::sums::{self, Lanes, Rows, STRIP_ROWS};
 use super::moments::{self, Merged, Moments, base};
 use super::plan::{Plan, Tile};
+use super::ranges::ChannelRanges;
 use super::simd::{BLOCK, Simd};
+use super::slots::{Sums, scratch_len};
+use super::table::split_mut;
+use super::tiles::by_range::{Channels, for_each_range};
 use super::tiles::{Slots, clipped, for_each_tile};
 use crate::engine::Stats;
 use crate::{Element, Host, Real, Result, Shape};
@@ -40,21 +44,24 @@ pub(super) fn stats<E: Element>(
         return Ok(());
     }
     let plan = &Plan::new(shape, size_of::<E>(), 1);
-    let (slot_len, merged_len) = (plan.slot_len(), Merged::FIELDS * plan.block_channels());
+    let (slot_len, each) = (plan.slot_len(), Merged::FIELDS + scratch_len(plan, 2));
     let slots_len = plan.tiles() * slot_len;
-    cpu.with_workspace(slots_len + merged_len, |workspace| {
-        let (slots, merged) = workspace.split_at_mut(slots_len);
+    cpu.with_workspace(slots_len + channels * each, |workspace| {
+        let ranges = ChannelRanges::new(plan, workspace.len());
+        let (slots, work) = workspace.split_at_mut(slots_len);
         for_each_tile(plan, false, &mut Slots::new(slots, slot_len), |tile, slot| {
             moments(simd, plan, &tile, x, slot);
         });
-        let of_blocks = slots.chunks_mut(slot_len * plan.tiles_per_block());
-        for (block, slots) in of_blocks.enumerate() {
-            moments::merge(simd, (shape, plan), block, (x, 0.0), slots, merged);
+        let fields: [_; 3] = split_mut(record, channels);
+        let mut parts = (fields.map(Channels::new), Channels::several(work, each));
+        for_each_range(&ranges, &mut parts, |i, (mut record, work)| {
+            let merged_len = ranges.channels(i).len() * Merged::FIELDS;
+            let (merged, scratch) = work.split_at_mut(merged_len);
+            let sums = Sums::of_range(&ranges, i, (slots, slot_len), scratch);
+            moments::merge(simd, (shape, plan), sums, (x, 0.0), merged);
             let merged = Merged::new(merged, shape);
-            for (k, c) in plan.channels(block).enumerate() {
-                merged.get(k).write(record, channels, c);
-            }
-        }
+            (0..merged.base.len()).for_each(|k| merged.get(k).write(&mut record, k));
+        });
     });
     Ok(())
 }

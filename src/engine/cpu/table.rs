@@ -46,16 +46,21 @@ impl<'a, A: Real> Parameters<'a, A> {
     /// Keeps them for the backward.
     pub fn save(&self, saved: &mut Buffers<Host, A>) {
         let saved = saved.by_channel_mut();
+        self.write(saved.weight, saved.bias);
+    }
+    /// The same, into arrays of these channels.
+    pub fn write(&self, to_weight: &mut [A], to_bias: &mut [A]) {
         match self.weight {
-            Some(weight) => saved.weight.copy_from_slice(weight),
-            None => saved.weight.fill(A::from_f64(1.0)),
+            Some(weight) => to_weight.copy_from_slice(weight),
+            None => to_weight.fill(A::from_f64(1.0)),
         }
         match self.bias {
-            Some(bias) => saved.bias.copy_from_slice(bias),
-            None => saved.bias.fill(A::default()),
+            Some(bias) => to_bias.copy_from_slice(bias),
+            None => to_bias.fill(A::default()),
         }
     }
-    fn of(self, channels: Range<usize>) -> Self {
+    /// Those of some channels.
+    pub fn of(self, channels: Range<usize>) -> Self {
         let part = |all: &'a [A]| &all[channels.clone()];
         Self { weight: self.weight.map(part), bias: self.bias.map(part) }
     }
@@ -113,23 +118,28 @@ pub(super) fn split_mut<A, const N: usize>(mut rest: &mut [A], n: usize) -> [&mu
     })
 }
 
-/// The coefficients of some channels, an array for each field of [`Coef`] in its order: computed once
-/// for an operation, read by all of its tiles.
+/// `N` coefficients of some channels, an array for each: computed once for an operation, read by all of its tiles.
 #[derive(Clone, Copy)]
-pub(super) struct Table<'a, A> {
+pub(super) struct Fields<'a, A, const N: usize> {
     /// The first channel.
-    first: usize,
-    fields: [&'a [A]; FIELDS],
+    pub first: usize,
+    pub fields: [&'a [A]; N],
 }
-const FIELDS: usize = 5;
 
-impl<'a, A: Real> Table<'a, A> {
+/// The coefficients of some channels by the fields of [`Coef`], in its order.
+pub(super) type Table<'a, A> = Fields<'a, A, FIELDS>;
+pub(super) const FIELDS: usize = 5;
+
+impl<'a, A: Real, const N: usize> Fields<'a, A, N> {
     /// Arrays that it consists of.
-    pub const FIELDS: usize = FIELDS;
-    /// What a [`TableMut`] of the same channels has written there.
+    pub const FIELDS: usize = N;
+    /// What a [`FieldsMut`] of the same channels has written there.
     pub fn new(memory: &'a [f64], channels: Range<usize>) -> Self {
         Self { first: channels.start, fields: split(numbers(memory), channels.len()) }
     }
+}
+
+impl<'a, A: Real> Table<'a, A> {
     pub fn at(&self, channel: usize) -> Coef<A> {
         let [mean, scale, bias, mean_g, slope] = self.fields.map(|f| f[channel - self.first]);
         Coef { mean, scale, bias, mean_g, slope }
@@ -140,17 +150,41 @@ impl<'a, A: Real> Table<'a, A> {
     }
 }
 
-/// A [`Table`] to write.
-pub(super) struct TableMut<'a, A> {
-    channels: Range<usize>,
-    fields: [&'a mut [A]; FIELDS],
+/// [`Fields`] to write.
+pub(super) struct FieldsMut<'a, A, const N: usize> {
+    pub channels: Range<usize>,
+    pub fields: [&'a mut [A]; N],
 }
 
-impl<'a, A: Real> TableMut<'a, A> {
+/// A [`Table`] to write.
+pub(super) type TableMut<'a, A> = FieldsMut<'a, A, FIELDS>;
+
+impl<'a, A: Real, const N: usize> FieldsMut<'a, A, N> {
+    /// Those of these channels, which `memory` has room for.
     pub fn new(memory: &'a mut [f64], channels: Range<usize>) -> Self {
         let fields = split_mut(numbers_mut(memory), channels.len());
         Self { channels, fields }
     }
+    /// Arrays of a value for each of these channels.
+    pub fn of(channels: Range<usize>, fields: [&'a mut [A]; N]) -> Self {
+        Self { channels, fields }
+    }
+    pub fn reborrow(&mut self) -> FieldsMut<'_, A, N> {
+        let fields = self.fields.each_mut().map(|field| &mut **field);
+        FieldsMut { channels: self.channels.clone(), fields }
+    }
+    /// To read what has been written.
+    pub fn read(&self) -> Fields<'_, A, N> {
+        let fields = self.fields.each_ref().map(|field| &**field);
+        Fields { first: self.channels.start, fields }
+    }
+    /// The same, for as long as there are the arrays.
+    pub fn into_read(self) -> Fields<'a, A, N> {
+        Fields { first: self.channels.start, fields: self.fields.map(|field| &*field) }
+    }
+}
+
+impl<A: Real> TableMut<'_, A> {
     /// Sets `mean`, `scale` and `bias`.
     pub fn forward(self, simd: Simd, by: Statistics<'_, A>, parameters: Parameters<'_, A>) {
         let Self { channels, fields: [mean, scale, bias, ..] } = self;

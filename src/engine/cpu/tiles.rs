@@ -1,6 +1,8 @@
 //! Tasks that write disjoint tiles of the same memory, on all threads. What it
 //! offers is safe.
+use super::counted;
 use super::plan::{Plan, Tile};
+use super::shares::Shares;
 use super::simd::{self, Scratch, Simd, Store, TWICE};
 use crate::{Element, Real, Result};
 use std::cell::Cell;
@@ -8,6 +10,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+
+pub(super) mod by_range;
 
 /// Runs `task` for every tile of the plan, each with its own part of `outputs`; on the pool's
 /// threads unless there is too little to do. `newest_first` starts with the last tile, which is
@@ -58,32 +62,20 @@ pub(super) fn at_once<C: Send>(
     failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
-/// Runs a task for every number below `tasks`, once. No type's own: compiled once for all.
-///
-/// Every thread begins with a share of neighbours, the same in every call, and takes from the others' when it has
-/// done: so what fits the caches of the cores is found there by the next call. `backwards` says that numbers
-/// count from the end, so that the first share is what the last thread had.
+/// Runs a task for every number below `tasks`, once, in the order of [`Shares`]. No type's own: compiled once for all.
 fn in_parallel(tasks: usize, is_small: bool, backwards: bool, task: &(dyn Fn(usize) + Sync)) {
     let threads = rayon::current_num_threads().min(tasks);
     if is_small || threads < 2 || ALONE.get() {
-        return (0..tasks).for_each(task);
+        return (0..tasks).for_each(|i| counted::task(i == 0, is_small, || task(i)));
     }
     // This thread works, too, and at once: to hand all to the pool and wait for it takes as long as
     // a megabyte does. For the same reason it does not sleep while the others finish.
-    let shares = threads.min(SHARES);
-    let start = |share: usize| share * tasks / shares;
-    let taken = [const { AtomicUsize::new(0) }; SHARES];
+    let shares = Shares::new(tasks, threads, backwards);
     let at_work = AtomicUsize::new(threads - 1);
     let work = |thread: usize| {
-        let first = if backwards { shares - 1 - thread % shares } else { thread % shares };
-        for share in (first..shares).chain(0..first) {
-            let (start, end) = (start(share), start(share + 1));
-            loop {
-                match start + taken[share].fetch_add(1, Ordering::Relaxed) {
-                    i if i < end => task(i),
-                    _ => break,
-                }
-            }
+        let mut empty = 0;
+        while let Some(i) = shares.next(thread, &mut empty) {
+            task(i);
         }
     };
     rayon::in_place_scope(|scope| {
@@ -103,9 +95,6 @@ fn in_parallel(tasks: usize, is_small: bool, backwards: bool, task: &(dyn Fn(usi
         }
     });
 }
-
-/// Most shares that tasks are cut into; threads beyond have one together with another.
-const SHARES: usize = 64;
 
 /// Few enough that a thread which has lost its processor is not waited for at full speed.
 const SPINS: usize = 10_000;
@@ -129,7 +118,7 @@ pub(super) fn with_whole<O: Outputs, R>(
 /// tile lie in the memory.
 pub(super) unsafe trait Outputs: Sync {
     /// One tile's part.
-    type Part<'o>;
+    type Part<'o>: Sync;
     /// Panics unless the memory has the plan's size: a fault of this engine, not of its user.
     fn check(&self, plan: &Plan);
     /// The part of `tile`.
@@ -185,7 +174,7 @@ impl<'a> Slots<'a> {
 // SAFETY: `check` compares the size with the plan's; a tile's part is confined to its rows and
 // columns by `TileMut`, and the plan's tiles are disjoint (tested in plan.rs), in the mask too:
 // tiles meet at whole bytes only.
-unsafe impl<T: Send + 'static> Outputs for Elements<'_, T> {
+unsafe impl<T: Send + Sync + 'static> Outputs for Elements<'_, T> {
     type Part<'o> = TileMut<'o, T>;
     fn check(&self, plan: &Plan) {
         let expected = if self.mask { plan.mask_len() } else { plan.len() };
@@ -267,6 +256,8 @@ pub(super) struct TileMut<'p, T> {
     cols: Range<usize>,
     borrow: PhantomData<&'p mut [T]>,
 }
+// SAFETY: it stands for a `&'p mut [T]`; whoever shares it can only read.
+unsafe impl<T: Sync> Sync for TileMut<'_, T> {}
 
 impl<T> TileMut<'_, T> {
     fn range(&self, row: usize, cols: Range<usize>) -> Range<usize> {

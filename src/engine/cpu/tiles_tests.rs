@@ -150,10 +150,10 @@ fn memory_of_f64_is_memory_of_twice_as_many_f32() {
 /// one than of the other or than there are shares among them.
 #[test]
 fn every_task_runs_once_on_any_number_of_threads() {
-    let most = if cfg!(miri) { 3 } else { 2 * SHARES + 1 };
-    for threads in [1, 2, 3, SHARES + 1, most] {
+    let most = if cfg!(miri) { 3 } else { 2 * Shares::MOST + 1 };
+    for threads in [1, 2, 3, Shares::MOST + 1, most] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.min(most)).build().unwrap();
-        for tasks in [0, 1, 2, 5, SHARES, SHARES + 1, 3 * SHARES - 1] {
+        for tasks in [0, 1, 2, 5, Shares::MOST, Shares::MOST + 1, 3 * Shares::MOST - 1] {
             for backwards in [false, true] {
                 let runs: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
                 pool.install(|| {

@@ -135,6 +135,25 @@ impl<'a, M: Memory, P: Real> Running<'a, M, P> {
 }
 
 impl<P: Real> Running<'_, Host, P> {
+    /// The same rules for the arrays of some channels.
+    pub(in crate::engine) fn of_channels<'b>(
+        &self,
+        mean: &'b mut [P],
+        var: &'b mut [P],
+        skipped: Option<&'b mut [f64]>,
+    ) -> Running<'b, Host, P> {
+        Running {
+            mean,
+            var,
+            factor: self.factor,
+            var_factor: self.var_factor,
+            averages: self.averages,
+            variance: self.variance,
+            empty_batch: self.empty_batch,
+            non_finite: self.non_finite,
+            skipped,
+        }
+    }
     /// A batch of m values per channel in channel c: its mean, and its variance over a divisor, m or m - 1.
     pub(in crate::engine) fn update(
         &mut self,

@@ -2,8 +2,7 @@
 //! the curved part, with coefficients of the channel.
 use super::super::kernels::double_backward::{FIELDS, FORWARD, SUMS};
 use super::super::plan::Plan;
-use super::super::table::{finite, split, split_mut};
-use super::super::tiles::{numbers, numbers_mut};
+use super::super::table::{Fields, FieldsMut, finite};
 use crate::Real;
 use std::ops::Range;
 
@@ -79,16 +78,9 @@ impl Channel {
 }
 
 /// The coefficients of some channels in the type that loops compute with, an array for each.
-#[derive(Clone, Copy)]
-pub(super) struct Table<'a, A> {
-    first: usize,
-    fields: [&'a [A]; FIELDS],
-}
+pub(super) type Table<'a, A> = Fields<'a, A, FIELDS>;
 
-impl<'a, A: Real> Table<'a, A> {
-    pub fn new(memory: &'a [f64], channels: Range<usize>) -> Self {
-        Self { first: channels.start, fields: split(numbers(memory), channels.len()) }
-    }
+impl<A: Real> Table<'_, A> {
     pub fn at(&self, channel: usize) -> [A; FIELDS] {
         self.fields.map(|field| field[channel - self.first])
     }
@@ -123,19 +115,12 @@ impl<'a, A: Real> Table<'a, A> {
 }
 
 /// A [`Table`] to write.
-pub(super) struct TableMut<'a, A> {
-    first: usize,
-    fields: [&'a mut [A]; FIELDS],
-}
+pub(super) type TableMut<'a, A> = FieldsMut<'a, A, FIELDS>;
 
-impl<'a, A: Real> TableMut<'a, A> {
-    pub fn new(memory: &'a mut [f64], channels: Range<usize>) -> Self {
-        let fields = split_mut(numbers_mut(memory), channels.len());
-        Self { first: channels.start, fields }
-    }
+impl<A: Real> TableMut<'_, A> {
     /// What a forward took: the same bits, in the type's own arithmetic.
-    pub fn forward(&mut self, channel: usize, of: &Channel) {
-        let k = channel - self.first;
+    pub(super) fn forward(&mut self, channel: usize, of: &Channel) {
+        let k = channel - self.channels.start;
         let [mean, rest, invstd] = [of.mean, of.rest, of.invstd].map(A::from_f64);
         let [weight, bias, zero] = [of.weight, of.bias, 0.0].map(A::from_f64);
         let scale = weight * invstd;
@@ -147,8 +132,8 @@ impl<'a, A: Real> TableMut<'a, A> {
             field[k] = value;
         }
     }
-    pub fn gradient(&mut self, channel: usize, of: &Coefs) {
-        let k = channel - self.first;
+    pub(super) fn gradient(&mut self, channel: usize, of: &Coefs) {
+        let k = channel - self.channels.start;
         let values = [of.u_xhat, of.u_one, of.x_v, of.x_g, of.x_xhat, of.x_one];
         for (field, value) in self.fields[FORWARD..].iter_mut().zip(values) {
             field[k] = A::from_f64(value);

@@ -11,15 +11,16 @@ use super::gate::Gate;
 use super::kernels::double_backward::{FIELDS, SUMS};
 use super::kernels::sums::store;
 use super::plan::{Plan, Tile};
-use super::schedule::{TwoPass, two_pass, workspace_len};
+use super::schedule::{two_pass, workspace_len};
 use super::simd::Simd;
+use super::tiles::by_range::{ByRange, Channels, all_channels};
 use super::tiles::{Elements, TileMut, for_each_tile};
 use crate::engine::saved::{Buffers, ByChannel};
 use crate::engine::{Derivative, DoubleBackward};
 use crate::{Element, Host, Real, Result, Shape};
 use coefs::{Channel, Coefs, Table, TableMut};
 use read::Read;
-use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 use steps::SumsAndGradients;
 
 mod coefs;
@@ -73,18 +74,18 @@ pub(super) fn double_backward<E: Element>(
     );
     let mut extreme_coefs = Vec::new();
     if sums {
-        let steps = SumsAndGradients { work, writes };
+        let steps = SumsAndGradients {
+            work,
+            writes,
+            accumulate: results.accumulate,
+            of_extremes: Mutex::default(),
+        };
         cpu.with_workspace(workspace_len(&plan, &steps), |workspace| {
-            let cached = two_pass(&plan, &steps, &mut outputs, workspace);
-            for (block, cached) in cached.chunks(steps.cached_len()).enumerate() {
-                let channels = plan.channels(block);
-                results.set(simd, channels.clone(), steps.results(cached));
-                for e in extremes.iter().filter(|e| channels.contains(&e.c)) {
-                    let sums = steps.sums_of(cached, e.c - channels.start);
-                    extreme_coefs.push(work.coefs(e.c, &sums));
-                }
-            }
+            two_pass(&plan, &steps, &mut outputs, &mut results.by_range(), workspace);
         });
+        let mut found = steps.of_extremes.into_inner().unwrap_or_else(PoisonError::into_inner);
+        found.sort_by_key(|(c, _)| *c);
+        extreme_coefs.extend(found.into_iter().map(|(_, coefs)| coefs));
     } else {
         work.write_only(cpu, &mut outputs);
         results.zero(simd, channels);
@@ -191,17 +192,30 @@ struct Results<'a, A> {
 }
 
 impl<A: Real> Results<'_, A> {
-    /// Of some channels, first of all.
-    fn set(&mut self, simd: Simd, channels: Range<usize>, (weight, bias): (&[f64], &[f64])) {
-        for (to, from) in [(&mut self.weight, weight), (&mut self.bias, bias)] {
-            if let Some(to) = to {
-                let from = &from[..channels.len()];
-                store(simd, &mut to[channels.clone()], self.accumulate, from);
-            }
-        }
+    /// The arrays, for tasks to write by channels.
+    fn by_range(&mut self) -> Arrays<'_, A> {
+        [&mut self.weight, &mut self.bias].map(|to| to.as_deref_mut().map(Channels::new))
     }
     fn zero(&mut self, simd: Simd, channels: usize) {
-        let zeros = vec![0.0; channels];
-        self.set(simd, 0..channels, (&zeros, &zeros));
+        let (zeros, accumulate) = (vec![0.0; channels], self.accumulate);
+        let mut arrays = self.by_range();
+        set(simd, accumulate, [&zeros, &zeros], all_channels(&mut arrays, channels));
+    }
+}
+
+/// The arrays of [`Results`], weight before bias.
+type Arrays<'a, A> = [Option<Channels<'a, A>>; 2];
+
+/// Writes the results of some channels.
+fn set<A: Real>(
+    simd: Simd,
+    accumulate: bool,
+    from: [&[f64]; 2],
+    to: <Arrays<'_, A> as ByRange>::Part<'_>,
+) {
+    for (to, from) in to.into_iter().zip(from) {
+        if let Some(to) = to {
+            store(simd, to, accumulate, from);
+        }
     }
 }

@@ -8,7 +8,11 @@ use super::kernels::masked;
 use super::masked::Masked;
 use super::moments::{Merged, Moments, small_squares, wide_moments_of};
 use super::plan::{Plan, Tile};
+use super::ranges::ChannelRanges;
 use super::simd::Simd;
+use super::slots::{self, Columns, scratch_len};
+use super::table::split_mut;
+use super::tiles::by_range::{Channels, for_each_range};
 use super::tiles::{Slots, for_each_tile};
 use crate::engine::ops::MaskRules;
 use crate::engine::{Mask, OneValue, Running};
@@ -71,22 +75,19 @@ fn moments_about(base: f64, pivot: f64, (sum, squares, count): (f64, f64, f64)) 
     Moments { count, base, offset: (pivot - base) + sum / count, squares }
 }
 
-/// Merges the slots of all tiles of `block`, which are overwritten, into `merged`, mean and squares by the mask's
-/// own count: see [`Merged`].
+/// Merges the sums of some channels into `merged`, which has room for them, mean and squares by the mask's own
+/// count: see [`Merged`].
 pub(super) fn merge<E: Element>(
     simd: Simd,
     (shape, plan): (&Shape, &Plan),
-    block: usize,
+    mut sums: slots::Sums<'_>,
     (x, mask, eps): (&[E], &Masked<'_>, f64),
-    slots: &mut [f64],
     merged: &mut [f64],
 ) {
-    let channels = plan.channels(block);
-    let (bases, rest) = merged.split_at_mut(merged.len() / Merged::FIELDS);
-    let (offsets, rest) = rest.split_at_mut(bases.len());
-    let (squares, invstds) = rest.split_at_mut(bases.len());
+    let channels = sums.channels.clone();
+    let [bases, offsets, squares, invstds] = Merged::split_mut(merged);
     let (has_small_eps, small_var) = small_squares::<E::Acc>(eps);
-    let of_channel = merge_tiles(simd, (plan, mask), channels.len(), slots);
+    let of_channel = merge_tiles(simd, (plan, mask), &mut sums);
     for (k, c) in channels.enumerate() {
         let (base, count) = (mask.base(c), mask.count(c));
         if count == 0.0 {
@@ -119,44 +120,24 @@ pub(super) fn merge<E: Element>(
     }
 }
 
-/// The same, for what tasks have summed: the moments of a block's channels, counted from a base that is
-/// given.
+/// The same, for what tasks have summed: the moments of these channels, counted from a base that is given.
 fn merge_tiles<'s>(
     simd: Simd,
     (plan, mask): (&Plan, &Masked<'_>),
-    channels: usize,
-    slots: &'s mut [f64],
+    sums: &'s mut slots::Sums<'_>,
 ) -> impl Fn(usize, f64) -> Moments + use<'s> {
-    let slot_len = plan.slot_len() / 2 * 3;
-    let (first, others) = slots.split_at_mut(slot_len);
-    let third = first.len() / 3;
-    let by_channel = by_channel(plan, mask);
-    let used = if by_channel { channels } else { third };
-    fn thirds(slot: &mut [f64], used: usize) -> Sums<'_> {
-        let third = slot.len() / 3;
-        let (offsets, rest) = slot.split_at_mut(third);
-        let (squares, totals) = rest.split_at_mut(third);
-        [&mut offsets[..used], &mut squares[..used], &mut totals[..used]]
-    }
-    for slot in others.chunks_mut(slot_len) {
-        masked::merge(simd, thirds(first, used), thirds(slot, used).map(|part| &*part));
-    }
-    let (row, inner) = (plan.row(), if by_channel { 1 } else { plan.inner() });
-    let has_more = plan.is_joined() && mask.of_positions(plan).is_none();
-    if !by_channel && has_more {
-        let all = thirds(first, used).map(|all| all.split_at_mut(row));
-        let [(offsets, more_offsets), (squares, more_squares), (totals, more_totals)] = all;
-        let more = more_offsets.chunks(row).zip(more_squares.chunks(row));
-        for ((offset, square), total) in more.zip(more_totals.chunks(row)) {
-            let to = [&mut *offsets, &mut *squares, &mut *totals];
-            masked::merge(simd, to, [offset, square, total]);
-        }
-    }
-    let first = &*first;
+    let columns = match (by_channel(plan, mask), mask.of_positions(plan).is_some()) {
+        (true, _) => Columns::CHANNELS,
+        // Sums of positions are those of all joined rows.
+        (false, true) => Columns { joined: 1, ..Columns::of(plan) },
+        (false, false) => Columns::of(plan),
+    };
+    let [offsets, squares, totals] =
+        sums.merged(0, columns, |to, from, _| masked::merge(simd, to, from));
     move |k, base| {
         let mut all = Moments { base, ..Moments::default() };
-        for j in k * inner..(k + 1) * inner {
-            let (offset, squares, count) = (first[j], first[third + j], first[2 * third + j]);
+        for j in k * columns.inner..(k + 1) * columns.inner {
+            let (offset, squares, count) = (offsets[j], squares[j], totals[j]);
             all.append(Moments { count, base, offset, squares });
         }
         all
@@ -181,43 +162,45 @@ pub(super) fn stats<E: Element>(
     let given = Some((rules, mask.places));
     Masked::with((cpu, simd), (shape, plan), given, x, None, |mask| {
         let Some(mask) = mask else { return };
-        let slot_len = plan.slot_len() / 2 * 3;
-        let merged_len = Merged::FIELDS * plan.block_channels();
+        let (slot_len, each) = (plan.slot_len() / 2 * 3, Merged::FIELDS + scratch_len(plan, 3));
         let slots_len = plan.tiles() * slot_len;
-        cpu.with_workspace(slots_len + merged_len, |workspace| {
-            let (slots, merged) = workspace.split_at_mut(slots_len);
+        cpu.with_workspace(slots_len + channels * each, |workspace| {
+            let ranges = ChannelRanges::new(plan, workspace.len());
+            let (slots, work) = workspace.split_at_mut(slots_len);
             for_each_tile(plan, false, &mut Slots::new(slots, slot_len), |tile, slot| {
                 moments(simd, plan, &tile, (x, mask), slot);
             });
-            let of_blocks = slots.chunks_mut(slot_len * plan.tiles_per_block());
-            for (block, slots) in of_blocks.enumerate() {
+            let fields: [_; 4] = split_mut(&mut all, channels);
+            let mut parts = (fields.map(Channels::new), Channels::several(work, each));
+            for_each_range(&ranges, &mut parts, |i, ([means, rests, vars, counts], work)| {
+                let channels = ranges.channels(i);
+                let (merged, scratch) = work.split_at_mut(channels.len() * Merged::FIELDS);
+                let sums = slots::Sums::of_range(&ranges, i, (slots, slot_len), scratch);
                 // No invstd is wanted.
-                merge(simd, (shape, plan), block, (x, mask, 1.0), slots, merged);
-                let merged = Merged::new(merged, shape);
-                for (k, c) in plan.channels(block).enumerate() {
-                    let of_channel = Moments { count: mask.count(c), ..merged.get(k) };
-                    of_channel.write(&mut all, channels, c);
-                    all[3 * channels + c] = mask.count(c);
+                merge(simd, (shape, plan), sums, (x, mask, 1.0), merged);
+                let (merged, mut record) = (Merged::new(merged, shape), [means, rests, vars]);
+                for (k, c) in channels.enumerate() {
+                    counts[k] = mask.count(c);
+                    Moments { count: counts[k], ..merged.get(k) }.write(&mut record, k);
                 }
-            }
+            });
         });
     })?;
     Ok(all)
 }
 
-/// Moves the running statistics, if there are any, by what [`merge`] has written.
+/// Moves the running statistics of some channels by what [`merge`] has written of them.
 pub(super) fn update<P: Real>(
-    running: &mut Option<Running<'_, Host, P>>,
+    running: &mut Running<'_, Host, P>,
     channels: Range<usize>,
     merged: &Merged<'_>,
     mask: &Masked<'_>,
     one_value: OneValue,
 ) {
-    let Some(running) = running else { return };
     for (k, c) in channels.enumerate() {
         let (mean, squares) = (merged.base[k] + merged.offset[k], merged.squares[k]);
         let rules = (one_value, mask.all_masked);
         let var_over = |over: f64| squares / mask.over(over);
-        running.update_masked(c, mask.count(c), mean, var_over, rules);
+        running.update_masked(k, mask.count(c), mean, var_over, rules);
     }
 }
