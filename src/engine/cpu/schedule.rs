@@ -19,9 +19,9 @@
 //! (`cargo test --lib -- cpu::schedule --nocapture` prints all layers):
 //!
 //! ```text
-//! backward                tasks of a pass        of 8     16     32     64 threads
+//! backward, f32           tasks of a pass        of 8     16     32     64 threads
 //! 64 x 112 x 112  NHWC    100                    96 %   89 %   77 %   77 %
-//! 1024 x 14 x 14  NHWC     49                    87 %   76 %   75 %   75 %
+//! 1024 x 14 x 14  NHWC     49                    87 %   76 %   76 %   75 %
 //! 2048 x 7 x 7    NHWC     13                    76 %   75 %   37 %   18 %
 //! 2048 x 7 x 7    NCHW     52, of both passes    91 %   80 %   80 %   80 %
 //! ```
