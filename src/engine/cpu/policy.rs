@@ -26,8 +26,9 @@ pub const HALF_PAGE: usize = 2 << 10;
 /// Fewer tasks than this are too few to keep the threads of a machine busy, if there is work for
 /// them.
 pub const ENOUGH_TASKS: usize = 8;
-/// Ranges that channels are cut into for what lies between two passes, about.
+/// Ranges that channels are cut into at most for what lies between two passes, about, and values of a range.
 pub const RANGES: usize = 32;
+pub const RANGE: usize = 4 << 10;
 /// Values between two passes that are worth more threads than one: waking them takes a few microseconds.
 pub const MERGED_AT_ONCE: usize = 16 << 10;
 /// Least channels of a range of them: a cache line of sums in f64.

@@ -1,6 +1,6 @@
 //! How the channels of a plan are cut into ranges, for what lies between two passes over tiles.
 use super::plan::Plan;
-use super::policy::{LEAST_CHANNELS, MERGED_AT_ONCE, RANGES};
+use super::policy::{LEAST_CHANNELS, MERGED_AT_ONCE, RANGE, RANGES};
 use std::ops::Range;
 
 /// Ranges of channels, each in one block. Together they have every channel once.
@@ -16,9 +16,9 @@ impl<'p> ChannelRanges<'p> {
     /// For work on so many values, those of all channels together.
     pub fn new(plan: &'p Plan, values: usize) -> Self {
         let at_once = values >= MERGED_AT_ONCE;
-        let all = plan.block_channels();
+        let (all, ranges) = (plan.block_channels(), (values / RANGE).clamp(1, RANGES));
         let each = match at_once {
-            true => all.div_ceil(RANGES.div_ceil(plan.blocks())).max(LEAST_CHANNELS),
+            true => all.div_ceil(ranges.div_ceil(plan.blocks())).max(LEAST_CHANNELS),
             false => all,
         };
         Self { plan, at_once, each: each.clamp(1, all.max(1)) }
