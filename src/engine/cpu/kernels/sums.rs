@@ -22,8 +22,8 @@ impl<A: Real> Lanes<A> {
         // As a tree, which a processor has done while it would still wait for a chain of additions: a tenth of the
         // statistics of channels of 1,568 values.
         let mut sums = [0.0; HALF];
-        for l in 0..HALF {
-            sums[l] = self.0[0][l].to_f64() + self.0[1][l].to_f64();
+        for ((sum, a), b) in sums.iter_mut().zip(self.0[0]).zip(self.0[1]) {
+            *sum = a.to_f64() + b.to_f64();
         }
         let mut half = HALF / 2;
         while half > 0 {
