@@ -277,14 +277,10 @@ fn add_distances<E: Element, const ROWS: usize>(
     let n = rows[0][0].len();
     assert!(n <= BLOCK);
     let distance = distances_ahead(rows, ahead);
-    let rows = rows.map(
-        #[inline(always)]
-        |[row]| &row[..n],
-    );
-    let groups = rows.map(
-        #[inline(always)]
-        |row| &row.as_chunks::<GROUP>().0[..n / GROUP],
-    );
+    let mut groups = [&[][..]; ROWS];
+    for (groups, [row]) in groups.iter_mut().zip(rows) {
+        *groups = &row.as_chunks::<GROUP>().0[..n / GROUP];
+    }
     let pivots = pivot.as_chunks::<GROUP>().0;
     let (sums, squared) = (sum.as_chunks_mut().0, squares.as_chunks_mut().0);
     for i in 0..n / GROUP {
@@ -306,7 +302,7 @@ fn add_distances<E: Element, const ROWS: usize>(
     }
     for j in n - n % GROUP..n {
         let (mut s, mut q) = (E::Acc::default(), E::Acc::default());
-        for row in rows {
+        for [row] in rows {
             let d = row[j].widen() - pivot[j];
             s += d;
             q += d * d;
@@ -372,24 +368,13 @@ fn add_gradients<E: Element, const RELU: bool, const ROWS: usize>(
     let n = rows[0][0].len();
     assert!(n <= BLOCK);
     let distance = distances_ahead(rows, ahead);
-    let rows = rows.map(
-        #[inline(always)]
-        |row| {
-            row.map(
-                #[inline(always)]
-                |tensor| &tensor[..n],
-            )
-        },
-    );
-    let groups = rows.map(
-        #[inline(always)]
-        |row| {
-            row.map(
-                #[inline(always)]
-                |tensor| &tensor.as_chunks::<GROUP>().0[..n / GROUP],
-            )
-        },
-    );
+    // Not by `map`, behind which their lengths are not known to be the same, and each is compared in the loop.
+    let mut groups = [[&[][..]; 2]; ROWS];
+    for (groups, row) in groups.iter_mut().zip(rows) {
+        for (groups, tensor) in groups.iter_mut().zip(row) {
+            *groups = &tensor.as_chunks::<GROUP>().0[..n / GROUP];
+        }
+    }
     let coefs = at.groups(0, n / GROUP);
     let (sums, products) = (sum.as_chunks_mut().0, product.as_chunks_mut().0);
     for i in 0..n / GROUP {
