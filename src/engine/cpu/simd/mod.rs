@@ -28,7 +28,12 @@ mod units;
 /// The vector instructions that code is compiled with, and so may use: a proof that the machine has
 /// them. Where [`Simd::vectorize`] hands one on, the compiler knows which.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Simd(SimdLevel);
+pub(super) struct Simd {
+    level: SimdLevel,
+    /// AVX512-BF16's conversion beside those of AVX-512: no bit where the machine has it, all bits where it
+    /// has not. A mask and no boolean, which would be tested before a loop, and that compiled twice.
+    lacks_bf16: u16,
+}
 
 impl Simd {
     /// Those of a level, if this machine has them.
@@ -48,15 +53,15 @@ impl Simd {
         };
         #[cfg(not(target_arch = "x86_64"))]
         let has = level == SimdLevel::Baseline;
-        has.then_some(Self(level))
+        has.then(|| Self { level, lacks_bf16: lacks_bf16() })
     }
     /// The widest of this machine.
     pub fn widest() -> Self {
         let wider = [SimdLevel::Avx512, SimdLevel::Avx2].into_iter().find_map(Self::new);
-        wider.unwrap_or(Self(SimdLevel::Baseline))
+        wider.unwrap_or(Self { level: SimdLevel::Baseline, lacks_bf16: lacks_bf16() })
     }
     pub fn level(self) -> SimdLevel {
-        self.0
+        self.level
     }
 
     /// Runs `f`, compiled once for each level, with the instructions of this one.
@@ -70,35 +75,44 @@ impl Simd {
         #[cfg(target_arch = "x86_64")]
         {
             #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,f16c")]
-            fn avx512<R>(f: impl FnOnce(Simd) -> R) -> R {
-                f(Simd(SimdLevel::Avx512))
+            fn avx512<R>(lacks_bf16: u16, f: impl FnOnce(Simd) -> R) -> R {
+                f(Simd { level: SimdLevel::Avx512, lacks_bf16 })
             }
             #[target_feature(enable = "avx2,f16c")]
             fn avx2<R>(f: impl FnOnce(Simd) -> R) -> R {
-                f(Simd(SimdLevel::Avx2))
+                f(Simd { level: SimdLevel::Avx2, lacks_bf16: u16::MAX })
             }
-            match self.0 {
+            match self.level {
                 // SAFETY: `new` has found the features that `avx512` is compiled with.
-                SimdLevel::Avx512 => return unsafe { avx512(f) },
+                SimdLevel::Avx512 => return unsafe { avx512(self.lacks_bf16, f) },
                 // SAFETY: `new` has found the features that `avx2` is compiled with.
                 SimdLevel::Avx2 => return unsafe { avx2(f) },
                 SimdLevel::Baseline => (),
             }
         }
-        f(Simd(SimdLevel::Baseline))
+        f(Simd { level: SimdLevel::Baseline, lacks_bf16: u16::MAX })
     }
+}
+
+/// [`Simd::lacks_bf16`] of this machine.
+fn lacks_bf16() -> u16 {
+    #[cfg(target_arch = "x86_64")]
+    if std::is_x86_feature_detected!("avx512bf16") {
+        return 0;
+    }
+    u16::MAX
 }
 
 impl Simd {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub fn is_avx2(self) -> bool {
-        self.0 >= SimdLevel::Avx2
+        self.level >= SimdLevel::Avx2
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub fn is_avx512(self) -> bool {
-        self.0 == SimdLevel::Avx512
+        self.level == SimdLevel::Avx512
     }
     /// A bit for each value: 0 where it is zero or negative.
     #[inline(always)]
@@ -258,9 +272,14 @@ impl Simd {
 pub(super) mod tests {
     use super::*;
 
-    /// With the instructions of every level that this machine has.
+    /// With the instructions of every level that this machine has, and without those of AVX512-BF16.
     pub fn every_level(mut test: impl FnMut(Simd)) {
-        SimdLevel::available().filter_map(Simd::new).for_each(|simd| simd.vectorize(&mut test));
+        for simd in SimdLevel::available().filter_map(Simd::new) {
+            simd.vectorize(&mut test);
+            if simd.lacks_bf16 == 0 {
+                Simd { lacks_bf16: u16::MAX, ..simd }.vectorize(&mut test);
+            }
+        }
     }
     /// What `write` has written to zeros, by every level and store.
     pub fn every_store<E: Element>(
