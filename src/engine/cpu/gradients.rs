@@ -183,16 +183,14 @@ fn sums_of_columns<E: Element>(
         let sums = &mut sums[start - tile.cols.start..][..n];
         let products = &mut products[start - tile.cols.start..][..n];
         for first in tile.rows.clone().step_by(STRIP_ROWS) {
-            sum[..n].fill(E::Acc::default());
-            product[..n].fill(E::Acc::default());
             let end = (first + STRIP_ROWS).min(tile.rows.end);
             let mut row = first;
             while gate.is_staged() && row < end {
                 let g = read.grad_y(grad_x, row, cols.clone());
                 let (x, g) = read.staged(row, &cols, At::Columns(&strip), g, &mut staged);
-                let mut rows = Rows::new();
+                let (mut rows, to) = (Rows::new(), (&mut sum, &mut product));
                 rows.push([x, g], [std::ptr::null(); 2]);
-                sums::column_gradients(simd, &rows, &strip, false, (&mut sum, &mut product));
+                sums::column_gradients(simd, &rows, &strip, (false, row == first), to);
                 row += 1;
             }
             while row < end {
@@ -214,7 +212,7 @@ fn sums_of_columns<E: Element>(
                     rows.push([x, g], ahead);
                 }
                 let to = (&mut sum, &mut product);
-                sums::column_gradients(simd, &rows, &strip, gate.recomputes(), to);
+                sums::column_gradients(simd, &rows, &strip, (gate.recomputes(), row == first), to);
                 row = some.end;
             }
             sums::add_widened(simd, sums, &sum[..n]);

@@ -148,46 +148,47 @@ fn segment<'x, E: Element>(
 pub(super) type OfColumns<'a> = (&'a mut [f64], &'a mut [f64]);
 
 /// The same for every column of a tile, rows of a strip at a time.
-fn columns<E: Element>(
+fn columns<'x, E: Element>(
     simd: Simd,
     plan: &Plan,
     tile: &Tile,
-    x: &[E],
+    x: &'x [E],
     (offsets, squares): OfColumns<'_>,
 ) {
     let full = tile.rows.end - usize::from(plan.has_short_row(tile));
-    let mut strip = Strip::<E>::new(simd);
+    let (mut strip, mut rows) = (Strip::<E>::new(simd), Rows::new());
     for start in tile.cols.clone().step_by(BLOCK) {
         let cols = start..(start + BLOCK).min(tile.cols.end);
         let here = start - tile.cols.start..cols.end - tile.cols.start;
         let (offsets, squares) = (&mut offsets[here.clone()], &mut squares[here]);
         strip.start(plan, &cols, x);
         let row = |row: usize, cols| &x[clipped(row, cols, plan.width, x.len())];
-        let rows = |some: Range<usize>| {
-            let mut rows = Rows::new();
+        let take = |rows: &mut Rows<'x, E, 1>, some: Range<usize>| {
+            rows.clear();
             for r in some {
                 let x = row(r, cols.clone());
                 let distance = tile.ahead(r, &cols, plan.width);
                 rows.push([x], [x.as_ptr().wrapping_offset(distance)]);
             }
-            rows
         };
         for first in (tile.rows.start..full).step_by(STRIP_ROWS) {
             let end = (first + STRIP_ROWS).min(full);
             if first == tile.rows.start {
-                strip.guess(&rows(first..end.min(first + FIRST_ROWS)));
+                take(&mut rows, first..end.min(first + FIRST_ROWS));
+                strip.guess(&rows);
             }
-            strip.add(first - tile.rows.start, &rows(first..end), (offsets, squares));
+            take(&mut rows, first..end);
+            strip.add(first - tile.rows.start, &rows, (offsets, squares));
         }
         if full < tile.rows.end {
             // The shorter last row has one more value for some of the columns.
-            let last = rows(full..tile.rows.end);
-            let n = last.columns();
+            take(&mut rows, full..tile.rows.end);
+            let n = rows.columns();
             if full == tile.rows.start {
-                strip.guess(&last);
+                strip.guess(&rows);
             }
             let to = (&mut offsets[..n], &mut squares[..n]);
-            strip.add(full - tile.rows.start, &last, to);
+            strip.add(full - tile.rows.start, &rows, to);
         }
     }
 }
@@ -238,10 +239,7 @@ impl<E: Element> Strip<E> {
     }
     /// Sums and squares of the rows' distances from the pivots.
     fn distances(&mut self, rows: &Rows<'_, E, 1>) {
-        let n = rows.columns();
-        self.sum[..n].fill(E::Acc::default());
-        self.squares[..n].fill(E::Acc::default());
         let to = (&mut self.sum, &mut self.squares);
-        sums::column_distances(self.simd, rows, &self.pivot, to);
+        sums::column_distances(self.simd, (rows, true), &self.pivot, to);
     }
 }

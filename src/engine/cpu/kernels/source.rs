@@ -130,6 +130,18 @@ impl<A: Real> Source<A> for Runs<'_, A> {
     }
 }
 
+/// The number of every lane: read, for one that was cast would be compared as the `usize` that it was, in twice as
+/// many vectors.
+static LANE: [i32; GROUP] = {
+    let mut lanes = [0; GROUP];
+    let mut lane = 0;
+    while lane < GROUP {
+        lanes[lane] = lane as i32;
+        lane += 1;
+    }
+    lanes
+};
+
 /// Those of two channels.
 pub struct Two<A> {
     coefs: [Coef<A>; 2],
@@ -148,7 +160,7 @@ impl<A: Real> Lanes<A> for Two<A> {
     fn at(&self, lane: usize) -> Coef<A> {
         let Self { coefs: [first, second], left } = *self;
         // A select, for a branch by lanes would make no vector.
-        let of = |first, second| select_unpredictable((lane as i32) < left, first, second);
+        let of = |first, second| select_unpredictable(LANE[lane] < left, first, second);
         Coef {
             mean: of(first.mean, second.mean),
             scale: of(first.scale, second.scale),

@@ -164,7 +164,7 @@ impl<'a, E: Element> Strip<'a, E> {
             masked::counted_distances(simd, some.rows(), pivot, sums, count);
         }
         if whole.len() > 0 {
-            sums::column_distances(simd, &whole, pivot, (&mut *sum, &mut *squares));
+            sums::column_distances(simd, (&whole, false), pivot, (&mut *sum, &mut *squares));
             let more = whole.len() as u8;
             count[..n].iter_mut().for_each(|count| *count += more);
         }

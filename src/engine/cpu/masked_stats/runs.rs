@@ -108,7 +108,7 @@ impl<'a, E: Element> Strip<'a, E> {
             return;
         }
         if all.len() > 0 {
-            sums::column_distances(*simd, &all, pivot, (&mut *sum, &mut *squares));
+            sums::column_distances(*simd, (&all, false), pivot, (&mut *sum, &mut *squares));
         }
         masked::column_distances(*simd, some.rows(), pivot, [&mut *sum, &mut *squares]);
         let (mut of_sum, mut of_squares) = ([0.0; RUNS], [0.0; RUNS]);
