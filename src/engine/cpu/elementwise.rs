@@ -111,18 +111,19 @@ fn walk_columns<A: Real, S: Step<A>>(plan: &Plan, tile: &Tile, table: &Table<'_,
         start..if next + GROUP < end { next } else { end }
     };
     // Two strips at a time: rows up to that long are taken in the order of memory.
-    let (mut strip, mut next, mut at) = (Strip::new(), Strip::new(), start);
+    let (mut strip, mut second, mut at) = (Strip::new(), None, start);
     while at < end {
         strip.align(if at == start { head } else { 0 });
         let cols = strip_from(at);
         let more = strip_from(cols.end);
         strip.load(plan, &cols, table, S::GRADIENT);
         if !more.is_empty() {
-            next.load(plan, &more, table, S::GRADIENT);
+            second.get_or_insert_with(Strip::new).load(plan, &more, table, S::GRADIENT);
         }
         at = more.end;
-        let strips = [(cols, &strip), (more, &next)];
-        let strips = if strips[1].0.is_empty() { &strips[..1] } else { &strips[..] };
-        step.columns(tile, strips);
+        // One place that calls, whether there are two or one.
+        let most = 2 - usize::from(more.is_empty());
+        let strips = [(cols, &strip), (more, second.as_ref().unwrap_or(&strip))];
+        step.columns(tile, &strips[..most]);
     }
 }

@@ -28,35 +28,45 @@ pub fn merge_columns<A: Real>(
     pivot: &mut [A],
     (offsets, squares): (&mut [f64], &mut [f64]),
 ) {
+    simd.vectorize(
+        #[inline(always)]
+        |_| match before == 0.0 {
+            // There is nothing to load, so no zeros have to be written first.
+            true => merge_columns_into::<A, true>(before, count, from, pivot, offsets, squares),
+            false => merge_columns_into::<A, false>(before, count, from, pivot, offsets, squares),
+        },
+    );
+}
+
+#[inline(always)]
+fn merge_columns_into<A: Real, const FIRST: bool>(
+    before: f64,
+    count: f64,
+    from: &Columns<'_, A>,
+    pivot: &mut [A],
+    offsets: &mut [f64],
+    squares: &mut [f64],
+) {
     let n = offsets.len();
     let (pivot, squares) = (&mut pivot[..n], &mut squares[..n]);
     let (sums, products, bases) = (&from.sums[..n], &from.squares[..n], &from.bases[..n]);
     let each = 1.0 / count;
     // Of the first rows both are what a merge with nothing gives.
     let (share, both) = (count / (before + count), before * count / (before + count));
-    if before == 0.0 {
-        offsets.fill(0.0);
-        squares.fill(0.0);
+    for j in 0..n {
+        // All is loaded before anything is stored: a load that a processor takes for one from where a
+        // store before it goes, by the address within a page, waits for that (four fifths of this loop).
+        let (sum, own, pivot_of, base) =
+            (sums[j].to_f64(), products[j].to_f64(), pivot[j].to_f64(), bases[j]);
+        let [before, squares_before] = if FIRST { [0.0; 2] } else { [offsets[j], squares[j]] };
+        let own = own - sum * sum * each;
+        let delta = (pivot_of - base) + sum * each - before;
+        let offset = before + delta * share;
+        let more = if own < 0.0 { 0.0 } else { own } + delta * delta * both;
+        offsets[j] = offset;
+        squares[j] = squares_before + more;
+        pivot[j] = A::from_f64(base + offset);
     }
-    simd.vectorize(
-        #[inline(always)]
-        |_| {
-            for j in 0..n {
-                // All is loaded before anything is stored: a load that a processor takes for one from where a
-                // store before it goes, by the address within a page, waits for that (four fifths of this loop).
-                let (sum, own, pivot_of, base) =
-                    (sums[j].to_f64(), products[j].to_f64(), pivot[j].to_f64(), bases[j]);
-                let (before, squares_before) = (offsets[j], squares[j]);
-                let own = own - sum * sum * each;
-                let delta = (pivot_of - base) + sum * each - before;
-                let offset = before + delta * share;
-                let more = if own < 0.0 { 0.0 } else { own } + delta * delta * both;
-                offsets[j] = offset;
-                squares[j] = squares_before + more;
-                pivot[j] = A::from_f64(base + offset);
-            }
-        },
-    );
 }
 
 /// Chan's formula for slices of offsets and sums of squares, each of one count.
