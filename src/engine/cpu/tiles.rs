@@ -8,10 +8,10 @@ use crate::{Element, Real, Result};
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 pub(super) mod by_range;
+mod team;
 
 /// Runs `task` for every tile of the plan, each with its own part of `outputs`; on the pool's
 /// threads unless there is too little to do. `newest_first` starts with the last tile, which is
@@ -68,36 +68,14 @@ fn in_parallel(tasks: usize, is_small: bool, backwards: bool, task: &(dyn Fn(usi
     if is_small || threads < 2 || ALONE.get() {
         return (0..tasks).for_each(|i| counted::task(i == 0, is_small, || task(i)));
     }
-    // This thread works, too, and at once: to hand all to the pool and wait for it takes as long as
-    // a megabyte does. For the same reason it does not sleep while the others finish.
     let shares = Shares::new(tasks, threads, backwards);
-    let at_work = AtomicUsize::new(threads - 1);
-    let work = |thread: usize| {
+    team::run(threads, &|thread| {
         let mut empty = 0;
         while let Some(i) = shares.next(thread, &mut empty) {
             task(i);
         }
-    };
-    rayon::in_place_scope(|scope| {
-        for thread in 1..threads {
-            let (work, at_work) = (&work, &at_work);
-            scope.spawn(move |_| {
-                work(thread);
-                at_work.fetch_sub(1, Ordering::Release);
-            });
-        }
-        work(0);
-        for _ in 0..SPINS {
-            if at_work.load(Ordering::Acquire) == 0 {
-                break;
-            }
-            std::hint::spin_loop();
-        }
     });
 }
-
-/// Few enough that a thread which has lost its processor is not waited for at full speed.
-const SPINS: usize = 10_000;
 
 /// Lends `task` all of the memory at once, as the part of a tile that is everything.
 pub(super) fn with_whole<O: Outputs, R>(

@@ -3,6 +3,7 @@ use super::super::simd::BLOCK;
 use super::*;
 use crate::{Shape, SimdLevel};
 use half::f16;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// On more threads than one, whatever the machine has.
 fn on_threads(test: impl FnOnce() + Send) {
