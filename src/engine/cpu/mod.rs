@@ -70,7 +70,7 @@ mod train;
 /// Results do not depend on the number of threads, nor on the machine's vector instructions: bit
 /// for bit (see [`SimdLevel`]). Clones share their workspaces; any number of threads may use one engine at a time.
 ///
-/// After `fork` the child has none of the pool's threads, and waits for them for ever: start rayon's
+/// After `fork` the child has none of the pool's threads, and works alone: to have others, start rayon's
 /// pool in the child alone, or let it run within a pool of its own (`rayon::ThreadPool::install`).
 #[derive(Debug, Clone, Default)]
 pub struct Cpu {
