@@ -2,12 +2,13 @@
 //! residual.
 use super::elementwise::{Cut, Step, by_piece};
 use super::gate::Gate;
+use super::kernels::columns::{Rows, column_gradients};
 use super::kernels::convert::{copy, keep, narrow};
 use super::kernels::elementwise::{At, Through, Work, ahead_of, input_gradient};
 use super::kernels::masked;
 use super::kernels::moments::total;
 use super::kernels::source::Runs;
-use super::kernels::sums::{self, Lanes, Rows, STRIP_ROWS};
+use super::kernels::sums::{self, Lanes, STRIP_ROWS};
 use super::masked::{Counts, Keep, Masked};
 use super::plan::{Plan, Tile};
 use super::simd::{BLOCK, Scratch, Simd, TWICE};
@@ -190,7 +191,7 @@ fn sums_of_columns<E: Element>(
                 let (x, g) = read.staged(row, &cols, At::Columns(&strip), g, &mut staged);
                 let (mut rows, to) = (Rows::new(), (&mut sum, &mut product));
                 rows.push([x, g], [std::ptr::null(); 2]);
-                sums::column_gradients(simd, &rows, &strip, (false, row == first), to);
+                column_gradients(simd, &rows, &strip, (false, row == first), to);
                 row += 1;
             }
             while row < end {
@@ -212,7 +213,7 @@ fn sums_of_columns<E: Element>(
                     rows.push([x, g], ahead);
                 }
                 let to = (&mut sum, &mut product);
-                sums::column_gradients(simd, &rows, &strip, (gate.recomputes(), row == first), to);
+                column_gradients(simd, &rows, &strip, (gate.recomputes(), row == first), to);
                 row = some.end;
             }
             sums::add_widened(simd, sums, &sum[..n]);

@@ -7,9 +7,10 @@
 //! has exactly its mean and variance 0. Segments, tiles and columns are merged by Chan's formula in
 //! f64, as distances from the channel's first value.
 use super::Cpu;
+use super::kernels::columns::{Rows, column_distances};
 use super::kernels::convert::{finite_f64, widen};
 use super::kernels::moments::{self as merging, Columns};
-use super::kernels::sums::{self, Lanes, Rows, STRIP_ROWS};
+use super::kernels::sums::{self, Lanes, STRIP_ROWS};
 use super::moments::{self, Merged, Moments, base};
 use super::plan::{Plan, Tile};
 use super::ranges::ChannelRanges;
@@ -240,6 +241,6 @@ impl<E: Element> Strip<E> {
     /// Sums and squares of the rows' distances from the pivots.
     fn distances(&mut self, rows: &Rows<'_, E, 1>) {
         let to = (&mut self.sum, &mut self.squares);
-        sums::column_distances(self.simd, (rows, true), &self.pivot, to);
+        column_distances(self.simd, (rows, true), &self.pivot, to);
     }
 }

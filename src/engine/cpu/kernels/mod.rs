@@ -6,6 +6,7 @@
 //! A group of values is widened as it is loaded and rounded as it is stored. Sums run in a fixed number
 //! of lanes, and no multiplication is fused with an addition: every level computes the same bits.
 pub(super) mod activation;
+pub(super) mod columns;
 pub(super) mod convert;
 pub(super) mod double_backward;
 pub(super) mod double_backward_plain;

@@ -1,7 +1,8 @@
 //! Sums of columns, a strip of them and some rows at a time.
+use super::super::kernels::columns::{Rows, column_distances};
 use super::super::kernels::masked::{self, Row, SomeRows, guess_columns, merge_columns};
 use super::super::kernels::moments::Columns;
-use super::super::kernels::sums::{self, Rows, STRIP_ROWS};
+use super::super::kernels::sums::STRIP_ROWS;
 use super::super::masked::{Counts, Keep};
 use super::super::plan::Tile;
 use super::super::policy::AHEAD;
@@ -164,7 +165,7 @@ impl<'a, E: Element> Strip<'a, E> {
             masked::counted_distances(simd, some.rows(), pivot, sums, count);
         }
         if whole.len() > 0 {
-            sums::column_distances(simd, (&whole, false), pivot, (&mut *sum, &mut *squares));
+            column_distances(simd, (&whole, false), pivot, (&mut *sum, &mut *squares));
             let more = whole.len() as u8;
             count[..n].iter_mut().for_each(|count| *count += more);
         }

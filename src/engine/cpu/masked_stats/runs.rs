@@ -1,7 +1,8 @@
 //! Sums of rows of several short runs, which have the same positions: a strip of whole runs and some rows at a
 //! time, column by column about a pivot of the channel, of which all columns are added up.
+use super::super::kernels::columns::{self, Rows};
 use super::super::kernels::masked::{self, Row, SomeRows, totals_of_runs};
-use super::super::kernels::sums::{self, Rows, STRIP_ROWS};
+use super::super::kernels::sums::STRIP_ROWS;
 use super::super::masked::{Keep, Patterns};
 use super::super::moments::Moments;
 use super::super::plan::Tile;
@@ -108,7 +109,7 @@ impl<'a, E: Element> Strip<'a, E> {
             return;
         }
         if all.len() > 0 {
-            sums::column_distances(*simd, (&all, false), pivot, (&mut *sum, &mut *squares));
+            columns::column_distances(*simd, (&all, false), pivot, (&mut *sum, &mut *squares));
         }
         masked::column_distances(*simd, some.rows(), pivot, [&mut *sum, &mut *squares]);
         let (mut of_sum, mut of_squares) = ([0.0; RUNS], [0.0; RUNS]);
