@@ -45,7 +45,7 @@ pub use epilogue::{Activation, Derivative};
 #[cfg(feature = "cudnn")]
 pub use gpu::{Choice, Gpu, Rule};
 pub use layer_norm::{EpsRule, LayerNormSaved};
-pub(crate) use ops::rule;
+pub(crate) use ops::{DOUBLE_SUMS, rule};
 pub use ops::{
     AllMasked, Argument, Arguments, Backward, Constrain, DoubleBackward, EmptyBatch, ForwardEval,
     ForwardTrain, Input, LayerNormBackward, LayerNormForward, Mask, MergeStats, NonFinite,

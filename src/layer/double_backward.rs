@@ -1,9 +1,6 @@
 //! The gradients of a backward, through a layer.
-use super::ghost::{consecutive, present};
 use super::{BatchNorm, Param};
-use crate::engine::Grouping;
 use crate::{DoubleBackward, Element, Engine, Error, Memory, Real, Result, Saved, Shape};
-use std::ops::Range;
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// The gradients of [`backward`](Self::backward) for a loss that is made of its `grad_x`, as a gradient penalty
@@ -46,8 +43,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// [`forward_parts`](Self::forward_parts).
     ///
     /// # Errors
-    /// As [`backward`](Self::backward); [`Error::Unsupported`] by the engine, as cuDNN has no such call, for
-    /// strided ghost batches and after a forward with a mask.
+    /// As [`backward`](Self::backward); [`Error::Unsupported`] by the engine, as cuDNN has no such call, and
+    /// after a forward with a mask.
     #[allow(clippy::type_complexity)] // two tensors
     pub fn double_backward<E: Element<Acc = P>>(
         &mut self,
@@ -96,31 +93,13 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         }
         match saved.groups() {
             None => self.add_double_backward(&forward.shape, args.reborrow(), true),
-            Some((forward, Grouping::Consecutive(size), groups)) => {
-                let shape = &forward.shape;
-                let (engine, memory) = (self.engine().clone(), self.engine().memory().clone());
-                args.check_lens(&memory, shape)?;
-                let groups = || consecutive(shape, size).zip(groups);
-                for ((shape, at), saved) in groups() {
-                    let mut part = part(&mut args, saved, at)?;
-                    part.check_on(&memory, &shape)?;
-                    engine.supports(&shape, part.request()?)?;
-                }
-                for (k, ((shape, at), saved)) in groups().enumerate() {
-                    self.add_double_backward(&shape, part(&mut args, saved, at)?, k == 0)?;
-                }
-                Ok(())
-            }
-            Some((forward, _, _)) => {
-                let reason = "there is no backward of a backward of strided ghost batches";
-                Err(Error::Unsupported { engine: forward.engine, reason: reason.into() })
-            }
+            Some(_) => self.double_backward_groups(&mut args),
         }
     }
 
     /// By the engine, whose sums are added to the parameters' gradients; those of a `first` call replace what
     /// [`Param::zero_grad`] has put off.
-    fn add_double_backward<E: Element<Acc = P>>(
+    pub(super) fn add_double_backward<E: Element<Acc = P>>(
         &mut self,
         shape: &Shape,
         args: DoubleBackward<'_, M, E>,
@@ -137,27 +116,4 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         Param::end_backward([&mut affine.weight, &mut affine.bias]);
         Ok(())
     }
-}
-
-/// What one group of a batch takes.
-fn part<'b, M: Memory, E: Element>(
-    whole: &'b mut DoubleBackward<'_, M, E>,
-    saved: &'b Saved<M, E::Acc>,
-    at: Range<usize>,
-) -> Result<DoubleBackward<'b, M, E>> {
-    let read = |what, view| present(what, M::slice(view, at.clone()));
-    let write = |what, view: &'b mut Option<M::ViewMut<'_, E>>| {
-        view.as_mut().map(|view| present(what, M::slice_mut(view, at.clone()))).transpose()
-    };
-    let mut part = DoubleBackward::new(saved, read("x", &whole.x)?, read("grad_y", &whole.grad_y)?)
-        .create_graph(whole.create_graph);
-    part.residual = whole.residual.as_ref().map(|view| read("residual", view)).transpose()?;
-    part.v_x = whole.v_x.as_ref().map(|view| read("v_x", view)).transpose()?;
-    part.v_residual = whole.v_residual.as_ref().map(|view| read("v_residual", view)).transpose()?;
-    part.v_weight = whole.v_weight.as_ref().map(M::reborrow);
-    part.v_bias = whole.v_bias.as_ref().map(M::reborrow);
-    part.gg_grad_y = write("gg_grad_y", &mut whole.gg_grad_y)?;
-    part.gg_x = write("gg_x", &mut whole.gg_x)?;
-    part.gg_residual = write("gg_residual", &mut whole.gg_residual)?;
-    Ok(part)
 }

@@ -78,7 +78,18 @@ pub struct DoubleBackward<'a, M: Memory, E: Element> {
     /// Whether gradients of these results are to be taken in turn, as PyTorch's `create_graph=True` has it: no
     /// engine can, so that it is refused.
     pub create_graph: bool,
+    /// Asks for the sums of this part of a batch, length `12 C`, and for nothing else: they replace what is there, or
+    /// are added to it by [`accumulate`](Self::accumulate).
+    pub(crate) sums: Option<M::ViewMut<'a, f64>>,
+    /// Those of all parts, and how many values per channel these have: the statistics that the forward was given are
+    /// theirs.
+    pub(crate) total_sums: Option<(M::View<'a, f64>, usize)>,
 }
+
+/// The sums of a channel that gradients are made of: of `g`, `g xhat`, `v`, `v xhat`, `v g`; and, q being
+/// `grad_y * a''`, where an activation is curved, of `q`, `q xhat`, `q xhat^2`, `q v`, `q v xhat`, `q r`, `q r xhat`,
+/// which are 0 elsewhere. Of a tensor they lie array by array, of a value per channel each.
+pub(crate) const SUMS: usize = 12;
 
 impl<'a, M: Memory, E: Element> DoubleBackward<'a, M, E> {
     /// By what a forward saved, its x and the gradient of y that the backward was given, both of length N. No
@@ -100,6 +111,8 @@ impl<'a, M: Memory, E: Element> DoubleBackward<'a, M, E> {
             gg_bias: None,
             accumulate: false,
             create_graph: false,
+            sums: None,
+            total_sums: None,
         }
     }
     /// The forward's residual (length N), for an activation whose derivative takes it.
@@ -181,6 +194,8 @@ impl<'a, M: Memory, E: Element> DoubleBackward<'a, M, E> {
             gg_bias: self.gg_bias.as_mut().map(M::reborrow_mut),
             accumulate: self.accumulate,
             create_graph: self.create_graph,
+            sums: self.sums.as_mut().map(M::reborrow_mut),
+            total_sums: self.total_sums.as_ref().map(|(sums, m)| (M::reborrow(sums), *m)),
         }
     }
     /// The lengths of a whole batch, and where it lies, before parts of it are taken.
@@ -222,6 +237,17 @@ impl<'a, M: Memory, E: Element> DoubleBackward<'a, M, E> {
         }
         on.check_here("saved", &buffers.all())?;
         self.walk(&mut Check::new(on, shape))?;
+        let of_parts = [
+            self.sums.as_ref().map(M::as_view),
+            self.total_sums.as_ref().map(|(sums, _)| M::reborrow(sums)),
+        ];
+        for view in of_parts.into_iter().flatten() {
+            let (expected, got) = (SUMS * shape.channels(), M::len(&view));
+            if got != expected {
+                return Err(Error::Length { what: "sums", expected, got });
+            }
+            on.check_here("sums", &view)?;
+        }
         let from = forward.activation.derivative_from(forward.residual);
         if from == Derivative::FromResidual && self.residual.is_none() {
             let reason = format!(
@@ -253,6 +279,8 @@ impl<'a, M: Memory, E: Element> Arguments<'a, M> for DoubleBackward<'a, M, E> {
             gg_bias,
             accumulate: _,
             create_graph: _,
+            sums: _,
+            total_sums: _,
         } = self;
         visitor.read(tensor("x"), x)?;
         visitor.read_some(tensor("residual"), residual)?;

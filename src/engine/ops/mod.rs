@@ -31,6 +31,7 @@ mod stats;
 pub use backward::Backward;
 pub use constrain::Constrain;
 pub use double_backward::DoubleBackward;
+pub(crate) use double_backward::SUMS as DOUBLE_SUMS;
 pub use forward_eval::{ForwardEval, Input, Statistics};
 pub use forward_train::ForwardTrain;
 pub(super) use layer_norm::check_rows;

@@ -1,25 +1,51 @@
 //! The definition of the gradients of a backward, one channel at a time.
 use super::{Reference, Statistics64, at, has_mask, narrow, wide};
 use crate::engine::DoubleBackward;
+use crate::engine::ops::DOUBLE_SUMS as SUMS;
 use crate::engine::saved::ByChannel;
 use crate::{Element, Host, Real, Result, Shape};
 
-fn sum(values: impl Iterator<Item = f64>) -> f64 {
-    values.sum()
-}
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    sum(a.iter().zip(b).map(|(a, b)| a * b))
+/// What flows in an element.
+struct Flow {
+    xhat: f64,
+    /// The derivative of the activation.
+    slope: f64,
+    g: f64,
+    /// `grad_y` times the second derivative, if there is one.
+    q: f64,
+    v: f64,
+    r: f64,
 }
 
-/// What a gradient loses on its way through the statistics of a batch, `q - S(q)/m - xhat S(q xhat)/m`;
-/// nothing where they are constants.
-fn project(q: &[f64], xhat: &[f64], batch: bool) -> Vec<f64> {
-    if !batch {
-        return q.to_vec();
+impl Flow {
+    fn terms(&self) -> [f64; SUMS] {
+        let Self { xhat, g, q, v, r, .. } = *self;
+        let of_g = [g, g * xhat, v, v * xhat, v * g];
+        let of_q = [q, q * xhat, q * xhat * xhat, q * v, q * v * xhat, q * r, q * r * xhat];
+        std::array::from_fn(|k| if k < 5 { of_g[k] } else { of_q[k - 5] })
     }
-    let m = q.len() as f64;
-    let (mean, slope) = (sum(q.iter().copied()) / m, dot(q, xhat) / m);
-    q.iter().zip(xhat).map(|(q, xhat)| q - mean - xhat * slope).collect()
+}
+
+/// A derivative of 0 stops infinities, too.
+fn times(by: f64, value: f64) -> f64 {
+    if by == 0.0 { 0.0 } else { by * value }
+}
+
+/// What a gradient of which these are the sums loses on its way through the statistics of so many values,
+/// `S(q)/m + xhat S(q xhat)/m`.
+#[derive(Clone, Copy, Default)]
+struct Through {
+    one: f64,
+    xhat: f64,
+}
+
+impl Through {
+    fn new(sum: f64, dot: f64, m: f64) -> Self {
+        Self { one: sum / m, xhat: dot / m }
+    }
+    fn of(self, xhat: f64) -> f64 {
+        self.one + self.xhat * xhat
+    }
 }
 
 pub(super) fn double_backward<E: Element>(
@@ -29,72 +55,91 @@ pub(super) fn double_backward<E: Element>(
 ) -> Result<()> {
     args.check(engine, shape)?;
     let (forward, saved) = args.saved.made()?;
-    let (activation, batch) = (forward.activation, forward.batch_statistics);
+    let activation = forward.activation;
     let residual = args.residual.filter(|_| forward.residual);
-    let m = shape.per_channel().max(1) as f64;
+    let batch = forward.batch_statistics || args.total_sums.is_some();
+    let m = args.total_sums.map_or(shape.per_channel(), |(_, m)| m).max(1) as f64;
+    let channels = shape.channels();
     let ByChannel { mean, mean_rest, invstd, weight, bias } = saved.by_channel();
-    for c in 0..shape.channels() {
+    for c in 0..channels {
         let [mean, rest, invstd] = [mean, mean_rest, invstd].map(|array| array[c].to_f64());
         let by = Statistics64 { mean, rest, var: f64::NAN, invstd };
         let (weight, bias) = (weight[c].to_f64(), bias[c].to_f64());
         let (v_weight, v_bias) = (at(args.v_weight, c, 0.0), at(args.v_bias, c, 0.0));
-        let elements: Vec<usize> = shape.channel(c).collect();
-        let of = |tensor: Option<&[E]>| -> Vec<f64> {
-            elements.iter().map(|&i| tensor.map_or(0.0, |tensor| wide(tensor[i]))).collect()
+        let flow = |i: usize| {
+            let of = |tensor: Option<&[E]>| tensor.map_or(0.0, |tensor| wide(tensor[i]));
+            let xhat = by.xhat(wide(args.x[i]));
+            let z = weight * xhat + bias + of(residual);
+            let slope = match &saved.reserve {
+                Some(ones) if has_mask(activation) => match ones[i] {
+                    1 => 1.0,
+                    _ => activation.negative_slope(),
+                },
+                _ => activation.derivative::<E>(z),
+            };
+            let second = match activation.is_curved() {
+                true => activation.second_derivative::<E>(z),
+                false => 0.0,
+            };
+            let grad_y = wide(args.grad_y[i]);
+            let (g, q) = (times(slope, grad_y), times(second, grad_y));
+            Flow { xhat, slope, g, q, v: of(args.v_x), r: of(args.v_residual) }
         };
-        let (grad_y, v, v_residual) = (of(Some(args.grad_y)), of(args.v_x), of(args.v_residual));
-        let xhat: Vec<f64> = elements.iter().map(|&i| by.xhat(wide(args.x[i]))).collect();
-        let z = |k: usize| weight * xhat[k] + bias + residual.map_or(0.0, |r| wide(r[elements[k]]));
-        let slope = |k: usize| match &saved.reserve {
-            Some(ones) if has_mask(activation) => match ones[elements[k]] {
-                1 => 1.0,
-                _ => activation.negative_slope(),
-            },
-            _ => activation.derivative::<E>(z(k)),
+        let flows: Vec<(usize, Flow)> = shape.channel(c).map(|i| (i, flow(i))).collect();
+        let mut own = [0.0; SUMS];
+        for (_, flow) in &flows {
+            own.iter_mut().zip(flow.terms()).for_each(|(sum, term)| *sum += term);
+        }
+        if let Some(sums) = &mut args.sums {
+            for (k, sum) in own.into_iter().enumerate() {
+                let to = &mut sums[k * channels + c];
+                *to = sum + if args.accumulate { *to } else { 0.0 };
+            }
+            continue;
+        }
+        let total = args.total_sums.map(|(all, _)| std::array::from_fn(|k| all[k * channels + c]));
+        let [g, g_xhat, v, v_xhat, v_g, q, q_xhat, q_xhat_2, q_v, q_v_xhat, q_r, q_r_xhat] =
+            total.unwrap_or(own);
+        let through = |sum, dot| match batch {
+            true => Through::new(sum, dot, m),
+            false => Through::default(),
         };
-        // A derivative of 0 stops infinities, too.
-        let times = |by: f64, value: f64| if by == 0.0 { 0.0 } else { by * value };
-        let all = 0..elements.len();
-        let slopes: Vec<f64> = all.clone().map(slope).collect();
-        let g: Vec<f64> = all.clone().map(|k| times(slopes[k], grad_y[k])).collect();
 
         // The gradient of what grad_y became behind the activation.
         let scale = weight * invstd;
-        let pv = project(&v, &xhat, batch);
-        let u: Vec<f64> = all
-            .clone()
-            .map(|k| scale * pv[k] + v_weight * xhat[k] + v_bias + v_residual[k])
-            .collect();
-        // What flows to z.
-        let curve = |k: usize| match activation.is_curved() {
-            true => times(activation.second_derivative::<E>(z(k)), u[k] * grad_y[k]),
-            false => 0.0,
+        let of_v = through(v, v_xhat);
+        let u = |f: &Flow| {
+            scale * (f.v - of_v.of(f.xhat)) + v_weight * f.xhat + v_bias + f.r
         };
-        let h: Vec<f64> = all.clone().map(curve).collect();
-        let ph = project(&h, &xhat, batch);
+        // What flows to z.
+        let h = |f: &Flow| times(f.q, u(f));
+        let (u_xhat, u_one) = (v_weight - scale * of_v.xhat, v_bias - scale * of_v.one);
+        let sum_h = scale * q_v + u_xhat * q_xhat + u_one * q + q_r;
+        let dot_h = scale * q_v_xhat + u_xhat * q_xhat_2 + u_one * q_xhat + q_r_xhat;
+        let of_h = through(sum_h, dot_h);
         // What flows to xhat, and through invstd.
-        let (sum_v, sum_g) = (sum(v.iter().copied()), sum(g.iter().copied()));
-        let (dot_v, dot_g) = (dot(&v, &xhat), dot(&g, &xhat));
-        let through = |k: usize| scale * (v[k] * dot_g + g[k] * dot_v) / m;
-        let t: Vec<f64> =
-            all.clone().map(|k| v_weight * g[k] - if batch { through(k) } else { 0.0 }).collect();
-        let pt = project(&t, &xhat, batch);
-        let kappa = dot(&v, &g) - if batch { sum_v * sum_g / m + dot_v * dot_g / m } else { 0.0 };
+        let of_g = through(g, g_xhat);
+        let t = |f: &Flow| v_weight * f.g - scale * (f.v * of_g.xhat + f.g * of_v.xhat);
+        let sum_t = v_weight * g - scale * (v * of_g.xhat + g * of_v.xhat);
+        let dot_t = v_weight * g_xhat - scale * (v_xhat * of_g.xhat + g_xhat * of_v.xhat);
+        let of_t = through(sum_t, dot_t);
+        let kappa = v_g - v * of_g.one - v_xhat * of_g.xhat;
         let by_std = if batch { weight * kappa * invstd * invstd / m } else { 0.0 };
 
-        for (k, &i) in elements.iter().enumerate() {
+        for (i, f) in &flows {
             if let Some(gg_grad_y) = &mut args.gg_grad_y {
-                gg_grad_y[i] = narrow(times(slopes[k], u[k]));
+                gg_grad_y[*i] = narrow(times(f.slope, u(f)));
             }
             if let Some(gg_x) = &mut args.gg_x {
-                gg_x[i] = narrow(invstd * pt[k] - by_std * xhat[k] + scale * ph[k]);
+                let (t, h) = (t(f) - of_t.of(f.xhat), h(f) - of_h.of(f.xhat));
+                gg_x[*i] = narrow(invstd * t - by_std * f.xhat + scale * h);
             }
             if let Some(gg_residual) = &mut args.gg_residual {
-                gg_residual[i] = narrow(h[k]);
+                gg_residual[*i] = narrow(h(f));
             }
         }
-        let of_weight = invstd * kappa + dot(&h, &xhat);
-        let gradients = [(&mut args.gg_weight, of_weight), (&mut args.gg_bias, sum(h.into_iter()))];
+        let of_weight = invstd * kappa + dot_h;
+        let gradients = [(&mut args.gg_weight, of_weight), (&mut args.gg_bias, sum_h)];
         for (gradient, sum) in gradients {
             if let Some(gradient) = gradient {
                 let before = if args.accumulate { gradient[c].to_f64() } else { 0.0 };

@@ -50,6 +50,21 @@ impl<M: Memory, P: Real> Tiles<M, P> {
         }
         Ok(())
     }
+    /// These values of every channel, for every group; and memory for gradients of each.
+    #[allow(clippy::type_complexity)] // of weight and bias
+    pub fn repeat<G: Engine<Memory = M>>(
+        &mut self,
+        engine: &G,
+        given: [Option<M::View<'_, P>>; 2],
+    ) -> Result<([Option<M::View<'_, P>>; 2], [&mut M::Buf<P>; 2])> {
+        let Self { shape, zeros, mean, var, weight, bias, .. } = self;
+        for (from, to) in given.iter().zip([&mut *mean, &mut *var]) {
+            let Some(from) = from else { continue };
+            repeat(engine, shape, zeros, M::reborrow(from), M::view_mut(to))?;
+        }
+        let [of_weight, of_bias] = [given[0].is_some(), given[1].is_some()];
+        Ok(([of_weight.then(|| M::view(mean)), of_bias.then(|| M::view(var))], [weight, bias]))
+    }
     /// The sum over all groups of a value per group and channel: written, or added to what is there.
     pub fn sum<G: Engine<Memory = M>>(
         &self,
@@ -63,6 +78,20 @@ impl<M: Memory, P: Real> Tiles<M, P> {
         let args = args.grad_bias(M::reborrow_mut(&mut to));
         engine.backward(&self.shape, args.accumulate(accumulate))
     }
+}
+
+/// Values of every channel for every group of (groups, C): the bias of zeros that are normalized.
+fn repeat<P: Real, M: Memory, G: Engine<Memory = M>>(
+    engine: &G,
+    shape: &Shape,
+    zeros: &M::Buf<P>,
+    from: M::View<'_, P>,
+    mut to: M::ViewMut<'_, P>,
+) -> Result<()> {
+    let channel = || present("zeros", M::part(zeros, 0..shape.channels()));
+    let (from, to) = (M::reborrow(&from), M::reborrow_mut(&mut to));
+    let args = ForwardEval::<M, P>::new(M::view(zeros), to, channel()?, channel()?);
+    engine.forward_eval(shape, args.bias(from))
 }
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
@@ -91,10 +120,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         ];
         for (param, to) in repeated {
             let Some(param) = param else { continue };
-            let zeros = || M::part(&tiles.zeros, 0..self.affine.channels);
-            let (mean, var) = (present("zeros", zeros())?, present("zeros", zeros())?);
-            let args = ForwardEval::<M, P>::new(M::view(&tiles.zeros), M::view_mut(to), mean, var);
-            engine.forward_eval(&tiles.shape, args.bias(M::view(&param.value)))?;
+            repeat(&engine, &tiles.shape, &tiles.zeros, M::view(&param.value), M::view_mut(to))?;
         }
         let moves = self.updates_running;
         let mut running = self.running.as_mut().filter(|_| moves);
@@ -158,6 +184,13 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         args.grad_weight = wants_weight.then(|| M::view_mut(&mut tiles.weight));
         args.grad_bias = wants_bias.then(|| M::view_mut(&mut tiles.bias));
         engine.backward(&all, args)?;
+        self.add_tiles(groups)
+    }
+
+    /// Adds the gradients of every group to the parameters'.
+    pub(super) fn add_tiles(&mut self, groups: usize) -> Result<()> {
+        let engine = self.affine.engine.clone();
+        let tiles = self.groups.tiles(engine.memory(), groups, self.affine.channels)?;
         let both = [&mut self.affine.weight, &mut self.affine.bias];
         let accumulate = Param::begin_backward(engine.memory(), both)?;
         for (param, from) in

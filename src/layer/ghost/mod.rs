@@ -7,10 +7,11 @@ use std::fmt;
 
 mod backward;
 mod channels;
+mod double_backward;
 mod forward;
 mod ranks;
 
-pub(super) use forward::{consecutive, present};
+pub(super) use forward::present;
 
 rule! {
     /// Which rows are a group.
@@ -197,13 +198,15 @@ pub(super) struct Scratch<M: Memory, P: Real> {
     parts: Option<Shared<M, P>>,
     /// Of strided groups that are channels of one call.
     channels: Option<channels::Tiles<M, P>>,
+    /// Of the gradients of a backward of strided groups: the sums of one.
+    double_sums: Option<M::Buf<f64>>,
     /// Of groups on several ranks.
     ranks: Option<ranks::Records<M>>,
 }
 
 impl<M: Memory, P: Real> Default for Scratch<M, P> {
     fn default() -> Self {
-        Self { parts: None, channels: None, ranks: None }
+        Self { parts: None, channels: None, double_sums: None, ranks: None }
     }
 }
 

@@ -13,7 +13,8 @@ use super::kernels::sums::store;
 use super::plan::{Plan, Tile};
 use super::schedule::{two_pass, workspace_len};
 use super::simd::Simd;
-use super::tiles::by_range::{ByRange, Channels, all_channels};
+use super::table::split_mut;
+use super::tiles::by_range::{Channels, all_channels};
 use super::tiles::{Elements, TileMut, for_each_tile};
 use crate::engine::saved::{Buffers, ByChannel};
 use crate::engine::{Derivative, DoubleBackward};
@@ -43,14 +44,20 @@ pub(super) fn double_backward<E: Element>(
     let (forward, saved) = args.saved.made()?;
     let DoubleBackward { x, grad_y, v_x, v_residual, v_weight, v_bias, .. } = args;
     let DoubleBackward { mut gg_grad_y, mut gg_x, mut gg_residual, .. } = args;
-    let mut results =
-        Results { weight: args.gg_weight, bias: args.gg_bias, accumulate: args.accumulate };
+    let mut results = Results {
+        weight: args.gg_weight,
+        bias: args.gg_bias,
+        sums: args.sums,
+        accumulate: args.accumulate,
+    };
+    let total = args.total_sums;
     let channels = shape.channels();
     if shape.is_empty() {
         results.zero(simd, channels);
         return Ok(());
     }
-    let (activation, batch) = (forward.activation, forward.batch_statistics);
+    let (activation, batch) = (forward.activation, forward.batch_statistics || total.is_some());
+    let per_channel = total.map_or(shape.per_channel(), |(_, m)| m) as f64;
     let takes = activation.derivative_from(forward.residual);
     let plan = Plan::new(shape, size_of::<E>(), 3);
     let mask = saved.reserve.as_ref().filter(|_| takes == Derivative::FromMask);
@@ -59,13 +66,14 @@ pub(super) fn double_backward<E: Element>(
     let gate = Gate::new(activation, mask, residual);
     let read = Read { simd, plan: &plan, x, grad_y, v_x, v_residual, activation, mask, residual };
     let given = Given { saved, by_channel: saved.by_channel(), v_weight, v_bias };
-    let sums =
-        batch || results.weight.is_some() || results.bias.is_some() && activation.is_curved();
+    let of_parameters = results.weight.is_some() || results.bias.is_some() && activation.is_curved();
+    let sums = total.is_none() && (batch || of_parameters) || results.sums.is_some();
+    let total = total.map(|(sums, _)| sums);
     let extremes = &Extreme::of_saved(simd, saved)[..];
     let tensors = 2
         + [v_x, v_residual, residual].iter().flatten().count()
         + [&gg_grad_y, &gg_x, &gg_residual].iter().filter(|to| to.is_some()).count();
-    let work = Work { read, shape, gate, given, extremes, batch, tensors };
+    let work = Work { read, shape, gate, given, extremes, batch, per_channel, total, tensors };
     let writes = gg_grad_y.is_some() || gg_x.is_some() || gg_residual.is_some();
     let mut outputs = (
         gg_grad_y.as_deref_mut().map(Elements::new),
@@ -81,15 +89,20 @@ pub(super) fn double_backward<E: Element>(
             of_extremes: Mutex::default(),
         };
         cpu.with_workspace(workspace_len(&plan, &steps), |workspace| {
-            two_pass(&plan, &steps, &mut outputs, &mut results.by_range(), workspace);
+            two_pass(&plan, &steps, &mut outputs, &mut results.by_range(channels), workspace);
         });
         let mut found = steps.of_extremes.into_inner().unwrap_or_else(PoisonError::into_inner);
         found.sort_by_key(|(c, _)| *c);
         extreme_coefs.extend(found.into_iter().map(|(_, coefs)| coefs));
     } else {
-        work.write_only(cpu, &mut outputs);
-        results.zero(simd, channels);
-        extreme_coefs.extend(extremes.iter().map(|e| work.coefs(e.c, &[0.0; SUMS])));
+        if writes {
+            work.write_only(cpu, &mut outputs);
+        }
+        match total {
+            Some(_) => results.set(simd, (0..channels).map(|c| work.known(c))),
+            None => results.zero(simd, channels),
+        }
+        extreme_coefs.extend(extremes.iter().map(|e| work.known(e.c)));
     }
     for (e, coefs) in extremes.iter().zip(&extreme_coefs) {
         let to = [gg_grad_y.as_deref_mut(), gg_x.as_deref_mut(), gg_residual.as_deref_mut()];
@@ -129,6 +142,10 @@ struct Work<'a, E: Element> {
     extremes: &'a [Extreme],
     /// Whether gradients flow through the statistics.
     batch: bool,
+    /// Values of a channel in all parts of the batch.
+    per_channel: f64,
+    /// The sums of all parts, where they are given.
+    total: Option<&'a [f64]>,
     /// Tensors that are read and written.
     tensors: usize,
 }
@@ -139,7 +156,13 @@ type Tiles<'p, E> = (Option<TileMut<'p, E>>, Option<TileMut<'p, E>>, Option<Tile
 
 impl<E: Element> Work<'_, E> {
     fn coefs(&self, c: usize, sums: &[f64; SUMS]) -> Coefs {
-        self.given.of(c).coefs(sums, self.shape.per_channel() as f64, self.batch)
+        self.given.of(c).coefs(sums, self.per_channel, self.batch)
+    }
+    /// The same where sums are given, or none are taken.
+    fn known(&self, c: usize) -> Coefs {
+        let channels = self.shape.channels();
+        let of = |k: usize| self.total.map_or(0.0, |total| total[k * channels + c]);
+        self.coefs(c, &std::array::from_fn(of))
     }
     /// The same, cut in another way.
     fn by_plan<'b>(&'b self, plan: &'b Plan) -> Work<'b, E> {
@@ -154,7 +177,7 @@ impl<E: Element> Work<'_, E> {
             let mut table = TableMut::<E::Acc>::new(memory, channels.clone());
             for c in channels.clone() {
                 table.forward(c, &work.given.of(c));
-                table.gradient(c, &work.coefs(c, &[0.0; SUMS]));
+                table.gradient(c, &work.known(c));
             }
             let table = Table::new(memory, channels);
             for_each_tile(plan, false, outputs, |tile, outputs: Tiles<'_, E>| {
@@ -188,31 +211,46 @@ impl<E: Element> Work<'_, E> {
 struct Results<'a, A> {
     weight: Option<&'a mut [A]>,
     bias: Option<&'a mut [A]>,
+    /// The sums of a part of a batch, instead of these.
+    sums: Option<&'a mut [f64]>,
     accumulate: bool,
 }
 
 impl<A: Real> Results<'_, A> {
     /// The arrays, for tasks to write by channels.
-    fn by_range(&mut self) -> Arrays<'_, A> {
-        [&mut self.weight, &mut self.bias].map(|to| to.as_deref_mut().map(Channels::new))
+    fn by_range(&mut self, channels: usize) -> Arrays<'_, A> {
+        let sums = self.sums.as_deref_mut();
+        let gradients = [&mut self.weight, &mut self.bias];
+        (
+            gradients.map(|to| to.as_deref_mut().map(Channels::new)),
+            sums.map(|sums| split_mut(sums, channels).map(Channels::new)),
+        )
+    }
+    fn set(&mut self, simd: Simd, coefs: impl Iterator<Item = Coefs>) {
+        let (weights, biases): (Vec<f64>, Vec<f64>) =
+            coefs.map(|coefs| (coefs.gg_weight, coefs.gg_bias)).unzip();
+        let (channels, accumulate) = (weights.len(), self.accumulate);
+        let mut arrays = self.by_range(channels);
+        let (to, _) = all_channels(&mut arrays, channels);
+        set(simd, accumulate, [&weights, &biases], to);
     }
     fn zero(&mut self, simd: Simd, channels: usize) {
+        if let Some(sums) = self.sums.as_mut().filter(|_| !self.accumulate) {
+            sums.fill(0.0);
+        }
         let (zeros, accumulate) = (vec![0.0; channels], self.accumulate);
-        let mut arrays = self.by_range();
-        set(simd, accumulate, [&zeros, &zeros], all_channels(&mut arrays, channels));
+        let mut arrays = self.by_range(channels);
+        set(simd, accumulate, [&zeros, &zeros], all_channels(&mut arrays, channels).0);
     }
 }
 
 /// The arrays of [`Results`], weight before bias.
-type Arrays<'a, A> = [Option<Channels<'a, A>>; 2];
+type Arrays<'a, A> = ([Option<Channels<'a, A>>; 2], Option<[Channels<'a, f64>; SUMS]>);
+/// Those of weight and bias, of some channels.
+type Gradients<'o, A> = [Option<&'o mut [A]>; 2];
 
 /// Writes the results of some channels.
-fn set<A: Real>(
-    simd: Simd,
-    accumulate: bool,
-    from: [&[f64]; 2],
-    to: <Arrays<'_, A> as ByRange>::Part<'_>,
-) {
+fn set<A: Real>(simd: Simd, accumulate: bool, from: [&[f64]; 2], to: Gradients<'_, A>) {
     for (to, from) in to.into_iter().zip(from) {
         if let Some(to) = to {
             store(simd, to, accumulate, from);

@@ -54,6 +54,7 @@ impl<'a, E: Element> TwoPass<FIELDS> for SumsAndGradients<'a, E> {
         results: <Arrays<'a, E::Acc> as ByRange>::Part<'_>,
     ) {
         let (work, plan) = (&self.work, self.work.read.plan);
+        let (gradients_to, mut of_part) = results;
         let channels = of_tiles.channels.clone();
         let (sums, rest) = memory.split_at_mut(self.sums() * channels.len());
         let (weights, biases) = rest.split_at_mut(channels.len());
@@ -67,6 +68,12 @@ impl<'a, E: Element> TwoPass<FIELDS> for SumsAndGradients<'a, E> {
                 own = work.wide_sums(c, (!is_extreme).then_some(&table.read()));
                 own[self.sums()..].fill(0.0);
             }
+            if let Some(to) = &mut of_part {
+                for (to, sum) in to.iter_mut().zip(own) {
+                    to[k] = sum + if self.accumulate { to[k] } else { 0.0 };
+                }
+                continue;
+            }
             let coefs = work.coefs(c, &own);
             (weights[k], biases[k]) = (coefs.gg_weight, coefs.gg_bias);
             table.gradient(c, &coefs);
@@ -75,7 +82,9 @@ impl<'a, E: Element> TwoPass<FIELDS> for SumsAndGradients<'a, E> {
                 found.push((c, coefs));
             }
         }
-        set(work.read.simd, self.accumulate, [weights, biases], results);
+        if of_part.is_none() {
+            set(work.read.simd, self.accumulate, [weights, biases], gradients_to);
+        }
     }
     fn write(&self, tile: &Tile, outputs: Part<'_, Self, FIELDS>, table: &Table<'_, E::Acc>) {
         self.work.write_tile(tile, outputs, table);
