@@ -2,6 +2,7 @@
 use crate::{Element, Memory, Real, Result, Shape};
 
 mod check;
+pub(crate) mod counted_parts;
 mod cpu;
 #[cfg(feature = "cubins")]
 mod cubins;
@@ -45,19 +46,21 @@ pub use epilogue::{Activation, Derivative};
 #[cfg(feature = "cudnn")]
 pub use gpu::{Choice, Gpu, Rule};
 pub use layer_norm::{EpsRule, LayerNormSaved};
-pub(crate) use ops::{DOUBLE_SUMS, rule};
+pub(crate) use ops::MaskRules;
 pub use ops::{
     AllMasked, Argument, Arguments, Backward, Constrain, DoubleBackward, EmptyBatch, ForwardEval,
     ForwardTrain, Input, LayerNormBackward, LayerNormForward, Mask, MergeStats, NonFinite,
     OneValue, Op, OptimizerStep, Regularize, RenormState, Renormalize, RenormalizeBackward,
     Request, Role, Running, RunningRules, Statistics, Stats, Variance, Visitor,
 };
+pub(crate) use ops::{DOUBLE_SUMS, rule};
 pub use optimizer::Algorithm;
 pub(crate) use optimizer::check_from_0;
 pub use penalty::{Constraint, Regularizer};
 pub use reference::Reference;
 pub use renorm::RenormClip;
 pub use saved::Saved;
+pub(crate) use saved_counted::Counted;
 pub use saved_given::GivenStatistics;
 pub(crate) use saved_groups::Grouping;
 pub(crate) use synced::Call;

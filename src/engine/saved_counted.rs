@@ -12,7 +12,7 @@ pub(crate) struct Counted<M: Memory> {
 
 impl<M: Memory, P: Real> Saved<M, P> {
     /// Memory for the numbers of values that count, that of the last such forward if it fits.
-    pub(super) fn take_counts(
+    pub(crate) fn take_counts(
         &mut self,
         memory: &M,
         channels: usize,
@@ -25,7 +25,7 @@ impl<M: Memory, P: Real> Saved<M, P> {
         made.filter(fits).map_or_else(|| memory.zeros(channels), Ok)
     }
     /// Notes that the last forward, whose statistics are those of all parts, was by a mask of these rules.
-    pub(super) fn set_counted(&mut self, rules: MaskRules, counted: Counted<M>) {
+    pub(crate) fn set_counted(&mut self, rules: MaskRules, counted: Counted<M>) {
         if let Some(forward) = &mut self.whole.forward {
             forward.mask = Some(rules);
         }
@@ -34,6 +34,7 @@ impl<M: Memory, P: Real> Saved<M, P> {
     /// What counts in all parts, if the forward was one of a part by a mask.
     pub(crate) fn counted(&self) -> Option<&Counted<M>> {
         let forward = self.whole.forward.as_ref()?;
-        self.counted.as_ref().filter(|_| forward.synced && forward.mask.is_some())
+        // The forward of a part is by statistics that it was given.
+        self.counted.as_ref().filter(|_| forward.mask.is_some() && !forward.batch_statistics)
     }
 }

@@ -78,7 +78,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         places: M::View<'_, u8>,
         grad_y: M::View<'_, E>,
     ) -> Result<M::Buf<E>> {
-        let shape = saved.made()?.0.shape;
+        let shape = saved.forward()?.shape;
         let lens = self.check_lens(&shape, &[("x", M::len(&x)), ("grad_y", M::len(&grad_y))]);
         let grad_x = lens.and_then(|()| self.unwritten(&shape));
         let mut grad_x = self.affine.or_decline(saved, grad_x)?;
@@ -103,7 +103,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         grad_residual: Option<M::ViewMut<'_, E>>,
     ) -> Result<()> {
         let places = Some(places).filter(|_| saved.is_masked() == Some(true));
-        if let Some(factors) = saved.renormalized() {
+        let factors = saved.renormalized();
+        if saved.groups().is_some() || factors.is_some() {
             let (mut grad_x, mut grad_residual) = (grad_x, grad_residual);
             let mut whole = PartGradients {
                 x: M::reborrow(&x),
@@ -112,7 +113,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 grad_x: grad_x.as_mut().map(M::reborrow_mut),
                 grad_residual: grad_residual.as_mut().map(M::reborrow_mut),
             };
-            return self.backward_renormalized(saved, factors, places, &mut whole);
+            return match factors {
+                Some(factors) => self.backward_renormalized(saved, factors, places, &mut whole),
+                None => self.backward_groups(saved, places, &mut whole),
+            };
         }
         self.affine.backward(saved, x, residual, places, None, grad_y, grad_x, grad_residual)
     }

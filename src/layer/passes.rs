@@ -93,8 +93,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             }
         }
         let Config { ghost, renorm, .. } = self.affine.config;
-        if mask.is_some() && ghost.is_some() {
-            let reason = "with ghost batches: expected no mask, got one";
+        if mask.is_some() && ghost.is_some() && self.engine().ranks() > 1 {
+            let reason = "with ghost batches on several ranks: expected no mask, got one";
             return self.or_decline(Err(Error::invalid("mask", reason)));
         }
         if let Some(ghost) = ghost.filter(|_| self.engine().ranks() > 1) {
@@ -103,11 +103,14 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             whole.residual = residual.as_ref().map(M::reborrow);
             return self.forward_groups_of_ranks(ghost, &mut whole, saved);
         }
-        if let Some(grouping) = self.grouping(shape, E::DTYPE)? {
+        if let Some(grouping) = self.grouping(shape, E::DTYPE, mask.is_some())? {
             let mut y = y;
             let mut whole = Part::new(*shape, M::reborrow(&x), M::reborrow_mut(&mut y));
             whole.residual = residual.as_ref().map(M::reborrow);
-            return self.forward_groups(grouping, &mut whole, saved);
+            return match mask {
+                Some(mask) => self.forward_masked_groups(grouping, mask, &mut whole, saved),
+                None => self.forward_groups(grouping, &mut whole, saved),
+            };
         }
         if let Some(renorm) = renorm {
             let mut y = y;
@@ -273,7 +276,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             };
             return match factors {
                 Some(factors) => self.backward_renormalized(saved, factors, None, &mut whole),
-                None => self.backward_groups(saved, &mut whole),
+                None => self.backward_groups(saved, None, &mut whole),
             };
         }
         self.affine.backward(saved, x, residual, None, None, grad_y, grad_x, grad_residual)

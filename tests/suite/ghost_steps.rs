@@ -8,6 +8,8 @@ use half::{bf16, f16};
 
 engines! { [reference, cpu, cuda, gpu] [
     every_group_doubles_as_a_batch,
+    every_group_counts_by_its_part_of_a_mask,
+    groups_in_which_nothing_counts_follow_the_rule,
 ] }
 
 /// Tensors of a step, and what is given for the gradients of a backward.
@@ -124,9 +126,9 @@ impl<E: Element> Step<E> {
                 (Some(view_mut::<G, E>(grad_x)), Some(view_mut::<G, E>(grad_residual)));
             let g = Input::View(of(&grad_y));
             match places() {
-                Some(places) => bn
-                    .backward_masked_into(&saved, of(&x), again(), places, g, to_x, to_r)
-                    .unwrap(),
+                Some(places) => {
+                    bn.backward_masked_into(&saved, of(&x), again(), places, g, to_x, to_r).unwrap()
+                }
                 None => bn.backward_into(&saved, of(&x), again(), g, to_x, to_r).unwrap(),
             }
         }
@@ -294,4 +296,116 @@ fn every_group_doubles_as_a_batch<G: Engine>(engine: &G) {
         compare(engine, &Step::<f16>::new(dims, axis, None), ghost, silu.eps(0.1), true);
         compare(engine, &Step::<bf16>::new(dims, axis, None), ghost, leaky.eps(0.1), true);
     }
+}
+
+/// Places of which about three of five count, other ones for every seed; none in the first two rows.
+fn places(len: usize, rows: usize, seed: u64) -> Vec<u8> {
+    let none = 2 * len / rows;
+    let counts = numbers::<f64>(len, seed).into_iter().map(|v| u8::from(v < -0.3));
+    counts.enumerate().map(|(i, one)| if i < none { 0 } else { one }).collect()
+}
+
+fn masks(dims: &[usize], axis: usize, seed: u64) -> [OfMask; 2] {
+    let (len, last) = (dims.iter().product::<usize>(), dims[dims.len() - 1]);
+    let of = |len| places(len, dims[0], seed);
+    let exact = OfMask {
+        places: of(len / dims[axis]),
+        last: None,
+        count_eps: 0.0,
+        all_masked: AllMasked::Keep,
+    };
+    // Another one for every channel, where these are not last.
+    let keras = OfMask {
+        places: of(len / last),
+        last: Some(last),
+        count_eps: 1e-2,
+        all_masked: AllMasked::Zero,
+    };
+    [exact, keras]
+}
+
+fn every_group_counts_by_its_part_of_a_mask<G: Engine>(engine: &G) {
+    let leaky = Config::default().activation(Activation::LeakyRelu { negative_slope: 0.25 });
+    let silu = Config::default().activation(Activation::Silu);
+    for (k, (dims, axis, ghost)) in cases().into_iter().enumerate() {
+        let config = if k % 2 == 0 { silu } else { leaky }.eps(1e-2);
+        let config = config.momentum([Momentum::Exponential(0.3), Momentum::Cumulative][k / 2 % 2]);
+        let other = match ghost.update {
+            GhostUpdate::Average => ghost.update(GhostUpdate::Sequential),
+            _ => ghost.update(GhostUpdate::Average),
+        };
+        let [exact, keras] = masks(dims, axis, k as u64);
+        compare(engine, &Step::<f64>::new(dims, axis, Some(exact.clone())), ghost, config, DOUBLES);
+        compare(engine, &Step::<f32>::new(dims, axis, Some(exact)), other, config, DOUBLES);
+        compare(engine, &Step::<f64>::new(dims, axis, Some(keras)), other, config, DOUBLES);
+    }
+    for k in [1, 3, 5] {
+        let (dims, axis, ghost) = cases()[k];
+        let [exact, keras] = masks(dims, axis, 9);
+        let config = silu.eps(0.1);
+        compare(engine, &Step::<f16>::new(dims, axis, Some(exact)), ghost, config, DOUBLES);
+        compare(engine, &Step::<bf16>::new(dims, axis, Some(keras)), ghost, config, DOUBLES);
+    }
+}
+const DOUBLES: bool = false;
+
+fn groups_in_which_nothing_counts_follow_the_rule<G: Engine>(engine: &G) {
+    let shape = Shape::new(&[4, 1], 1).unwrap();
+    let x = [1f32, 3.0, 7.0, 9.0];
+    // Means of 2 and of nothing, variances of 1 and of nothing, from 0 and 1.
+    let none = f32::NAN;
+    for (ghost, places) in
+        [(Ghost::consecutive(2), [1u8, 1, 0, 0]), (Ghost::strided(2), [1, 0, 1, 0])]
+    {
+        let x = if ghost == Ghost::strided(2) { [x[0], x[2], x[1], x[3]] } else { x };
+        for (all_masked, update, mean, var) in [
+            (AllMasked::Keep, GhostUpdate::Sequential, 1.0, 1.0),
+            (AllMasked::Zero, GhostUpdate::Sequential, 0.5, 0.5),
+            (AllMasked::Nan, GhostUpdate::Sequential, none, none),
+            (AllMasked::Keep, GhostUpdate::Average, 0.5, 1.0),
+            (AllMasked::Zero, GhostUpdate::Average, 0.5, 0.75),
+            (AllMasked::Nan, GhostUpdate::Average, none, none),
+        ] {
+            let config = Config::default().ghost(ghost.update(update)).eps(1e-12);
+            let config = config.momentum(Momentum::Exponential(0.5)).variance(Variance::Biased);
+            let mut bn: BatchNorm<f32, G> = BatchNorm::new(engine, 1, config).unwrap();
+            let (on_engine, places) = (up(engine, &x), up(engine, &places));
+            let mask = Mask::new(view::<G, u8>(&places)).all_masked(all_masked);
+            let (y, saved) = bn.forward_masked(&shape, view::<G, f32>(&on_engine), mask).unwrap();
+            assert_eq!((saved.is_masked(), saved.shape()), (Some(true), Some(shape)));
+            let y = down::<G, f32>(engine, &y);
+            let counted = if ghost == Ghost::strided(2) { [y[0], y[2]] } else { [y[0], y[1]] };
+            assert!((counted[0] + 1.0).abs() < 1e-6 && (counted[1] - 1.0).abs() < 1e-6, "{y:?}");
+            let (got_mean, got_var, count) = snapshot(&bn).running.unwrap();
+            let say = format!("{ghost:?} {all_masked:?} {update:?}");
+            let same = |got: f32, right: f32| got.is_nan() && right.is_nan() || got == right;
+            assert!(
+                same(got_mean[0], mean) && same(got_var[0], var),
+                "{say} {got_mean:?} {got_var:?}"
+            );
+            assert_eq!(count, if update == GhostUpdate::Average { 1 } else { 2 });
+            // Its backward asks for the mask.
+            let grads = bn.backward(&saved, view::<G, f32>(&on_engine), view::<G, f32>(&on_engine));
+            let error = grads.err().unwrap().to_string();
+            assert_eq!(error, "saved: the forward had mask one, this backward has none");
+        }
+    }
+}
+
+#[test]
+fn masks_of_groups_are_refused_in_words() {
+    let mut bn: BatchNorm<f32, _> =
+        layer(&Cpu::default(), Config::default().ghost(Ghost::consecutive(2)));
+    let (shape, x) = (small(), numbers::<f32>(small().len(), 1));
+    let before = snapshot(&bn);
+    let mut refusal =
+        |places: &[u8]| bn.forward_masked(&shape, &x, Mask::new(places)).err().unwrap().to_string();
+    assert_eq!(refusal(&[1; 15]), "mask: expected 16 elements, got 15");
+    let mut places = [1; 16];
+    places[9] = 2;
+    assert_eq!(refusal(&places), "mask: expected 0 or 1 at every place, got 2 at place 9");
+    assert_eq!(snapshot(&bn), before);
+    let (_, saved) = bn.forward_masked(&shape, &x, Mask::new(&[1; 16][..])).unwrap();
+    let error = bn.backward_masked(&saved, &x, &[1; 15], &x).unwrap_err().to_string();
+    assert_eq!(error, "mask: expected 16 elements, got 15");
 }

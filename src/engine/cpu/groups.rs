@@ -142,7 +142,8 @@ pub(super) struct Gradient<'a, E: Element> {
 
 pub(super) fn backward<E: Element>(cpu: &Cpu, mut args: Backward<'_, Host, E>) -> Result<()> {
     let Some((forward, _, saved)) = args.saved.groups() else { return Ok(()) };
-    let Some(together) = together(saved.iter().filter_map(Saved::shape)) else {
+    let together = together(saved.iter().filter_map(Saved::shape));
+    let (Some(together), None) = (together, &args.mask) else {
         return ops::groups::backward(cpu, args);
     };
     let (simd, channels) = (cpu.simd()?, forward.shape.channels());

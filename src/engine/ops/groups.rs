@@ -62,6 +62,10 @@ pub fn backward<E: Element, G: Engine>(
         let residual = args.residual.as_ref();
         let residual = residual.map(|r| present("residual", M::<G>::slice(r, at.clone())));
         part.residual = residual.transpose()?;
+        if let (Some(all), Some(rules)) = (&args.mask, saved.made()?.0.mask) {
+            let at = rules.places_of(&at, shape.channels());
+            part.mask = Some(present("mask", M::<G>::slice(all, at))?);
+        }
         let grad_x = args.grad_x.as_mut();
         let grad_x = grad_x.map(|all| present("grad_x", M::<G>::slice_mut(all, at.clone())));
         part.grad_x = grad_x.transpose()?;

@@ -2,6 +2,7 @@
 use super::{AllMasked, Argument, Check, Role, Visitor};
 use crate::engine::places::Places;
 use crate::{Error, Memory, Result, Shape};
+use std::ops::Range;
 
 /// Which values of a batch count for its statistics, such as those that are no padding: Keras' and Flax'
 /// `mask`.
@@ -126,6 +127,11 @@ impl<'a, M: Memory> Mask<'a, M> {
 impl MaskRules {
     pub fn argument(&self) -> Argument {
         Argument { name: "mask", role: self.last.map_or(Role::Positions, Role::WithoutLast) }
+    }
+    /// The places of so many channels' elements, of which each row has whole ones.
+    pub fn places_of(&self, elements: &Range<usize>, channels: usize) -> Range<usize> {
+        let of = |end: usize| self.argument().role.len(end, channels);
+        of(elements.start)..of(elements.end)
     }
     fn check(&self, shape: &Shape) -> Result<()> {
         Places::new(shape, self.last)?;

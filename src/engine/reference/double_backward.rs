@@ -108,9 +108,7 @@ pub(super) fn double_backward<E: Element>(
         // The gradient of what grad_y became behind the activation.
         let scale = weight * invstd;
         let of_v = through(v, v_xhat);
-        let u = |f: &Flow| {
-            scale * (f.v - of_v.of(f.xhat)) + v_weight * f.xhat + v_bias + f.r
-        };
+        let u = |f: &Flow| scale * (f.v - of_v.of(f.xhat)) + v_weight * f.xhat + v_bias + f.r;
         // What flows to z.
         let h = |f: &Flow| times(f.q, u(f));
         let (u_xhat, u_one) = (v_weight - scale * of_v.xhat, v_bias - scale * of_v.one);

@@ -2,8 +2,8 @@
 use super::super::{BatchNorm, Param, PartGradients};
 use super::Scratch;
 use super::forward::{consecutive, present, rows_at};
-use crate::engine::Grouping;
-use crate::{Element, Engine, Error, Input, Memory, Real, Result, Saved};
+use crate::engine::{Grouping, MaskRules};
+use crate::{Element, Engine, Error, Input, Memory, Real, Result, Saved, Shape};
 use std::ops::Range;
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
@@ -11,6 +11,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     pub(in crate::layer) fn backward_groups<E: Element<Acc = P>>(
         &mut self,
         whole_saved: &Saved<M, P>,
+        places: Option<M::View<'_, u8>>,
         whole: &mut PartGradients<'_, M, E>,
     ) -> Result<()> {
         let Some((forward, grouping, saved)) = whole_saved.groups() else { return Ok(()) };
@@ -18,11 +19,13 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         self.affine.check(&shape)?;
         forward.check_parameters(self.weight().is_some(), self.bias().is_some())?;
         check_lens(whole, shape.len())?;
+        let places = places.as_ref();
+        check_places::<M>(forward.mask, places, &shape)?;
         match grouping {
             Grouping::Consecutive(size) => {
                 let groups = || consecutive(&shape, size).map(|(_, at)| at).zip(saved);
-                self.check_calls(whole, groups())?;
-                self.backward_consecutive(whole_saved, whole)
+                self.check_calls(whole, places, groups())?;
+                self.backward_consecutive(whole_saved, places, whole)
             }
             Grouping::AsChannels(groups) => match saved {
                 [saved] => self.backward_as_channels(saved, groups, whole),
@@ -32,8 +35,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 let rows = shape.batch() / groups;
                 let row = shape.of_rows(1);
                 let at = |k: usize| rows_at(&row, k % rows * groups + k / rows);
-                self.check_calls(whole, saved.iter().enumerate().map(|(k, s)| (at(k), s)))?;
-                self.backward_strided(saved, groups, whole)
+                self.check_calls(whole, places, saved.iter().enumerate().map(|(k, s)| (at(k), s)))?;
+                self.backward_strided(saved, groups, places, whole)
             }
         }
     }
@@ -42,6 +45,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     fn backward_consecutive<E: Element<Acc = P>>(
         &mut self,
         saved: &Saved<M, P>,
+        places: Option<&M::View<'_, u8>>,
         whole: &mut PartGradients<'_, M, E>,
     ) -> Result<()> {
         let engine = self.affine.engine.clone();
@@ -50,6 +54,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let mut args = whole.args(saved).accumulate(accumulate);
         args.grad_weight = Param::wanted(&mut self.affine.weight);
         args.grad_bias = Param::wanted(&mut self.affine.bias);
+        args.mask = places.map(M::reborrow);
         engine.backward_groups(args)?;
         Param::end_backward([&mut self.affine.weight, &mut self.affine.bias]);
         Ok(())
@@ -59,12 +64,15 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     fn check_calls<'s, E: Element<Acc = P>>(
         &self,
         whole: &mut PartGradients<'_, M, E>,
+        places: Option<&M::View<'_, u8>>,
         calls: impl Iterator<Item = (Range<usize>, &'s Saved<M, P>)>,
     ) -> Result<()> {
         for (at, saved) in calls {
+            let mask = mask_at(saved, places, &at)?;
             let mut part = slice(whole, at)?;
             let shape = saved.made()?.0.shape;
             let mut args = part.args(saved);
+            args.mask = mask.as_ref().map(M::reborrow);
             args.check_on(self.engine().memory(), &shape)?;
             self.engine().supports(&shape, args.request()?)?;
         }
@@ -76,6 +84,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         &mut self,
         saved: &[Saved<M, P>],
         groups: usize,
+        places: Option<&M::View<'_, u8>>,
         whole: &mut PartGradients<'_, M, E>,
     ) -> Result<()> {
         let engine = self.affine.engine.clone();
@@ -92,11 +101,13 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         for (group, saved) in saved.chunks_exact(rows).enumerate() {
             let at = |k: usize| k * groups + group;
             for (k, saved) in saved.iter().enumerate() {
+                let mask = mask_at(saved, places, &rows_at(&shape, at(k)))?;
                 let part = slice(whole, rows_at(&shape, at(k)))?;
                 let mut sums = M::view_mut(&mut shared.sums);
                 let mut sums = M::split_at_mut(&mut sums, channels);
                 let Some(args) = part.sums(saved) else { continue };
                 let mut args = args.accumulate(k > 0);
+                args.mask = mask.as_ref().map(M::reborrow);
                 if let Some((sum_g, rest)) = &mut sums {
                     args.grad_bias = Some(M::reborrow_mut(sum_g));
                     args.grad_weight = M::slice_mut(rest, 0..channels);
@@ -111,8 +122,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 one.sum(&engine, from, to, accumulate || group > 0)?;
             }
             for (k, saved) in saved.iter().enumerate() {
+                let mask = mask_at(saved, places, &rows_at(&shape, at(k)))?;
                 let mut part = slice(whole, rows_at(&shape, at(k)))?;
                 let mut args = part.args(saved);
+                args.mask = mask.as_ref().map(M::reborrow);
                 if args.grad_x.is_none() && args.grad_residual.is_none() {
                     continue;
                 }
@@ -146,6 +159,40 @@ fn check_lens<M: Memory, E: Element>(
         Some((what, Some(got))) => Err(Error::Length { what, expected, got }),
         _ => Ok(()),
     }
+}
+
+/// Refuses a mask where the forward had none, or none where it had one, and one of another length.
+pub(super) fn check_places<M: Memory>(
+    rules: Option<MaskRules>,
+    places: Option<&M::View<'_, u8>>,
+    shape: &Shape,
+) -> Result<()> {
+    match (rules, places) {
+        (Some(rules), Some(places)) => {
+            let expected = rules.places_of(&(0..shape.len()), shape.channels()).len();
+            match M::len(places) {
+                got if got == expected => Ok(()),
+                got => Err(Error::Length { what: "mask", expected, got }),
+            }
+        }
+        (None, None) => Ok(()),
+        (rules, _) => {
+            let one = |there: bool| if there { "one" } else { "none" };
+            Err(Error::saved("mask", one(rules.is_some()), one(rules.is_none())))
+        }
+    }
+}
+
+/// The places of these elements of a batch, one of whose forwards saved this.
+pub(super) fn mask_at<'m, M: Memory, P: Real>(
+    saved: &Saved<M, P>,
+    places: Option<&'m M::View<'_, u8>>,
+    at: &Range<usize>,
+) -> Result<Option<M::View<'m, u8>>> {
+    let forward = saved.made()?.0;
+    let (Some(rules), Some(places)) = (forward.mask, places) else { return Ok(None) };
+    let at = rules.places_of(at, forward.shape.channels());
+    present("mask", M::slice(places, at)).map(Some)
 }
 
 /// These elements of every tensor.

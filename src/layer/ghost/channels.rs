@@ -3,7 +3,7 @@
 //! Parameters are repeated for every group before it, and running statistics and gradients gathered behind it,
 //! by the engine's own operations on (groups, C), which is small: what is repeated is the bias of zeros
 //! that are normalized, an average over groups the mean of a batch, a sum over groups the gradient of a bias.
-use super::super::{BatchNorm, Param, Part, PartGradients};
+use super::super::{BatchNorm, Param, Part, PartGradients, RunningStats};
 use super::forward::present;
 use crate::{
     Backward, Element, Engine, ForwardEval, ForwardTrain, Memory, OneValue, Op, Real, Request,
@@ -65,6 +65,26 @@ impl<M: Memory, P: Real> Tiles<M, P> {
         let [of_weight, of_bias] = [given[0].is_some(), given[1].is_some()];
         Ok(([of_weight.then(|| M::view(mean)), of_bias.then(|| M::view(var))], [weight, bias]))
     }
+    /// Means and variances of every group.
+    pub fn statistics(&mut self) -> [M::ViewMut<'_, P>; 2] {
+        [M::view_mut(&mut self.mean), M::view_mut(&mut self.var)]
+    }
+    /// Moves running statistics by the average of those of all groups.
+    pub fn move_by_average<G: Engine<Memory = M>>(
+        &mut self,
+        engine: &G,
+        running: &mut RunningStats<M, P>,
+        (mean, var): (f64, f64),
+    ) -> Result<()> {
+        let Self { shape, spare, spare_channel, .. } = self;
+        for (from, to, factor) in
+            [(&self.mean, &mut running.mean, mean), (&self.var, &mut running.var, var)]
+        {
+            let spare = (M::view_mut(spare), M::view_mut(spare_channel));
+            blend(engine, shape, M::view(from), spare, M::view_mut(to), factor)?;
+        }
+        Ok(())
+    }
     /// The sum over all groups of a value per group and channel: written, or added to what is there.
     pub fn sum<G: Engine<Memory = M>>(
         &self,
@@ -78,6 +98,22 @@ impl<M: Memory, P: Real> Tiles<M, P> {
         let args = args.grad_bias(M::reborrow_mut(&mut to));
         engine.backward(&self.shape, args.accumulate(accumulate))
     }
+}
+
+/// Moves values of every channel by the means of a tensor's, by this weight of theirs. Spare memory is of the tensor's
+/// length, and of its channels'.
+fn blend<P: Real, M: Memory, G: Engine<Memory = M>>(
+    engine: &G,
+    shape: &Shape,
+    from: M::View<'_, P>,
+    (mut spare, mut spare_channel): (M::ViewMut<'_, P>, M::ViewMut<'_, P>),
+    mut to: M::ViewMut<'_, P>,
+    factor: f64,
+) -> Result<()> {
+    let args = ForwardTrain::<M, P>::new(M::reborrow(&from), M::reborrow_mut(&mut spare));
+    let to = (M::reborrow_mut(&mut to), M::reborrow_mut(&mut spare_channel));
+    let args = args.one_value(OneValue::ZeroVariance).running(to.0, to.1, factor);
+    engine.forward_train(shape, args.alone(true))
 }
 
 /// Values of every channel for every group of (groups, C): the bias of zeros that are normalized.
@@ -155,9 +191,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 let mut y = M::view_mut(spare);
                 let y = present("running", M::slice_mut(&mut y, at.clone()))?;
                 let x = present("running", M::part(from, at))?;
-                let args = ForwardTrain::<M, P>::new(x, y).one_value(OneValue::ZeroVariance);
-                let to = (M::view_mut(to), M::view_mut(spare_channel));
-                engine.forward_train(&shape, args.running(to.0, to.1, factor))?;
+                let spare = (y, M::view_mut(spare_channel));
+                blend(&engine, &shape, x, spare, M::view_mut(to), factor)?;
             }
             running.count();
         }

@@ -108,7 +108,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 if k == 0 {
                     // The parameters' come of the sums alone.
                     self.add_double_backward(&shape, args, group == 0)?;
-                } else if args.gg_grad_y.is_some() || args.gg_x.is_some() || args.gg_residual.is_some() {
+                } else if args.gg_grad_y.is_some()
+                    || args.gg_x.is_some()
+                    || args.gg_residual.is_some()
+                {
                     engine.double_backward(&shape, args)?;
                 }
             }

@@ -3,7 +3,8 @@ use super::super::affine::Given;
 use super::super::{BatchNorm, GhostUpdate, Momentum, Part, RunningStats};
 use crate::engine::{Grouping, check_values_per_channel};
 use crate::{
-    Element, Engine, Error, Input, Memory, OneValue, Op, Real, Request, Result, Saved, Shape, Stats,
+    Element, Engine, Error, Input, Mask, Memory, OneValue, Op, Real, Request, Result, Saved, Shape,
+    Stats,
 };
 use std::ops::Range;
 
@@ -70,7 +71,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         saved: &mut Saved<M, P>,
     ) -> Result<()> {
         self.check_capture()?;
-        self.check_groups(grouping, whole)?;
+        self.check_groups(grouping, whole, None)?;
         let shape = whole.shape;
         let config = self.affine.config;
         let before = self.running.as_ref().map_or(0, |running| running.num_batches_tracked);
@@ -107,6 +108,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         &mut self,
         grouping: Grouping,
         whole: &mut Part<'_, M, E>,
+        mask: Option<&Mask<'_, M>>,
     ) -> Result<()> {
         let (shape, updates) = (whole.shape, self.updates_running);
         self.affine.check(&shape)?;
@@ -115,7 +117,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
         let residual = whole.residual.as_ref().map(M::reborrow);
         let running = running.as_mut().filter(|_| updates);
-        let mut args = affine.train(x, residual, None, y, running, None);
+        let masked = mask.is_some();
+        let mask = mask.map(Mask::reborrow);
+        let mut args = affine.train(x, residual, mask, y, running, None);
         args.check(affine.engine.memory(), &shape)?;
         let has_variance = |shape: &Shape| {
             check_values_per_channel("x", shape.per_channel(), affine.config.one_value)
@@ -123,10 +127,13 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let request = args.request().saves(true);
         drop(args);
         match grouping {
-            Grouping::Consecutive(size) => consecutive(&shape, size).try_for_each(|(group, _)| {
-                has_variance(&group)?;
-                affine.engine.supports(&group, request)
-            }),
+            Grouping::Consecutive(size) => {
+                consecutive(&shape, size).try_for_each(|(group, _)| {
+                    has_variance(&group)?;
+                    affine.engine.supports(&group, request)
+                })?;
+                if masked { self.check_tiles(shape.batch().div_ceil(size)) } else { Ok(()) }
+            }
             Grouping::AsChannels(groups) => {
                 let all = present("x", shape.of_strided_groups(groups))?;
                 has_variance(&all)?;
@@ -136,8 +143,15 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             Grouping::Strided(groups) => {
                 has_variance(&shape.of_rows(shape.batch() / groups))?;
                 let row = shape.of_rows(1);
-                affine.engine.supports(&row, Request::new(Op::Stats, E::DTYPE))?;
-                let request = Request { op: Op::ForwardEval, running: None, ..request };
+                let op = if masked { Op::ForwardTrain } else { Op::Stats };
+                affine.engine.supports(&row, Request::new(op, E::DTYPE).mask(masked))?;
+                if masked && affine.engine.memory().is_capturing()? {
+                    let reason = "of strided ghost batches: expected none while a graph is captured, as what counts \
+                                  is read back, got one";
+                    return Err(Error::invalid("mask", reason));
+                }
+                let request =
+                    Request { op: Op::ForwardEval, running: None, mask: false, ..request };
                 affine.engine.supports(&row, request.by_record(true))
             }
         }
@@ -215,7 +229,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
 }
 
 /// These elements of every tensor.
-fn slice<'b, M: Memory, E: Element>(
+pub(super) fn slice<'b, M: Memory, E: Element>(
     whole: &'b mut Part<'_, M, E>,
     at: Range<usize>,
 ) -> Result<Part<'b, M, E>> {

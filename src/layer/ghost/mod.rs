@@ -9,6 +9,7 @@ mod backward;
 mod channels;
 mod double_backward;
 mod forward;
+mod masked;
 mod ranks;
 
 pub(super) use forward::present;
@@ -224,8 +225,17 @@ impl<M: Memory, P: Real> Scratch<M, P> {
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// How a training batch of this shape is grouped, if it is.
-    pub(super) fn grouping(&self, shape: &Shape, dtype: DType) -> Result<Option<Grouping>> {
-        let takes = |all: &Shape| all.dealt().is_none() || self.engine().takes_groups(all, dtype);
+    ///
+    /// By a mask, which positions have and not channels, groups are no channels of one tensor.
+    pub(super) fn grouping(
+        &self,
+        shape: &Shape,
+        dtype: DType,
+        masked: bool,
+    ) -> Result<Option<Grouping>> {
+        let takes = |all: &Shape| {
+            !masked && (all.dealt().is_none() || self.engine().takes_groups(all, dtype))
+        };
         self.affine.config.ghost.map_or(Ok(None), |ghost| ghost.grouping(shape, takes))
     }
 }

@@ -70,10 +70,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         self.check_capture()?;
         self.check_lengths()?;
         let shape = whole.shape;
-        let grouping = self.grouping(&shape, E::DTYPE)?;
+        let grouping = self.grouping(&shape, E::DTYPE, false)?;
         // One group is as consecutive ones are, none as well.
         let of_check = grouping.unwrap_or(Grouping::Consecutive(shape.batch().max(1)));
-        self.check_groups(of_check, whole)?;
+        self.check_groups(of_check, whole, None)?;
         let (one_value, len) = (self.affine.config.one_value, 3 * self.affine.channels + 1);
         let has_var =
             |shape: &Shape| one_value != OneValue::KeepVariance || shape.per_channel() > 1;

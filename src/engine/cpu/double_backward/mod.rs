@@ -66,7 +66,8 @@ pub(super) fn double_backward<E: Element>(
     let gate = Gate::new(activation, mask, residual);
     let read = Read { simd, plan: &plan, x, grad_y, v_x, v_residual, activation, mask, residual };
     let given = Given { saved, by_channel: saved.by_channel(), v_weight, v_bias };
-    let of_parameters = results.weight.is_some() || results.bias.is_some() && activation.is_curved();
+    let of_parameters =
+        results.weight.is_some() || results.bias.is_some() && activation.is_curved();
     let sums = total.is_none() && (batch || of_parameters) || results.sums.is_some();
     let total = total.map(|(sums, _)| sums);
     let extremes = &Extreme::of_saved(simd, saved)[..];
