@@ -37,14 +37,16 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// ```
     ///
     /// After renormalization r and d are constants, as in the backward. Of ghost batches each group's gradients go
-    /// through its own statistics.
+    /// through its own statistics: calls for each, but for those that are channels of one tensor ([`Ghost`](crate::Ghost));
+    /// strided ones of calls for every row take two passes over x. A mask goes with all of them, by
+    /// [`double_backward_masked`](Self::double_backward_masked).
     ///
     /// There is no third order: [`DoubleBackward::create_graph`] is refused. Nor is there a form for the lists of
     /// [`forward_parts`](Self::forward_parts).
     ///
     /// # Errors
-    /// As [`backward`](Self::backward); [`Error::Unsupported`] by the engine, as cuDNN has no such call, and
-    /// after a forward with a mask.
+    /// As [`backward`](Self::backward); [`Error::Unsupported`] by the engine, as cuDNN has no such
+    /// call.
     #[allow(clippy::type_complexity)] // two tensors
     pub fn double_backward<E: Element<Acc = P>>(
         &mut self,
@@ -53,11 +55,43 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         grad_y: M::View<'_, E>,
         v_x: M::View<'_, E>,
     ) -> Result<(M::Buf<E>, M::Buf<E>)> {
+        self.double_backward_owned(saved, x, None, grad_y, v_x)
+    }
+
+    /// The same after [`forward_masked`](Self::forward_masked), whose mask's `places` are asked for again, as x is.
+    /// Values that do not count are normalized by the statistics all the same: what flows through those reaches the
+    /// values that count.
+    ///
+    /// # Errors
+    /// As [`double_backward`](Self::double_backward); [`Error::Length`] and [`Error::Invalid`] of the mask.
+    #[allow(clippy::type_complexity)] // two tensors
+    pub fn double_backward_masked<E: Element<Acc = P>>(
+        &mut self,
+        saved: &Saved<M, P>,
+        x: M::View<'_, E>,
+        places: M::View<'_, u8>,
+        grad_y: M::View<'_, E>,
+        v_x: M::View<'_, E>,
+    ) -> Result<(M::Buf<E>, M::Buf<E>)> {
+        let places = Some(places).filter(|_| saved.is_masked() == Some(true));
+        self.double_backward_owned(saved, x, places, grad_y, v_x)
+    }
+
+    #[allow(clippy::type_complexity)] // two tensors
+    fn double_backward_owned<E: Element<Acc = P>>(
+        &mut self,
+        saved: &Saved<M, P>,
+        x: M::View<'_, E>,
+        places: Option<M::View<'_, u8>>,
+        grad_y: M::View<'_, E>,
+        v_x: M::View<'_, E>,
+    ) -> Result<(M::Buf<E>, M::Buf<E>)> {
         let shape = saved.forward()?.shape;
         let lens = [("x", M::len(&x)), ("grad_y", M::len(&grad_y)), ("v_x", M::len(&v_x))];
         self.check_lens(&shape, &lens)?;
         let (mut gg_grad_y, mut gg_x) = (self.unwritten(&shape)?, self.unwritten(&shape)?);
-        let args = DoubleBackward::new(saved, M::reborrow(&x), M::reborrow(&grad_y));
+        let mut args = DoubleBackward::new(saved, M::reborrow(&x), M::reborrow(&grad_y));
+        args.mask = places.as_ref().map(M::reborrow);
         self.double_backward_into(
             args.v_x(M::reborrow(&v_x))
                 .gg_grad_y(M::view_mut(&mut gg_grad_y))

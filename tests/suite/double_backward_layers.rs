@@ -145,21 +145,6 @@ fn what_there_is_not_is_refused_in_words<G: Engine>(engine: &G) {
     assert!(error.to_string().contains("got that of ghost batches"), "{error}");
 }
 
-#[test]
-fn a_forward_with_a_mask_is_refused() {
-    fn check<G: Engine<Memory = Host>>(engine: &G) {
-        let (shape, places) = (small(), [1u8, 1, 0, 1].repeat(4));
-        let x = numbers::<f32>(shape.len(), 1);
-        let mut bn = layer::<f32, G>(engine, Config::default());
-        let (_, saved) = bn.forward_masked(&shape, &x, Mask::new(&places[..])).unwrap();
-        let error = bn.double_backward(&saved, &x, &x, &x).unwrap_err();
-        let reason = "after a mask there is no backward of a backward".into();
-        assert_eq!(error, Error::Unsupported { engine: engine.name(), reason });
-    }
-    check(&Reference);
-    check(&Cpu::default());
-}
-
 /// What a penalty leaves in the parameters is added to what the loss has left.
 #[test]
 fn a_layer_adds_to_its_gradients() {

@@ -29,6 +29,7 @@ mod layer_norm; // rows by their own statistics
 mod layer_norm_calls; // the same: wrong arguments, the layer
 mod layer_optimizer; // optimizers, regularizers, constraints, values by name
 mod lazy; // channels from the first input or a state dict
+mod masked_double_backward; // the gradients of a backward by a mask
 mod masked_renorm; // renormalization by the values that count
 mod masks; // statistics of the values that count
 mod masks_by_hand; // the same of the reference, and what is refused

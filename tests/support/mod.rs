@@ -24,4 +24,5 @@ pub mod rules;
 pub mod run;
 pub mod shapes;
 pub mod state;
+pub mod steps;
 pub mod tolerance;

@@ -1,11 +1,11 @@
 //! The double backward: sums of the parts, what they add up to, and what that makes of the elements.
 use super::arguments::Channels;
 use super::launch::{Bound, Cut, DoubleLauncher, Follows, Parameters, Reads, Writes};
-use super::{Cuda, Layout, Pointers, Ptr};
+use super::{Cuda, Layout, NAME, Pointers, Ptr};
 use crate::engine::pointers::SavedAt;
 use crate::engine::saved::ByChannel;
 use crate::engine::{Derivative, DoubleBackward};
-use crate::{DType, Device, Element, Real, Result, Shape};
+use crate::{DType, Device, Element, Error, Real, Result, Shape};
 
 /// How it is cut.
 pub(super) fn cut(shape: &Shape, dtype: DType) -> Cut {
@@ -25,6 +25,18 @@ impl Cuda {
     ) -> Result<()> {
         self.cut(shape, E::DTYPE)?; // refuses what has no grid
         let (forward, saved) = args.saved.made()?;
+        let of_parts = args.sums.is_some() || args.total_sums.is_some();
+        let refused = [
+            (forward.mask.is_some(), "after a mask there is no backward of a backward"),
+            (
+                of_parts || shape.dealt().is_some(),
+                "there is no backward of a backward of strided ghost batches whose channels are neither the axis \
+                 behind the rows nor one alone",
+            ),
+        ];
+        if let Some((_, reason)) = refused.into_iter().find(|(is_asked, _)| *is_asked) {
+            return Err(Error::Unsupported { engine: NAME, reason: reason.into() });
+        }
         let kernels = self.shared.modules.double_backward(E::DTYPE)?;
         let room = self.shared.workspace.room(&self.memory, layout(shape, E::DTYPE))?;
         let mut pointers = Pointers::new(self.stream());

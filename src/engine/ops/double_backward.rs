@@ -1,5 +1,9 @@
 //! The gradients of a backward: what a penalty on gradients takes.
-use super::{Arguments, Check, Engine, Op, Request, Saved, Visitor, channel, tensor};
+use super::mask::check_places;
+use super::{
+    Argument, Arguments, Check, Engine, MaskRules, Op, Request, Role, Saved, Visitor, channel,
+    tensor,
+};
 use crate::{Derivative, Element, Error, Memory, Result, Shape};
 
 /// Arguments of [`Engine::double_backward`](crate::Engine::double_backward): the gradients of a
@@ -25,10 +29,22 @@ use crate::{Derivative, Element, Error, Memory, Result, Shape};
 /// | `gg_residual`, `gg_bias` | `h`, `S(h)` | the same |
 /// | `gg_weight` | `invstd * K + S(h * xhat)` | the same |
 ///
+/// After a forward with a [`Mask`](crate::Mask), k a value's 1 or 0, `n = S(k) + count_eps` and `d = S(k * xhat) / n`, which is 0
+/// unless more than the values is counted, `P(q) = q - k * (S(q)/n + (xhat - d) * S(q * xhat)/n)`: all values are normalized
+/// by the statistics, those that count alone make them. So from `grad_x = weight * invstd * P(g)` follow
+/// `a = S(k * v_x)/n`, `b = S(k * v_x * (xhat - d))/n`, and:
+///
+/// | | by a mask |
+/// |---|---|
+/// | `u` | `weight * invstd * (v_x - a - b * xhat) + v_weight * xhat + v_bias + v_residual` |
+/// | `t` | `v_weight * g - weight * invstd * (b * g + k * (v_x - a) * S(g * xhat)/n)` |
+/// | `K` | `S(v_x * g) - a * S(g) - b * S(g * xhat)` |
+/// | `gg_x` | `invstd * P(t) - weight * K * invstd^2 * k * (xhat - d) / n + weight * invstd * P(h)` |
+///
 /// SiLU, hard-swish and GELU are curved; the derivatives of the others are constant but at kinks. All of it
 /// takes two passes: the sums of every channel, then what they make of the elements. A forward by a record of
 /// statistics counts as one by frozen ones. Nothing is in place: no result lies where something is read. There
-/// is no third order, [`create_graph`](Self::create_graph), and none after a forward with a mask.
+/// is no third order, [`create_graph`](Self::create_graph).
 ///
 /// ```
 /// # use batchnorm::{Cpu, DoubleBackward, Engine, ForwardTrain, Host, Saved, Shape};
@@ -55,6 +71,8 @@ pub struct DoubleBackward<'a, M: Memory, E: Element> {
     pub residual: Option<M::View<'a, E>>,
     /// Length N, as in the backward.
     pub grad_y: M::View<'a, E>,
+    /// As in the forward: asked for again after one with a mask.
+    pub mask: Option<M::View<'a, u8>>,
     /// Length N: the gradient with respect to `grad_x`.
     pub v_x: Option<M::View<'a, E>>,
     /// Length N: the gradient with respect to `grad_residual`.
@@ -100,6 +118,7 @@ impl<'a, M: Memory, E: Element> DoubleBackward<'a, M, E> {
             x,
             residual: None,
             grad_y,
+            mask: None,
             v_x: None,
             v_residual: None,
             v_weight: None,
@@ -118,6 +137,10 @@ impl<'a, M: Memory, E: Element> DoubleBackward<'a, M, E> {
     /// The forward's residual (length N), for an activation whose derivative takes it.
     pub fn residual(self, residual: M::View<'a, E>) -> Self {
         Self { residual: Some(residual), ..self }
+    }
+    /// The places of the forward's mask.
+    pub fn mask(self, places: M::View<'a, u8>) -> Self {
+        Self { mask: Some(places), ..self }
     }
     /// Gives the gradient with respect to `grad_x` (length N).
     pub fn v_x(self, v_x: M::View<'a, E>) -> Self {
@@ -173,7 +196,8 @@ impl<'a, M: Memory, E: Element> DoubleBackward<'a, M, E> {
         let forward = self.saved.made()?.0;
         let request = Request::new(Op::DoubleBackward, E::DTYPE)
             .activation(forward.activation)
-            .residual(forward.residual);
+            .residual(forward.residual)
+            .mask(forward.mask.is_some());
         Ok(request.grad_x(self.gg_x.is_some()).grad_residual(self.gg_residual.is_some()))
     }
     /// The same for a shorter time.
@@ -183,6 +207,7 @@ impl<'a, M: Memory, E: Element> DoubleBackward<'a, M, E> {
             x: M::reborrow(&self.x),
             residual: self.residual.as_ref().map(M::reborrow),
             grad_y: M::reborrow(&self.grad_y),
+            mask: self.mask.as_ref().map(M::reborrow),
             v_x: self.v_x.as_ref().map(M::reborrow),
             v_residual: self.v_residual.as_ref().map(M::reborrow),
             v_weight: self.v_weight.as_ref().map(M::reborrow),
@@ -217,7 +242,6 @@ impl<'a, M: Memory, E: Element> DoubleBackward<'a, M, E> {
         forward.check(shape, E::DTYPE, forward.engine)?;
         let refused = [
             (self.create_graph, "create_graph: there is no third order: nothing is saved for one"),
-            (forward.mask.is_some(), "after a mask there is no backward of a backward"),
             (
                 forward.synced,
                 "of statistics in common with other ranks there is no backward of a backward",
@@ -235,8 +259,14 @@ impl<'a, M: Memory, E: Element> DoubleBackward<'a, M, E> {
         {
             return Err(Error::saved("residual", "none", what));
         }
+        let one = |there: bool| if there { "one" } else { "none" };
+        if forward.mask.is_some() != self.mask.is_some() {
+            let (then, now) = (forward.mask.is_some(), self.mask.is_some());
+            return Err(Error::saved("mask", one(then), one(now)));
+        }
         on.check_here("saved", &buffers.all())?;
         self.walk(&mut Check::new(on, shape))?;
+        self.mask.as_ref().map_or(Ok(()), check_places::<M>)?;
         let of_parts = [
             self.sums.as_ref().map(M::as_view),
             self.total_sums.as_ref().map(|(sums, _)| M::reborrow(sums)),
@@ -264,10 +294,11 @@ impl<'a, M: Memory, E: Element> Arguments<'a, M> for DoubleBackward<'a, M, E> {
     #[inline]
     fn walk<V: Visitor<'a, M>>(&mut self, visitor: &mut V) -> Result<()> {
         let Self {
-            saved: _,
+            saved,
             x,
             residual,
             grad_y,
+            mask,
             v_x,
             v_residual,
             v_weight,
@@ -285,6 +316,11 @@ impl<'a, M: Memory, E: Element> Arguments<'a, M> for DoubleBackward<'a, M, E> {
         visitor.read(tensor("x"), x)?;
         visitor.read_some(tensor("residual"), residual)?;
         visitor.read(tensor("grad_y"), grad_y)?;
+        if let Some(mask) = mask {
+            let rules = saved.forward().ok().and_then(|forward| forward.mask);
+            let of_positions = Argument { name: "mask", role: Role::Positions };
+            visitor.read_bytes(rules.map_or(of_positions, MaskRules::argument), mask)?;
+        }
         visitor.read_some(tensor("v_x"), v_x)?;
         visitor.read_some(tensor("v_residual"), v_residual)?;
         visitor.read_some(channel("v_weight"), v_weight)?;

@@ -125,11 +125,11 @@ impl<'a, M: Memory> Mask<'a, M> {
 }
 
 impl MaskRules {
-    pub fn argument(&self) -> Argument {
+    pub fn argument(self) -> Argument {
         Argument { name: "mask", role: self.last.map_or(Role::Positions, Role::WithoutLast) }
     }
     /// The places of so many channels' elements, of which each row has whole ones.
-    pub fn places_of(&self, elements: &Range<usize>, channels: usize) -> Range<usize> {
+    pub fn places_of(self, elements: &Range<usize>, channels: usize) -> Range<usize> {
         let of = |end: usize| self.argument().role.len(end, channels);
         of(elements.start)..of(elements.end)
     }

@@ -1,4 +1,5 @@
 //! The definition of the gradients of a backward, one channel at a time.
+use super::masked::Masked;
 use super::{Reference, Statistics64, at, has_mask, narrow, wide};
 use crate::engine::DoubleBackward;
 use crate::engine::ops::DOUBLE_SUMS as SUMS;
@@ -15,12 +16,15 @@ struct Flow {
     q: f64,
     v: f64,
     r: f64,
+    /// Whether the value is one of those that the statistics are of.
+    counts: bool,
 }
 
 impl Flow {
     fn terms(&self) -> [f64; SUMS] {
-        let Self { xhat, g, q, v, r, .. } = *self;
-        let of_g = [g, g * xhat, v, v * xhat, v * g];
+        let Self { xhat, g, q, v, r, counts, .. } = *self;
+        let counted = if counts { v } else { 0.0 };
+        let of_g = [g, g * xhat, counted, counted * xhat, v * g];
         let of_q = [q, q * xhat, q * xhat * xhat, q * v, q * v * xhat, q * r, q * r * xhat];
         std::array::from_fn(|k| if k < 5 { of_g[k] } else { of_q[k - 5] })
     }
@@ -31,8 +35,8 @@ fn times(by: f64, value: f64) -> f64 {
     if by == 0.0 { 0.0 } else { by * value }
 }
 
-/// What a gradient of which these are the sums loses on its way through the statistics of so many values,
-/// `S(q)/m + xhat S(q xhat)/m`.
+/// What a gradient of which these are the sums loses on its way through the statistics of n values,
+/// `S(q)/n + (xhat - shift) S(q xhat)/n`.
 #[derive(Clone, Copy, Default)]
 struct Through {
     one: f64,
@@ -40,8 +44,8 @@ struct Through {
 }
 
 impl Through {
-    fn new(sum: f64, dot: f64, m: f64) -> Self {
-        Self { one: sum / m, xhat: dot / m }
+    fn new(sum: f64, dot: f64, n: f64, shift: f64) -> Self {
+        Self { one: sum / n - shift * (dot / n), xhat: dot / n }
     }
     fn of(self, xhat: f64) -> f64 {
         self.one + self.xhat * xhat
@@ -59,6 +63,8 @@ pub(super) fn double_backward<E: Element>(
     let residual = args.residual.filter(|_| forward.residual);
     let batch = forward.batch_statistics || args.total_sums.is_some();
     let m = args.total_sums.map_or(shape.per_channel(), |(_, m)| m).max(1) as f64;
+    let mask = forward.mask.zip(args.mask);
+    let mask = mask.map(|(rules, places)| Masked::with_rules(shape, rules, places)).transpose()?;
     let channels = shape.channels();
     let ByChannel { mean, mean_rest, invstd, weight, bias } = saved.by_channel();
     for c in 0..channels {
@@ -83,7 +89,8 @@ pub(super) fn double_backward<E: Element>(
             };
             let grad_y = wide(args.grad_y[i]);
             let (g, q) = (times(slope, grad_y), times(second, grad_y));
-            Flow { xhat, slope, g, q, v: of(args.v_x), r: of(args.v_residual) }
+            let counts = mask.as_ref().is_none_or(|mask| mask.keeps(i));
+            Flow { xhat, slope, g, q, v: of(args.v_x), r: of(args.v_residual), counts }
         };
         let flows: Vec<(usize, Flow)> = shape.channel(c).map(|i| (i, flow(i))).collect();
         let mut own = [0.0; SUMS];
@@ -100,37 +107,54 @@ pub(super) fn double_backward<E: Element>(
         let total = args.total_sums.map(|(all, _)| std::array::from_fn(|k| all[k * channels + c]));
         let [g, g_xhat, v, v_xhat, v_g, q, q_xhat, q_xhat_2, q_v, q_v_xhat, q_r, q_r_xhat] =
             total.unwrap_or(own);
-        let through = |sum, dot| match batch {
-            true => Through::new(sum, dot, m),
+        // How many values the statistics are of, and what divided their sums: the mean of xhat over those is 0 but for
+        // what that is more.
+        let count = match (&mask, args.saved.counted()) {
+            (Some(_), Some(counted)) => counted.counts[c],
+            (Some(mask), None) => mask.count(shape, c),
+            (None, _) => m,
+        };
+        let more = mask.as_ref().map_or(0.0, |mask| mask.rules.count_eps);
+        let n = if count + more > 0.0 { count + more } else { 1.0 };
+        let shift = if more > 0.0 { invstd * (by.mean + by.rest) * (more / n) } else { 0.0 };
+        let through = |sum, dot, shift| match batch {
+            true => Through::new(sum, dot, n, shift),
             false => Through::default(),
         };
 
         // The gradient of what grad_y became behind the activation.
         let scale = weight * invstd;
-        let of_v = through(v, v_xhat);
+        let of_v = match batch {
+            true => Through { one: v / n, xhat: (v_xhat - shift * v) / n },
+            false => Through::default(),
+        };
         let u = |f: &Flow| scale * (f.v - of_v.of(f.xhat)) + v_weight * f.xhat + v_bias + f.r;
         // What flows to z.
         let h = |f: &Flow| times(f.q, u(f));
         let (u_xhat, u_one) = (v_weight - scale * of_v.xhat, v_bias - scale * of_v.one);
         let sum_h = scale * q_v + u_xhat * q_xhat + u_one * q + q_r;
         let dot_h = scale * q_v_xhat + u_xhat * q_xhat_2 + u_one * q_xhat + q_r_xhat;
-        let of_h = through(sum_h, dot_h);
+        let of_h = through(sum_h, dot_h, shift);
         // What flows to xhat, and through invstd.
-        let of_g = through(g, g_xhat);
-        let t = |f: &Flow| v_weight * f.g - scale * (f.v * of_g.xhat + f.g * of_v.xhat);
-        let sum_t = v_weight * g - scale * (v * of_g.xhat + g * of_v.xhat);
-        let dot_t = v_weight * g_xhat - scale * (v_xhat * of_g.xhat + g_xhat * of_v.xhat);
-        let of_t = through(sum_t, dot_t);
-        let kappa = v_g - v * of_g.one - v_xhat * of_g.xhat;
-        let by_std = if batch { weight * kappa * invstd * invstd / m } else { 0.0 };
+        let slope_g = if batch { g_xhat / n } else { 0.0 };
+        let counted = |f: &Flow, value: f64| if f.counts { value } else { 0.0 };
+        let t = |f: &Flow| {
+            v_weight * f.g - scale * (counted(f, f.v - of_v.one) * slope_g + f.g * of_v.xhat)
+        };
+        let sum_t = v_weight * g - scale * ((v - of_v.one * count) * slope_g + g * of_v.xhat);
+        let dot_t = v_weight * g_xhat - 2.0 * scale * g_xhat * of_v.xhat;
+        let of_t = through(sum_t, dot_t, shift);
+        let kappa = v_g - of_v.one * g - of_v.xhat * g_xhat;
+        let by_std = if batch { weight * kappa * invstd * invstd / n } else { 0.0 };
 
         for (i, f) in &flows {
             if let Some(gg_grad_y) = &mut args.gg_grad_y {
                 gg_grad_y[*i] = narrow(times(f.slope, u(f)));
             }
             if let Some(gg_x) = &mut args.gg_x {
-                let (t, h) = (t(f) - of_t.of(f.xhat), h(f) - of_h.of(f.xhat));
-                gg_x[*i] = narrow(invstd * t - by_std * f.xhat + scale * h);
+                let through_t = counted(f, of_t.of(f.xhat) * invstd + by_std * (f.xhat - shift));
+                let through_h = counted(f, of_h.of(f.xhat));
+                gg_x[*i] = narrow(invstd * t(f) - through_t + scale * (h(f) - through_h));
             }
             if let Some(gg_residual) = &mut args.gg_residual {
                 gg_residual[*i] = narrow(h(f));

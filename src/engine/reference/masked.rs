@@ -18,7 +18,7 @@ impl<'a> Masked<'a> {
     pub fn with_rules(shape: &Shape, rules: MaskRules, counts: &'a [u8]) -> Result<Self> {
         Ok(Self { rules, places: Places::new(shape, rules.last)?, counts })
     }
-    fn keeps(&self, i: usize) -> bool {
+    pub fn keeps(&self, i: usize) -> bool {
         self.counts[self.places.of(i)] != 0
     }
     /// How many values of a channel count.

@@ -1,5 +1,6 @@
 //! The gradients of a backward of what was a forward in groups.
 use super::super::{BatchNorm, Param};
+use super::backward::{check_places, mask_at};
 use super::forward::{consecutive, present, rows_at};
 use crate::engine::{DOUBLE_SUMS, Grouping};
 use crate::{DoubleBackward, Element, Engine, Memory, Real, Result, Saved};
@@ -13,6 +14,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     ) -> Result<()> {
         let Some((forward, grouping, saved)) = whole.saved.groups() else { return Ok(()) };
         let shape = forward.shape;
+        check_places::<M>(forward.mask, whole.mask.as_ref(), &shape)?;
         whole.check_lens(self.engine().memory(), &shape)?;
         match grouping {
             Grouping::Consecutive(size) => {
@@ -131,12 +133,14 @@ fn part<'b, M: Memory, E: Element>(
     let write = |what, view: &'b mut Option<M::ViewMut<'_, E>>| {
         view.as_mut().map(|view| present(what, M::slice_mut(view, at.clone()))).transpose()
     };
+    let mask = mask_at(saved, whole.mask.as_ref(), &at)?;
     let mut part = DoubleBackward::new(saved, read("x", &whole.x)?, read("grad_y", &whole.grad_y)?)
         .create_graph(whole.create_graph);
     part.residual = whole.residual.as_ref().map(|view| read("residual", view)).transpose()?;
     part.v_x = whole.v_x.as_ref().map(|view| read("v_x", view)).transpose()?;
     part.v_residual = whole.v_residual.as_ref().map(|view| read("v_residual", view)).transpose()?;
     part.v_weight = whole.v_weight.as_ref().map(M::reborrow);
+    part.mask = mask;
     part.v_bias = whole.v_bias.as_ref().map(M::reborrow);
     part.gg_grad_y = write("gg_grad_y", &mut whole.gg_grad_y)?;
     part.gg_x = write("gg_x", &mut whole.gg_x)?;

@@ -68,8 +68,8 @@ rule! {
 /// a group is what [`Config::one_value`] says. Consecutive groups are a call of the engine each, and strided ones
 /// a single call where the channels are on the axis behind the rows or there is only one. Elsewhere they are a single
 /// call of [`Cuda`](crate::Cuda) and [`Gpu`](crate::Gpu), where the channels and what is behind them are at most 512
-/// elements (256 of f64, and where these are not whole vectors of 16 bytes); else strided groups take one more pass over
-/// x, and calls for every row.
+/// elements (256 of f64, and where these are not whole vectors of 16 bytes); else, and by a [`Mask`](crate::Mask), strided
+/// groups take one more pass over x, and calls for every row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",

@@ -16,6 +16,17 @@ pub(super) struct Channel {
     pub bias: f64,
     pub v_weight: f64,
     pub v_bias: f64,
+    /// By a mask.
+    pub counted: Option<Counted>,
+}
+
+/// Of which values the statistics of a channel are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counted {
+    pub count: f64,
+    /// What divides their sums, and the share of that which is no value.
+    pub n: f64,
+    pub share: f64,
 }
 
 /// A channel's coefficients, and its gradients of weight and bias.
@@ -42,6 +53,9 @@ impl Channel {
     pub fn coefs(&self, sums: &[f64; SUMS], m: f64, batch: bool) -> Coefs {
         let each = 1.0 / m;
         let Self { invstd, weight, v_weight, v_bias, .. } = *self;
+        if let Some(counted) = self.counted.filter(|_| batch) {
+            return self.masked_coefs(sums, counted);
+        }
         let [g, g_xhat, v, v_xhat, v_g, q, q_xhat, q_xhat_2, q_v, q_v_xhat, q_r, q_r_xhat] = *sums;
         let scale = weight * invstd;
         let (u_xhat, u_one) = match batch {
@@ -74,6 +88,37 @@ impl Channel {
             coefs.gg_weight = invstd * kappa + h_xhat;
         }
         coefs
+    }
+
+    /// The same where not all values count: the sums of `v` and of `v xhat` are over those that do, which alone have
+    /// coefficients of `v_x`, xhat and 1 in `gg_x`.
+    fn masked_coefs(&self, sums: &[f64; SUMS], counted: Counted) -> Coefs {
+        let Self { mean, rest, invstd, weight, v_weight, v_bias, .. } = *self;
+        let Counted { count, n, share } = counted;
+        let [g, g_xhat, v, v_xhat, v_g, q, q_xhat, q_xhat_2, q_v, q_v_xhat, q_r, q_r_xhat] = *sums;
+        let scale = weight * invstd;
+        // The mean of xhat over them.
+        let shift = if share > 0.0 { invstd * (mean + rest) * share } else { 0.0 };
+        let (one, slope) = (v / n, (v_xhat - shift * v) / n);
+        let (u_xhat, u_one) = (v_weight - scale * slope, v_bias - scale * one);
+        let h = scale * q_v + u_xhat * q_xhat + u_one * q + q_r;
+        let h_xhat = scale * q_v_xhat + u_xhat * q_xhat_2 + u_one * q_xhat + q_r_xhat;
+        let kappa = v_g - one * g - slope * g_xhat;
+        let t = v_weight * g - scale * (slope * g + (v - one * count) * (g_xhat / n));
+        let t_xhat = v_weight * g_xhat - 2.0 * scale * slope * g_xhat;
+        let x_xhat = -(invstd * ((t_xhat + scale * kappa) / n) + scale * (h_xhat / n));
+        let x_v = -invstd * (scale * (g_xhat / n));
+        Coefs {
+            scale,
+            u_xhat,
+            u_one,
+            x_v,
+            x_g: invstd * u_xhat,
+            x_xhat,
+            x_one: -(invstd * (t / n) + scale * (h / n)) - x_v * one - x_xhat * shift,
+            gg_weight: invstd * kappa + h_xhat,
+            gg_bias: h,
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Both passes behind an activation that is curved: blocks are brought to the accumulating type, in memory that
+//! Both passes behind an activation that is curved, or by a mask: blocks are brought to the accumulating type, in memory that
 //! stays in the first cache.
 use super::super::kernels::activation::Block;
 use super::super::kernels::convert::narrow;
@@ -25,6 +25,7 @@ impl<E: Element> Work<'_, E> {
     ) {
         let Read { simd, plan, .. } = self.read;
         let run = plan.inner().min(tile.cols.len());
+        let by_mask = self.read.places.is_some();
         let (mut values, zeros) = (Values::new(), [[E::Acc::default(); GROUP]; SUMS]);
         for (channel, start) in tile.cols.clone().step_by(run).enumerate() {
             let coefs = One(table.at(start / plan.inner()));
@@ -39,7 +40,7 @@ impl<E: Element> Work<'_, E> {
                 for at in (start..start + run).step_by(BLOCK) {
                     let cols = at..(at + BLOCK).min(start + run);
                     let n = self.read.stage(row, &cols, coefs, &mut values);
-                    values.add_to_lanes(simd, &mut sums, n);
+                    values.add_to_lanes(simd, by_mask, &mut sums, n);
                     count += n;
                     if count >= SEGMENT {
                         flush(&mut sums);
@@ -60,6 +61,7 @@ impl<E: Element> Work<'_, E> {
     ) {
         let Read { simd, plan, .. } = self.read;
         let zero = E::Acc::default();
+        let by_mask = self.read.places.is_some();
         let (mut values, mut sums) = (Values::new(), [[zero; ROOM]; SUMS]);
         let mut fields = [[zero; ROOM]; FIELDS];
         for start in tile.cols.clone().step_by(BLOCK) {
@@ -68,7 +70,7 @@ impl<E: Element> Work<'_, E> {
             for first in tile.rows.clone().step_by(STRIP_ROWS) {
                 for row in first..(first + STRIP_ROWS).min(tile.rows.end) {
                     let n = self.read.stage(row, &cols, Many(&fields), &mut values);
-                    values.add_to_columns(simd, &mut sums, n);
+                    values.add_to_columns(simd, by_mask, &mut sums, n);
                 }
                 for (k, sums) in sums.iter_mut().enumerate() {
                     let to = &mut slot[k * part + start - tile.cols.start..][..cols.len()];
@@ -119,7 +121,8 @@ impl<E: Element> Work<'_, E> {
     ) {
         let (read, simd) = (self.read, self.read.simd);
         let n = read.stage(row, &cols, coefs, values);
-        values.gradients(simd, coefs, self.batch, (u, x), n);
+        let through = (self.batch, read.places.is_some());
+        values.gradients(simd, coefs, through, (u, x), n);
         if let Some(to) = &mut to.x {
             to.write(simd, row, cols.clone(), false, |_, out| narrow(simd, &x[..n], out));
         }

@@ -1,5 +1,5 @@
 //! The double backward: the sums of every channel, then what they make of the elements. Behind an activation that
-//! is curved blocks are brought to the accumulating type in memory that stays in the first cache, where everything
+//! is curved, and by a mask, blocks are brought to the accumulating type in memory that stays in the first cache, where everything
 //! is a loop of its own; elsewhere a loop does all that a pass does.
 //!
 //! x, the gradient of y and `v_x` are read twice and two results are written, 8 tensors where a backward moves 5; once
@@ -10,6 +10,7 @@ use super::extremes::Extreme;
 use super::gate::Gate;
 use super::kernels::double_backward::{FIELDS, SUMS};
 use super::kernels::sums::store;
+use super::masked::Masked;
 use super::plan::{Plan, Tile};
 use super::schedule::{two_pass, workspace_len};
 use super::simd::Simd;
@@ -19,7 +20,7 @@ use super::tiles::{Elements, TileMut, for_each_tile};
 use crate::engine::saved::{Buffers, ByChannel};
 use crate::engine::{Derivative, DoubleBackward};
 use crate::{Element, Host, Real, Result, Shape};
-use coefs::{Channel, Coefs, Table, TableMut};
+use coefs::{Channel, Coefs, Counted, Table, TableMut};
 use read::Read;
 use std::sync::{Mutex, PoisonError};
 use steps::SumsAndGradients;
@@ -64,7 +65,18 @@ pub(super) fn double_backward<E: Element>(
     let mask = mask.map(|mask| &mask[..plan.mask_len()]);
     let residual = args.residual.filter(|_| takes == Derivative::FromResidual);
     let gate = Gate::new(activation, mask, residual);
-    let read = Read { simd, plan: &plan, x, grad_y, v_x, v_residual, activation, mask, residual };
+    let read = Read {
+        simd,
+        plan: &plan,
+        x,
+        grad_y,
+        v_x,
+        v_residual,
+        activation,
+        mask,
+        residual,
+        places: None,
+    };
     let given = Given { saved, by_channel: saved.by_channel(), v_weight, v_bias };
     let of_parameters =
         results.weight.is_some() || results.bias.is_some() && activation.is_curved();
@@ -74,42 +86,46 @@ pub(super) fn double_backward<E: Element>(
     let tensors = 2
         + [v_x, v_residual, residual].iter().flatten().count()
         + [&gg_grad_y, &gg_x, &gg_residual].iter().filter(|to| to.is_some()).count();
-    let work = Work { read, shape, gate, given, extremes, batch, per_channel, total, tensors };
     let writes = gg_grad_y.is_some() || gg_x.is_some() || gg_residual.is_some();
-    let mut outputs = (
-        gg_grad_y.as_deref_mut().map(Elements::new),
-        gg_x.as_deref_mut().map(Elements::new),
-        gg_residual.as_deref_mut().map(Elements::new),
-    );
-    let mut extreme_coefs = Vec::new();
-    if sums {
-        let steps = SumsAndGradients {
-            work,
-            writes,
-            accumulate: results.accumulate,
-            of_extremes: Mutex::default(),
-        };
-        cpu.with_workspace(workspace_len(&plan, &steps), |workspace| {
-            two_pass(&plan, &steps, &mut outputs, &mut results.by_range(channels), workspace);
-        });
-        let mut found = steps.of_extremes.into_inner().unwrap_or_else(PoisonError::into_inner);
-        found.sort_by_key(|(c, _)| *c);
-        extreme_coefs.extend(found.into_iter().map(|(_, coefs)| coefs));
-    } else {
-        if writes {
-            work.write_only(cpu, &mut outputs);
+    let places = forward.mask.zip(args.mask);
+    let counts = args.saved.counted().map(|counted| &counted.counts[..]);
+    Masked::with((cpu, simd), (shape, &plan), places, x, counts, |places| {
+        let read = Read { places, ..read };
+        let work = Work { read, shape, gate, given, extremes, batch, per_channel, total, tensors };
+        let mut outputs = (
+            gg_grad_y.as_deref_mut().map(Elements::new),
+            gg_x.as_deref_mut().map(Elements::new),
+            gg_residual.as_deref_mut().map(Elements::new),
+        );
+        let mut extreme_coefs = Vec::new();
+        if sums {
+            let steps = SumsAndGradients {
+                work,
+                writes,
+                accumulate: results.accumulate,
+                of_extremes: Mutex::default(),
+            };
+            cpu.with_workspace(workspace_len(&plan, &steps), |workspace| {
+                two_pass(&plan, &steps, &mut outputs, &mut results.by_range(channels), workspace);
+            });
+            let mut found = steps.of_extremes.into_inner().unwrap_or_else(PoisonError::into_inner);
+            found.sort_by_key(|(c, _)| *c);
+            extreme_coefs.extend(found.into_iter().map(|(_, coefs)| coefs));
+        } else {
+            if writes {
+                work.write_only(cpu, &mut outputs);
+            }
+            match total {
+                Some(_) => results.set(simd, (0..channels).map(|c| work.known(c))),
+                None => results.zero(simd, channels),
+            }
+            extreme_coefs.extend(extremes.iter().map(|e| work.known(e.c)));
         }
-        match total {
-            Some(_) => results.set(simd, (0..channels).map(|c| work.known(c))),
-            None => results.zero(simd, channels),
+        for (e, coefs) in extremes.iter().zip(&extreme_coefs) {
+            let to = [gg_grad_y.as_deref_mut(), gg_x.as_deref_mut(), gg_residual.as_deref_mut()];
+            work.write_wide(e, coefs, to);
         }
-        extreme_coefs.extend(extremes.iter().map(|e| work.known(e.c)));
-    }
-    for (e, coefs) in extremes.iter().zip(&extreme_coefs) {
-        let to = [gg_grad_y.as_deref_mut(), gg_x.as_deref_mut(), gg_residual.as_deref_mut()];
-        work.write_wide(e, coefs, to);
-    }
-    Ok(())
+    })
 }
 
 /// What is given of every channel.
@@ -129,7 +145,7 @@ impl<A: Real> Given<'_, A> {
         let (weight, bias) = (weight[c].to_f64(), bias[c].to_f64());
         let of = |given: Option<&[A]>| given.map_or(0.0, |given| given[c].to_f64());
         let (v_weight, v_bias) = (of(self.v_weight), of(self.v_bias));
-        Channel { mean, rest, invstd, weight, bias, v_weight, v_bias }
+        Channel { mean, rest, invstd, weight, bias, v_weight, v_bias, counted: None }
     }
 }
 
@@ -157,7 +173,13 @@ type Tiles<'p, E> = (Option<TileMut<'p, E>>, Option<TileMut<'p, E>>, Option<Tile
 
 impl<E: Element> Work<'_, E> {
     fn coefs(&self, c: usize, sums: &[f64; SUMS]) -> Coefs {
-        self.given.of(c).coefs(sums, self.per_channel, self.batch)
+        let counted = self.read.places.map(|mask| Counted {
+            count: mask.count(c),
+            n: mask.divisor(c),
+            share: mask.share(c),
+        });
+        let of = Channel { counted, ..self.given.of(c) };
+        of.coefs(sums, self.per_channel, self.batch)
     }
     /// The same where sums are given, or none are taken.
     fn known(&self, c: usize) -> Coefs {
@@ -190,9 +212,9 @@ impl<E: Element> Work<'_, E> {
     /// The first pass: the sums of a tile's channels, or of its columns where runs are short.
     fn sum_tile(&self, tile: &Tile, table: &Table<'_, E::Acc>, slot: &mut [f64]) {
         slot.fill(0.0);
-        let Read { plan, activation, .. } = self.read;
+        let plan = self.read.plan;
         let part = plan.slot_len() / 2;
-        match activation.is_curved() {
+        match self.read.is_staged() {
             true if plan.long_runs => self.sum_curved_runs(tile, table, slot, part),
             true => self.sum_curved_columns(tile, table, slot, part),
             false if plan.has_runs() => self.sum_plain_runs(tile, table, slot, part),
@@ -201,7 +223,7 @@ impl<E: Element> Work<'_, E> {
     }
     /// The second pass.
     fn write_tile(&self, tile: &Tile, to: Tiles<'_, E>, table: &Table<'_, E::Acc>) {
-        match self.read.activation.is_curved() {
+        match self.read.is_staged() {
             true => self.write_curved(tile, to, table),
             false => self.write_plain(tile, to, table),
         }

@@ -1,8 +1,6 @@
 //! Both passes where no activation is curved: loops read the tensors and write the results.
-use super::super::gate::Gate;
-use super::super::kernels::activation::Kinks;
 use super::super::kernels::double_backward::{FIELDS, FORWARD, PLAIN};
-use super::super::kernels::double_backward_plain::{self as kernel, By, COLUMNS, From, Many};
+use super::super::kernels::double_backward_plain::{self as kernel, COLUMNS, From, Many};
 use super::super::kernels::double_backward_plain::{OfChannel, OfColumns, Passing, Runs};
 use super::super::kernels::sums::{STRIP_ROWS, add_widened};
 use super::super::plan::Tile;
@@ -11,7 +9,6 @@ use super::super::simd::{GROUP, Scratch, Store};
 use super::super::tiles::{Writer, clipped};
 use super::coefs::Table;
 use super::{SEGMENT, Tiles, Work};
-use crate::engine::Activation;
 use crate::{Element, Real};
 use std::ops::Range;
 
@@ -46,16 +43,7 @@ struct Piece {
 
 impl<E: Element> Work<'_, E> {
     fn passing(&self) -> Passing<E::Acc> {
-        let activation = self.read.activation;
-        let by = match (self.gate, activation) {
-            (Gate::Open, _) => By::Nothing,
-            (Gate::Mask(_) | Gate::Slope(..), _) => By::Bits,
-            (_, Activation::Relu6) => By::Within,
-            (_, Activation::LeakyRelu { .. }) => By::Leaking,
-            _ => By::Above,
-        };
-        let Kinks { zero, six, .. } = Kinks::of::<E>();
-        Passing { by, zero, six, slope: Real::from_f64(activation.negative_slope()) }
+        self.read.passing(self.gate)
     }
     /// What the loops read of some columns of a row.
     fn from<'s>(&'s self, row: usize, cols: &Range<usize>, zeros: &'s Zeros<E>) -> From<'s, E> {

@@ -1,12 +1,15 @@
 //! What both passes read; blocks of it, brought to the accumulating type.
+use super::super::gate::Gate;
 use super::super::kernels::activation::{Block, Kinks};
 use super::super::kernels::convert;
 use super::super::kernels::double_backward::{self as kernel, Values};
+use super::super::kernels::double_backward_plain::{By, Passing};
+use super::super::masked::{Counts, Keep, Masked};
 use super::super::plan::Plan;
 use super::super::simd::Simd;
 use super::super::tiles::clipped;
-use crate::Element;
 use crate::engine::Activation;
+use crate::{Element, Real};
 use std::ops::Range;
 
 /// The tensors that are read, and what a derivative is taken from.
@@ -22,9 +25,27 @@ pub(super) struct Read<'a, E> {
     pub mask: Option<&'a [u8]>,
     /// Where the derivative takes it.
     pub residual: Option<&'a [E]>,
+    /// Which values the statistics are of.
+    pub places: Option<&'a Masked<'a>>,
 }
 
 impl<E: Element> Read<'_, E> {
+    /// Whether blocks are brought to the accumulating type.
+    pub fn is_staged(&self) -> bool {
+        self.activation.is_curved() || self.places.is_some()
+    }
+    /// What a gradient is multiplied by on its way through an activation that is not curved.
+    pub fn passing(&self, gate: Gate<'_, E>) -> Passing<E::Acc> {
+        let by = match (gate, self.activation) {
+            (Gate::Open, _) => By::Nothing,
+            (Gate::Mask(_) | Gate::Slope(..), _) => By::Bits,
+            (_, Activation::Relu6) => By::Within,
+            (_, Activation::LeakyRelu { .. }) => By::Leaking,
+            _ => By::Above,
+        };
+        let Kinks { zero, six, .. } = Kinks::of::<E>();
+        Passing { by, zero, six, slope: Real::from_f64(self.activation.negative_slope()) }
+    }
     /// Brings a block to the accumulating type, and computes xhat, z and what flows through an activation that is
     /// curved. Returns how many values there are.
     pub fn stage(
@@ -47,9 +68,30 @@ impl<E: Element> Read<'_, E> {
         }
         to.normalize(simd, coefs, self.residual.is_some(), n);
         widen(Some(self.grad_y), &mut to.g);
-        to.differentiate(simd, activation, Kinks::of::<E>(), n);
+        if activation.is_curved() {
+            to.differentiate(simd, activation, Kinks::of::<E>(), n);
+        } else {
+            let (byte, bit) = plan.mask_bit(row, cols.start);
+            let is_one = |k: usize| {
+                self.mask.is_some_and(|mask| mask[byte + (bit + k) / 8] >> ((bit + k) % 8) & 1 == 1)
+            };
+            let gate = Gate::new(activation, self.mask, self.residual);
+            to.pass(simd, &self.passing(gate), is_one, n);
+        }
         widen(self.v_x, &mut to.v);
         widen(self.v_residual, &mut to.r);
+        if let Some(places) = self.places {
+            let mut counts = Counts::new();
+            let (one, of_counts) = (E::Acc::from_f64(1.0), &mut to.counts[..n]);
+            match places.keep(plan, row, cols, &mut counts) {
+                Keep::All => of_counts.fill(one),
+                Keep::None => of_counts.fill(zero),
+                Keep::Some(bytes) => {
+                    let numbers = bytes.iter().map(|byte| if *byte != 0 { one } else { zero });
+                    of_counts.iter_mut().zip(numbers).for_each(|(to, number)| *to = number);
+                }
+            }
+        }
         to.end(n);
         n
     }

@@ -14,6 +14,8 @@ struct One {
     v: f64,
     q: f64,
     r: f64,
+    /// Whether the value is one of those that the statistics are of.
+    counts: bool,
 }
 
 /// A factor of 0 stops what is not finite, too.
@@ -30,7 +32,8 @@ impl<E: Element> Work<'_, E> {
         let slope = self.gate.pass(read.plan, i, || z, 1.0);
         let second = read.activation.second_derivative::<E>(z + wide(read.residual));
         let (g, q) = (times(slope, grad_y), times(second, grad_y));
-        One { xhat, slope, g, v: wide(read.v_x), q, r: wide(read.v_residual) }
+        let counts = read.places.is_none_or(|places| places.keeps(i));
+        One { xhat, slope, g, v: wide(read.v_x), q, r: wide(read.v_residual), counts }
     }
 
     /// The sums of a channel; by a `table` z is what the loops compute, else what an extreme channel has.
@@ -43,8 +46,9 @@ impl<E: Element> Work<'_, E> {
                 Some(table) => table.normalize(c, x).to_f64(),
                 None => by.normalize(x.to_f64()),
             };
-            let One { xhat, g, v, q, r, .. } = self.one(i, by.xhat(x.to_f64()), z);
-            let of_g = [g, g * xhat, v, v * xhat, v * g];
+            let One { xhat, g, v, q, r, counts, .. } = self.one(i, by.xhat(x.to_f64()), z);
+            let counted = if counts { v } else { 0.0 };
+            let of_g = [g, g * xhat, counted, counted * xhat, v * g];
             let of_q = [q, q * xhat, q * xhat * xhat, q * v, q * v * xhat, q * r, q * r * xhat];
             for (sum, term) in sums.iter_mut().zip(of_g.into_iter().chain(of_q)) {
                 *sum += term;
@@ -59,14 +63,15 @@ impl<E: Element> Work<'_, E> {
         let [mut grad_y, mut x, mut residual] = to;
         for i in self.shape.channel(by.c) {
             let value = self.read.x[i].widen().to_f64();
-            let One { xhat, slope, g, v, q, r } = self.one(i, by.xhat(value), by.normalize(value));
+            let One { xhat, slope, g, v, q, r, counts } =
+                self.one(i, by.xhat(value), by.normalize(value));
             let u = coefs.scale * v + coefs.u_xhat * xhat + coefs.u_one + r;
             let h = times(q, u);
             if let Some(to) = &mut grad_y {
                 to[i] = narrow(times(slope, u));
             }
             if let Some(to) = &mut x {
-                let through = match self.batch {
+                let through = match self.batch && counts {
                     true => coefs.x_v * v + coefs.x_xhat * xhat + coefs.x_one,
                     false => 0.0,
                 };

@@ -2,6 +2,7 @@
 //! accumulating type.
 use super::super::simd::{GROUP, ROOM, Simd};
 use super::activation::{self, Block, Kinks};
+use super::double_backward_plain::{By, Passing};
 use crate::Real;
 use crate::engine::Activation;
 
@@ -63,12 +64,23 @@ pub struct Values<A> {
     pub q: Block<A>,
     /// What is given for the residual's gradient.
     pub r: Block<A>,
+    /// By a mask not 0 where a value counts.
+    pub counts: Block<A>,
 }
 
 impl<A: Real> Values<A> {
     pub fn new() -> Self {
         let zeros = [A::default(); ROOM];
-        Self { xhat: zeros, z: zeros, slope: zeros, g: zeros, v: zeros, q: zeros, r: zeros }
+        Self {
+            xhat: zeros,
+            z: zeros,
+            slope: zeros,
+            g: zeros,
+            v: zeros,
+            q: zeros,
+            r: zeros,
+            counts: zeros,
+        }
     }
     /// Brings the gradient of y through the activation, and through its slope.
     pub fn differentiate(&mut self, simd: Simd, activation: Activation, kinks: Kinks<A>, n: usize) {
@@ -82,6 +94,39 @@ impl<A: Real> Values<A> {
                 for i in 0..n.div_ceil(GROUP) {
                     let g = gs[i];
                     (gs[i], qs[i]) = (times(slopes[i], g), times(qs[i], g));
+                }
+            },
+        );
+    }
+    /// The same through an activation that is not curved.
+    pub fn pass(
+        &mut self,
+        simd: Simd,
+        passing: &Passing<A>,
+        is_one: impl Fn(usize) -> bool,
+        n: usize,
+    ) {
+        let (Passing { by, zero, six, slope }, none) = (*passing, A::default());
+        let one = A::from_f64(1.0);
+        self.q[..n].fill(none);
+        let slopes = self.slope[..n].iter_mut().zip(&self.z[..n]);
+        match by {
+            By::Nothing => slopes.for_each(|(to, _)| *to = one),
+            By::Above => slopes.for_each(|(to, z)| *to = if *z <= zero { none } else { one }),
+            By::Within => {
+                slopes.for_each(|(to, z)| *to = if (*z <= zero) | (*z >= six) { none } else { one })
+            }
+            By::Leaking => slopes.for_each(|(to, z)| *to = if *z > zero { one } else { slope }),
+            By::Bits => slopes
+                .enumerate()
+                .for_each(|(k, (to, _))| *to = if is_one(k) { one } else { slope }),
+        }
+        simd.vectorize(
+            #[inline(always)]
+            |_| {
+                let (gs, slopes) = (groups_mut(&mut self.g), groups(&self.slope));
+                for i in 0..n.div_ceil(GROUP) {
+                    gs[i] = times(slopes[i], gs[i]);
                 }
             },
         );
@@ -124,15 +169,16 @@ impl<A: Real> Values<A> {
     }
     /// The terms of [`SUMS`] of a group.
     #[inline(always)]
-    fn terms(&self, i: usize) -> [[A; GROUP]; SUMS] {
+    fn terms<const MASKED: bool>(&self, i: usize) -> [[A; GROUP]; SUMS] {
         let (g, xhat, v) = (groups(&self.g)[i], groups(&self.xhat)[i], groups(&self.v)[i]);
         let (q, r) = (groups(&self.q)[i], groups(&self.r)[i]);
         let mut terms = [[A::default(); GROUP]; SUMS];
+        let counted = if MASKED { only(&groups(&self.counts)[i], v) } else { v };
         for l in 0..GROUP {
             terms[0][l] = g[l];
             terms[1][l] = g[l] * xhat[l];
-            terms[2][l] = v[l];
-            terms[3][l] = v[l] * xhat[l];
+            terms[2][l] = counted[l];
+            terms[3][l] = counted[l] * xhat[l];
             terms[4][l] = v[l] * g[l];
         }
         for l in 0..GROUP {
@@ -148,63 +194,74 @@ impl<A: Real> Values<A> {
         terms
     }
     /// Adds the terms of `n` values, in lanes.
-    pub fn add_to_lanes(&self, simd: Simd, sums: &mut [[A; GROUP]; SUMS], n: usize) {
+    pub fn add_to_lanes(&self, simd: Simd, by_mask: bool, sums: &mut [[A; GROUP]; SUMS], n: usize) {
         simd.vectorize(
             #[inline(always)]
-            |_| {
-                let mut all = *sums;
-                for i in 0..n.div_ceil(GROUP) {
-                    let terms = self.terms(i);
-                    for k in 0..SUMS {
-                        for l in 0..GROUP {
-                            all[k][l] += terms[k][l];
-                        }
-                    }
-                }
-                *sums = all;
+            |_| match by_mask {
+                true => self.add_lanes::<true>(sums, n),
+                false => self.add_lanes::<false>(sums, n),
             },
         );
+    }
+    #[inline(always)]
+    fn add_lanes<const MASKED: bool>(&self, sums: &mut [[A; GROUP]; SUMS], n: usize) {
+        let mut all = *sums;
+        for i in 0..n.div_ceil(GROUP) {
+            let terms = self.terms::<MASKED>(i);
+            for k in 0..SUMS {
+                for l in 0..GROUP {
+                    all[k][l] += terms[k][l];
+                }
+            }
+        }
+        *sums = all;
     }
     /// Adds the terms of `n` columns to theirs.
-    pub fn add_to_columns(&self, simd: Simd, sums: &mut [Block<A>; SUMS], n: usize) {
+    pub fn add_to_columns(&self, simd: Simd, by_mask: bool, sums: &mut [Block<A>; SUMS], n: usize) {
         simd.vectorize(
             #[inline(always)]
-            |_| {
-                for i in 0..n.div_ceil(GROUP) {
-                    let terms = self.terms(i);
-                    for (sums, terms) in sums.iter_mut().zip(terms) {
-                        let sums = &mut groups_mut(sums)[i];
-                        let mut all = *sums;
-                        for l in 0..GROUP {
-                            all[l] += terms[l];
-                        }
-                        *sums = all;
-                    }
-                }
+            |_| match by_mask {
+                true => self.add_columns::<true>(sums, n),
+                false => self.add_columns::<false>(sums, n),
             },
         );
     }
-    /// u times the slope and the gradient of x of `n` values, `batch` if gradients flow through statistics; `q`
-    /// becomes the curved part.
+    #[inline(always)]
+    fn add_columns<const MASKED: bool>(&self, sums: &mut [Block<A>; SUMS], n: usize) {
+        for i in 0..n.div_ceil(GROUP) {
+            let terms = self.terms::<MASKED>(i);
+            for (sums, terms) in sums.iter_mut().zip(terms) {
+                let sums = &mut groups_mut(sums)[i];
+                let mut all = *sums;
+                for l in 0..GROUP {
+                    all[l] += terms[l];
+                }
+                *sums = all;
+            }
+        }
+    }
+    /// u times the slope and the gradient of x of `n` values, whether gradients flow through statistics, and by a mask;
+    /// `q` becomes the curved part.
     pub fn gradients(
         &mut self,
         simd: Simd,
         coefs: impl Coefs<A>,
-        batch: bool,
+        (batch, by_mask): (bool, bool),
         (u, x): (&mut Block<A>, &mut Block<A>),
         n: usize,
     ) {
         let values = self;
         simd.vectorize(
             #[inline(always)]
-            |_| match batch {
-                true => values.gradients_of::<true>(coefs, u, x, n),
-                false => values.gradients_of::<false>(coefs, u, x, n),
+            |_| match (batch, by_mask) {
+                (true, false) => values.gradients_of::<true, false>(coefs, u, x, n),
+                (true, true) => values.gradients_of::<true, true>(coefs, u, x, n),
+                (false, _) => values.gradients_of::<false, false>(coefs, u, x, n),
             },
         );
     }
     #[inline(always)]
-    fn gradients_of<const BATCH: bool>(
+    fn gradients_of<const BATCH: bool, const MASKED: bool>(
         &mut self,
         coefs: impl Coefs<A>,
         u: &mut Block<A>,
@@ -220,10 +277,19 @@ impl<A: Real> Values<A> {
             let (x_v, x_g) = (coefs.field(7, i), coefs.field(8, i));
             let (x_xhat, x_one) = (coefs.field(9, i), coefs.field(10, i));
             let (mut u, mut x, mut h) = ([zero; GROUP], [zero; GROUP], qs[i]);
+            let mut through = [zero; GROUP];
+            if MASKED {
+                for l in 0..GROUP {
+                    through[l] = x_v[l] * v[l] + x_xhat[l] * xhat[l] + x_one[l];
+                }
+                through = only(&groups(&self.counts)[i], through);
+            }
             for l in 0..GROUP {
                 u[l] = scale[l] * v[l] + u_xhat[l] * xhat[l] + u_one[l] + r[l];
                 x[l] = x_g[l] * g[l];
-                if BATCH {
+                if MASKED {
+                    x[l] += through[l];
+                } else if BATCH {
                     x[l] = x[l] + x_v[l] * v[l] + x_xhat[l] * xhat[l] + x_one[l];
                 }
                 h[l] = if h[l] == zero { zero } else { h[l] * u[l] };
@@ -232,6 +298,15 @@ impl<A: Real> Values<A> {
             (us[i], xs[i], qs[i]) = (times(groups(&self.slope)[i], u), x, h);
         }
     }
+}
+
+/// Values that count, and zeros.
+#[inline(always)]
+fn only<A: Real>(counts: &[A; GROUP], mut values: [A; GROUP]) -> [A; GROUP] {
+    for l in 0..GROUP {
+        values[l] = if counts[l] == A::default() { A::default() } else { values[l] };
+    }
+    values
 }
 
 /// A factor of 0 stops what is not finite, too.

@@ -4,7 +4,7 @@ use super::super::{Document, Tensors, narrow};
 use super::Outcome;
 use super::layer::Layer;
 use anyhow::Result;
-use batchnorm::{Config, DoubleBackward, Element, Engine, Memory};
+use batchnorm::{Config, DoubleBackward, Element, Engine, Mask, Memory};
 
 pub fn run<G: Engine, E: Element>(engine: &G, document: &Document) -> Result<Outcome> {
     let training = document.value("training")?.as_bool().unwrap_or(true);
@@ -12,11 +12,47 @@ pub fn run<G: Engine, E: Element>(engine: &G, document: &Document) -> Result<Out
     let mut layer = Layer::<G, E>::new(engine, document, "x", config)?;
     layer.bn.train(training);
     let mut outcome = Outcome::default();
-    let forward = layer.forward("x", "residual");
+    let places = match document.has("mask") {
+        true => {
+            let bytes = document.values("mask")?.iter().map(|value| *value as u8);
+            Some(engine.memory().upload(&bytes.collect::<Vec<u8>>())?)
+        }
+        false => None,
+    };
+    let forward = match &places {
+        Some(places) => {
+            let mut mask =
+                Mask::new(G::Memory::view(places)).count_eps(document.number("mask_eps")?);
+            if document.value("mask_without_last")?.as_bool() == Some(true) {
+                mask.last = document.tensor("x")?.dims.last().copied();
+            }
+            let x = layer.upload("x")?;
+            let forward =
+                layer.bn.forward_masked(&document.shape_of("x")?, G::Memory::view(&x), mask);
+            forward.map_err(Into::into).and_then(|(y, saved)| Ok((layer.download(&y)?, saved)))
+        }
+        None => layer.forward("x", "residual"),
+    };
     let Some((y, saved)) = outcome.is_served("forward", forward)? else { return Ok(outcome) };
     let names = ["grad_x", "grad_residual", "grad_weight", "grad_bias"];
     let mut computed = Tensors::from([("y", y)]);
-    let backward = layer.backward(&saved, names, &mut computed);
+    let backward = match &places {
+        Some(places) => {
+            let (x, grad_y) = (layer.upload("x")?, layer.upload("grad_y")?);
+            let (x, grad_y) = (G::Memory::view(&x), G::Memory::view(&grad_y));
+            let grad_x = layer.bn.backward_masked(&saved, x, G::Memory::view(places), grad_y);
+            grad_x.map_err(Into::into).and_then(|grad_x| {
+                computed.insert(names[0], layer.download(&grad_x)?);
+                for (name, param) in layer.bn.named_parameters() {
+                    let name = names[if name == "weight" { 2 } else { 3 }];
+                    let grad = param.grad().map(|grad| layer.download(grad)).transpose()?;
+                    grad.and_then(|grad| computed.insert(name, grad));
+                }
+                Ok(())
+            })
+        }
+        None => layer.backward(&saved, names, &mut computed),
+    };
     outcome.is_served("backward", backward)?;
     let sum = Kind::Sum(document.shape_of("x")?.per_channel());
     for (name, values) in computed.into_iter().filter(|(name, _)| document.has(name)) {
@@ -39,6 +75,7 @@ pub fn run<G: Engine, E: Element>(engine: &G, document: &Document) -> Result<Out
     let mut gg_residual = memory.zeros(shape.len())?;
     let mut args =
         DoubleBackward::<G::Memory, E>::new(&saved, G::Memory::view(&x), G::Memory::view(&grad_y));
+    args.mask = places.as_ref().map(G::Memory::view);
     args.residual = residual.as_ref().map(G::Memory::view);
     args.v_x = v_x.as_ref().map(G::Memory::view);
     args.v_residual = v_residual.as_ref().map(G::Memory::view);

@@ -1,0 +1,169 @@
+//! The gradients of a backward by a mask: beside differences, beside the reference, and what is refused.
+use crate::support::engines::engines;
+use crate::support::layer::*;
+use crate::support::steps::*;
+use crate::support::tolerance::Kind;
+use batchnorm::*;
+use half::{bf16, f16};
+
+engines! { [reference, cpu, cuda, gpu] [
+    results_are_those_of_differences,
+    what_does_not_count_is_not_looked_at,
+    a_mask_belongs_to_its_forward,
+] }
+
+mod layouts {
+    use super::{engines, every_layout_agrees_with_the_reference};
+    engines! { [cpu, cuda, gpu] [every_layout_agrees_with_the_reference] }
+}
+
+const ACTIVATIONS: [Activation; 7] = [
+    Activation::Identity,
+    Activation::Relu,
+    Activation::LeakyRelu { negative_slope: 0.25 },
+    Activation::Relu6,
+    Activation::Silu,
+    Activation::HardSwish,
+    Activation::Gelu,
+];
+
+/// Of a loss that is made of all that a backward gives.
+fn results_are_those_of_differences<G: Engine>(engine: &G) {
+    let (dims, axis) = (&[5, 2, 3][..], 1);
+    for (k, activation) in ACTIVATIONS.into_iter().enumerate() {
+        let [mut exact, mut keras] = masks(dims, axis, k as u64);
+        // So that it is seen.
+        keras.count_eps = 0.5;
+        exact.all_masked = AllMasked::Zero;
+        for mask in [exact, keras] {
+            let config = Config::default().activation(activation).eps(0.1);
+            let step = Step::<f64>::new(dims, axis, Some(mask));
+            let mut bn = parameterized::<f64, G>(engine, 2, config);
+            let got = step.run(&mut bn, true);
+            let mut loss = |step: &Step<f64>, weight: &[f64], bias: &[f64]| {
+                for ((_, param), values) in bn.named_parameters_mut().zip([weight, bias]) {
+                    param.value = up(engine, values);
+                }
+                let of = step.run(&mut bn, false);
+                let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+                dot(&of.tensors[1], &step.v_x)
+                    + dot(&of.tensors[2], &step.v_residual)
+                    + dot(&of.sums[0], &step.v_weight)
+                    + dot(&of.sums[1], &step.v_bias)
+            };
+            let values = [40, 41].map(|seed| wide(&numbers::<bf16>(2, seed)));
+            type Of = fn(&mut (Step<f64>, [Vec<f64>; 2])) -> &mut Vec<f64>;
+            let of: [(&[f64], Of); 5] = [
+                (&got.tensors[3], |all| &mut all.0.grad_y),
+                (&got.tensors[4], |all| &mut all.0.x),
+                (&got.tensors[5], |all| &mut all.0.residual),
+                (&got.sums[2], |all| &mut all.1[0]),
+                (&got.sums[3], |all| &mut all.1[1]),
+            ];
+            for (n, (got, of)) in of.into_iter().enumerate() {
+                for (i, got) in got.iter().enumerate() {
+                    let mut moved = |by: f64| {
+                        let mut all = (step.clone(), values.clone());
+                        of(&mut all)[i] += by;
+                        loss(&all.0, &all.1[0], &all.1[1])
+                    };
+                    let expected = (moved(1e-6) - moved(-1e-6)) / 2e-6;
+                    let near = (got - expected).abs() < 1e-6 * expected.abs().max(1.0);
+                    assert!(near, "{activation:?}, result {n}, at {i}: {got}, {expected}");
+                }
+            }
+        }
+    }
+}
+
+fn every_layout_agrees_with_the_reference<G: Engine>(engine: &G) {
+    fn one<E: Element, G: Engine>(engine: &G, dims: &[usize], axis: usize, k: usize, eps: f64) {
+        let activation = ACTIVATIONS[k % ACTIVATIONS.len()];
+        let mask = masks(dims, axis, k as u64)[k / 2 % 2].clone();
+        let step = Step::<E>::new(dims, axis, Some(mask));
+        let (config, channels) = (Config::default().activation(activation).eps(eps), dims[axis]);
+        let got = step.run(&mut parameterized::<E::Acc, G>(engine, channels, config), true);
+        // Which decides at kinks as the type does.
+        let right = step.run(&mut parameterized::<E::Acc, _>(&Reference, channels, config), true);
+        let say = format!("{dims:?} axis {axis} {activation:?} {}", E::DTYPE);
+        for (n, (got, right)) in got.tensors.iter().zip(&right.tensors).enumerate() {
+            near::<E>(&format!("{say}: tensor {n}"), got, right, Kind::Element);
+        }
+        for (got, right) in got.sums.iter().zip(&right.sums) {
+            let m = step.x.len() / channels;
+            near::<E>(&format!("{say}: parameters"), got, right, Kind::Sum(m));
+        }
+    }
+    const DIMS: [(&[usize], usize); 12] = [
+        (&[6, 5], 1),
+        (&[40, 3], 1),
+        (&[8, 3, 2, 2], 1),
+        (&[5, 3, 7], 1),
+        (&[4, 2, 33], 1),
+        (&[3, 2, 64], 1),
+        (&[3, 4, 300], 1),
+        (&[5, 4, 3, 5], 3),
+        (&[7, 3, 16], 2),
+        (&[3, 4, 70], 2),
+        (&[4, 3, 4, 6], 2),
+        (&[9, 1, 5], 1),
+    ];
+    for (k, (dims, axis)) in DIMS.into_iter().enumerate() {
+        one::<f64, G>(engine, dims, axis, k, 1e-2);
+        one::<f32, G>(engine, dims, axis, k + 3, 1e-2);
+        one::<f16, G>(engine, dims, axis, k + 5, 0.1);
+        one::<bf16, G>(engine, dims, axis, k + 6, 0.1);
+    }
+}
+
+/// What is not finite there stays where it is.
+fn what_does_not_count_is_not_looked_at<G: Engine>(engine: &G) {
+    let (dims, axis) = (&[6, 3, 5][..], 1);
+    for activation in [Activation::Identity, Activation::Silu] {
+        let [mask, _] = masks(dims, axis, 3);
+        let place = mask.places.iter().position(|place| *place == 0).unwrap();
+        let at = place / 5 * 15 + 5 + place % 5; // of the second channel
+        let config = Config::default().activation(activation);
+        let run = |v: f32| {
+            let mut step = Step::<f32>::new(dims, axis, Some(mask.clone()));
+            step.v_x[at] = v;
+            step.grad_y[at] = 0.0;
+            step.run(&mut parameterized::<f32, G>(engine, 3, config), true)
+        };
+        let (plain, beyond) = (run(0.5), run(f32::INFINITY));
+        // v g is a term of a sum that all values have: 0 times infinity; gg_grad_y has no part in it elsewhere.
+        for (i, (plain, beyond)) in plain.tensors[3].iter().zip(&beyond.tensors[3]).enumerate() {
+            assert!(i == at || plain == beyond, "{activation:?} at {i}: {plain}, {beyond}");
+        }
+        assert!(!beyond.tensors[3][at].is_finite());
+    }
+}
+
+fn a_mask_belongs_to_its_forward<G: Engine>(engine: &G) {
+    let (shape, n) = (small(), small().len());
+    let tensor = up(engine, &numbers::<f32>(n, 1));
+    let x = || view::<G, f32>(&tensor);
+    let ones = up(engine, &[1u8; 16]);
+    let short = up(engine, &[1u8; 15]);
+    let mut bn = layer::<f32, G>(engine, Config::default());
+    let (_, plain) = bn.forward(&shape, x()).unwrap();
+    let (_, masked) = bn.forward_masked(&shape, x(), Mask::new(view::<G, u8>(&ones))).unwrap();
+    let mut refusal = |saved: &Saved<G::Memory, f32>, places: Option<&Buf<G, u8>>| {
+        let x = || view::<G, f32>(&tensor);
+        let mut args = DoubleBackward::<G::Memory, f32>::new(saved, x(), x()).v_x(x());
+        args.mask = places.map(view::<G, u8>);
+        bn.double_backward_into(args).unwrap_err().to_string()
+    };
+    assert_eq!(refusal(&masked, None), "saved: the forward had mask one, this backward has none");
+    assert_eq!(
+        refusal(&plain, Some(&ones)),
+        "saved: the forward had mask none, this backward has one"
+    );
+    assert_eq!(refusal(&masked, Some(&short)), "mask: expected 16 elements, got 15");
+    let (gg_grad_y, gg_x) =
+        bn.double_backward_masked(&masked, x(), view::<G, u8>(&ones), x(), x()).unwrap();
+    let (like_y, like_x) = bn.double_backward(&plain, x(), x(), x()).unwrap();
+    let down = |buf: &Buf<G, f32>| down::<G, f32>(engine, buf);
+    assert_near(&down(&gg_grad_y), &wide(&down(&like_y)), Kind::Element);
+    assert_near(&down(&gg_x), &wide(&down(&like_x)), Kind::Element);
+}
