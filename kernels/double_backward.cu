@@ -9,6 +9,7 @@
 template <class T> struct Reads {
     const T *x, *grad_y, *residual, *v_x, *v_residual;
     const unsigned char *mask;
+    Counting counting;
 };
 template <class T> struct Writes {
     T *gg_grad_y, *gg_x, *gg_residual;
@@ -27,6 +28,13 @@ template <class A> struct Parameters {
     unsigned accumulate;
     /// Whether gradients flow through the statistics.
     unsigned batch;
+    /// Where the sums of a part of a batch go, array by array, and nothing else then; those of all parts.
+    double *sums;
+    const double *total;
+    /// Values of a channel in all parts, and by a mask how many of them count, and what is added to that.
+    double values;
+    const double *counts;
+    double count_eps;
 };
 
 // The library's test in src/engine/cuda/launch/double_backward.rs reads these lines.
@@ -51,13 +59,14 @@ FIELD(Channels<float>, mean_rest, 8);
 FIELD(Channels<float>, invstd, 16);
 FIELD(Channels<float>, weight, 24);
 FIELD(Channels<float>, bias, 32);
-SIZE(Reads<float>, 48);
+SIZE(Reads<float>, 64);
 FIELD(Reads<float>, x, 0);
 FIELD(Reads<float>, grad_y, 8);
 FIELD(Reads<float>, residual, 16);
 FIELD(Reads<float>, v_x, 24);
 FIELD(Reads<float>, v_residual, 32);
 FIELD(Reads<float>, mask, 40);
+FIELD(Reads<float>, counting, 48);
 SIZE(Writes<float>, 24);
 FIELD(Writes<float>, gg_grad_y, 0);
 FIELD(Writes<float>, gg_x, 8);
@@ -70,7 +79,7 @@ SIZE(Follows<double>, 16);
 FIELD(Follows<double>, activation, 0);
 FIELD(Follows<double>, source, 4);
 FIELD(Follows<double>, slope, 8);
-SIZE(Parameters<float>, 48);
+SIZE(Parameters<float>, 88);
 FIELD(Parameters<float>, v_weight, 0);
 FIELD(Parameters<float>, v_bias, 8);
 FIELD(Parameters<float>, gg_weight, 16);
@@ -78,6 +87,11 @@ FIELD(Parameters<float>, gg_bias, 24);
 FIELD(Parameters<float>, nonfinite, 32);
 FIELD(Parameters<float>, accumulate, 40);
 FIELD(Parameters<float>, batch, 44);
+FIELD(Parameters<float>, sums, 48);
+FIELD(Parameters<float>, total, 56);
+FIELD(Parameters<float>, values, 64);
+FIELD(Parameters<float>, counts, 72);
+FIELD(Parameters<float>, count_eps, 80);
 
 /// Sums of a channel: of `g`, `g xhat`, `v`, `v xhat`, `v g`; and, q being `grad_y * a''`, where an activation is
 /// curved, of `q`, `q xhat`, `q xhat^2`, `q v`, `q v xhat`, `q r`, `q r xhat`.
@@ -196,7 +210,7 @@ __device__ void sums(const Cut &cut, const Channels<AccOf<T>> &by, const Reads<T
         Place places[BATCH<T, N>];
 #pragma unroll
         for (unsigned k = 0; k < BATCH<T, N>; k++) places[k] = way.next(cut);
-        memory.staged.fetch(cut, tensors, from.mask, places);
+        memory.staged.fetch(cut, tensors, from.mask, from.counting, places);
         const unsigned count = way.elements(cut);
         unsigned at = threadIdx.x;
 #pragma unroll 1
@@ -205,8 +219,9 @@ __device__ void sums(const Cut &cut, const Channels<AccOf<T>> &by, const Reads<T
             const Flows f = element.flows(memory.staged, at);
             all[0] += f.g;
             all[1] += f.g * f.xhat;
-            all[2] += f.v;
-            all[3] += f.v * f.xhat;
+            const double v = !from.counting.bytes || memory.staged.counts(at) ? f.v : 0;
+            all[2] += v;
+            all[3] += v * f.xhat;
             all[4] += f.v * f.g;
             if constexpr (K > PLAIN) {
                 const double of_xhat = f.q * f.xhat, of_v = f.q * f.v, of_r = f.q * f.r;
@@ -283,33 +298,46 @@ __device__ void finalize(const Cut &cut, const Channels<A> &by, const Parameters
         }
     }
     if (member != 0) return;
+    const bool accumulate = parameters.accumulate;
+#pragma unroll
+    for (unsigned k = 0; k < CURVED; k++) {
+        const u64 at = u64(k) * cut.channels + c;
+        if (parameters.sums) parameters.sums[at] = s[k] + (accumulate ? parameters.sums[at] : 0);
+        if (parameters.total) s[k] = parameters.total[at];
+    }
+    if (parameters.sums) return;
     const auto of = by.of(c);
     const double invstd = of.invstd, weight = of.weight, scale = weight * invstd;
     const double v_weight = parameters.v_weight ? parameters.v_weight[c] : A(0);
     const double v_bias = parameters.v_bias ? parameters.v_bias[c] : A(0);
     const double g = s[0], g_xhat = s[1], v = s[2], v_xhat = s[3], v_g = s[4];
-    const double m = cut.elements > 0 ? double(cut.elements / cut.channels) : 1;
+    // How many values the statistics are of, what divided their sums, and the mean of xhat over them.
+    const double count = parameters.counts ? parameters.counts[c] : parameters.values;
+    const double m = count + parameters.count_eps > 0 ? count + parameters.count_eps : 1;
+    const double shift =
+        parameters.count_eps > 0 ? invstd * (double(of.mean) + of.mean_rest) * (parameters.count_eps / m) : 0;
+    const double slope = (v_xhat - shift * v) / m;
     const bool batch = parameters.batch;
     Made out = {scale, v_weight, v_bias, 0, invstd * v_weight, 0, 0};
     if (batch) {
-        out.u_xhat = v_weight - scale * (v_xhat / m);
+        out.u_xhat = v_weight - scale * slope;
         out.u_one = v_bias - scale * (v / m);
     }
     const double h = scale * s[8] + out.u_xhat * s[6] + out.u_one * s[5] + s[10];
     const double h_xhat = scale * s[9] + out.u_xhat * s[7] + out.u_one * s[6] + s[11];
     double kappa = v_g;
     if (batch) {
-        kappa = v_g - v * (g / m) - v_xhat * (g_xhat / m);
-        const double t = v_weight * g - scale * (v * (g_xhat / m) + g * (v_xhat / m));
-        const double t_xhat = v_weight * g_xhat - 2 * scale * (v_xhat * (g_xhat / m));
+        kappa = v_g - v * (g / m) - slope * g_xhat;
+        // All that flows to xhat, and of that what is constant over the values that count.
+        const double t = v_weight * g - scale * ((v - v / m * count) * (g_xhat / m) + g * slope);
+        const double t_xhat = v_weight * g_xhat - 2 * scale * (slope * g_xhat);
         out.x_v = -invstd * (scale * (g_xhat / m));
-        out.x_g = invstd * (v_weight - scale * (v_xhat / m));
+        out.x_g = invstd * (v_weight - scale * slope);
         out.x_xhat = -(invstd * ((t_xhat + scale * kappa) / m) + scale * (h_xhat / m));
-        out.x_one = -(invstd * (t / m) + scale * (h / m));
+        out.x_one = -(invstd * (t / m) + scale * (h / m)) - out.x_v * (v / m) - out.x_xhat * shift;
     }
     made[c] = out;
     const double of_weight = invstd * kappa + h_xhat;
-    const bool accumulate = parameters.accumulate;
     if (parameters.gg_weight) {
         parameters.gg_weight[c] = A((accumulate ? double(parameters.gg_weight[c]) : 0) + of_weight);
     }
@@ -338,7 +366,7 @@ __device__ void apply(const Cut &cut, const Channels<AccOf<T>> &by, const Reads<
         Place places[BATCH<T, N>];
 #pragma unroll
         for (unsigned k = 0; k < BATCH<T, N>; k++) places[k] = way.next(cut);
-        staged.fetch(cut, tensors, from.mask, places);
+        staged.fetch(cut, tensors, from.mask, from.counting, places);
         const unsigned count = way.elements(cut);
         unsigned at = threadIdx.x;
 #pragma unroll 1
@@ -347,7 +375,7 @@ __device__ void apply(const Cut &cut, const Channels<AccOf<T>> &by, const Reads<
             const Flows f = element.flows(staged, at);
             const double u = m.scale * f.v + m.u_xhat * f.xhat + m.u_one + f.r;
             double x = m.x_g * f.g, h = 0;
-            if (batch) x += m.x_v * f.v + m.x_xhat * f.xhat + m.x_one;
+            if (batch && (!from.counting.bytes || staged.counts(at))) x += m.x_v * f.v + m.x_xhat * f.xhat + m.x_one;
             if constexpr (IS_CURVED) {
                 h = times(f.q, u);
                 x += m.scale * h;

@@ -23,6 +23,12 @@ struct Cut {
     unsigned ragged;
 };
 
+/// Which values count for a mask: by a byte of every position, or of so many neighbours. All of them without one.
+struct Counting {
+    const unsigned char *bytes;
+    u64 each;
+};
+
 constexpr unsigned BLOCK = 256, WARPS = BLOCK / 32;
 /// Vectors of each of `N` tensors that a thread has in flight: at least four, as far as there are registers.
 template <class T, unsigned N> constexpr unsigned BATCH = sizeof(T) == 8 && N > 4 ? 1 : 2;
@@ -139,9 +145,12 @@ template <class T, unsigned N> struct alignas(16) Staged {
     Vector<T, W> vectors[N][STAGE];
     /// Of every vector the byte of the mask, and the lanes that there are.
     unsigned char mask[STAGE], lanes[STAGE];
+    /// By a mask of values, which lanes count.
+    unsigned char counted[STAGE];
 
     __device__ T &at(unsigned tensor, unsigned element) { return reinterpret_cast<T *>(vectors[tensor])[element]; }
     __device__ bool bit(unsigned element) const { return mask[element / W] >> element % W & 1; }
+    __device__ bool counts(unsigned element) const { return counted[element / W] >> element % W & 1; }
     __device__ bool is_there(const Cut &cut, unsigned element) const {
         return !cut.ragged || lanes[element / W] >> element % W & 1;
     }
@@ -157,9 +166,27 @@ template <class T, unsigned N> struct alignas(16) Staged {
         for (unsigned i = place.from; i < place.to; i++) bits |= unsigned(mask[place.at + i] & 1) << i;
         return bits;
     }
+    static __device__ unsigned counts_of(const Cut &cut, const Counting &by, const Place &place) {
+        const u64 first = place.at + place.from;
+        // The place of an element, and of a position's channels the place of its row and where it is in that.
+        const u64 period = by.each > 0 ? by.each : cut.inner;
+        u64 start = by.each > 0 ? first / by.each : first / cut.row * cut.inner;
+        u64 in_row = first % cut.row, within = first % cut.row % cut.inner;
+        if (by.each > 0) within = first % by.each;
+        unsigned bits = 0;
+#pragma unroll 1
+        for (unsigned i = place.from; i < place.to; i++) {
+            bits |= unsigned(by.bytes[by.each > 0 ? start : start + within] != 0) << i;
+            const bool ends = ++within == period, ends_row = ++in_row == cut.row;
+            if (ends) within = 0;
+            if (by.each > 0 ? ends : ends_row) start += by.each > 0 ? 1 : cut.inner;
+            if (ends_row) in_row = 0;
+        }
+        return bits;
+    }
     /// Brings the next stage of those tensors that there are: all loads are in flight before the first is waited for.
     /// When it returns, all is there; what was there before has been used by the whole block.
-    __device__ void fetch(const Cut &cut, const T *const (&from)[N], const unsigned char *bytes,
+    __device__ void fetch(const Cut &cut, const T *const (&from)[N], const unsigned char *bytes, const Counting &by,
                           const Place (&places)[EACH]) {
         Vector<T, W> loaded[N][EACH];
         bool whole[EACH];
@@ -180,6 +207,7 @@ template <class T, unsigned N> struct alignas(16) Staged {
             const unsigned slot = threadIdx.x + k * BLOCK;
             const Place &place = places[k];
             mask[slot] = bits[k];
+            if (by.bytes) counted[slot] = counts_of(cut, by, place);
             lanes[slot] = (1u << place.to) - (1u << place.from);
 #pragma unroll
             for (unsigned n = 0; n < N; n++) {

@@ -35,6 +35,16 @@ pub(in crate::engine::cuda) struct Reads<T> {
     pub v_x: Ptr<T>,
     pub v_residual: Ptr<T>,
     pub mask: Ptr<u8>,
+    pub counting: Counting,
+}
+
+/// Which values count for a mask; all where it is null.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(in crate::engine::cuda) struct Counting {
+    pub bytes: Ptr<u8>,
+    /// Elements that have one place; 0 where every position has one, which all its channels share.
+    pub each: u64,
 }
 
 /// What is written; null where it is not asked for.
@@ -80,6 +90,13 @@ pub(in crate::engine::cuda) struct Parameters<A> {
     pub nonfinite: Ptr<u32>,
     pub accumulate: u32,
     pub batch: u32,
+    /// Where the sums of a part of a batch go, and nothing else then; those of all parts. Either may be null.
+    pub sums: Ptr<f64>,
+    pub total: Ptr<f64>,
+    /// Values of a channel in all parts, and by a mask how many of them count, and what is added to that.
+    pub values: f64,
+    pub counts: Ptr<f64>,
+    pub count_eps: f64,
 }
 
 const BLOCK: u32 = 256;
@@ -146,6 +163,14 @@ impl Cut {
     fn at<T>(self, tensors: impl IntoIterator<Item = Ptr<T>>) -> Self {
         let aligned = tensors.into_iter().all(|tensor| tensor.is_aligned());
         Self { aligned: aligned.into(), ..self }
+    }
+    /// For the bits that a forward of this shape left, of which this is a part.
+    pub fn with_bits_of(self, shape: &Shape, dtype: DType) -> Self {
+        Self { lanes: form(shape, dtype.size() as u64).0 as u32, ..self }
+    }
+    /// Elements of a byte of the mask.
+    pub fn bits(&self) -> usize {
+        self.lanes as usize
     }
     /// Of a pass over the elements.
     fn blocks(&self) -> u64 {
@@ -261,11 +286,11 @@ mod tests {
             include_str!("../../../../kernels/double_backward.cu");
             "Cut": Cut { elements, inner, row, width, chunk, vectors, channels, chunks, runs, lanes, aligned, ragged }
             "Channels<float>": Channels<f32> { mean, mean_rest, invstd, weight, bias }
-            "Reads<float>": Reads<f32> { x, grad_y, residual, v_x, v_residual, mask }
+            "Reads<float>": Reads<f32> { x, grad_y, residual, v_x, v_residual, mask, counting }
             "Writes<float>": Writes<f32> { gg_grad_y, gg_x, gg_residual }
             "Follows<float>": Follows<f32> { activation, source, slope }
             "Follows<double>": Follows<f64> { activation, source, slope }
-            "Parameters<float>": Parameters<f32> { v_weight, v_bias, gg_weight, gg_bias, nonfinite, accumulate, batch }
+            "Parameters<float>": Parameters<f32> { v_weight, v_bias, gg_weight, gg_bias, nonfinite, accumulate, batch, sums, total, values, counts, count_eps }
         }
     }
 
