@@ -184,14 +184,11 @@ impl<A: Real> DoubleLauncher<'_, A> {
                 self.sums(from.from(element(row), bits), follows)?;
                 self.finalize(Parameters { accumulate: (row > 0).into(), ..of_rows }, true)?;
             }
-            let [v_weight, v_bias, gg_weight, gg_bias] = [
-                parameters.v_weight,
-                parameters.v_bias,
-                parameters.gg_weight,
-                parameters.gg_bias,
-            ]
-            .map(|array| behind(array, first));
-            let total = Parameters { total: sums, v_weight, v_bias, gg_weight, gg_bias, ..parameters };
+            let [v_weight, v_bias, gg_weight, gg_bias] =
+                [parameters.v_weight, parameters.v_bias, parameters.gg_weight, parameters.gg_bias]
+                    .map(|array| behind(array, first));
+            let total =
+                Parameters { total: sums, v_weight, v_bias, gg_weight, gg_bias, ..parameters };
             self.finalize(total, false)?;
             for row in (0..rows.each).filter(|_| to.any()) {
                 let (from, to) = (from.from(element(row), bits), to.from(element(row)));

@@ -29,7 +29,9 @@ mod double_backward;
 mod layer_norm;
 mod masked;
 
-pub(super) use double_backward::{Counting, Cut, DoubleLauncher, Follows, Parameters, Reads, Writes};
+pub(super) use double_backward::{
+    Counting, Cut, DoubleLauncher, Follows, Parameters, Reads, Writes,
+};
 pub(super) use layer_norm::{LayerNorm, RowLauncher, Rows};
 
 /// The kernels of one type of elements, on a stream. Those of the split family are loaded by the first
