@@ -10,6 +10,7 @@ engines! { [reference, cpu, cuda, gpu] [
     results_are_those_of_differences,
     what_does_not_count_is_not_looked_at,
     a_mask_belongs_to_its_forward,
+    renormalization_goes_with_a_mask,
 ] }
 
 mod layouts {
@@ -166,4 +167,31 @@ fn a_mask_belongs_to_its_forward<G: Engine>(engine: &G) {
     let down = |buf: &Buf<G, f32>| down::<G, f32>(engine, buf);
     assert_near(&down(&gg_grad_y), &wide(&down(&like_y)), Kind::Element);
     assert_near(&down(&gg_x), &wide(&down(&like_x)), Kind::Element);
+}
+
+/// By which all values count: the same as without one.
+fn renormalization_goes_with_a_mask<G: Engine>(engine: &G) {
+    let config = Config::default().activation(Activation::Silu).eps(1e-2);
+    let config = config.renorm(Renorm::paper(1.25, 0.5));
+    let (shape, n) = (small(), small().len());
+    let [x, grad_y, v_x] = [1, 2, 3].map(|seed| up(engine, &numbers::<f64>(n, seed)));
+    let [on_x, on_y, on_v] = [&x, &grad_y, &v_x];
+    let (x, grad_y, v_x) =
+        (|| view::<G, f64>(on_x), || view::<G, f64>(on_y), || view::<G, f64>(on_v));
+    let places = up(engine, &[1u8; 16]);
+    let places = || view::<G, u8>(&places);
+    let (mut plain, mut masked) =
+        (layer::<f64, G>(engine, config), layer::<f64, G>(engine, config));
+    let (_, saved) = plain.forward(&shape, x()).unwrap();
+    let right = plain.double_backward(&saved, x(), grad_y(), v_x()).unwrap();
+    let (_, saved) = masked.forward_masked(&shape, x(), Mask::new(places())).unwrap();
+    let got = masked.double_backward_masked(&saved, x(), places(), grad_y(), v_x()).unwrap();
+    for (got, right) in [(&got.0, &right.0), (&got.1, &right.1)] {
+        let [got, right] = [got, right].map(|buf| down::<G, f64>(engine, buf));
+        near::<f64>("a result", &got, &right, Kind::Element);
+    }
+    for name in ["weight", "bias"] {
+        let [got, right] = [&masked, &plain].map(|bn| grad(bn, name).unwrap());
+        near::<f64>(name, &got, &right, Kind::Sum(16));
+    }
 }
