@@ -59,7 +59,7 @@ FIELD(Channels<float>, mean_rest, 8);
 FIELD(Channels<float>, invstd, 16);
 FIELD(Channels<float>, weight, 24);
 FIELD(Channels<float>, bias, 32);
-SIZE(Reads<float>, 64);
+SIZE(Reads<float>, 80);
 FIELD(Reads<float>, x, 0);
 FIELD(Reads<float>, grad_y, 8);
 FIELD(Reads<float>, residual, 16);

@@ -27,6 +27,16 @@ struct Cut {
 struct Counting {
     const unsigned char *bytes;
     u64 each;
+    /// Of as many elements as have one byte, or of a row of all channels; and of a channel's in that.
+    double inverse, inner_inverse;
+
+    /// A quotient by an inverse, without a division.
+    static __device__ u64 quotient(u64 a, u64 b, double inverse) {
+        u64 q = u64(double(a) * inverse);
+        if (q * b > a) q--;
+        if (a - q * b >= b) q++;
+        return q;
+    }
 };
 
 constexpr unsigned BLOCK = 256, WARPS = BLOCK / 32;
@@ -169,18 +179,20 @@ template <class T, unsigned N> struct alignas(16) Staged {
     static __device__ unsigned counts_of(const Cut &cut, const Counting &by, const Place &place) {
         const u64 first = place.at + place.from;
         // The place of an element, and of a position's channels the place of its row and where it is in that.
-        const u64 period = by.each > 0 ? by.each : cut.inner;
-        u64 start = by.each > 0 ? first / by.each : first / cut.row * cut.inner;
-        u64 in_row = first % cut.row, within = first % cut.row % cut.inner;
-        if (by.each > 0) within = first % by.each;
+        const u64 period = by.each > 0 ? by.each : cut.inner, row = by.each > 0 ? by.each : cut.row;
+        u64 start = Counting::quotient(first, row, by.inverse);
+        u64 in_row = first - start * row, within = in_row;
+        if (by.each == 0) {
+            within -= Counting::quotient(in_row, cut.inner, by.inner_inverse) * cut.inner;
+            start *= cut.inner;
+        }
         unsigned bits = 0;
 #pragma unroll 1
         for (unsigned i = place.from; i < place.to; i++) {
             bits |= unsigned(by.bytes[by.each > 0 ? start : start + within] != 0) << i;
-            const bool ends = ++within == period, ends_row = ++in_row == cut.row;
+            const bool ends = ++within == period, ends_row = ++in_row == row;
             if (ends) within = 0;
-            if (by.each > 0 ? ends : ends_row) start += by.each > 0 ? 1 : cut.inner;
-            if (ends_row) in_row = 0;
+            if (ends_row) in_row = 0, start += by.each > 0 ? 1 : cut.inner;
         }
         return bits;
     }

@@ -83,13 +83,11 @@ impl Cuda {
         let residual = args.residual.filter(|_| source == Derivative::FromResidual);
         let SavedAt { by_channel, reserve } = pointers.read_saved(saved);
         let ByChannel { mean, mean_rest, invstd, weight, bias } = by_channel;
-        let mut counting = Counting { bytes: Ptr::NULL, each: 0 };
+        let mut counting = Counting::ALL;
         let (mut counts, mut count_eps) = (Ptr::NULL, 0.0);
         if let Some((rules, places)) = forward.mask.zip(args.mask) {
-            counting.bytes = pointers.read(places);
-            if let Places::Neighbours(each) = Places::new(shape, rules.last)? {
-                counting.each = each as u64;
-            }
+            let of = Places::new(shape, rules.last)?;
+            counting = Counting::new(pointers.read(places), of, &cut(shape, E::DTYPE));
             count_eps = rules.count_eps;
             counts = match args.saved.counted() {
                 Some(all) => pointers.read(all.counts.as_view()),

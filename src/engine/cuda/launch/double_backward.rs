@@ -3,6 +3,7 @@ use super::super::arguments::Channels;
 use super::super::module::DoubleBackwardKernels;
 use super::super::plan::{folded, form, gcd};
 use super::{Bound, submit};
+use crate::engine::places::Places;
 use crate::engine::pointers::Ptr;
 use crate::{DType, Element, Result, Shape};
 
@@ -42,9 +43,25 @@ pub(in crate::engine::cuda) struct Reads<T> {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(in crate::engine::cuda) struct Counting {
-    pub bytes: Ptr<u8>,
+    bytes: Ptr<u8>,
     /// Elements that have one place; 0 where every position has one, which all its channels share.
-    pub each: u64,
+    each: u64,
+    /// Of that, or of a row of all channels; and of a channel's elements in it.
+    inverse: f64,
+    inner_inverse: f64,
+}
+
+impl Counting {
+    pub const ALL: Self = Self { bytes: Ptr::NULL, each: 0, inverse: 0.0, inner_inverse: 0.0 };
+    /// By the bytes of these places of a tensor that is cut so.
+    pub fn new(bytes: Ptr<u8>, places: Places, cut: &Cut) -> Self {
+        let each = match places {
+            Places::Neighbours(each) => each as u64,
+            Places::Positions { .. } => 0,
+        };
+        let of = if each > 0 { each } else { cut.row };
+        Self { bytes, each, inverse: 1.0 / of as f64, inner_inverse: 1.0 / cut.inner as f64 }
+    }
 }
 
 /// What is written; null where it is not asked for.
