@@ -1,7 +1,7 @@
 //! Statistics of the values that count for a mask in all parts of a batch, merged on the host: a record on a device has
 //! one count for all channels, and a mask one for each where it has other axes.
 use super::ops::MaskRules;
-use crate::{AllMasked, Host, Memory, OneValue, Real, Result, Running};
+use crate::{Host, Memory, OneValue, Real, Result, Running};
 
 /// Mean, what rounding left of it, biased variance and number of values of a channel.
 fn of_channel(counted: &[f64], channels: usize, c: usize) -> [f64; 4] {
@@ -42,8 +42,8 @@ impl CountedParts<'_> {
     fn channels(&self) -> usize {
         self.all.len() / 4
     }
-    fn of(&self, c: usize) -> OfChannel {
-        OfChannel { of: of_channel(self.all, self.channels(), c), rules: self.rules }
+    fn of(&self, c: usize) -> [f64; 4] {
+        of_channel(self.all, self.channels(), c)
     }
     /// Of every channel how many values count.
     pub fn counts(&self) -> &[f64] {
@@ -54,51 +54,24 @@ impl CountedParts<'_> {
         let channels = self.channels();
         let mut record = vec![0.0; 3 * channels + 1];
         for c in 0..channels {
-            (record[c], record[channels + c], record[2 * channels + c]) = self.of(c).statistics();
+            let statistics = self.rules.statistics(self.of(c));
+            for (k, value) in statistics.into_iter().enumerate() {
+                record[k * channels + c] = value;
+            }
         }
         record[3 * channels] = values as f64;
         record
     }
     /// Moves running statistics by them.
     pub fn update<P: Real>(&self, running: &mut Running<'_, Host, P>, one_value: OneValue) {
-        (0..self.channels()).for_each(|c| self.of(c).update(running, c, one_value));
-    }
-}
-
-/// The same of a channel.
-struct OfChannel {
-    of: [f64; 4],
-    rules: MaskRules,
-}
-
-impl OfChannel {
-    /// How far a larger count takes the mean towards 0, and the sum of squares about what it is then.
-    fn less_and_squares(&self) -> (f64, f64) {
-        let ([mean, rest, var, count], eps) = (self.of, self.rules.count_eps);
-        if eps == 0.0 || count == 0.0 {
-            return (0.0, count * var);
+        let rules = self.rules;
+        for c in 0..self.channels() {
+            let of = self.of(c);
+            let ([mean, rest, _], (_, squares)) =
+                (rules.statistics(of), rules.less_and_squares(of));
+            let var_over = |over: f64| squares / (over + rules.count_eps);
+            running.update_masked(c, of[3], mean + rest, var_over, (one_value, rules.all_masked));
         }
-        let less = (mean + rest) * (eps / (count + eps));
-        (less, count * (var + less * less))
-    }
-    /// Mean, its rest and the biased variance.
-    fn statistics(&self) -> (f64, f64, f64) {
-        let [mean, rest, _, count] = self.of;
-        if count == 0.0 {
-            let is_nan = self.rules.all_masked == AllMasked::Nan;
-            let value = if is_nan { f64::NAN } else { 0.0 };
-            return (value, 0.0, value);
-        }
-        let (less, squares) = self.less_and_squares();
-        let to = mean + (rest - less);
-        let rest = mean - to + (rest - less);
-        (to, if rest.is_finite() { rest } else { 0.0 }, squares / (count + self.rules.count_eps))
-    }
-    fn update<P: Real>(&self, running: &mut Running<'_, Host, P>, c: usize, one_value: OneValue) {
-        let (mean, rest, _) = self.statistics();
-        let ((_, squares), eps) = (self.less_and_squares(), self.rules.count_eps);
-        let rules = (one_value, self.rules.all_masked);
-        running.update_masked(c, self.of[3], mean + rest, |over| squares / (over + eps), rules);
     }
 }
 

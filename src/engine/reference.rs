@@ -179,14 +179,21 @@ impl Engine for Reference {
     fn stats<E: Element>(&self, shape: &Shape, mut args: Stats<'_, Host, E>) -> Result<()> {
         args.check(&Host, shape)?;
         let channels = shape.channels();
+        let mask = args.mask.as_ref().map(|mask| masked::Masked::new(shape, mask)).transpose()?;
         for c in 0..channels {
-            let Statistics64 { mean, rest, var, .. } =
-                Statistics64::of_batch(shape, c, args.x, 1.0); // no invstd is wanted
+            // No invstd is wanted.
+            let Statistics64 { mean, rest, var, .. } = match &mask {
+                Some(mask) => mask.statistics(shape, c, args.x, 1.0).0,
+                None => Statistics64::of_batch(shape, c, args.x, 1.0),
+            };
             args.record[c] = mean;
             args.record[channels + c] = rest;
             args.record[2 * channels + c] = var;
         }
-        args.record[3 * channels] = shape.per_channel() as f64;
+        args.record[3 * channels] = match &mask {
+            Some(mask) => mask.rules.recorded(mask.count(shape, 0)),
+            None => shape.per_channel() as f64,
+        };
         Ok(())
     }
 

@@ -10,17 +10,14 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// not looked at then. A batch of which no value counts is a batch all the same, for averages that count
     /// batches, whatever [`Mask::all_masked`] has running statistics do.
     ///
-    /// With [`Config::renorm`](crate::Config::renorm) r and d are taken by the values that count, which takes a
-    /// second forward. With [`Config::ghost`](crate::Config::ghost) each group has the statistics of its values that count,
+    /// With [`Config::renorm`](crate::Config::renorm) r and d are taken by the values that count, for which x is
+    /// read once more. With [`Config::ghost`](crate::Config::ghost) each group has the statistics of its values that count,
     /// and one in which none does follows the rule of the mask: an average that leaves it out keeps its share of the
     /// running statistics. Strided groups take calls for every row then, and on a device what counts is read back, so
     /// that they cannot be captured; on several ranks a mask with ghost batches is refused.
     ///
     /// On several ranks the values that count in all parts are one batch, which takes reading back on a device, too: see
     /// [`Synced`](crate::Synced).
-    ///
-    /// With renormalization it is two forwards, and on a device it waits in between: the mask and the statistics are
-    /// read back, so that it cannot be captured.
     ///
     /// ```
     /// # use batchnorm::{BatchNorm, Config, Cpu, Host, Mask, Shape};

@@ -1,14 +1,15 @@
 //! Renormalization by the statistics of the values that count for a mask.
+use super::affine::Affine;
 use super::renorm::Scratch;
 use super::{BatchNorm, Part, Renorm, RunningStats};
 use crate::{
-    AllMasked, Element, Engine, Error, ForwardTrain, Mask, Memory, Op, Real, Request, Result,
-    Running, Saved, Shape, Variance,
+    AllMasked, Element, EmptyBatch, Engine, Error, ForwardTrain, Mask, Memory, OneValue, Op, Real,
+    Request, Result, Running, Saved, Stats, Variance,
 };
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// A training forward by a mask with renormalization: r and d by the statistics of the values that count,
-    /// which a first forward takes, then a second one that is scaled and shifted by them. As in Keras 3.14.
+    /// which a first pass takes, then a forward that is scaled and shifted by them. As in Keras 3.14.
     pub(super) fn forward_masked_renormalized<E: Element<Acc = P>>(
         &mut self,
         renorm: Renorm,
@@ -17,7 +18,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         saved: &mut Saved<M, P>,
     ) -> Result<()> {
         let (shape, config, updates) = (whole.shape, self.affine.config, self.updates_running);
-        self.or_decline(self.check_masked_renormalized(&shape, &mask))?;
+        let checked = self.check_masked_renormalized(&mask, whole);
+        self.or_decline(checked)?;
         let Self { affine, running, renorm: scratch, .. } = self;
         let Some(running) = running else { return Ok(()) };
         let (engine, memory, channels) = (&affine.engine, affine.engine.memory(), affine.channels);
@@ -28,40 +30,15 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         }
         let (scratch, mut factors) = made?;
 
-        // A batch whose weight is 1 leaves its own statistics.
-        let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
-        let (mean, var) = (M::view_mut(&mut scratch.scale), M::view_mut(&mut scratch.shift));
-        let mut args = ForwardTrain::<M, E>::new(x, y).eps(config.eps).mask(mask.reborrow());
-        let own = Running::<M, P>::new(mean, var, 1.0).variance(Variance::Biased);
-        (args.running, args.one_value) = (Some(own), config.one_value);
-        args.residual = whole.residual.as_ref().map(M::reborrow);
-        // Of several ranks it leaves how many values count in all parts.
-        args.saved = Some(&mut *saved).filter(|_| engine.ranks() > 1);
-        engine.forward_train(&shape, args)?;
-        let count = match saved.counted().filter(|_| engine.ranks() > 1) {
-            Some(all) => memory.download(M::view(&all.counts))?.first().map_or(0, |n| *n as usize),
-            None => {
-                let counts = memory.download(M::reborrow(&mask.places))?;
-                counts.iter().filter(|byte| **byte != 0).count()
-            }
-        };
-        let of = |buf: &M::Buf<P>| memory.download(M::view(buf));
-        let widen = |values: Vec<P>| values.into_iter().map(|v| v.to_f64()).collect::<Vec<_>>();
-        let (mut mean, mut var) = (widen(of(&scratch.scale)?), widen(of(&scratch.shift)?));
-        // Of nothing a mean and a variance of 0 count as a batch's in Keras, or NaN, or they move nothing.
-        let of_none = if mask.all_masked == AllMasked::Nan { f64::NAN } else { 0.0 };
-        let moves = match (count, mask.all_masked) {
-            (0, AllMasked::Keep) => 0.0,
-            (0, _) => 2.0,
-            (n, _) => n as f64,
-        };
-        if count == 0 {
-            mean.fill(of_none);
-            var.fill(of_none);
+        if engine.ranks() > 1 {
+            affine.record_of_ranks(&mask, whole, scratch, saved)?;
+        } else {
+            let (x, record) = (M::reborrow(&whole.x), M::view_mut(&mut scratch.record));
+            engine.stats(&shape, Stats::<M, E>::new(x, record).mask(mask.reborrow()))?;
         }
-        let record = [mean, vec![0.0; channels], var, vec![moves]].concat();
-        memory.write(&record, M::view_mut(&mut scratch.record))?;
-        affine.renormalize((renorm, updates && moves > 0.0), running, scratch, &mut factors)?;
+        // The record's count says whether a batch in which nothing counts moves what is kept.
+        let moves = (updates, EmptyBatch::Keep);
+        affine.renormalize(renorm, moves, running, scratch, &mut factors)?;
 
         let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
         let residual = whole.residual.as_ref().map(M::reborrow);
@@ -77,15 +54,70 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         Ok(())
     }
 
-    fn check_masked_renormalized(&self, shape: &Shape, mask: &Mask<'_, M>) -> Result<()> {
+    /// The check of all of it, before anything is written.
+    fn check_masked_renormalized<E: Element<Acc = P>>(
+        &self,
+        mask: &Mask<'_, M>,
+        whole: &mut Part<'_, M, E>,
+    ) -> Result<()> {
+        let (shape, affine, engine) = (whole.shape, &self.affine, self.engine());
         self.check_capture()?;
-        self.affine.check(shape)?;
+        affine.check(&shape)?;
         self.check_lengths()?;
         if mask.last.is_some_and(|last| shape.inner() > 1 || last != shape.channels()) {
             let reason = "with renormalization: expected one of positions, of which every channel has as many \
                           values, got one without a last axis that is not the channels'";
             return Err(Error::invalid("mask", reason));
         }
-        self.engine().supports(shape, Request::new(Op::Renormalize, P::DTYPE))
+        let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
+        let residual = whole.residual.as_ref().map(M::reborrow);
+        let mut args = affine.train(x, residual, Some(mask.reborrow()), y, None, None);
+        if engine.ranks() > 1 {
+            args.one_value = OneValue::ZeroVariance; // one of many, maybe
+        }
+        args.check(engine.memory(), &shape)?;
+        let stats = Request::new(Op::Stats, E::DTYPE).mask(true);
+        let stats = Some(stats).filter(|_| engine.ranks() == 1);
+        let asked = [Request::new(Op::Renormalize, P::DTYPE), args.request().saves(true)];
+        asked.into_iter().chain(stats).try_for_each(|request| engine.supports(&shape, request))
+    }
+}
+
+impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
+    /// The record of the values that count in the parts of all ranks, by a forward that leaves its statistics: they are
+    /// read back.
+    fn record_of_ranks<E: Element<Acc = P>>(
+        &self,
+        mask: &Mask<'_, M>,
+        whole: &mut Part<'_, M, E>,
+        scratch: &mut Scratch<M, P>,
+        saved: &mut Saved<M, P>,
+    ) -> Result<()> {
+        let (config, memory) = (self.config, self.engine.memory());
+        // A batch whose weight is 1 leaves its own statistics.
+        let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
+        let (mean, var) = (M::view_mut(&mut scratch.scale), M::view_mut(&mut scratch.shift));
+        let mut args = ForwardTrain::<M, E>::new(x, y).eps(config.eps).mask(mask.reborrow());
+        let own = Running::<M, P>::new(mean, var, 1.0).variance(Variance::Biased);
+        (args.running, args.one_value) = (Some(own), config.one_value);
+        args.residual = whole.residual.as_ref().map(M::reborrow);
+        // It leaves how many values count in all parts.
+        args.saved = Some(&mut *saved);
+        self.engine.forward_train(&whole.shape, args)?;
+        let count = match saved.counted() {
+            Some(all) => memory.download(M::view(&all.counts))?.first().copied().unwrap_or(0.0),
+            None => 0.0,
+        };
+        let of = |buf: &M::Buf<P>| memory.download(M::view(buf));
+        let widen = |values: Vec<P>| values.into_iter().map(|v| v.to_f64()).collect::<Vec<_>>();
+        let (mut mean, mut var) = (widen(of(&scratch.scale)?), widen(of(&scratch.shift)?));
+        if count == 0.0 {
+            let of_none = if mask.all_masked == AllMasked::Nan { f64::NAN } else { 0.0 };
+            mean.fill(of_none);
+            var.fill(of_none);
+        }
+        let rests = vec![0.0; self.channels];
+        let record = [mean, rests, var, vec![mask.rules().recorded(count)]].concat();
+        memory.write(&record, M::view_mut(&mut scratch.record))
     }
 }

@@ -5,8 +5,8 @@ use super::{BatchNorm, Config, Param, Part, PartGradients, RunningStats, copy, f
 use crate::engine::Call;
 use crate::memory::filled;
 use crate::{
-    DoubleBackward, Element, Engine, Error, Input, Memory, NonFinite, OneValue, Op, Real,
-    RenormClip, RenormState, Renormalize, RenormalizeBackward, Request, Result, Saved, Shape,
+    DoubleBackward, Element, EmptyBatch, Engine, Error, Input, Memory, NonFinite, OneValue, Op,
+    Real, RenormClip, RenormState, Renormalize, RenormalizeBackward, Request, Result, Saved, Shape,
     Stats,
 };
 use std::fmt;
@@ -270,7 +270,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let (scratch, mut factors) = made?;
         let record = M::view_mut(&mut scratch.record);
         let values = engine.merge_ranks(call, Ok(shape.per_channel()), record, config.one_value)?;
-        affine.renormalize((renorm, updates), running, scratch, &mut factors)?;
+        let moves = (updates, config.empty_batch);
+        affine.renormalize(renorm, moves, running, scratch, &mut factors)?;
         let x = Input::View(M::reborrow(&whole.x));
         let residual = whole.residual.as_ref().map(M::reborrow);
         let given = Given::Record(&scratch.record);
@@ -370,10 +371,12 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
 }
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
-    /// r, d and what they scale and shift by, of the record of a batch in `scratch`; moves what is kept.
+    /// r, d and what they scale and shift by, of the record of a batch in `scratch`; moves what is kept, if that
+    /// `updates`, and by a batch without values as said.
     pub fn renormalize(
         &self,
-        (renorm, updates): (Renorm, bool),
+        renorm: Renorm,
+        (updates, empty_batch): (bool, EmptyBatch),
         running: &mut RunningStats<M, P>,
         scratch: &mut Scratch<M, P>,
         factors: &mut M::Buf<P>,
@@ -399,7 +402,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
         args.weight = self.weight.as_ref().map(|p| M::view(&p.value));
         args.bias = self.bias.as_ref().map(|p| M::view(&p.value));
         args.one_value = config.one_value;
-        args.empty_batch = config.empty_batch;
+        args.empty_batch = empty_batch;
         self.engine.renormalize(args.eps(config.eps).clip(renorm.clip).updates(updates))
     }
 }

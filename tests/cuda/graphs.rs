@@ -10,7 +10,7 @@ use batchnorm::{
     Request, Result, Saved, SavedParts, Shape, Strict, Tuning,
 };
 
-const MODE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+pub const MODE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 
 /// The tensors of a step, which a graph reads and writes where they lie.
 struct Tensors {
@@ -27,7 +27,7 @@ struct Tensors {
     saved: Saved<batchnorm::Device, f32>,
 }
 
-fn values(len: usize, seed: usize) -> Vec<f32> {
+pub fn values(len: usize, seed: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 37 + seed * 101) % 97) as f32 / 31.0 - 1.0).collect()
 }
 
@@ -79,7 +79,7 @@ impl Tensors {
 
 /// An engine on a stream that can be captured, in a context where cudarc records no events, which a
 /// graph must not wait for.
-fn capturable(ordinal: usize) -> Cuda {
+pub fn capturable(ordinal: usize) -> Cuda {
     let context = on_device(ordinal).unwrap().stream().context().clone();
     // SAFETY: everything here is on one stream.
     #[allow(unsafe_code)]

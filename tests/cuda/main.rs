@@ -12,6 +12,7 @@ mod devices; // golden cases on every profile; several devices, streams and thre
 mod failures; // launches, memory and modules that fail
 mod graphs; // a captured step
 mod layers; // what steps of a layer read and write
+mod masked_renorm; // renormalization by a mask, in a graph
 mod masks; // places that no host has looked through, and their traffic
 #[allow(unsafe_code)]
 mod raw; // memory of another allocator, by its address

@@ -288,7 +288,8 @@ impl<'i, E: Element> Call<'i, E> {
 
     fn stats<G: Engine<Memory = Host>>(mut self, engine: &G) -> Outcome<'i, E> {
         let (mut blank, sizes) = (Blank::<E, G>::new(engine), self.sizes());
-        let mut args = blank.stats();
+        let mask = self.input.one_in(3);
+        let mut args = blank.stats(Fault { mask, ..NONE });
         self.hold(&mut args.reborrow(), sizes, |_, _, _| {});
         self.held.lend(&mut args, Whole);
         let result = engine.stats(&self.shape, args);

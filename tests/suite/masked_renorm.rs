@@ -2,12 +2,14 @@
 use crate::support::engines::engines;
 use crate::support::run::Random;
 use batchnorm::{
-    Activation, AllMasked, BatchNorm, Config, Engine, Error, Host, Mask, Renorm, RenormClip, Shape,
+    Activation, AllMasked, BatchNorm, Config, Engine, Error, Host, Mask, Renorm, RenormClip, Saved,
+    Shape,
 };
 
 engines! { [reference_on_host, cpu_on_host] [
     renormalization_is_that_of_the_rows_that_count,
     nothing_that_counts_renormalizes_by_its_rule,
+    what_is_refused_changes_nothing,
 ] }
 
 /// Two steps of a layer with renormalization: of rows some of which count, and of those alone.
@@ -106,5 +108,29 @@ fn nothing_that_counts_renormalizes_by_its_rule<G: Engine<Memory = Host>>(engine
             error.starts_with("mask: with renormalization: expected one of positions"),
             "{error}"
         );
+    }
+}
+
+/// The statistics move between two passes over x, so all is looked at before the first.
+fn what_is_refused_changes_nothing<G: Engine<Memory = Host>>(engine: &G) {
+    let config = Config::keras().renorm(Renorm::keras());
+    let mut bn = BatchNorm::<f64, G>::new(engine, 2, config).unwrap();
+    let (shape, x) = (Shape::new(&[2, 2], 1).unwrap(), [1.0, 2.0, 3.0, 4.0]);
+    let (ones, two) = ([1u8; 2], [1u8, 2]);
+    for (x, residual, places, len, expected) in [
+        (&x[..], None, &ones, 3, "y: expected 4 elements, got 3"),
+        (&x[..3], None, &ones, 4, "x: expected 4 elements, got 3"),
+        (&x, Some(&x[..3]), &ones, 4, "residual: expected 4 elements, got 3"),
+        (&x, None, &two, 4, "mask: expected 0 or 1 at every place, got 2 at place 1"),
+    ] {
+        let (mut y, mut saved) = (vec![7.0; len], Saved::new());
+        let mask = Mask::<Host>::new(places);
+        let error = bn.forward_masked_into(&shape, x, residual, mask, &mut y, &mut saved);
+        assert_eq!(error.unwrap_err().to_string(), expected);
+        let kept = bn.running().unwrap();
+        let of_renorm = kept.renorm.as_ref().unwrap();
+        assert_eq!((&kept.mean[..], &kept.var[..]), (&[0.0; 2][..], &[1.0; 2][..]), "{expected}");
+        assert_eq!((&of_renorm.moving_stddev[..], kept.num_batches_tracked), (&[1.0; 2][..], 0));
+        assert_eq!((y, saved.shape()), (vec![7.0; len], None), "{expected}");
     }
 }

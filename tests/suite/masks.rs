@@ -7,7 +7,7 @@ use crate::support::run::{
 use crate::support::shapes::{CHANNELS_LAST, SMALL, cases};
 #[cfg(all(feature = "cudnn", target_os = "linux"))]
 use batchnorm::Error;
-use batchnorm::{Activation, AllMasked, Element, Engine, OneValue, Shape, Variance};
+use batchnorm::{Activation, AllMasked, Element, Engine, OneValue, Real, Shape, Variance};
 use half::{bf16, f16};
 
 engines! { [reference, cpu, cuda] [
@@ -21,6 +21,7 @@ engines! { [reference, cpu, cuda] [
     a_mask_of_ones_is_no_mask,
     nothing_that_counts_is_what_the_rule_says,
     one_value_that_counts_has_no_variance,
+    a_record_is_of_the_values_that_count,
 ] }
 
 // It takes our kernels wherever there is a mask.
@@ -30,6 +31,7 @@ engines! { [gpu] [
     a_mask_of_ones_is_no_mask,
     nothing_that_counts_is_what_the_rule_says,
     one_value_that_counts_has_no_variance,
+    a_record_is_of_the_values_that_count,
 ] }
 
 engines! { [cudnn] [a_mask_is_refused_in_words] }
@@ -308,4 +310,86 @@ fn one_value_that_counts_has_no_variance<G: Engine>(engine: &G) {
             assert!((forward["running_var"][c] - kept * inputs.var[c]).abs() < 1e-15);
         }
     }
+}
+
+/// By the definition, in f64; of nothing by the rule.
+fn a_record_is_of_the_values_that_count<G: Engine>(engine: &G) {
+    fn all<E: Element, G: Engine>(engine: &G, near: f64) {
+        for (seed, dims) in
+            [[3, 5, 7], [2, 3, 600], [40, 3, 1], [4, 600, 1], [30, 16, 7], [0, 3, 4]]
+                .iter()
+                .enumerate()
+        {
+            let shape = Shape::new(dims, 1).unwrap();
+            for (pattern, all_masked) in [
+                (Pattern::Sparse(60), AllMasked::Keep),
+                (Pattern::None, AllMasked::Keep),
+                (Pattern::None, AllMasked::Zero),
+                (Pattern::None, AllMasked::Nan),
+            ] {
+                let last = Some(dims[1]).filter(|_| dims[2] == 1 && seed % 2 == 1);
+                let mask = masked(&shape, last, pattern, seed as u64);
+                let mask = Masked { all_masked, ..mask };
+                let mut inputs = Inputs::<E>::new(&shape, Epilogue::PLAIN, seed as u64);
+                inputs.mask = Some(mask.clone());
+                let Some(got) = served(run::stats(engine, &inputs)) else { return };
+                let what = format!("{} {dims:?}, {pattern:?}, {all_masked:?}", E::DTYPE);
+                let [channels, inner] = [dims[1], dims[2]];
+                let place = |i: usize| i / (channels * inner) * inner + i % inner;
+                let of = |c: usize| {
+                    let all = (0..shape.len()).filter(|&i| channel_of(&shape, i) == c);
+                    let all = all.filter(|&i| mask.places[place(i)] == 1);
+                    all.map(|i| inputs.x[i].widen().to_f64()).collect::<Vec<f64>>()
+                };
+                for c in 0..channels {
+                    let xs = of(c);
+                    let n = xs.len() as f64 + mask.count_eps;
+                    let mean = xs.iter().sum::<f64>() / n;
+                    let var = xs.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+                    let (mean, var) = match (xs.is_empty(), all_masked) {
+                        (false, _) => (mean, var),
+                        (true, AllMasked::Nan) => (f64::NAN, f64::NAN),
+                        (true, _) => (0.0, 0.0),
+                    };
+                    let is = |got: f64, right: f64| {
+                        let same = got.is_nan() && right.is_nan();
+                        assert!(
+                            same || (got - right).abs() <= near * right.abs().max(1.0),
+                            "{what}, {c}: {got}, {right}"
+                        );
+                    };
+                    is(got[c] + got[channels + c], mean);
+                    is(got[2 * channels + c], var);
+                }
+                let right = match (of(0).len(), all_masked) {
+                    (0, AllMasked::Keep) => 0.0,
+                    (0, _) => 2.0,
+                    (n, _) => n as f64,
+                };
+                assert_eq!(got[3 * channels], right, "{what}");
+            }
+        }
+        // Of which channels have different numbers of values.
+        let shape = Shape::new(&[3, 2, 6], 1).unwrap();
+        let mut inputs = Inputs::<E>::new(&shape, Epilogue::PLAIN, 1);
+        inputs.mask = Some(masked(&shape, Some(3), Pattern::Sparse(60), 0));
+        let error = run::stats(engine, &inputs).unwrap_err().to_string();
+        assert!(
+            error.starts_with("mask: of a record: expected one of positions, of which"),
+            "{error}"
+        );
+        assert!(
+            error.ends_with("got one without a last axis of 3 that is not the channels'"),
+            "{error}"
+        );
+        let mut short = masked(&shape, None, Pattern::All, 0);
+        short.places.pop();
+        inputs.mask = Some(short);
+        let error = run::stats(engine, &inputs).unwrap_err().to_string();
+        assert_eq!(error, "mask: expected 18 elements, got 17");
+    }
+    all::<f64, G>(engine, 1e-12);
+    all::<f32, G>(engine, 1e-6);
+    all::<f16, G>(engine, 1e-6);
+    all::<bf16, G>(engine, 1e-6);
 }

@@ -69,9 +69,11 @@ impl<E: Element, G: Engine> Blank<E, G> {
         let [x, grad_y] = &self.tensors;
         DoubleBackward::new(saved, G::Memory::view(x), G::Memory::view(grad_y))
     }
-    pub fn stats(&mut self) -> Stats<'_, G::Memory, E> {
+    pub fn stats(&mut self, fault: Fault) -> Stats<'_, G::Memory, E> {
         let ([x, _], [record, _]) = (&self.tensors, &mut self.records);
-        Stats::new(G::Memory::view(x), G::Memory::view_mut(record))
+        let mut args = Stats::new(G::Memory::view(x), G::Memory::view_mut(record));
+        args.mask = fault.mask.then(|| Mask::new(G::Memory::view(&self.bytes)));
+        args
     }
     pub fn layer_norm(&mut self, fault: Fault) -> LayerNormForward<'_, G::Memory, E> {
         let [x, y] = &mut self.tensors;

@@ -22,7 +22,7 @@ pub struct Fault {
     pub without: &'static str,
     /// An argument that starts an element behind the start of its memory, on a device.
     pub late: &'static str,
-    /// A training forward with a mask.
+    /// A training forward, or statistics, with a mask.
     pub mask: bool,
     /// A backward without what only engines that serve everything have: a residual, sums.
     pub plain: bool,
@@ -121,7 +121,7 @@ impl Operation {
             Self::Eval | Self::EvalByRecord => list(desk.held(&mut blank.eval(fault), |_| None)),
             Self::Backward => list(desk.held(&mut blank.backward(fault, &saved), |_| None)),
             Self::DoubleBackward => list(desk.held(&mut blank.double_backward(&saved), |_| None)),
-            Self::Stats => list(desk.held(&mut blank.stats(), |_| None)),
+            Self::Stats => list(desk.held(&mut blank.stats(fault), |_| None)),
             Self::Merge => list(desk.held(&mut blank.merge(fault), |_| None)),
             Self::LayerNorm => list(desk.held(&mut blank.layer_norm(fault), |_| None)),
             Self::LayerNormBackward => {
@@ -366,7 +366,8 @@ impl<G: Engine> Desk<'_, G> {
             .layer_norm_backward(shape, args))
     }
     fn stats<E: Element>(&self, shape: &Shape, views: impl Views<G::Memory>) -> Called {
-        call!(self, views, |blank: E| blank.stats(), |engine, args| engine.stats(shape, args))
+        call!(self, views, |blank: E| blank.stats(self.fault), |engine, args| engine
+            .stats(shape, args))
     }
     /// `records` apart, as their content says how many values there are.
     fn merge<P: Real>(&self, records: &[f64], views: impl Views<G::Memory>) -> Called {

@@ -359,8 +359,11 @@ pub fn stats<E: Element, G: Engine>(engine: &G, inputs: &Inputs<E>) -> Result<Ve
     let x = on.upload(&inputs.x)?;
     let nan = vec![f64::NAN; 3 * inputs.shape.channels() + 1];
     let mut record = on.upload(&nan)?;
+    let places = inputs.mask.as_ref().map(|mask| on.upload(&mask.places)).transpose()?;
     let (x, out) = (G::Memory::view(&x), G::Memory::view_mut(&mut record));
-    let (shape, args) = (&inputs.shape, Stats::<G::Memory, E>::new(x, out));
+    let (shape, mut args) = (&inputs.shape, Stats::<G::Memory, E>::new(x, out));
+    let mask = inputs.mask.as_ref().zip(places.as_ref());
+    args.mask = mask.map(|(mask, places)| mask.mask::<G::Memory>(G::Memory::view(places)));
     agree(engine, shape, args.request(), |engine| engine.stats(shape, args))?;
     on.download(G::Memory::view(&record))
 }

@@ -11,6 +11,7 @@ use super::kernels::columns::{Rows, column_distances};
 use super::kernels::convert::{finite_f64, widen};
 use super::kernels::moments::{self as merging, Columns};
 use super::kernels::sums::{self, Lanes, STRIP_ROWS};
+use super::masked_stats;
 use super::moments::{self, Merged, Moments, base};
 use super::plan::{Plan, Tile};
 use super::ranges::ChannelRanges;
@@ -39,6 +40,9 @@ pub(super) fn stats<E: Element>(
     args.check(&Host, shape)?;
     let simd = cpu.simd()?;
     let (x, record, channels) = (args.x, args.record, shape.channels());
+    if let Some(mask) = &args.mask {
+        return masked_stats::record(cpu, shape, x, mask, record);
+    }
     record[3 * channels] = shape.per_channel() as f64;
     if shape.is_empty() {
         record[..3 * channels].fill(0.0);

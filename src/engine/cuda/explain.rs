@@ -32,6 +32,7 @@ impl Cuda {
                     double_backward::cut(shape, request.dtype)
                 ));
             }
+            Op::Stats if request.mask => ("masked_stats, masked_finalize", None),
             Op::Stats => ("stats, stats_finalize", None),
             Op::MergeStats => return Ok(format!("{NAME}: merge_stats, a thread per channel")),
             Op::LayerNorm => return Ok(format!("{NAME}: layer_norm, a warp or a block per row")),

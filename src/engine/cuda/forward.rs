@@ -155,14 +155,24 @@ impl Cuda {
         args: Stats<'_, Device, E>,
     ) -> Result<()> {
         let plan = self.plan::<E>(shape)?;
-        let room = self.shared.workspace.room(&self.memory, Layout::new::<E::Acc>(&plan))?;
+        let layout = Layout::new::<E::Acc>(&plan);
+        let layout = if args.mask.is_some() { layout.counted() } else { layout };
+        let room = self.shared.workspace.room(&self.memory, layout)?;
         let (launcher, mut pointers) =
             (self.launcher::<E>(Activation::Identity), Pointers::new(self.stream()));
+        let mask = args.mask.map(|mask| (mask.rules(), pointers.read(mask.places)));
         let (x, record) = (pointers.read(args.x), pointers.write(args.record));
         // The eps is of an invstd that is not written.
         let outputs = Outputs { record, ..Outputs::new(1.0, self.shared.workspace.nonfinite()) };
-        launcher.stats(&plan, x, room.partials())?;
-        launcher.stats_finalize(&plan, outputs, x, room.partials())
+        let partials = room.partials();
+        let Some((rules, bytes)) = mask else {
+            launcher.stats(&plan, x, partials)?;
+            return launcher.stats_finalize(&plan, outputs, x, partials);
+        };
+        let places = Places::new(shape, &plan.geometry, plan.lanes, rules.last, bytes)?;
+        launcher.masked_stats(&plan, places, x, partials)?;
+        let rules = Rules::from(rules);
+        launcher.masked_finalize(&plan, outputs, places, rules, x, partials, Ptr::NULL)
     }
 
     /// The statistics of all parts together.

@@ -125,6 +125,39 @@ impl<'a, M: Memory> Mask<'a, M> {
 }
 
 impl MaskRules {
+    /// How far the number that is added takes the mean towards 0, of values that come to these: their mean, what rounding
+    /// it left, their biased variance and how many count; and the sum of squares about where the mean is then.
+    pub fn less_and_squares(&self, [mean, rest, var, count]: [f64; 4]) -> (f64, f64) {
+        let eps = self.count_eps;
+        if eps == 0.0 || count == 0.0 {
+            return (0.0, count * var);
+        }
+        let less = (mean + rest) * (eps / (count + eps));
+        (less, count * (var + less * less))
+    }
+    /// Mean, what rounding it leaves and biased variance by these rules, of values that come to the same four.
+    pub fn statistics(&self, of: [f64; 4]) -> [f64; 3] {
+        let [mean, rest, _, count] = of;
+        if count == 0.0 {
+            let is_nan = self.all_masked == AllMasked::Nan;
+            let value = if is_nan { f64::NAN } else { 0.0 };
+            return [value, 0.0, value];
+        }
+        let (less, squares) = self.less_and_squares(of);
+        let to = mean + (rest - less);
+        let rest = mean - to + (rest - less);
+        let rest = if rest.is_finite() { rest } else { 0.0 };
+        [to, rest, squares / (count + self.count_eps)]
+    }
+    /// The number of values in a record of so many that count: where none does, statistics stay by it, or move as by a
+    /// batch.
+    pub fn recorded(&self, count: f64) -> f64 {
+        match (count > 0.0, self.all_masked) {
+            (true, _) => count,
+            (false, AllMasked::Keep) => 0.0,
+            (false, _) => 2.0,
+        }
+    }
     pub fn argument(self) -> Argument {
         Argument { name: "mask", role: self.last.map_or(Role::Positions, Role::WithoutLast) }
     }

@@ -33,7 +33,7 @@ pub struct Request {
     /// Of a forward that saves something, and of its backward: whether the caller keeps y between them, as
     /// [`ForwardTrain::y_is_kept`](crate::ForwardTrain::y_is_kept) says.
     pub y_is_kept: bool,
-    /// Of a training forward, and of its backward: whether some values do not count for the statistics.
+    /// Of a training forward, of its backward, and of [`Op::Stats`]: whether some values do not count for the statistics.
     pub mask: bool,
     /// Of [`Op::ForwardEval`]: whether the statistics are a record.
     pub by_record: bool,

@@ -177,7 +177,7 @@ pub(super) fn stats<E: Element>(
                 let (merged, scratch) = work.split_at_mut(channels.len() * Merged::FIELDS);
                 let sums = slots::Sums::of_range(&ranges, i, (slots, slot_len), scratch);
                 // No invstd is wanted.
-                merge(simd, (shape, plan), sums, (x, mask, 1.0), merged);
+                merge(simd, (shape, plan), sums, (x, mask, 0.0), merged);
                 let (merged, mut record) = (Merged::new(merged, shape), [means, rests, vars]);
                 for (k, c) in channels.enumerate() {
                     counts[k] = mask.count(c);
@@ -187,6 +187,23 @@ pub(super) fn stats<E: Element>(
         });
     })?;
     Ok(all)
+}
+
+/// A record of them by the mask's own rules.
+pub(super) fn record<E: Element>(
+    cpu: &Cpu,
+    shape: &Shape,
+    x: &[E],
+    mask: &Mask<'_, Host>,
+    record: &mut [f64],
+) -> Result<()> {
+    let (channels, rules, all) = (shape.channels(), mask.rules(), stats(cpu, shape, x, mask)?);
+    for c in 0..channels {
+        let by = rules.statistics([0, 1, 2, 3].map(|k| all[k * channels + c]));
+        (0..3).for_each(|k| record[k * channels + c] = by[k]);
+    }
+    record[3 * channels] = rules.recorded(all[3 * channels]);
+    Ok(())
 }
 
 /// Moves the running statistics of some channels by what [`merge`] has written of them.
