@@ -41,6 +41,11 @@ fn rows() {
     fuzz(targets::rows, right.collect(), 500_000);
 }
 #[test]
+fn renorm() {
+    let right = (0..8).map(|k| [&[k % 4, k][..], &[2; 60]].concat());
+    fuzz(targets::renorm, right.collect(), 40_000);
+}
+#[test]
 fn plans() {
     let dtypes = (0..4).map(|dtype| vec![dtype, 0, 3, 0, 3, 0, 4, 0]);
     fuzz(targets::plans, dtypes.collect(), 500);

@@ -6,12 +6,14 @@ mod arguments;
 pub mod bytes;
 mod given;
 mod plans;
+mod renorm;
 mod rows;
 mod shapes;
 mod states;
 
 pub use arguments::run as arguments;
 pub use plans::run as plans;
+pub use renorm::run as renorm;
 pub use rows::run as rows;
 pub use shapes::run as shapes;
 pub use states::run as states;
