@@ -100,13 +100,10 @@ impl Cuda {
         if let Some((plan, kernel)) = resident.filter(|_| tensors.are_aligned()) {
             let masked = places_of(&plan.geometry, plan.lanes)?;
             let accumulate = args.accumulate;
-            let done = self.in_one_launch(&plan, partials, |group| match masked {
-                None => launcher.backward_resident(
-                    &kernel, &plan, group, channels, gradients, tensors, accumulate,
-                ),
-                Some((places, shares)) => launcher.masked_backward_resident(
-                    &kernel, &plan, group, channels, gradients, tensors, accumulate, places, shares,
-                ),
+            let done = self.in_one_launch(&plan, partials, |group| {
+                launcher.backward_resident(
+                    &kernel, &plan, group, channels, gradients, tensors, accumulate, masked,
+                )
             })?;
             if done {
                 return Ok(());

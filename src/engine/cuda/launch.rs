@@ -3,7 +3,10 @@
 //! What makes a launch sound is checked before it: a [`Ptr`] comes from a view of this context or
 //! from the workspace, `check` of the arguments has compared every length with the shape, and the
 //! plan that `geometry` and `merge` come from covers exactly the elements of that shape.
-use super::arguments::{Act, Channels, Given, Gradients, Group, Merge, Outputs, Tensors};
+use super::arguments::{
+    Act, AnyActivation, Channels, Given, Gradients, Group, Merge, Outputs, Tensors,
+};
+use super::masked::{Places, Shares};
 use super::module::{Activated, Kernels, Modules, Tiled};
 use super::plan::{Geometry, Plan};
 use super::resident::Resident;
@@ -298,6 +301,7 @@ impl Launcher<'_> {
         }
     }
 
+    /// All of a backward, in one launch; `masked` after a forward by a mask, whose kernel serves any activation.
     #[allow(clippy::too_many_arguments)] // the kernel has them
     pub fn backward_resident<E: Element>(
         &self,
@@ -308,21 +312,26 @@ impl Launcher<'_> {
         gradients: Gradients<E::Acc>,
         tensors: Tensors<E>,
         accumulate: bool,
+        masked: Option<(Places, Shares<E::Acc>)>,
     ) -> Result<()> {
         let (geometry, count, accumulate) = (plan.geometry, plan.count, u32::from(accumulate));
         let Tensors { x, grad_y, mask, residual, grad_x, grad_residual, .. } = tensors;
         let source = tensors.source.code();
         macro_rules! with {
-            ($($act:ident),*) => {
+            ([$($act:ident),*] $($more:ident),*) => {
                 arguments![
                     geometry, group, channels, gradients, count, x, grad_y, mask, source, $($act,)*
-                    accumulate, grad_x, grad_residual
+                    accumulate, grad_x, grad_residual, $($more),*
                 ]
             };
         }
+        if let Some((places, shares)) = masked {
+            let any = AnyActivation::<E::Acc>::new(self.activation);
+            return self.groups(kernel, plan, with!([residual, any] places, shares));
+        }
         match tensors.act {
-            Act::Plain(_) => self.groups(kernel, plan, with!()),
-            Act::Any(any) => self.groups(kernel, plan, with!(residual, any)),
+            Act::Plain(_) => self.groups(kernel, plan, with!([])),
+            Act::Any(any) => self.groups(kernel, plan, with!([residual, any])),
         }
     }
 

@@ -1,12 +1,10 @@
 //! The kernels of `kernels/masked_entries.cuh`, as [`super`] has those of a step without a mask.
-use super::super::arguments::{AnyActivation, Channels, Gradients, Group, Merge, Outputs, Tensors};
+use super::super::arguments::{AnyActivation, Channels, Merge, Outputs, Tensors};
 use super::super::masked::{Places, Rules, Shares};
 use super::super::plan::Plan;
-use super::super::resident::Resident;
 use super::{BLOCK, Launcher, WARPS, aligned};
 use crate::engine::pointers::Ptr;
 use crate::{Element, Result};
-use cudarc::driver::CudaFunction;
 
 impl Launcher<'_> {
     /// Sums of the values that count, of every tile.
@@ -68,43 +66,5 @@ impl Launcher<'_> {
             grad_residual
         ];
         self.tiles(&kernels.backward_apply, plan, arguments)
-    }
-
-    /// All of a backward, in one launch.
-    #[allow(clippy::too_many_arguments)] // the kernel has them
-    pub fn masked_backward_resident<E: Element>(
-        &self,
-        kernel: &CudaFunction,
-        plan: &Resident,
-        group: Group,
-        channels: Channels<E::Acc>,
-        gradients: Gradients<E::Acc>,
-        tensors: Tensors<E>,
-        accumulate: bool,
-        places: Places,
-        shares: Shares<E::Acc>,
-    ) -> Result<()> {
-        let (geometry, count, accumulate) = (plan.geometry, plan.count, u32::from(accumulate));
-        let Tensors { x, grad_y, mask, residual, grad_x, grad_residual, .. } = tensors;
-        let (source, act) = (tensors.source.code(), AnyActivation::<E::Acc>::new(self.activation));
-        let arguments = arguments![
-            geometry,
-            group,
-            channels,
-            gradients,
-            count,
-            x,
-            grad_y,
-            mask,
-            source,
-            residual,
-            act,
-            accumulate,
-            grad_x,
-            grad_residual,
-            places,
-            shares
-        ];
-        self.groups(kernel, plan, arguments)
     }
 }
