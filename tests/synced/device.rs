@@ -1,11 +1,10 @@
 //! On a device a step of several ranks is queued: nothing is read back, and nothing is made, once a step has been.
-use crate::gate::{capturing, making};
+use crate::capture::{Tensors, captured};
+use crate::gate::making;
 use crate::support::cuda::on_device;
-use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use batchnorm::{
-    Backward, BatchNorm, Collective, Config, Cuda, Device, Element, Engine, Error, ForwardTrain,
-    Ghost, GhostUpdate, Input, Mask, Memory, Rank, Real, Renorm, Result, Saved, Shape, Synced,
-    Words,
+    BatchNorm, Collective, Config, Cuda, Element, Engine, Error, Ghost, GhostUpdate, Input, Mask,
+    Memory, Rank, Real, Renorm, Result, Saved, Shape, Synced, Words,
 };
 
 /// Two ranks of which the other always has what this one has, all of it on the stream.
@@ -48,50 +47,22 @@ impl<M: Memory> Collective<M> for Twins {
 fn a_step_of_several_ranks_is_captured() {
     let engine = twins();
     for rows in [1, 6] {
-        captured::<f32>(&engine, rows);
-        captured::<half::f16>(&engine, rows);
-        captured::<f64>(&engine, rows);
+        a_captured_step::<f32>(&engine, rows);
+        a_captured_step::<half::f16>(&engine, rows);
+        a_captured_step::<f64>(&engine, rows);
     }
 }
 
-fn captured<E: Element>(engine: &Synced<Cuda, Twins>, rows: usize) {
-    let (on, shape) = (engine.memory().clone(), Shape::new(&[rows, 5], 1).unwrap());
-    let values = |k: usize| {
-        let value = |i: usize| E::narrow(E::Acc::from_f64((i * k % 17) as f64 / 4.0));
-        on.upload(&(0..shape.len()).map(value).collect::<Vec<E>>()).unwrap()
-    };
-    let (x, grad_y) = (values(7), values(5));
-    let (mut mean, mut var) = (on.zeros::<E::Acc>(5).unwrap(), on.zeros::<E::Acc>(5).unwrap());
-    let (mut y, mut grad_x) =
-        (on.zeros::<E>(shape.len()).unwrap(), on.zeros::<E>(shape.len()).unwrap());
-    let mut saved = Saved::new();
-    let mut step = || -> Result<()> {
-        let args = ForwardTrain::<Device, E>::new(x.as_view(), y.as_view_mut())
-            .running(mean.as_view_mut(), var.as_view_mut(), 1.0)
-            .saved(&mut saved);
-        engine.forward_train(&shape, args)?;
-        let args = Backward::<Device, E>::new(&saved, x.as_view(), grad_y.as_view());
-        engine.backward(&shape, args.grad_x(grad_x.as_view_mut()))
-    };
-    step().unwrap();
-    let stream = engine.engine().stream().clone();
-    let pass = capturing();
-    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
-    step().unwrap();
-    let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
-    drop(pass);
-    let of = |on: &Device, mean: &_, grad_x: &_| {
-        (
-            on.download(Device::view::<E::Acc>(mean)).unwrap(),
-            on.download(Device::view::<E>(grad_x)).unwrap(),
-        )
-    };
-    let right = of(&on, &mean, &grad_x);
-    on.zero(mean.as_view_mut()).unwrap();
-    on.zero(grad_x.as_view_mut()).unwrap();
-    graph.launch().unwrap();
-    assert_eq!(of(&on, &mean, &grad_x), right);
-    assert!(right.0.iter().any(|v| v.to_f64() != 0.0));
+fn a_captured_step<E: Element>(engine: &Synced<Cuda, Twins>, rows: usize) {
+    let mut tensors = Tensors::<E>::new(engine.memory(), rows, 7);
+    tensors.step(engine).unwrap();
+    let (done, graph) = captured(engine.engine().stream(), || tensors.step(engine));
+    done.unwrap();
+    let right = tensors.results();
+    tensors.clear();
+    graph.unwrap().unwrap().launch().unwrap();
+    assert_eq!(tensors.results(), right);
+    assert!(right.0[0].iter().any(|bits| *bits != 0));
 }
 
 /// Two ranks on a stream of their own, without events.
@@ -136,15 +107,10 @@ fn a_step_in_groups_or_renormalized_is_captured() {
             on.download(bn.running().unwrap().mean.as_view()).unwrap()
         };
         let once = mean(&bn);
-        let stream = engine.engine().stream().clone();
-        let thread = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        let pass = capturing();
-        stream.begin_capture(thread).unwrap();
-        step(&mut bn).unwrap();
-        let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
-        drop(pass);
+        let (done, graph) = captured(engine.engine().stream(), || step(&mut bn));
+        done.unwrap();
         assert_eq!(mean(&bn), once, "{config:?}: nothing has run yet");
-        graph.launch().unwrap();
+        graph.unwrap().unwrap().launch().unwrap();
         let twice = mean(&bn);
         for (once, twice) in once.iter().zip(&twice) {
             assert!((twice / once) > 1.3 && (twice / once) < 2.0, "{config:?}: {once}, {twice}");
@@ -165,13 +131,9 @@ fn a_mask_of_several_ranks_is_not_captured() {
         bn.forward_masked_into(&shape, x.as_view(), None, mask, y, &mut saved)
     };
     step(&mut bn).unwrap();
-    let stream = engine.engine().stream().clone();
-    let thread = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-    let pass = capturing();
-    stream.begin_capture(thread).unwrap();
-    let error = step(&mut bn).unwrap_err();
-    drop(stream.end_capture(CUgraphInstantiate_flags(0)));
-    drop(pass);
+    let (refused, graph) = captured(engine.engine().stream(), || step(&mut bn));
+    let error = refused.unwrap_err();
+    drop(graph);
     assert!(matches!(error, Error::Invalid { what: "mask", .. }), "{error}");
     step(&mut bn).unwrap();
 }

@@ -2,6 +2,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+mod capture; // a step as a graph
 mod conformance; // engines x dtypes x shapes x epilogues x parts
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 mod device; // nothing is read back

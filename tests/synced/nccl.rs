@@ -1,15 +1,12 @@
 //! Ranks on several software devices, by the software NCCL: what passes is plumbing, order, sizes, streams and graphs.
+use crate::capture::{Tensors, captured};
 use crate::conformance::{Step, judge_steps, step};
-use crate::gate::{capturing, making};
+use crate::gate::making;
 use crate::support::cuda::{is_real, on_device};
 use crate::support::run::{Epilogue, Inputs};
 use crate::support::shapes::cases;
 use crate::world::{LONG, parts};
-use batchnorm::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use batchnorm::{
-    Backward, Collective, Cuda, Device, Element, Engine, ForwardTrain, Memory, Nccl, Rank, Real,
-    Result, Saved, Shape, Synced, Threads,
-};
+use batchnorm::{Collective, Cuda, Element, Engine, Memory, Nccl, Rank, Shape, Synced, Threads};
 use half::{bf16, f16};
 use std::time::Duration;
 
@@ -182,58 +179,32 @@ fn collectives_stand_in_the_order_of_their_stream() {
 fn a_step_of_several_devices_is_captured() {
     let Some(_) = nccl() else { return };
     for rows in [[1, 6, 3], [0, 4, 1]] {
-        captured::<f32>(rows);
-        captured::<f16>(rows);
-        captured::<f64>(rows);
+        a_captured_step::<f32>(rows);
+        a_captured_step::<f16>(rows);
+        a_captured_step::<f64>(rows);
     }
 }
 
-fn captured<E: Element>(rows: [usize; 3]) {
+fn a_captured_step<E: Element>(rows: [usize; 3]) {
     let stats = on_devices(3, 16, LONG, |rank, engine| {
-        let (on, stream) = (engine.memory().clone(), engine.engine().stream().clone());
+        let stream = engine.engine().stream().clone();
         // SAFETY: everything of this context here is on one stream.
         #[allow(unsafe_code)]
         unsafe {
             stream.context().disable_event_tracking()
         };
-        let shape = Shape::new(&[rows[rank], 5], 1).unwrap();
-        let values = |k: usize| {
-            let value = |i: usize| E::narrow(E::Acc::from_f64((i * k % 17) as f64 / 4.0));
-            on.upload(&(0..shape.len()).map(value).collect::<Vec<E>>()).unwrap()
-        };
-        let (x, grad_y) = (values(7 + rank), values(5));
-        let (mut mean, mut var) = (on.zeros::<E::Acc>(5).unwrap(), on.zeros::<E::Acc>(5).unwrap());
-        let mut y = on.zeros::<E>(shape.len()).unwrap();
-        let mut grad_x = on.zeros::<E>(shape.len()).unwrap();
-        let mut saved = Saved::new();
-        let mut step = || -> Result<()> {
-            let args = ForwardTrain::<Device, E>::new(x.as_view(), y.as_view_mut())
-                .running(mean.as_view_mut(), var.as_view_mut(), 1.0)
-                .saved(&mut saved);
-            engine.forward_train(&shape, args)?;
-            let args = Backward::<Device, E>::new(&saved, x.as_view(), grad_y.as_view());
-            engine.backward(&shape, args.grad_x(grad_x.as_view_mut()))
-        };
-        step().unwrap();
+        let mut tensors = Tensors::<E>::new(engine.memory(), rows[rank], 7 + rank);
+        tensors.step(&engine).unwrap();
         engine.collective().wait(LONG).unwrap();
-        let pass = capturing();
-        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
-        step().unwrap();
-        let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
-        drop(pass);
-        let of = |mean: &_, var: &_, grad_x: &_| {
-            let wide = |v: Vec<E::Acc>| v.iter().map(|v| v.to_f64().to_bits()).collect::<Vec<_>>();
-            let running =
-                [mean, var].map(|v| wide(on.download(Device::view::<E::Acc>(v)).unwrap()));
-            (running, on.download(Device::view::<E>(grad_x)).unwrap())
-        };
-        let right = of(&mean, &var, &grad_x);
+        let (done, graph) = captured(&stream, || tensors.step(&engine));
+        done.unwrap();
+        let graph = graph.unwrap().unwrap();
+        let right = tensors.results();
         for _ in 0..3 {
-            on.zero(mean.as_view_mut()).unwrap();
-            on.zero(grad_x.as_view_mut()).unwrap();
+            tensors.clear();
             graph.launch().unwrap();
             engine.collective().wait(LONG).unwrap();
-            assert_eq!(of(&mean, &var, &grad_x), right, "rank {rank} of {rows:?}");
+            assert_eq!(tensors.results(), right, "rank {rank} of {rows:?}");
         }
         drop(graph);
         drop(engine);
