@@ -173,6 +173,8 @@ fn the_traffic_of_a_mask_is_its_bytes() {
     costs::<f16>(&device, &[16, 16, 4096], Some(64), 1.08);
     costs::<f32>(&device, &[256, 64, 49], None, 1.1);
     costs::<f16>(&device, &[256, 64, 49], None, 1.2);
+    // No step of f64 is in one launch: with a mask it is as many as without.
+    costs::<f64>(&device, &[4096, 64], None, 1.05);
 }
 
 /// The backward is one launch where the plain one is, and reads nothing more than the mask: a plain step of two launches
