@@ -4,7 +4,8 @@
 //! tasks give the same bits on any machine.
 use super::policy::{
     AHEAD, CACHED_BYTES, CLOSE_BYTES, ENOUGH_TASKS, FEW_ROWS, HALF_PAGE, LARGE_APART, LARGE_BYTES,
-    LONG_ROW, LONG_RUN, PAGE, PART_ROW, RUN, SMALL, SUMMED_ROWS, TASK, WHOLE_ROW,
+    LONG_ROW, LONG_RUN, OF_ROWS, PAGE, PART_ROW, RUN, SHORTER_RUN, SMALL, SUMMED_ROWS, TASK,
+    WHOLE_ROW,
 };
 use super::simd::{BLOCK, GROUP};
 use crate::Shape;
@@ -107,7 +108,8 @@ impl Plan {
     /// One tile of everything.
     fn uncut(shape: &Shape) -> Self {
         let row = shape.channels() * shape.inner();
-        let long_runs = shape.inner() >= LONG_RUN;
+        let is_few = shape.outer() <= OF_ROWS;
+        let long_runs = shape.inner() >= if is_few { SHORTER_RUN } else { LONG_RUN };
         let join = match long_runs {
             true => 1,
             // Few rows are summed at once, and a ghost batch of them in registers: they stay as they are, but for
