@@ -62,6 +62,7 @@ pub use renorm::RenormClip;
 pub use saved::Saved;
 pub(crate) use saved_counted::Counted;
 pub use saved_given::GivenStatistics;
+pub use saved_groups::GroupRows;
 pub(crate) use saved_groups::Grouping;
 pub(crate) use synced::Call;
 #[cfg(feature = "nccl")]
@@ -231,6 +232,28 @@ pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
     #[doc(hidden)]
     fn backward_groups<E: Element>(&self, args: Backward<'_, Self::Memory, E>) -> Result<()> {
         ops::groups::backward(self, args)
+    }
+    /// Whether it takes such groups of a batch of this shape in one
+    /// [`forward_train_at_once`](Self::forward_train_at_once), and their backward in one, too.
+    #[doc(hidden)]
+    fn takes_groups_at_once(&self, shape: &Shape, groups: GroupRows, request: Request) -> bool {
+        let _ = (shape, groups, request);
+        false
+    }
+    /// Training forwards of groups of a batch's rows in one call, each by its own statistics, of which one `saved` of
+    /// `args` keeps all. Running statistics are moved by each in its turn, by its pair of `factors`, of the mean and of
+    /// the variance, or by the average of all groups where there is one pair alone.
+    #[doc(hidden)]
+    fn forward_train_at_once<E: Element>(
+        &self,
+        shape: &Shape,
+        groups: GroupRows,
+        args: ForwardTrain<'_, Self::Memory, E>,
+        factors: &[(f64, f64)],
+    ) -> Result<()> {
+        let _ = (shape, args, factors);
+        let reason = format!("expected groups one after the other, got {groups:?} in one call");
+        Err(crate::Error::Unsupported { engine: self.name(), reason })
     }
     /// The gradients of a [`backward`](Self::backward), given those of its results: for losses that are made of
     /// gradients, such as a gradient penalty.

@@ -84,7 +84,7 @@ pub(crate) struct ByChannel<T> {
     pub bias: T,
 }
 
-/// Arrays of a [`ByChannel`].
+/// Arrays of a [`ByChannel`]; the first three are statistics.
 const FIELDS: usize = 5;
 
 impl<T> ByChannel<T> {
@@ -126,9 +126,20 @@ impl<M: Memory, P: Real> Buffers<M, P> {
     }
     /// Copies into one of the arrays, or sets it to zeros.
     pub fn set(&mut self, memory: &M, index: usize, from: Option<M::View<'_, P>>) -> Result<()> {
+        self.set_part(memory, index, 0..self.channels, from)
+    }
+    /// The same of some channels.
+    fn set_part(
+        &mut self,
+        memory: &M,
+        index: usize,
+        channels: std::ops::Range<usize>,
+        from: Option<M::View<'_, P>>,
+    ) -> Result<()> {
         let start = index * stride(self.channels);
         let mut all = M::view_mut(&mut self.values);
-        let Some(to) = M::slice_mut(&mut all, start..start + self.channels) else { return Ok(()) };
+        let channels = start + channels.start..start + channels.end;
+        let Some(to) = M::slice_mut(&mut all, channels) else { return Ok(()) };
         match from {
             Some(from) => memory.copy(from, to),
             None => memory.zero(to),
@@ -298,7 +309,18 @@ impl<M: Memory, P: Real> Saved<M, P> {
         forward: Forward,
         reserve_len: usize,
     ) -> Result<Opened<'_, M, P>> {
-        let (channels, engine) = (forward.shape.channels(), forward.engine);
+        let channels = forward.shape.channels();
+        self.open_of(memory, forward, channels, reserve_len)
+    }
+    /// The same for so many channels, those of all groups that are one call.
+    pub(super) fn open_of(
+        &mut self,
+        memory: &M,
+        forward: Forward,
+        channels: usize,
+        reserve_len: usize,
+    ) -> Result<Opened<'_, M, P>> {
+        let engine = forward.engine;
         // Buffers of another engine may hold what this one neither writes nor wants to find, and those
         // of another device are not to be written from here.
         let fit = |b: &Buffers<M, P>| {
@@ -313,6 +335,36 @@ impl<M: Memory, P: Real> Saved<M, P> {
         self.whole.open(forward, fit, || Buffers::new(memory, channels, reserve_len, engine))
     }
 
+    /// What group `k` of a forward of all groups in one call would have saved as a batch of this shape.
+    pub(super) fn of_group(&self, memory: &M, shape: Shape, k: usize) -> Result<Self> {
+        let (forward, all) = self.made()?;
+        let (mut one, channels) = (Self::new(), shape.channels());
+        let Opening { buffers, mark } = one.open(memory, Forward { shape, ..*forward }, 0)?;
+        for index in 0..FIELDS {
+            // Weight and bias are there once.
+            let row = if index < 3 { k } else { 0 };
+            let start = index * stride(all.channels) + row * channels;
+            buffers.set(memory, index, M::part(&all.values, start..start + channels))?;
+        }
+        mark.filled();
+        Ok(one)
+    }
+    /// What a forward of all groups as channels of a batch of this shape would have saved.
+    pub(super) fn of_channels(&self, memory: &M, shape: Shape) -> Result<Self> {
+        let (forward, all) = self.made()?;
+        let (mut one, channels) = (Self::new(), forward.shape.channels());
+        let Opening { buffers, mark } = one.open(memory, Forward { shape, ..*forward }, 0)?;
+        for index in 0..FIELDS {
+            for start in (0..shape.channels()).step_by(channels) {
+                // Weight and bias are there once.
+                let from = index * stride(all.channels) + if index < 3 { start } else { 0 };
+                let from = M::part(&all.values, from..from + channels);
+                buffers.set_part(memory, index, start..start + channels, from)?;
+            }
+        }
+        mark.filled();
+        Ok(one)
+    }
     /// Nothing is saved until the next forward; the memory stays.
     pub(super) fn clear(&mut self) {
         self.is_renormalized = false;

@@ -11,6 +11,30 @@ pub(crate) enum Grouping {
     AsChannels(usize),
     /// Row i is in group i mod so many: calls for each row, the rows of a group one after the other.
     Strided(usize),
+    /// One call of an engine that takes all of them: see [`Engine::takes_groups_at_once`](crate::Engine).
+    AtOnce(GroupRows),
+}
+
+impl Grouping {
+    /// The same groups, each in calls of its own.
+    pub fn in_turn(self) -> Self {
+        match self {
+            Self::AtOnce(GroupRows { count, is_strided: true, .. }) => Self::Strided(count),
+            Self::AtOnce(GroupRows { size, .. }) => Self::Consecutive(size),
+            _ => self,
+        }
+    }
+}
+
+/// Groups of a batch's rows that an engine takes in one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupRows {
+    /// Rows of a group; the last one may have fewer where they are not strided.
+    pub size: usize,
+    /// How many groups there are.
+    pub count: usize,
+    /// Whether row i is in group i mod `count`, or the rows of a group are neighbours.
+    pub is_strided: bool,
 }
 
 /// What was saved, and for which forward of the whole batch.
@@ -59,6 +83,22 @@ impl<M: Memory, P: Real> Saved<M, P> {
         let forward = Forward { shape, batch_statistics: true, ..*first.made()?.0 };
         groups.filled = Some((forward, grouping));
         Ok(())
+    }
+    /// What calls for every group of neighbouring rows would have left, of a forward that took them in one call; these
+    /// are their shapes.
+    pub(crate) fn apart(
+        &self,
+        memory: &M,
+        shapes: impl Iterator<Item = crate::Shape>,
+    ) -> Result<Vec<Self>> {
+        let groups = self.groups().and_then(|(.., saved)| saved.first());
+        let one = |(k, shape)| groups.map(|all| all.of_group(memory, shape, k));
+        shapes.enumerate().map_while(one).collect()
+    }
+    /// What one call of strided groups as channels of this shape would have left, of a forward that took them in one.
+    pub(crate) fn as_channels(&self, memory: &M, shape: crate::Shape) -> Result<Option<Self>> {
+        let groups = self.groups().and_then(|(.., saved)| saved.first());
+        groups.map(|all| all.of_channels(memory, shape)).transpose()
     }
     /// Refuses what was saved in groups, which an engine's backward does not take.
     pub(super) fn check_whole(&self) -> Result<()> {

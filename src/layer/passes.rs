@@ -109,7 +109,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             whole.residual = residual.as_ref().map(M::reborrow);
             return match mask {
                 Some(mask) => self.forward_masked_groups(grouping, mask, &mut whole, saved),
-                None => self.forward_groups(grouping, &mut whole, saved),
+                None => {
+                    let grouping = self.at_once(grouping, &whole);
+                    self.forward_groups(grouping, &mut whole, saved)
+                }
             };
         }
         if let Some(renorm) = renorm {

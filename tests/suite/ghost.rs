@@ -42,6 +42,11 @@ fn cases() -> Vec<Case<'static>> {
         (&[6, 5, 1], 2, apart(3)),
         (&[12, 17], 1, apart(3)),
         (&[4, 3, 2], 1, apart(4)),
+        // Groups of few rows of vectors of channels, which an engine may take in one call.
+        (&[10, 20], 1, near(4).remainder(short)),
+        (&[9, 20], 1, near(4).remainder(chunk)),
+        (&[12, 40], 1, near(4).update(GhostUpdate::Average)),
+        (&[12, 68], 1, apart(4)),
     ]
 }
 
@@ -192,6 +197,11 @@ fn every_group_is_a_batch<G: Engine>(engine: &G) {
     let leaky = Config::default().activation(Activation::LeakyRelu { negative_slope: 0.25 });
     for case in cases() {
         one::<f32, G>(engine, case, leaky);
+    }
+    for case in cases().into_iter().rev().take(4) {
+        one::<f32, G>(engine, case, Config::default());
+        one::<f64, G>(engine, case, Config::default().momentum(Momentum::Cumulative));
+        one::<bf16, G>(engine, case, Config::default().bias(false).variance(Variance::Biased));
     }
     for case in [cases()[3], cases()[9], cases()[11]] {
         one::<f64, G>(engine, case, leaky.momentum(Momentum::Cumulative));

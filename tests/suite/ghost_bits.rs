@@ -9,6 +9,9 @@ engines! { [reference_on_host, cpu_on_host] [
     groups_at_once_have_the_bits_of_calls,
     few_rows_have_the_bits_of_calls,
     numbers_of_all_kinds_have_the_bits_of_calls,
+    strided_rows_have_the_bits_of_calls,
+    in_place_has_the_same_bits,
+    any_number_of_threads_has_the_same_bits,
 ] }
 
 type Case<'a> = (&'a [usize], usize, usize);
@@ -139,5 +142,114 @@ fn numbers_of_all_kinds_have_the_bits_of_calls<G: Engine>(engine: &G) {
             let config = Config::default().activation(activation).eps(eps);
             beside_calls(engine, (dims, 1, 4), config, [x, grad_y, vec![]]);
         }
+    }
+}
+
+/// A step's y, grad_x, running statistics and gradients, the gradient in place or not.
+fn step_of<E: Element, G: Engine>(
+    engine: &G,
+    (dims, axis): (&[usize], usize),
+    config: Config,
+    [x, grad_y]: [&[E]; 2],
+    in_place: bool,
+) -> [String; 4] {
+    let shape = Shape::new(dims, axis).unwrap();
+    let mut bn = parameterized::<E::Acc, G>(engine, shape.channels(), config);
+    let (x, mut grad_x) = (up(engine, x), up(engine, grad_y));
+    let (mut y, mut saved) = (up(engine, grad_y), Saved::new());
+    // Twice, so that both find something there.
+    for _ in 0..2 {
+        grad_x = up(engine, grad_y);
+        let to = view_mut::<G, E>(&mut y);
+        bn.forward_into(&shape, view::<G, E>(&x), None, to, &mut saved).unwrap();
+        let own = up(engine, grad_y);
+        let from = if in_place { Input::InPlace } else { Input::View(view::<G, E>(&own)) };
+        let to = Some(view_mut::<G, E>(&mut grad_x));
+        bn.backward_into(&saved, view::<G, E>(&x), None, from, to, None).unwrap();
+    }
+    let of = snapshot(&bn);
+    let [y, grad_x] = [y, grad_x].map(|buf| format!("{:?}", down::<G, E>(engine, &buf)));
+    [y, grad_x, format!("{:?}", of.running), format!("{:?}", of.grads)]
+}
+
+/// y and the gradient of x of rows at equal distances are those of a batch of these rows.
+fn strided_rows_have_the_bits_of_calls<G: Engine>(engine: &G) {
+    fn of<E: Element, G: Engine>(engine: &G, activation: Activation) {
+        for (rows, channels, size) in [(8, 16, 2), (12, 40, 4), (15, 100, 5), (64, 33, 32)] {
+            let groups = rows / size;
+            let config = Config::default().activation(activation);
+            let (mut x, grad_y) =
+                (numbers::<E>(rows * channels, 1), numbers::<E>(rows * channels, 2));
+            // Of one group a channel that is not finite, and one that leaves the range of f32.
+            x[channels + 3] = E::narrow(E::Acc::from_f64(f64::NAN));
+            for row in (0..rows).step_by(groups) {
+                let at = row * channels + 5;
+                x[at] = E::narrow(E::Acc::from_f64(x[at].widen().to_f64() * 1e30));
+            }
+            let ghost = config.ghost(Ghost::strided(size));
+            let whole = step_of(engine, (&[rows, channels], 1), ghost, [&x, &grad_y], false);
+            let mut apart = [vec![String::new(); rows], vec![String::new(); rows]];
+            for group in 0..groups {
+                let gather = |of: &[E]| -> Vec<E> {
+                    let rows = (group..rows).step_by(groups);
+                    rows.flat_map(|row| of[row * channels..][..channels].to_vec()).collect()
+                };
+                let (x, grad_y) = (gather(&x), gather(&grad_y));
+                let all = step_of(engine, (&[size, channels], 1), config, [&x, &grad_y], false);
+                for (apart, all) in apart.iter_mut().zip(&all) {
+                    let values: Vec<&str> = all.trim_matches(['[', ']']).split(", ").collect();
+                    for (k, row) in values.chunks(channels).enumerate() {
+                        apart[k * groups + group] = row.join(", ");
+                    }
+                }
+            }
+            for (whole, apart) in whole.iter().zip(&apart) {
+                assert!(
+                    *whole == format!("[{}]", apart.join(", ")),
+                    "{rows} x {channels} in {size}"
+                );
+            }
+        }
+    }
+    of::<f32, G>(engine, Activation::Identity);
+    of::<f32, G>(engine, Activation::Relu);
+    of::<f64, G>(engine, Activation::Relu);
+    of::<f16, G>(engine, Activation::Identity);
+    of::<half::bf16, G>(engine, Activation::Relu);
+}
+
+fn in_place_has_the_same_bits<G: Engine>(engine: &G) {
+    for (dims, ghost) in [
+        (&[12usize, 17][..], Ghost::consecutive(4)),
+        (&[12, 68], Ghost::consecutive(6)),
+        (&[12, 100], Ghost::strided(3)),
+        (&[12, 64], Ghost::strided(4)),
+    ] {
+        let len = dims[0] * dims[1];
+        let (mut x, grad_y) = (numbers::<f32>(len, 1), numbers::<f32>(len, 2));
+        x[dims[1] + 2] = f32::INFINITY;
+        let config = Config::default().ghost(ghost).activation(Activation::Relu);
+        let [apart, own] = [false, true]
+            .map(|in_place| step_of(engine, (dims, 1), config, [&x[..], &grad_y], in_place));
+        assert!(apart == own, "{dims:?}, {ghost}");
+    }
+}
+
+fn any_number_of_threads_has_the_same_bits<G: Engine>(engine: &G) {
+    for (dims, ghost) in [
+        (&[600usize, 100][..], Ghost::consecutive(4)),
+        (&[602, 100], Ghost::consecutive(4).remainder(GhostRemainder::ShortLast)),
+        (&[700, 72], Ghost::strided(7)),
+        (&[640, 64], Ghost::consecutive(5).update(GhostUpdate::Average)),
+    ] {
+        let len = dims[0] * dims[1];
+        let (mut x, grad_y) = (numbers::<f32>(len, 1), numbers::<f32>(len, 2));
+        x[dims[1] + 2] = 1e30;
+        let config = Config::default().ghost(ghost);
+        let [right, others @ ..] = [1, 2, 3, 8].map(|threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| step_of(engine, (dims, 1), config, [&x[..], &grad_y], false))
+        });
+        assert!(others.iter().all(|other| *other == right), "{dims:?}, {ghost}");
     }
 }

@@ -1,9 +1,10 @@
 //! The operations compiled for each of the four types in this crate, once: a program that uses the
 //! engine only links them, whatever its own optimization, instead of compiling every level of vector
 //! instructions of every type again. That was most of what a test program took to build.
-use super::{Cpu, backward, double_backward, forward, groups, layer_norm, stats};
+use super::{Cpu, backward, double_backward, forward, ghost, groups, layer_norm, stats};
 use crate::engine::{
-    Backward, DoubleBackward, ForwardEval, ForwardTrain, LayerNormBackward, LayerNormForward, Stats,
+    Backward, DoubleBackward, ForwardEval, ForwardTrain, GroupRows, LayerNormBackward,
+    LayerNormForward, Stats,
 };
 use crate::{Element, Host, Result, Saved, Shape};
 use half::{bf16, f16};
@@ -34,6 +35,16 @@ pub trait CpuOperations: Sized {
         Self: Element;
     #[doc(hidden)]
     fn backward_groups(cpu: &Cpu, args: Backward<'_, Host, Self>) -> Result<()>
+    where
+        Self: Element;
+    #[doc(hidden)]
+    fn forward_train_at_once(
+        cpu: &Cpu,
+        shape: &Shape,
+        groups: GroupRows,
+        args: ForwardTrain<'_, Host, Self>,
+        factors: &[(f64, f64)],
+    ) -> Result<()>
     where
         Self: Element;
     #[doc(hidden)]
@@ -91,6 +102,16 @@ macro_rules! operations {
             #[inline(never)]
             fn backward_groups(cpu: &Cpu, args: Backward<'_, Host, $t>) -> Result<()> {
                 groups::backward(cpu, args)
+            }
+            #[inline(never)]
+            fn forward_train_at_once(
+                cpu: &Cpu,
+                shape: &Shape,
+                groups: GroupRows,
+                args: ForwardTrain<'_, Host, $t>,
+                factors: &[(f64, f64)],
+            ) -> Result<()> {
+                ghost::forward_train(cpu, shape, groups, args, factors)
             }
             #[inline(never)]
             fn double_backward(

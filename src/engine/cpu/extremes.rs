@@ -33,7 +33,7 @@ pub(super) fn power_below(value: f64) -> f64 {
 }
 
 /// What numbers of a channel are ordinary.
-struct Limits<A> {
+pub(super) struct Limits<A> {
     /// invstd is between this and its inverse.
     invstd: A,
     least_invstd: A,
@@ -46,7 +46,7 @@ struct Limits<A> {
 
 impl<A: Real> Limits<A> {
     #[inline(always)]
-    fn new() -> Self {
+    pub fn new() -> Self {
         let two = |exponent: i64| A::from_f64(f64::from_bits(((1023 + exponent) as u64) << 52));
         let (invstd, mean, scale) = match A::DTYPE {
             DType::F64 => (400, 960, 1000),
@@ -70,6 +70,25 @@ impl<A: Real> Limits<A> {
         let few_digits = beyond(weight, self.least_scale) & !beyond(scale, self.least_scale);
         let of_invstd = (invstd > self.invstd) | (invstd < self.least_invstd);
         beyond(mean, self.mean) | beyond(scale, self.scale) | few_digits | of_invstd
+    }
+    /// Whether the loops can be trusted with a channel of this weight and scale, `weight * invstd`, none of which is
+    /// NaN.
+    #[inline(always)]
+    pub fn include(&self, mean: A, invstd: A, (weight, scale): (A, A)) -> bool {
+        let has_digits =
+            Self::within(weight, self.least_scale) | !Self::within(scale, self.least_scale);
+        let of_invstd = (invstd <= self.invstd) & (invstd >= self.least_invstd);
+        Self::within(mean, self.mean) & Self::within(scale, self.scale) & has_digits & of_invstd
+    }
+    /// Whether a number is between a limit and its negative.
+    #[inline(always)]
+    pub fn within(v: A, limit: A) -> bool {
+        (v <= limit) & (v >= A::default() - limit)
+    }
+    /// The largest finite number.
+    #[inline(always)]
+    pub fn most() -> A {
+        A::from_f64(if A::DTYPE == DType::F64 { f64::MAX } else { f32::MAX.into() })
     }
     /// Whether it is extreme. Statistics and weights that are not finite, and an invstd of 0, spoil it
     /// either way.

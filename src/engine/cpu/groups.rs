@@ -2,14 +2,14 @@
 //! takes a group from its first pass to its last, and what groups have in common comes after, in their order: the
 //! bits are those of one call after the other.
 use super::backward::{Results, backward as backward_one};
-use super::few_rows;
 use super::forward::forward_train as forward_one;
+use super::ghost;
 use super::kernels::moments::blend_over;
 use super::policy::{ENOUGH_TASKS, SMALL, TASK};
 use super::simd::Simd;
 use super::tiles::at_once;
 use super::{Cpu, update_by};
-use crate::engine::{Activation, Backward, ForwardTrain, Input, OneValue, Running, ops};
+use crate::engine::{Activation, Backward, ForwardTrain, Grouping, Input, OneValue, Running, ops};
 use crate::{Element, Host, Real, Result, Saved, Shape};
 
 /// A group of so many elements is work for one thread if there are enough groups.
@@ -33,7 +33,7 @@ fn take<'a, E>(rest: &mut &'a mut [E], len: usize) -> &'a mut [E] {
 }
 
 /// What the forwards of all groups have in common.
-pub(super) struct Common<'a, E: Element> {
+struct Common<'a, E: Element> {
     pub weight: Option<&'a [E::Acc]>,
     pub bias: Option<&'a [E::Acc]>,
     pub activation: Activation,
@@ -42,7 +42,7 @@ pub(super) struct Common<'a, E: Element> {
 }
 
 /// A group of a forward.
-pub(super) struct Group<'a, E: Element> {
+struct Group<'a, E: Element> {
     pub shape: Shape,
     pub x: &'a [E],
     pub residual: Option<&'a [E]>,
@@ -94,9 +94,6 @@ pub(super) fn forward_train<E: Element>(
         });
         let mut calls: Vec<_> = calls.collect();
         at_once(&mut calls, together, |group| {
-            if few_rows::forward_train((cpu, simd), &common, group)? {
-                return Ok(());
-            }
             let Group { shape, x, residual, y, saved, kept } = group;
             forward_one(cpu, shape, common.part((x, *residual), y, saved), Some(kept))
         })?;
@@ -128,7 +125,7 @@ fn update<P: Real>(
 }
 
 /// A group of a backward.
-pub(super) struct Gradient<'a, E: Element> {
+struct Gradient<'a, E: Element> {
     pub shape: Shape,
     pub saved: &'a Saved<Host, E::Acc>,
     pub x: &'a [E],
@@ -141,7 +138,10 @@ pub(super) struct Gradient<'a, E: Element> {
 }
 
 pub(super) fn backward<E: Element>(cpu: &Cpu, mut args: Backward<'_, Host, E>) -> Result<()> {
-    let Some((forward, _, saved)) = args.saved.groups() else { return Ok(()) };
+    let Some((forward, grouping, saved)) = args.saved.groups() else { return Ok(()) };
+    if let (Grouping::AtOnce(groups), [saved]) = (grouping, saved) {
+        return ghost::backward(cpu, groups, saved, args);
+    }
     let together = together(saved.iter().filter_map(Saved::shape));
     let (Some(together), None) = (together, &args.mask) else {
         return ops::groups::backward(cpu, args);
@@ -168,9 +168,6 @@ pub(super) fn backward<E: Element>(cpu: &Cpu, mut args: Backward<'_, Host, E>) -
         });
         let mut calls = calls.collect::<Result<Vec<_>>>()?;
         at_once(&mut calls, together, |group| {
-            if few_rows::backward((cpu, simd), group)? {
-                return Ok(());
-            }
             let grad_y = group.grad_y.as_ref();
             let mut part =
                 Backward::<Host, E>::with_input(group.saved, group.x, grad_y.map(|y| *y));

@@ -17,7 +17,7 @@
 //! `extremes` computes channels again that are too large or too small for the loops. `table` holds the
 //! coefficients of channels, `parameters` changes those of a layer. `compiled` leads from the trait to the operations of a type.
 use super::check::{check_values_per_channel, total_count};
-use super::{Backward, Derivative, Engine, ForwardEval, ForwardTrain};
+use super::{Backward, Derivative, Engine, ForwardEval, ForwardTrain, GroupRows};
 use super::{
     Constrain, DoubleBackward, MergeStats, OneValue, OptimizerStep, Regularize, Renormalize,
     RenormalizeBackward, Request, Running, Stats,
@@ -39,9 +39,9 @@ mod counted;
 mod double_backward;
 mod elementwise;
 mod extremes;
-mod few_rows;
 mod forward;
 mod gate;
+mod ghost;
 mod gradients;
 mod groups;
 pub(crate) mod kernels;
@@ -162,6 +162,18 @@ impl Engine for Cpu {
     }
     fn backward_groups<E: Element>(&self, args: Backward<'_, Host, E>) -> Result<()> {
         E::backward_groups(self, args)
+    }
+    fn takes_groups_at_once(&self, shape: &Shape, groups: GroupRows, request: Request) -> bool {
+        ghost::takes(shape, groups, request)
+    }
+    fn forward_train_at_once<E: Element>(
+        &self,
+        shape: &Shape,
+        groups: GroupRows,
+        args: ForwardTrain<'_, Host, E>,
+        factors: &[(f64, f64)],
+    ) -> Result<()> {
+        E::forward_train_at_once(self, shape, groups, args, factors)
     }
     fn double_backward<E: Element>(
         &self,

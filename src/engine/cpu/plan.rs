@@ -105,6 +105,12 @@ impl Plan {
         let piece = if block == all.inner() { TASK } else { block };
         all.cut(block, piece, TASK / block.min(TASK))
     }
+    /// Rows of a value per channel as they are, a tile for each so many channels.
+    pub fn by_channels(shape: &Shape, channels: usize) -> Self {
+        let (width, rows) = (shape.channels(), shape.outer());
+        let all = Self { width, rows, long_runs: false, ..Self::uncut(shape) };
+        all.cut(channels, channels, rows)
+    }
     /// One tile of everything.
     fn uncut(shape: &Shape) -> Self {
         let row = shape.channels() * shape.inner();

@@ -16,7 +16,7 @@ pub const RUN: usize = 16;
 /// Rows of short runs are joined until a row has this many columns.
 pub const LONG_ROW: usize = 512;
 /// Unless there are no more than these.
-pub const FEW_ROWS: usize = super::kernels::few_rows::MOST_ROWS;
+pub const FEW_ROWS: usize = super::kernels::sums::STRIP_ROWS;
 /// A task that keeps all of a channel works on at most this many bytes, so that its second pass
 /// finds in cache what its first has read. Of runs shorter than a page, pieces that lie far apart
 /// cost more than that saves: such a task must find room in the cache of one core.

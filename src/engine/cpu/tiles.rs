@@ -119,6 +119,13 @@ pub(super) struct Slots<'a> {
     len: usize,
 }
 
+/// So many rows of the plan's width, beside tensors of tiles that hold their channels whole: a value per group and
+/// channel. A tile's part are its columns of all of them.
+pub(super) struct Columns<'a, T> {
+    memory: Memory<'a, T>,
+    rows: usize,
+}
+
 struct Memory<'a, T> {
     start: *mut T,
     len: usize,
@@ -141,6 +148,11 @@ impl<'a, T: Send> Elements<'a, T> {
 impl<'a> Elements<'a, u8> {
     pub fn mask(mask: &'a mut [u8]) -> Self {
         Self { memory: Memory::new(mask), mask: true }
+    }
+}
+impl<'a, T: Send> Columns<'a, T> {
+    pub fn new(array: &'a mut [T], rows: usize) -> Self {
+        Self { memory: Memory::new(array), rows }
     }
 }
 impl<'a> Slots<'a> {
@@ -180,6 +192,21 @@ unsafe impl Outputs for Slots<'_> {
             let start = self.memory.start.add(tile.index * self.len);
             std::slice::from_raw_parts_mut(start, self.len)
         }
+    }
+}
+
+// SAFETY: `check` finds the rows, and that no two tiles have a column in common; `TileMut` confines a part to its
+// columns.
+unsafe impl<T: Send + Sync + 'static> Outputs for Columns<'_, T> {
+    type Part<'o> = TileMut<'o, T>;
+    fn check(&self, plan: &Plan) {
+        assert!(plan.whole_channels(), "tiles of whole channels");
+        assert_eq!(Some(self.memory.len), self.rows.checked_mul(plan.width), "rows of the plan");
+    }
+    unsafe fn part<'o>(&self, plan: &Plan, tile: &Tile) -> TileMut<'o, T> {
+        let Memory { start, len, .. } = self.memory;
+        let (width, cols) = (plan.width, tile.cols.clone());
+        TileMut { start, len, width, rows: 0..self.rows, cols, borrow: PhantomData }
     }
 }
 

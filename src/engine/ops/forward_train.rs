@@ -1,10 +1,13 @@
 //! The forward by the batch's own statistics.
 use super::{
     Arguments, Check, DEFAULT_EPS, Engine, Mask, OneValue, Op, Opened, Request, Running, Saved,
-    Visitor, channel, open, tensor,
+    Visitor, channel, forward_of, open, tensor,
 };
 use crate::engine::check::{check_eps, check_values_per_channel};
 use crate::{Activation, Element, Memory, Result, Shape};
+
+/// Values between the arrays of what groups save.
+const APART: usize = 320;
 
 /// Arguments of [`Engine::forward_train`](crate::Engine::forward_train):
 /// `y = activation(weight * (x - mean) * invstd + bias + residual)`, mean and variance over the
@@ -182,6 +185,22 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
     ) -> Result<Option<Opened<'a, M, E::Acc>>> {
         let reserve_len = |request| engine.reserve_len(shape, request);
         self.open_with(engine, shape, reserve_len)
+    }
+    /// As [`open`](Self::open), for so many groups in one call: every value of a channel as often as there are groups, and so
+    /// many bytes of the engine's own.
+    pub(in crate::engine) fn open_groups<G: Engine<Memory = M>>(
+        &mut self,
+        engine: &G,
+        shape: &Shape,
+        groups: usize,
+        reserve_len: usize,
+    ) -> Result<Option<Opened<'a, M, E::Acc>>> {
+        let Some(saved) = self.saved.take() else { return Ok(None) };
+        let parameters = (self.weight.is_some(), self.bias.is_some());
+        let forward = forward_of(engine, shape, self.request(), parameters, None);
+        // Arrays that begin at the same places of pages are taken for each other where one is stored and another loaded.
+        let channels = shape.channels().saturating_mul(groups).saturating_add(APART);
+        saved.open_of(engine.memory(), forward, channels, reserve_len).map(Some)
     }
     /// As [`open`](Self::open), with so many bytes of the engine's own.
     pub(in crate::engine) fn open_with<G: Engine<Memory = M>>(

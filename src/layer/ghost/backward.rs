@@ -27,6 +27,15 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 self.check_calls(whole, places, groups())?;
                 self.backward_consecutive(whole_saved, places, whole)
             }
+            Grouping::AtOnce(_) => {
+                let Some(saved) = saved.first() else { return Ok(()) };
+                {
+                    let mut args = whole.args(saved);
+                    args.check_on(self.engine().memory(), &shape)?;
+                    self.engine().supports(&shape, args.request()?)?;
+                }
+                self.backward_consecutive(whole_saved, None, whole)
+            }
             Grouping::AsChannels(groups) => match saved {
                 [saved] => self.backward_as_channels(saved, groups, whole),
                 _ => Ok(()),

@@ -2,7 +2,7 @@
 use super::super::{BatchNorm, Param};
 use super::backward::{check_places, mask_at};
 use super::forward::{consecutive, present, rows_at};
-use crate::engine::{DOUBLE_SUMS, Grouping};
+use crate::engine::{DOUBLE_SUMS, GroupRows, Grouping};
 use crate::{DoubleBackward, Element, Engine, Memory, Real, Result, Saved};
 use std::ops::Range;
 
@@ -12,19 +12,30 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         &mut self,
         whole: &mut DoubleBackward<'_, M, E>,
     ) -> Result<()> {
-        let Some((forward, grouping, saved)) = whole.saved.groups() else { return Ok(()) };
+        let whole_saved = whole.saved;
+        let Some((forward, grouping, saved)) = whole_saved.groups() else { return Ok(()) };
         let shape = forward.shape;
         check_places::<M>(forward.mask, whole.mask.as_ref(), &shape)?;
         whole.check_lens(self.engine().memory(), &shape)?;
         match grouping {
             Grouping::Consecutive(size) => {
                 let groups = || consecutive(&shape, size).map(|(_, at)| at).zip(saved);
-                self.check_doubles(whole, groups())?;
-                for (k, (at, saved)) in groups().enumerate() {
-                    let shape = saved.made()?.0.shape;
-                    self.add_double_backward(&shape, part(whole, saved, at)?, k == 0)?;
+                self.double_backward_consecutive(groups, whole)
+            }
+            // As groups in turn, by what they would have left.
+            Grouping::AtOnce(GroupRows { count, is_strided: true, .. }) => {
+                let all = present("x", shape.of_strided_groups(count))?;
+                let memory = self.engine().memory().clone();
+                match whole_saved.as_channels(&memory, all)? {
+                    Some(saved) => self.double_backward_as_channels(&saved, count, whole),
+                    None => Ok(()),
                 }
-                Ok(())
+            }
+            Grouping::AtOnce(GroupRows { size, .. }) => {
+                let shapes = consecutive(&shape, size).map(|(shape, _)| shape);
+                let saved = whole_saved.apart(&self.engine().memory().clone(), shapes)?;
+                let groups = || consecutive(&shape, size).map(|(_, at)| at).zip(&saved);
+                self.double_backward_consecutive(groups, whole)
             }
             Grouping::AsChannels(groups) => match saved {
                 [saved] => self.double_backward_as_channels(saved, groups, whole),
@@ -37,6 +48,24 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 self.double_backward_strided(saved, groups, whole)
             }
         }
+    }
+
+    /// A call for each group.
+    fn double_backward_consecutive<'s, E, I>(
+        &mut self,
+        groups: impl Fn() -> I,
+        whole: &mut DoubleBackward<'_, M, E>,
+    ) -> Result<()>
+    where
+        E: Element<Acc = P>,
+        I: Iterator<Item = (Range<usize>, &'s Saved<M, P>)>,
+    {
+        self.check_doubles(whole, groups())?;
+        for (k, (at, saved)) in groups().enumerate() {
+            let shape = saved.made()?.0.shape;
+            self.add_double_backward(&shape, part(whole, saved, at)?, k == 0)?;
+        }
+        Ok(())
     }
 
     /// The check of everything, before anything is written.

@@ -1,10 +1,10 @@
 //! The training forward in groups.
 use super::super::affine::Given;
 use super::super::{BatchNorm, GhostUpdate, Momentum, Part, RunningStats};
-use crate::engine::{Grouping, check_values_per_channel};
+use crate::engine::{GroupRows, Grouping, check_values_per_channel};
 use crate::{
-    Element, Engine, Error, Input, Mask, Memory, OneValue, Op, Real, Request, Result, Saved, Shape,
-    Stats,
+    Element, Engine, Error, Input, Mask, Memory, NonFinite, OneValue, Op, Real, Request, Result,
+    Saved, Shape, Stats,
 };
 use std::ops::Range;
 
@@ -88,6 +88,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 self.forward_consecutive(size, whole, &updates, saved)
             }
             Grouping::AsChannels(groups) => self.forward_as_channels(groups, whole, average, saved),
+            Grouping::AtOnce(groups) => self.forward_at_once(groups, whole, average, saved),
             Grouping::Strided(groups) => {
                 let updates = Updates { average, groups, vars: groups };
                 self.forward_strided(groups, whole, &updates, saved)
@@ -133,6 +134,11 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                     affine.engine.supports(&group, request)
                 })?;
                 if masked { self.check_tiles(shape.batch().div_ceil(size)) } else { Ok(()) }
+            }
+            Grouping::AtOnce(GroupRows { size, count, .. }) => {
+                let last = shape.batch() - (count - 1) * size;
+                has_variance(&shape.of_rows(size.min(last)))?;
+                affine.engine.supports(&shape.of_rows(size), request)
             }
             Grouping::AsChannels(groups) => {
                 let all = present("x", shape.of_strided_groups(groups))?;
@@ -182,6 +188,57 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         affine.engine.forward_train_groups(&groups, args, saved, &factors)?;
         let running = running.into_iter();
         running.for_each(|running| (0..groups.len()).for_each(|_| running.count()));
+        Ok(())
+    }
+
+    /// How groups are taken: in one call, where the engine does that and nothing is to be done between two of them.
+    pub(in crate::layer) fn at_once<E: Element<Acc = P>>(
+        &self,
+        grouping: Grouping,
+        whole: &Part<'_, M, E>,
+    ) -> Grouping {
+        let (shape, config) = (&whole.shape, &self.affine.config);
+        let groups = match grouping {
+            Grouping::Consecutive(size) => {
+                GroupRows { size, count: shape.batch().div_ceil(size), is_strided: false }
+            }
+            Grouping::AsChannels(count) | Grouping::Strided(count) => {
+                GroupRows { size: shape.batch() / count, count, is_strided: true }
+            }
+            Grouping::AtOnce(groups) => groups,
+        };
+        let updates = config.ghost.map(|ghost| ghost.update);
+        let is_one_update = !groups.is_strided || updates == Some(GhostUpdate::Average);
+        let request = Request::new(Op::ForwardTrain, E::DTYPE).activation(config.activation);
+        let request = request.residual(whole.residual.is_some());
+        let is_plain = config.non_finite == NonFinite::Propagate && is_one_update;
+        match is_plain && self.engine().takes_groups_at_once(shape, groups, request) {
+            true => Grouping::AtOnce(groups),
+            false => grouping,
+        }
+    }
+
+    /// A forward of all groups in one call.
+    fn forward_at_once<E: Element<Acc = P>>(
+        &mut self,
+        groups: GroupRows,
+        whole: &mut Part<'_, M, E>,
+        average: Option<(f64, f64)>,
+        saved: &mut Saved<M, P>,
+    ) -> Result<()> {
+        let (momentum, moves) = (self.affine.config.momentum, self.updates_running);
+        let Self { affine, running, .. } = self;
+        let mut running = running.as_mut().filter(|_| moves);
+        let before = running.as_ref().map_or(0, |running| running.num_batches_tracked);
+        let each = (0..groups.count as u64).map(|k| momentum.factors(before.saturating_add(k)));
+        let factors = average.map_or_else(|| each.collect(), |average| vec![average]);
+        let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
+        let residual = whole.residual.as_ref().map(M::reborrow);
+        let saved = saved.open_groups(1).first_mut();
+        let args = affine.train(x, residual, None, y, running.as_deref_mut(), saved);
+        affine.engine.forward_train_at_once(&whole.shape, groups, args, &factors)?;
+        let running = running.into_iter();
+        running.for_each(|running| (0..groups.count).for_each(|_| running.count()));
         Ok(())
     }
 

@@ -3,7 +3,7 @@ use super::super::affine::Given;
 use super::super::{BatchNorm, GhostUpdate, Part, RunningStats};
 use super::forward::{consecutive, present, rows_at, slice};
 use crate::engine::counted_parts::{CountedParts, OnHost, merged};
-use crate::engine::{Counted, Grouping};
+use crate::engine::{Counted, GroupRows, Grouping};
 use crate::{Element, Engine, Error, Input, Mask, Memory, Real, Result, Running, Saved, Shape};
 use std::ops::Range;
 
@@ -20,12 +20,16 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         check_rows(&whole.shape, &mask)?;
         self.check_groups(grouping, whole, Some(&mask))?;
         let shape = whole.shape;
+        let grouping = grouping.in_turn();
         match grouping {
             Grouping::Consecutive(size) => {
                 self.masked_consecutive(size, &mask, whole, saved)?;
                 saved.fill_groups(shape, grouping)
             }
-            Grouping::AsChannels(groups) | Grouping::Strided(groups) => {
+            // No mask comes to what takes groups at once.
+            Grouping::AtOnce(GroupRows { count: groups, .. })
+            | Grouping::AsChannels(groups)
+            | Grouping::Strided(groups) => {
                 self.masked_strided(groups, &mask, whole, saved)?;
                 saved.fill_groups(shape, Grouping::Strided(groups))
             }

@@ -66,7 +66,10 @@ rule! {
 ///
 /// Which variance moves the running one is [`Config::variance`]: TensorFlow's is biased. One value per channel in
 /// a group is what [`Config::one_value`] says. Consecutive groups are a call of the engine each, and strided ones
-/// a single call where the channels are on the axis behind the rows or there is only one. Elsewhere they are a single
+/// a single call where the channels are on the axis behind the rows or there is only one. [`Cpu`](crate::Cpu) takes
+/// groups of 2 to 32 rows of 16 channels or more in a single call where there is nothing behind the channels, unless
+/// an activation's derivative takes more than x: running statistics that are averaged, and the parameters' gradients of
+/// strided groups, are then summed over the groups in f64. Elsewhere they are a single
 /// call of [`Cuda`](crate::Cuda) and [`Gpu`](crate::Gpu), where the channels and what is behind them are at most 512
 /// elements (256 of f64, and where these are not whole vectors of 16 bytes); else, and by a [`Mask`](crate::Mask), strided
 /// groups take one more pass over x, and calls for every row.

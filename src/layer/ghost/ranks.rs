@@ -1,7 +1,7 @@
 //! Ghost batches on several ranks: each has groups of its own, and all move their running statistics by all groups.
 use super::super::{BatchNorm, Config, Ghost, GhostUpdate, Part, RunningStats};
 use super::forward::{Updates, consecutive, present, rows_at};
-use crate::engine::{Call, Grouping};
+use crate::engine::{Call, GroupRows, Grouping};
 use crate::{Element, Engine, Memory, MergeStats, OneValue, Real, Result, Saved, Shape, Stats};
 
 /// Records of groups, of length 3C + 1 each.
@@ -83,7 +83,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 let groups = consecutive(&shape, size);
                 [groups.len(), groups.filter(|(shape, _)| has_var(shape)).count()]
             }
-            Grouping::AsChannels(groups) | Grouping::Strided(groups) => {
+            Grouping::AsChannels(groups)
+            | Grouping::Strided(groups)
+            | Grouping::AtOnce(GroupRows { count: groups, .. }) => {
                 let of_one = shape.of_rows(shape.batch() / groups);
                 [groups, if has_var(&of_one) { groups } else { 0 }]
             }
@@ -120,6 +122,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                     engine.stats(&shape, Stats::<M, E>::new(x, record))?;
                 }
             }
+            // No engine of several ranks takes groups so.
+            Grouping::AtOnce(_) => {}
             Grouping::AsChannels(groups) => {
                 let all = present("x", shape.of_strided_groups(groups))?;
                 let of_all = groups * channels;

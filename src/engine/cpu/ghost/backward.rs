@@ -1,0 +1,225 @@
+//! The backward.
+use super::super::backward::backward as backward_one;
+use super::super::kernels::ghost::{Backward as Kernel, BackwardStrip, NARROW, Rows, Sums, WIDE};
+use super::super::simd::{GROUP, Simd};
+use super::super::table::split_mut;
+use super::super::tiles::by_range::{Channels, OfTiles};
+use super::super::tiles::{Elements, Slots, TileMut, for_each_tile, numbers_mut};
+use super::{Cpu, Failure, Memory, Strips, elements, plan, rows_of};
+use crate::engine::saved::{Buffers, ByChannel, Forward, Opened};
+use crate::engine::{Activation, Backward, GroupRows, Input};
+use crate::{Element, Host, Real, Result, Saved, Shape};
+use std::ops::Range;
+
+/// The gradients asked for of a [`forward_train`](super::forward_train), which has left all that is saved in `saved`.
+/// Those of parameters are summed over groups: rounded after each where groups are batches one after the other, else
+/// after all.
+pub(in super::super) fn backward<E: Element>(
+    cpu: &Cpu,
+    groups: GroupRows,
+    saved: &Saved<Host, E::Acc>,
+    args: Backward<'_, Host, E>,
+) -> Result<()> {
+    let simd = cpu.simd()?;
+    let (forward, buffers) = saved.made()?;
+    let (shape, width) = (&forward.shape, forward.shape.channels());
+    let mut args = args;
+    match (args.grad_residual.take(), &args.grad_y, &args.grad_x) {
+        (Some(to), Input::View(grad_y), _) => to.copy_from_slice(grad_y),
+        (Some(to), Input::InPlace, Some(held)) => to.copy_from_slice(held),
+        _ => {}
+    }
+    let Backward { x, grad_y, grad_x, grad_weight, grad_bias, .. } = args;
+    let grad_y = match grad_y {
+        Input::View(grad_y) => Some(grad_y),
+        Input::InPlace => None,
+    };
+    // Strips may overlap, and one would find what another has written.
+    let held = match (grad_y, &grad_x) {
+        (None, Some(held)) if !width.is_multiple_of(GROUP) => Some(held.to_vec()),
+        _ => None,
+    };
+    let (grad_y, relu) = (held.as_deref().or(grad_y), forward.activation == Activation::Relu);
+    let kernel = Kernel { x, grad_y, width, relu, is_rounded: !groups.is_strided };
+    let checks = buffers.reserve.as_ref().is_none_or(|reserve| reserve.first() != Some(&0));
+    let (kernel, accumulates) = (&kernel, args.accumulate);
+    let task = Task { cpu, simd, forward, groups, buffers, kernel, checks, accumulates };
+    let plan = &plan::<E>(shape);
+    let work_len = Memory::len(plan, 2, Task::<E>::ARRAYS);
+    let failure = Failure::default();
+    cpu.with_workspace(plan.tiles() * work_len, |work| {
+        let grads = (grad_bias.map(Channels::new), grad_weight.map(Channels::new));
+        let of_x = grad_x.map(Elements::new);
+        let mut outputs = (of_x, OfTiles(grads), Slots::new(work, work_len));
+        for_each_tile(plan, false, &mut outputs, |tile, (grad_x, grads, work)| {
+            failure.note(task.run(tile.cols, grad_x, [grads.0, grads.1], work));
+        });
+    });
+    failure.result()
+}
+
+/// What tasks have in common.
+struct Task<'a, E: Element> {
+    cpu: &'a Cpu,
+    simd: Simd,
+    forward: &'a Forward,
+    groups: GroupRows,
+    /// Of every group and channel, but weight and bias, which are those of every channel.
+    buffers: &'a Buffers<Host, E::Acc>,
+    kernel: &'a Kernel<'a, E>,
+    /// Whether statistics may be out of the range of their type.
+    checks: bool,
+    accumulates: bool,
+}
+
+/// What a task has of its channels, in the order of [`Strips`].
+struct Kept<'w, A> {
+    /// Weights and biases.
+    parameters: [&'w mut [A]; 2],
+    /// Sums over groups: before a group and after it, by turns.
+    sums: [[&'w mut [f64]; 2]; 2],
+    rows: [&'w mut [f64]; 2],
+}
+
+impl<E: Element> Task<'_, E> {
+    /// Arrays of its channels that a task works on.
+    const ARRAYS: usize = 6;
+
+    /// All groups of some channels; `grads` are those of the bias and of the weight.
+    fn run(
+        &self,
+        cols: Range<usize>,
+        mut grad_x: Option<TileMut<'_, E>>,
+        grads: [Option<&mut [E::Acc]>; 2],
+        work: &mut [f64],
+    ) -> Result<()> {
+        let strips = Strips::new(cols.len());
+        let n = strips.len();
+        let Memory { rows, arrays } = Memory::new(work, 2);
+        let (sums, of_parameters) = arrays.split_at_mut(4 * n);
+        let [sum, product, next_sum, next_product] = split_mut(sums, n);
+        let parameters = split_mut(numbers_mut(of_parameters), n);
+        let sums = [[sum, product], [next_sum, next_product]];
+        let mut kept = Kept { parameters, sums, rows: rows.split_at_mut(Memory::ROWS).into() };
+        let ByChannel { weight, bias, .. } = self.buffers.by_channel();
+        for (to, from) in kept.parameters.iter_mut().zip([weight, bias]) {
+            strips.gather(&from[cols.clone()], to);
+        }
+        for (to, before) in kept.sums[0].iter_mut().zip(&grads) {
+            match before {
+                Some(before) if self.accumulates => strips.gather(before, to),
+                _ => to.fill(0.0),
+            }
+        }
+        let (mut wide, mut narrow, mut one) = (
+            BackwardStrip::<_, WIDE>::new(),
+            BackwardStrip::<_, NARROW>::new(),
+            BackwardStrip::<_, 1>::new(),
+        );
+        for k in 0..self.groups.count {
+            let rows = rows_of(&self.forward.shape, self.groups, k);
+            for (place, channel) in strips.wide() {
+                let at = (k, place, cols.start + channel);
+                self.strip(rows, at, &mut kept, &mut wide, &mut grad_x)?;
+            }
+            for (place, channel) in strips.narrow() {
+                let at = (k, place, cols.start + channel);
+                self.strip(rows, at, &mut kept, &mut narrow, &mut grad_x)?;
+            }
+            for (place, channel) in strips.ones() {
+                let at = (k, place, cols.start + channel);
+                self.strip(rows, at, &mut kept, &mut one, &mut grad_x)?;
+            }
+        }
+        for (grad, sums) in grads.into_iter().zip(&kept.sums[self.groups.count % 2]) {
+            if let Some(grad) = grad {
+                strips.scatter(sums, grad);
+            }
+        }
+        Ok(())
+    }
+    /// A strip of group `k`, its values from `place` on and its columns from `column` on.
+    fn strip<const G: usize>(
+        &self,
+        rows: Rows,
+        (k, place, column): (usize, usize, usize),
+        kept: &mut Kept<'_, E::Acc>,
+        memory: &mut BackwardStrip<E::Acc, G>,
+        grad_x: &mut Option<TileMut<'_, E>>,
+    ) -> Result<()> {
+        let (here, width) = (place..place + G * GROUP, self.kernel.width);
+        let by = kept.parameters.each_ref().map(|parameters| &parameters[here.clone()]);
+        let ByChannel { mean, mean_rest, invstd, .. } = self.buffers.by_channel();
+        let saved = [mean, mean_rest, invstd];
+        let saved = saved.map(|all| &all[k * width + column..][..here.len()]);
+        let [even, odd] = &mut kept.sums;
+        let (before, after) = if k.is_multiple_of(2) { (even, odd) } else { (odd, even) };
+        let mut sums = Sums {
+            before: before.each_ref().map(|sums| &sums[here.clone()]),
+            after: after.each_mut().map(|sums| &mut sums[here.clone()]),
+        };
+        let values = kept.rows.each_mut().map(|rows| super::strips(rows));
+        let at = (rows, column, self.checks);
+        let to = (&mut *grad_x, &mut sums);
+        if self.kernel.run(self.simd, at, (by, saved), (memory, values), to) {
+            return Ok(());
+        }
+        for g in 0..G {
+            let here = g * GROUP..(g + 1) * GROUP;
+            let by = [by[0], by[1], saved[0], saved[1], saved[2]].map(|all| &all[here.clone()]);
+            self.one(rows, column + g * GROUP, by, (here, &mut sums), grad_x)?;
+        }
+        Ok(())
+    }
+    /// A group of channels of a group of rows by the way of every batch: some channels of a strip, with their weights,
+    /// biases and what the forward has saved.
+    fn one(
+        &self,
+        rows: Rows,
+        column: usize,
+        [weight, bias, mean, rest, invstd]: [&[E::Acc]; 5],
+        (here, sums): (Range<usize>, &mut Sums<'_>),
+        grad_x: &mut Option<TileMut<'_, E>>,
+    ) -> Result<()> {
+        let Kernel { x, grad_y, width, .. } = *self.kernel;
+        let cols = column..column + GROUP;
+        let own_x = elements(x, width, rows, &cols);
+        let own_y = match (grad_y, &grad_x) {
+            (Some(grad_y), _) => elements(grad_y, width, rows, &cols),
+            (None, Some(held)) => {
+                rows.each().flat_map(|row| held.row(row, cols.clone())).copied().collect()
+            }
+            (None, None) => vec![],
+        };
+        let shape = Shape::new(&[rows.count, GROUP], 1)?;
+        let mut saved = Saved::new();
+        let forward = Forward { shape, ..*self.forward };
+        let to = saved.open(&Host, forward, 0).map(Opened::filled)?.by_channel_mut();
+        to.mean.copy_from_slice(mean);
+        to.mean_rest.copy_from_slice(rest);
+        to.invstd.copy_from_slice(invstd);
+        to.weight.copy_from_slice(weight);
+        to.bias.copy_from_slice(bias);
+        let mut own_grad = vec![E::default(); own_x.len()];
+        let mut kept = [0.0; 2 * GROUP];
+        let mut part = Backward::<Host, E>::new(&saved, &own_x, &own_y);
+        part.grad_x = grad_x.is_some().then_some(&mut own_grad[..]);
+        backward_one(self.cpu, &shape, part, Some(&mut kept))?;
+        if let Some(grad_x) = grad_x {
+            for (row, own) in rows.each().zip(own_grad.chunks(GROUP)) {
+                grad_x.row_mut(row, cols.clone()).copy_from_slice(own);
+            }
+        }
+        for (k, own) in kept.chunks(GROUP).enumerate() {
+            let (before, after) = (&sums.before[k][here.clone()], &mut sums.after[k][here.clone()]);
+            for ((after, before), own) in after.iter_mut().zip(before).zip(own) {
+                let sum = before + own;
+                *after = match self.kernel.is_rounded {
+                    true => E::Acc::from_f64(sum).to_f64(),
+                    false => sum,
+                };
+            }
+        }
+        Ok(())
+    }
+}
