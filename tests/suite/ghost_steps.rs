@@ -103,6 +103,9 @@ fn cases() -> Vec<(&'static [usize], usize, Ghost)> {
         (&[6, 2, 2, 40], 2, apart(3)),
         (&[4, 2, 520], 2, apart(2)),
         (&[8, 1, 5], 1, apart(2)),
+        // Few rows of many channels, which the engine of the CPU takes in one call.
+        (&[14, 24], 1, near(4).remainder(short)),
+        (&[12, 20], 1, apart(4).update(GhostUpdate::Average)),
     ]
 }
 
@@ -113,6 +116,12 @@ fn every_group_doubles_as_a_batch<G: Engine>(engine: &G) {
         let config = if k % 2 == 0 { leaky } else { silu };
         compare(engine, &Step::<f64>::new(dims, axis, None), ghost, config, true);
         compare(engine, &Step::<f32>::new(dims, axis, None), ghost, config.eps(1e-2), true);
+    }
+    for (dims, axis, ghost) in cases().into_iter().rev().take(2) {
+        let identity = Config::default().eps(1e-2);
+        compare(engine, &Step::<f64>::new(dims, axis, None), ghost, identity, true);
+        compare(engine, &Step::<f32>::new(dims, axis, None), ghost, identity, true);
+        compare(engine, &Step::<bf16>::new(dims, axis, None), ghost, identity.eps(0.1), true);
     }
     for k in [1, 4, 5] {
         let (dims, axis, ghost) = cases()[k];
