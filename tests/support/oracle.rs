@@ -106,9 +106,10 @@ pub fn backward<E: Element>(
     expected
 }
 
-/// The standard deviation of every channel.
+/// The standard deviation of every channel, of what counts for a mask and of what does not.
 fn deviations(wide: &Inputs<f64>) -> Vec<f64> {
-    let (record, c) = (run::stats(&Reference, wide).unwrap(), wide.shape.channels());
+    let all = Inputs { mask: None, ..wide.wide() };
+    let (record, c) = (run::stats(&Reference, &all).unwrap(), wide.shape.channels());
     record[2 * c..3 * c].iter().map(|var| var.sqrt()).collect()
 }
 
