@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Packs the PTX that ships, a file for each module or pair of modules: texts of several targets, and of types that
+"""Packs the PTX that ships, a file for each module or several: texts of several targets, and of types that
 differ in little else, share most of what they say.
 
     scripts/ptx_files.py pack TEXTS FOLDER     NAME.sm_XX.ptx to NAME+NAME.sm_XX.sm_YY.ptx.lzma
@@ -16,9 +16,10 @@ import sys
 
 # Nothing in a text is aligned.
 FILTER = {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 2, "lp": 0, "pb": 0}
-# Which types of a kind of module go together, where they have the same targets: together they are a tenth to a sixth
-# smaller, and whoever loads one unpacks the other, too, in milliseconds.
+# Which types of a kind of module go together, and which kinds, where they have the same targets: together they are a
+# tenth to a sixth smaller, and whoever loads one unpacks the others, too, in milliseconds.
 TOGETHER = (("bf16", "f16"), ("f32", "f64"))
+KINDS = (("resident", "resident_any"),)
 
 
 def parts(path):
@@ -46,14 +47,22 @@ def files(folder):
 def groups(modules):
     """Names of modules that go into one file."""
     left = dict(modules)
+
+    def together(kinds, types):
+        names = [f"{kind}_{of}" for kind in kinds for of in types]
+        is_one = all(one in left for one in names) and len({tuple(sorted(left[one])) for one in names}) == 1
+        return names if is_one else []
+
     for name in sorted(modules):
+        if name not in left:
+            continue
         kind, _, dtype = name.rpartition("_")
-        pair = [f"{kind}_{of}" for types in TOGETHER if dtype in types for of in types]
-        if not pair or any(one not in left for one in pair) or len({tuple(sorted(left[one])) for one in pair}) > 1:
-            pair = [name]
-        if all(one in left for one in pair):
-            yield pair
-            left = {one: of for one, of in left.items() if one not in pair}
+        kinds = next((kinds for kinds in KINDS if kind in kinds), (kind,))
+        types = next((types for types in TOGETHER if dtype in types), (dtype,))
+        several = ((kinds, types), (kinds, (dtype,)), ((kind,), types))
+        names = next(filter(None, (together(*one) for one in several)), [name])
+        yield names
+        left = {one: of for one, of in left.items() if one not in names}
 
 
 def pack(folder, packed):
