@@ -69,7 +69,7 @@ pub fn column_distances<E: Element>(
         |simd| {
             let (mut several, rest) = rows.by::<4>();
             let mut rest = rest.iter().map(std::array::from_ref);
-            // Instead of zeros that would be written before: a twentieth of the statistics of 32 rows.
+            // Instead of zeros that would be written before.
             if is_first {
                 if let Some((rows, ahead)) = several.next() {
                     add_distances::<_, 4, true>(simd, rows, ahead, pivot, sum, squares);

@@ -97,29 +97,11 @@ impl<E: Element> Backward<'_, E> {
                 if checks && !is_ordinary(saved, by[0]) {
                     return false;
                 }
+                let (at, values, of, to) =
+                    ((rows, column), [&*x, &*g], (by, saved), (grad_x, sums));
                 match self.relu {
-                    false => {
-                        let (at, values) = ((rows, column), [&*x, &*g]);
-                        self.run_of::<G, false>(
-                            simd,
-                            at,
-                            values,
-                            (by, saved),
-                            memory,
-                            (grad_x, sums),
-                        )
-                    }
-                    true => {
-                        let (at, values) = ((rows, column), [&*x, &*g]);
-                        self.run_of::<G, true>(
-                            simd,
-                            at,
-                            values,
-                            (by, saved),
-                            memory,
-                            (grad_x, sums),
-                        )
-                    }
+                    false => self.run_of::<G, false>(simd, at, values, of, memory, to),
+                    true => self.run_of::<G, true>(simd, at, values, of, memory, to),
                 }
             },
         )
