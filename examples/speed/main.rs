@@ -18,6 +18,8 @@ use clap::{Parser, ValueEnum};
 use std::process::ExitCode;
 use sweep::Sweep;
 
+#[allow(unsafe_code)]
+mod aligned; // what an allocator is
 mod double;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
