@@ -153,6 +153,9 @@ impl<'a, E: Element> TwoPass<{ table::FIELDS }> for SumsAndGradients<'a, E> {
     type Results = Arrays<'a, E::Acc>;
     type Number = E::Acc;
 
+    fn summed(&self, _: &Plan) -> Plan {
+        self.read.summed()
+    }
     /// `sum(g)` and `sum(g * xhat)`.
     fn work_len(&self) -> usize {
         2
@@ -178,10 +181,10 @@ impl<'a, E: Element> TwoPass<{ table::FIELDS }> for SumsAndGradients<'a, E> {
         work: &mut [f64],
         results: ArraysOf<'_, 'a, E::Acc>,
     ) {
-        let Read { simd, plan, .. } = self.read;
+        let Read { simd, .. } = self.read;
         let Coefs { saved, .. } = self.coefs;
         let channels = of_tiles.channels.clone();
-        gradients::merge(simd, plan, of_tiles, work);
+        gradients::merge(simd, &self.read.summed(), of_tiles, work);
         let (sums, products) = work.split_at_mut(channels.len());
         let by = Statistics::saved(saved, channels.clone());
         for (k, product) in products.iter_mut().enumerate() {

@@ -7,15 +7,17 @@ use super::kernels::convert::{copy, keep, narrow};
 use super::kernels::elementwise::{At, Through, Work, ahead_of, input_gradient};
 use super::kernels::masked;
 use super::kernels::moments::total;
+use super::kernels::narrow::{self, Narrow};
 use super::kernels::source::Runs;
 use super::kernels::sums::{self, Lanes, STRIP_ROWS};
 use super::masked::{Counts, Keep, Masked};
 use super::plan::{Plan, Tile};
+use super::policy::AHEAD;
 use super::simd::{BLOCK, Scratch, Simd, TWICE};
 use super::slots::{Columns, Sums};
 use super::staged::{Derivative, Staged};
 use super::table::{Strip, Table};
-use super::tiles::{TileMut, Writer, clipped};
+use super::tiles::{TileMut, Writer, clipped, joined};
 use crate::engine::Activation;
 use crate::{Element, Real};
 use std::ops::Range;
@@ -54,6 +56,13 @@ impl<'a, E: Element> Read<'a, E> {
             (Some(all), _) => &all[clipped(row, cols, self.plan.width, all.len())],
             (None, Some(tile)) => tile.row(row, cols),
             (None, None) => &[],
+        }
+    }
+    /// The plan by which the first pass keeps sums. By wide rows where it reads bits by them, or by blocks.
+    pub fn summed(&self) -> Plan {
+        match self.gate {
+            Gate::Open | Gate::Recompute => self.plan.narrow(),
+            _ => *self.plan,
         }
     }
     /// Columns of a row of the mask.
@@ -169,6 +178,10 @@ fn sums_of_columns<E: Element>(
     (sums, products): (&mut [f64], &mut [f64]),
 ) {
     let Read { simd, plan, gate, .. } = *read;
+    let narrow = read.summed();
+    if narrow.width < plan.width {
+        return sums_of_joined(read, tile, grad_x, table, (sums, products), narrow.width);
+    }
     let full = tile.rows.end - usize::from(plan.has_short_row(tile));
     let mut strip = Strip::new();
     let zeros = [E::Acc::default(); BLOCK];
@@ -218,6 +231,49 @@ fn sums_of_columns<E: Element>(
             }
             sums::add_widened(simd, sums, &sum[..n]);
             sums::add_widened(simd, products, &product[..n]);
+        }
+    }
+}
+
+/// The same of joined rows by their first `columns`, after which channels repeat: everything is read in the order of
+/// memory.
+fn sums_of_joined<E: Element>(
+    read: &Read<'_, E>,
+    tile: &Tile,
+    grad_x: &Option<TileMut<'_, E>>,
+    table: &Table<'_, E::Acc>,
+    (sums, products): (&mut [f64], &mut [f64]),
+    columns: usize,
+) {
+    let Read { simd, plan, gate, .. } = *read;
+    let mut strip = Strip::new();
+    strip.load(plan, &(0..columns), table, false);
+    let zeros = [E::Acc::default(); BLOCK];
+    let (mut sum, mut product) = (zeros, zeros);
+    let [x, g] =
+        [read.x, read.grad_y.unwrap_or_default()].map(|of| &of[joined(plan, tile, of.len())]);
+    let g = match grad_x {
+        Some(grad_x) if read.grad_y.is_none() => grad_x.whole(),
+        _ => g,
+    };
+    let (relu, ahead, most) = (gate.recomputes(), AHEAD * plan.width, STRIP_ROWS * columns);
+    for (x, g) in x.chunks(most).zip(g.chunks(most)) {
+        let n = x.len() - x.len() % columns;
+        if n > 0 {
+            let rows = Narrow { tensors: [&x[..n], &g[..n]], columns, ahead };
+            narrow::gradients(simd, rows, &strip, relu, (&mut sum, &mut product));
+            sums::add_widened(simd, &mut sums[..columns], &sum[..columns]);
+            sums::add_widened(simd, &mut products[..columns], &product[..columns]);
+        }
+        // A shorter last row goes alone.
+        let (x, g) = (&x[n..], &g[n..]);
+        if !x.is_empty() {
+            let mut rows = Rows::new();
+            rows.push([x, g], [std::ptr::null(); 2]);
+            let to = (&mut sum, &mut product);
+            column_gradients(simd, &rows, &strip, (relu, true), to);
+            sums::add_widened(simd, &mut sums[..x.len()], &sum[..x.len()]);
+            sums::add_widened(simd, &mut products[..x.len()], &product[..x.len()]);
         }
     }
 }

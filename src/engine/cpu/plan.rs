@@ -4,8 +4,8 @@
 //! tasks give the same bits on any machine.
 use super::policy::{
     AHEAD, CACHED_BYTES, CLOSE_BYTES, ENOUGH_TASKS, FEW_ROWS, HALF_PAGE, LARGE_APART, LARGE_BYTES,
-    LONG_ROW, LONG_RUN, OF_ROWS, PAGE, PART_ROW, RUN, SHORTER_RUN, SMALL, SUMMED_ROWS, TASK,
-    WHOLE_ROW,
+    LONG_ROW, LONG_RUN, OF_ROWS, PAGE, PART_ROW, RUN, SHORTER_RUN, SMALL, SUMMED_COLUMNS,
+    SUMMED_ROWS, TASK, WHOLE_ROW,
 };
 use super::simd::{BLOCK, GROUP};
 use crate::Shape;
@@ -105,6 +105,22 @@ impl Plan {
         let piece = if block == all.inner() { TASK } else { block };
         all.cut(block, piece, TASK / block.min(TASK))
     }
+    /// The same tiles by shorter rows, where several are joined: as few columns as sums are kept of.
+    pub fn narrow(&self) -> Self {
+        let columns = match self.is_joined() {
+            true => summed_columns(self.row()).filter(|c| self.width.is_multiple_of(*c)),
+            false => None,
+        };
+        let Some(columns) = columns else { return *self };
+        Self {
+            width: columns,
+            rows: self.len().div_ceil(columns),
+            block: columns,
+            piece: columns,
+            tile_rows: self.tile_rows * (self.width / columns),
+            ..*self
+        }
+    }
     /// Rows of a value per channel as they are, a tile for each so many channels.
     pub fn by_channels(shape: &Shape, channels: usize) -> Self {
         let (width, rows) = (shape.channels(), shape.outer());
@@ -121,7 +137,10 @@ impl Plan {
             // Few rows are summed at once, and a ghost batch of them in registers: they stay as they are, but for
             // those that a vector is longer than.
             false if shape.outer() <= FEW_ROWS => GROUP.div_ceil(row.max(1)),
-            false => LONG_ROW.div_ceil(row.max(1)),
+            false => match summed_columns(row) {
+                Some(columns) => LONG_ROW / columns * (columns / row),
+                None => LONG_ROW.div_ceil(row.max(1)),
+            },
         };
         let join = join.clamp(1, shape.outer().max(1));
         let width = join * row;
@@ -347,6 +366,15 @@ impl Plan {
     pub fn mask_len(&self) -> usize {
         self.rows * self.mask_width()
     }
+}
+
+/// As many columns of joined rows, each of `row` values, as sums are kept of: whole groups.
+fn summed_columns(row: usize) -> Option<usize> {
+    let most = SUMMED_COLUMNS / row.max(1);
+    (1..=most)
+        .rev()
+        .map(|rows| rows * row)
+        .find(|columns| *columns > 0 && columns.is_multiple_of(GROUP))
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 //! Every element, mask byte and channel once, over shapes of every kind.
+use super::super::tiles::clipped;
 use super::*;
 
 const SHAPES: &[(&[usize], usize)] = &[
@@ -6,6 +7,10 @@ const SHAPES: &[(&[usize], usize)] = &[
     (&[2, 3], 1),
     (&[1000, 3], 1),
     (&[100_003, 3], 1),
+    (&[40_003, 24], 1),
+    (&[2_001, 64], 1),
+    (&[9_001, 7], 1),
+    (&[5_003, 128], 1),
     (&[300, 700], 1),
     (&[3000, 2048], 1),
     (&[64, 33, 7], 1),
@@ -55,6 +60,27 @@ fn tiles_cover_every_element_and_mask_byte_once() {
         assert!(elements.iter().all(|&count| count == 1), "{plan:?}");
         assert!(mask.iter().all(|&count| count == 1), "{plan:?}");
     }
+}
+
+#[test]
+fn narrow_rows_are_the_same_tiles() {
+    let mut some = 0;
+    for plan in plans() {
+        let narrow = plan.narrow();
+        assert!(narrow == plan || plan.is_joined() && narrow.width < plan.width, "{plan:?}");
+        some += usize::from(narrow != plan);
+        assert_eq!(narrow.row(), plan.row());
+        assert!(narrow == plan || narrow.width.is_multiple_of(plan.row()), "{plan:?}");
+        assert_eq!(narrow.tiles(), plan.tiles(), "{plan:?}");
+        for (narrow_tile, tile) in (0..plan.tiles()).map(|i| (narrow.tile(i), plan.tile(i))) {
+            let of = |plan: &Plan, tile: &Tile| {
+                let end = clipped(tile.rows.end - 1, tile.cols.clone(), plan.width, plan.len()).end;
+                (tile.block, tile.rows.start * plan.width + tile.cols.start, end)
+            };
+            assert_eq!(of(&narrow, &narrow_tile), of(&plan, &tile), "{plan:?}");
+        }
+    }
+    assert!(some > 4, "{some} of them are narrower");
 }
 
 #[test]

@@ -15,6 +15,9 @@ pub const OF_ROWS: usize = 8;
 pub const RUN: usize = 16;
 /// Rows of short runs are joined until a row has this many columns.
 pub const LONG_ROW: usize = 512;
+/// Columns at most of which sums are kept where rows are joined: a loop over that many, but whole groups, has both sums
+/// of each in registers with AVX-512.
+pub const SUMMED_COLUMNS: usize = 128;
 /// Unless there are no more than these.
 pub const FEW_ROWS: usize = super::kernels::sums::STRIP_ROWS;
 /// A task that keeps all of a channel works on at most this many bytes, so that its second pass
@@ -34,7 +37,7 @@ pub const ENOUGH_TASKS: usize = 8;
 pub const RANGES: usize = 32;
 pub const RANGE: usize = 4 << 10;
 /// Values between two passes that are worth more threads than one: waking them takes a few microseconds.
-pub const MERGED_AT_ONCE: usize = 16 << 10;
+pub const MERGED_AT_ONCE: usize = 8 << 10;
 /// Least channels of a range of them: a cache line of sums in f64.
 pub const LEAST_CHANNELS: usize = 8;
 /// Elements that are worth a task of their own.

@@ -47,6 +47,10 @@ pub(super) trait TwoPass<const FIELDS: usize>: Sync {
     fn sums(&self) -> usize {
         2
     }
+    /// The plan by whose columns it keeps sums: as many tiles, of the same memory.
+    fn summed(&self, plan: &Plan) -> Plan {
+        *plan
+    }
     /// Values that the merge of a channel works in.
     fn work_len(&self) -> usize;
     /// Sets the coefficients that the first pass takes.
@@ -91,9 +95,9 @@ pub(super) fn workspace_len<const FIELDS: usize>(
     plan: &Plan,
     operation: &impl TwoPass<FIELDS>,
 ) -> usize {
-    let sums = operation.sums();
-    let of_channel = FIELDS + operation.work_len() + scratch_len(plan, sums);
-    plan.tiles() * slot_len(plan, sums) + plan.blocks() * plan.block_channels() * of_channel
+    let (summed, sums) = (operation.summed(plan), operation.sums());
+    let of_channel = FIELDS + operation.work_len() + scratch_len(&summed, sums);
+    plan.tiles() * slot_len(&summed, sums) + plan.blocks() * plan.block_channels() * of_channel
 }
 
 /// Values kept of a tile, by the sums of a channel.
@@ -109,10 +113,11 @@ pub(super) fn two_pass<const FIELDS: usize, T: TwoPass<FIELDS>>(
     results: &mut T::Results,
     workspace: &mut [f64],
 ) {
-    let slot_len = slot_len(plan, operation.sums());
-    let (work_len, scratch_len) = (operation.work_len(), scratch_len(plan, operation.sums()));
+    let summed = &operation.summed(plan);
+    let slot_len = slot_len(summed, operation.sums());
+    let (work_len, scratch_len) = (operation.work_len(), scratch_len(summed, operation.sums()));
     let (all, of_block) = (plan.all_channels(), plan.block_channels());
-    let ranges = ChannelRanges::new(plan, workspace.len());
+    let ranges = ChannelRanges::new(summed, workspace.len());
     let (slots, rest) = workspace.split_at_mut(plan.tiles() * slot_len);
     let (table, work) = rest.split_at_mut(plan.blocks() * of_block * FIELDS);
     let of_channel = work_len + scratch_len;
@@ -129,7 +134,7 @@ pub(super) fn two_pass<const FIELDS: usize, T: TwoPass<FIELDS>>(
             operation.reduce(&tile, &part, &table.read(), slot);
             let (work, scratch) = work.split_at_mut(of_block * work_len);
             let work = &mut work[..channels.len() * work_len];
-            let sums = Sums::new(plan, (tile.block, channels), (slot, slot_len), scratch);
+            let sums = Sums::new(summed, (tile.block, channels), (slot, slot_len), scratch);
             operation.merge(sums, &part, table.reborrow(), work, results);
             if operation.writes() {
                 operation.write(&tile, part, &table.read());

@@ -10,16 +10,18 @@ use super::Cpu;
 use super::kernels::columns::{Rows, column_distances};
 use super::kernels::convert::{finite_f64, widen};
 use super::kernels::moments::{self as merging, Columns};
+use super::kernels::narrow::{self, Narrow};
 use super::kernels::sums::{self, Lanes, STRIP_ROWS};
 use super::masked_stats;
 use super::moments::{self, Merged, Moments, base};
 use super::plan::{Plan, Tile};
+use super::policy::AHEAD;
 use super::ranges::ChannelRanges;
 use super::simd::{BLOCK, Simd};
 use super::slots::{Sums, scratch_len};
 use super::table::split_mut;
 use super::tiles::by_range::{Channels, for_each_range};
-use super::tiles::{Slots, clipped, for_each_tile};
+use super::tiles::{self, Slots, clipped, for_each_tile};
 use crate::engine::Stats;
 use crate::{Element, Host, Real, Result, Shape};
 use std::ops::Range;
@@ -49,10 +51,11 @@ pub(super) fn stats<E: Element>(
         return Ok(());
     }
     let plan = &Plan::new(shape, size_of::<E>(), 1);
-    let (slot_len, each) = (plan.slot_len(), Merged::FIELDS + scratch_len(plan, 2));
+    let summed = &plan.narrow();
+    let (slot_len, each) = (summed.slot_len(), Merged::FIELDS + scratch_len(summed, 2));
     let slots_len = plan.tiles() * slot_len;
     cpu.with_workspace(slots_len + channels * each, |workspace| {
-        let ranges = ChannelRanges::new(plan, workspace.len());
+        let ranges = ChannelRanges::new(summed, workspace.len());
         let (slots, work) = workspace.split_at_mut(slots_len);
         for_each_tile(plan, false, &mut Slots::new(slots, slot_len), |tile, slot| {
             moments(simd, plan, &tile, x, slot);
@@ -63,7 +66,7 @@ pub(super) fn stats<E: Element>(
             let merged_len = ranges.channels(i).len() * Merged::FIELDS;
             let (merged, scratch) = work.split_at_mut(merged_len);
             let sums = Sums::of_range(&ranges, i, (slots, slot_len), scratch);
-            moments::merge(simd, (shape, plan), sums, (x, 0.0), merged);
+            moments::merge(simd, (shape, summed), sums, (x, 0.0), merged);
             let merged = Merged::new(merged, shape);
             (0..merged.base.len()).for_each(|k| merged.get(k).write(&mut record, k));
         });
@@ -77,7 +80,11 @@ pub(super) fn moments<E: Element>(simd: Simd, plan: &Plan, tile: &Tile, x: &[E],
     let half = slot.len() / 2;
     let (offsets, squares) = slot.split_at_mut(half);
     if !plan.long_runs {
-        return columns(simd, plan, tile, x, (offsets, squares));
+        let narrow = plan.narrow().width;
+        return match narrow < plan.width {
+            true => joined(simd, plan, tile, x, (offsets, squares), narrow),
+            false => columns(simd, plan, tile, x, (offsets, squares)),
+        };
     }
     let run = plan.inner().min(tile.cols.len());
     for (k, start) in tile.cols.clone().step_by(run).enumerate() {
@@ -198,6 +205,43 @@ fn columns<'x, E: Element>(
     }
 }
 
+/// The same of joined rows by their first `columns`, after which channels repeat: everything is read in the order of
+/// memory.
+fn joined<E: Element>(
+    simd: Simd,
+    plan: &Plan,
+    tile: &Tile,
+    x: &[E],
+    (offsets, squares): OfColumns<'_>,
+    columns: usize,
+) {
+    let mut strip = Strip::<E>::new(simd);
+    strip.start(plan, &(0..columns), x);
+    let x = &x[tiles::joined(plan, tile, x.len())];
+    let narrow = |x| Narrow { tensors: [x], columns, ahead: AHEAD * plan.width };
+    for (k, x) in x.chunks(STRIP_ROWS * columns).enumerate() {
+        let n = x.len() - x.len() % columns;
+        let (x, last) = x.split_at(n);
+        let before = k * STRIP_ROWS;
+        if n > 0 {
+            if k == 0 {
+                strip.guess_narrow(narrow(&x[..n.min(FIRST_ROWS * columns)]));
+            }
+            strip.add_narrow(before, narrow(x), (&mut *offsets, &mut *squares));
+        }
+        // A shorter last row goes alone.
+        if !last.is_empty() {
+            let mut rows = Rows::new();
+            rows.push([last], [std::ptr::null()]);
+            if k == 0 && n == 0 {
+                strip.guess(&rows);
+            }
+            let to = (&mut offsets[..last.len()], &mut squares[..last.len()]);
+            strip.add(before + n / columns, &rows, to);
+        }
+    }
+}
+
 /// What the moments of a strip of columns are made with.
 pub(super) struct Strip<E: Element> {
     simd: Simd,
@@ -229,22 +273,41 @@ impl<E: Element> Strip<E> {
     }
     /// Sets the pivots to the mean of some rows.
     pub fn guess(&mut self, few: &Rows<'_, E, 1>) {
-        let n = few.columns();
-        widen(self.simd, few.first()[0], &mut self.pivot[..n]);
+        widen(self.simd, few.first()[0], &mut self.pivot[..few.columns()]);
         self.distances(few);
-        let each = E::Acc::from_f64(1.0 / few.len() as f64);
+        self.guessed(few.columns(), few.len());
+    }
+    fn guess_narrow(&mut self, few: Narrow<'_, E, 1>) {
+        let Narrow { tensors: [x], columns, .. } = few;
+        widen(self.simd, &x[..columns], &mut self.pivot[..columns]);
+        self.narrow_distances(few);
+        self.guessed(columns, x.len() / columns);
+    }
+    /// Adds to the pivots of `n` columns what the sums over some rows say.
+    fn guessed(&mut self, n: usize, rows: usize) {
+        let each = E::Acc::from_f64(1.0 / rows as f64);
         merging::add_share(self.simd, &mut self.pivot[..n], &self.sum[..n], each);
     }
     /// Merges rows into columns of which `before` rows have been merged.
     pub fn add(&mut self, before: usize, rows: &Rows<'_, E, 1>, to: OfColumns<'_>) {
         self.distances(rows);
+        self.merge(before, rows.len(), to);
+    }
+    fn add_narrow(&mut self, before: usize, rows: Narrow<'_, E, 1>, to: OfColumns<'_>) {
+        self.narrow_distances(rows);
+        self.merge(before, rows.tensors[0].len() / rows.columns, to);
+    }
+    fn merge(&mut self, before: usize, count: usize, to: OfColumns<'_>) {
         let Self { simd, pivot, sum, squares, bases, .. } = self;
         let from = Columns { sums: sum, squares, bases };
-        merging::merge_columns(*simd, before as f64, rows.len() as f64, &from, pivot, to);
+        merging::merge_columns(*simd, before as f64, count as f64, &from, pivot, to);
     }
     /// Sums and squares of the rows' distances from the pivots.
     fn distances(&mut self, rows: &Rows<'_, E, 1>) {
         let to = (&mut self.sum, &mut self.squares);
         column_distances(self.simd, (rows, true), &self.pivot, to);
+    }
+    fn narrow_distances(&mut self, rows: Narrow<'_, E, 1>) {
+        narrow::distances(self.simd, rows, &self.pivot, (&mut self.sum, &mut self.squares));
     }
 }

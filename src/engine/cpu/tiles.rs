@@ -277,6 +277,14 @@ impl<T> TileMut<'_, T> {
         // nobody else has; `self` is borrowed.
         unsafe { std::slice::from_raw_parts(self.start.add(range.start), range.len()) }
     }
+    /// All of it, where it has whole rows.
+    pub fn whole(&self) -> &[T] {
+        assert!(self.cols == (0..self.width), "whole rows");
+        let at = |row: usize| (row * self.width).min(self.len);
+        let range = at(self.rows.start)..at(self.rows.end);
+        // SAFETY: inside the memory and of this tile's rows alone, which have no other columns; `self` is borrowed.
+        unsafe { std::slice::from_raw_parts(self.start.add(range.start), range.len()) }
+    }
     /// As `row`, to write.
     pub fn row_mut(&mut self, row: usize, cols: Range<usize>) -> &mut [T] {
         let range = self.range(row, cols);
@@ -373,6 +381,12 @@ pub(super) fn bytes_mut(memory: &mut [f64]) -> &mut [u8] {
 pub(super) fn clipped(row: usize, cols: Range<usize>, width: usize, len: usize) -> Range<usize> {
     let start = row * width;
     (start + cols.start).min(len)..(start + cols.end).min(len)
+}
+
+/// Where a tile of whole rows lies in memory of `len` elements in all.
+pub(super) fn joined(plan: &Plan, tile: &Tile, len: usize) -> Range<usize> {
+    let at = |row: usize| (row * plan.width).min(len);
+    at(tile.rows.start)..at(tile.rows.end)
 }
 
 #[cfg(test)]

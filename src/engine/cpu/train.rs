@@ -4,7 +4,7 @@ use super::forward::Output;
 use super::kernels::moments as merging;
 use super::masked::Masked;
 use super::moments::{self, Merged};
-use super::plan::Tile;
+use super::plan::{Plan, Tile};
 use super::schedule::{Part, TwoPass, two_pass, workspace_len};
 use super::slots::Sums;
 use super::table::{self, Parameters, Statistics, Table, TableMut, split_mut};
@@ -135,6 +135,9 @@ impl<'a, E: Element> TwoPass<{ table::FIELDS }> for Train<'a, E> {
     fn sums(&self) -> usize {
         if self.mask.is_some() { 3 } else { 2 }
     }
+    fn summed(&self, plan: &Plan) -> Plan {
+        if self.mask.is_some() { *plan } else { plan.narrow() }
+    }
     /// Moments, and what follows from them for a backward.
     fn work_len(&self) -> usize {
         Merged::FIELDS + Statistics::<E::Acc>::FIELDS
@@ -171,7 +174,10 @@ impl<'a, E: Element> TwoPass<{ table::FIELDS }> for Train<'a, E> {
                 let of = (self.x, mask, self.eps);
                 masked_stats::merge(simd, (shape, plan), sums, of, memory);
             }
-            None => moments::merge(simd, (shape, plan), sums, (self.x, self.eps), memory),
+            None => {
+                let of = (self.x, self.eps);
+                moments::merge(simd, (shape, &plan.narrow()), sums, of, memory);
+            }
         }
         let merged = Merged::new(memory, shape);
         let of = (merged.base, merged.offset, merged.invstd);

@@ -15,6 +15,7 @@ pub(super) mod ghost;
 pub(super) mod masked;
 pub(crate) mod math;
 pub(super) mod moments;
+pub(super) mod narrow;
 pub(super) mod rows;
 pub(super) mod source;
 pub(super) mod sums;

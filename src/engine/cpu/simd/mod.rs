@@ -60,6 +60,7 @@ impl Simd {
         let wider = [SimdLevel::Avx512, SimdLevel::Avx2].into_iter().find_map(Self::new);
         wider.unwrap_or(Self { level: SimdLevel::Baseline, lacks_bf16: lacks_bf16() })
     }
+    #[inline(always)]
     pub fn level(self) -> SimdLevel {
         self.level
     }
