@@ -17,6 +17,10 @@ mod layouts {
     use super::{engines, every_layout_agrees_with_the_reference};
     engines! { [cpu, cuda, gpu] [every_layout_agrees_with_the_reference] }
 }
+mod loops {
+    use super::{engines, every_loop_agrees_with_the_reference};
+    engines! { [cpu] [every_loop_agrees_with_the_reference] }
+}
 
 const ACTIVATIONS: [Activation; 7] = [
     Activation::Identity,
@@ -77,23 +81,33 @@ fn results_are_those_of_differences<G: Engine>(engine: &G) {
     }
 }
 
+/// A step beside the reference's, behind the `k`th activation and by one of the masks.
+fn agrees_with_the_reference<E: Element, G: Engine>(
+    engine: &G,
+    (dims, axis): (&[usize], usize),
+    (k, by_mask): (usize, usize),
+    eps: f64,
+) {
+    let activation = ACTIVATIONS[k % ACTIVATIONS.len()];
+    let mask = masks(dims, axis, k as u64)[by_mask % 2].clone();
+    let step = Step::<E>::new(dims, axis, Some(mask));
+    let (config, channels) = (Config::default().activation(activation).eps(eps), dims[axis]);
+    let got = step.run(&mut parameterized::<E::Acc, G>(engine, channels, config), true);
+    // Which decides at kinks as the type does.
+    let right = step.run(&mut parameterized::<E::Acc, _>(&Reference, channels, config), true);
+    let say = format!("{dims:?} axis {axis} {activation:?} {}", E::DTYPE);
+    for (n, (got, right)) in got.tensors.iter().zip(&right.tensors).enumerate() {
+        near::<E>(&format!("{say}: tensor {n}"), got, right, Kind::Element);
+    }
+    for (got, right) in got.sums.iter().zip(&right.sums) {
+        let m = step.x.len() / channels;
+        near::<E>(&format!("{say}: parameters"), got, right, Kind::Sum(m));
+    }
+}
+
 fn every_layout_agrees_with_the_reference<G: Engine>(engine: &G) {
     fn one<E: Element, G: Engine>(engine: &G, dims: &[usize], axis: usize, k: usize, eps: f64) {
-        let activation = ACTIVATIONS[k % ACTIVATIONS.len()];
-        let mask = masks(dims, axis, k as u64)[k / 2 % 2].clone();
-        let step = Step::<E>::new(dims, axis, Some(mask));
-        let (config, channels) = (Config::default().activation(activation).eps(eps), dims[axis]);
-        let got = step.run(&mut parameterized::<E::Acc, G>(engine, channels, config), true);
-        // Which decides at kinks as the type does.
-        let right = step.run(&mut parameterized::<E::Acc, _>(&Reference, channels, config), true);
-        let say = format!("{dims:?} axis {axis} {activation:?} {}", E::DTYPE);
-        for (n, (got, right)) in got.tensors.iter().zip(&right.tensors).enumerate() {
-            near::<E>(&format!("{say}: tensor {n}"), got, right, Kind::Element);
-        }
-        for (got, right) in got.sums.iter().zip(&right.sums) {
-            let m = step.x.len() / channels;
-            near::<E>(&format!("{say}: parameters"), got, right, Kind::Sum(m));
-        }
+        agrees_with_the_reference::<E, G>(engine, (dims, axis), (k, k / 2), eps);
     }
     const DIMS: [(&[usize], usize); 12] = [
         (&[6, 5], 1),
@@ -117,26 +131,64 @@ fn every_layout_agrees_with_the_reference<G: Engine>(engine: &G) {
     }
 }
 
+/// Where rows are joined, of less than a vector and of more than are taken at a time, and where they are not; runs of
+/// less than a vector, several at a time, and cut in pieces; each behind what the loops know.
+fn every_loop_agrees_with_the_reference<G: Engine>(engine: &G) {
+    const DIMS: [(&[usize], usize); 11] = [
+        (&[600, 3], 1),
+        (&[300, 40], 1),
+        (&[40, 300], 1),
+        (&[70, 600], 1),
+        (&[40, 10, 2, 2], 1),
+        (&[40, 70, 3, 3], 1),
+        (&[9, 40, 7, 7], 1),
+        (&[3, 5, 400], 1),
+        (&[2, 3, 5000], 1),
+        (&[9, 3, 300, 10], 1),
+        (&[6, 9, 11, 40], 3),
+    ];
+    for (n, dims) in DIMS.into_iter().enumerate() {
+        // The first four activations are not curved.
+        for k in 0..4 {
+            let of = (k, n + k / 2);
+            match (n + k) % 4 {
+                0 => agrees_with_the_reference::<f64, G>(engine, dims, of, 1e-2),
+                1 => agrees_with_the_reference::<f16, G>(engine, dims, of, 0.1),
+                2 => agrees_with_the_reference::<bf16, G>(engine, dims, of, 0.1),
+                _ => agrees_with_the_reference::<f32, G>(engine, dims, of, 1e-2),
+            }
+        }
+    }
+}
+
 /// What is not finite there stays where it is.
 fn what_does_not_count_is_not_looked_at<G: Engine>(engine: &G) {
-    let (dims, axis) = (&[6, 3, 5][..], 1);
-    for activation in [Activation::Identity, Activation::Silu] {
-        let [mask, _] = masks(dims, axis, 3);
-        let place = mask.places.iter().position(|place| *place == 0).unwrap();
-        let at = place / 5 * 15 + 5 + place % 5; // of the second channel
-        let config = Config::default().activation(activation);
-        let run = |v: f32| {
-            let mut step = Step::<f32>::new(dims, axis, Some(mask.clone()));
-            step.v_x[at] = v;
-            step.grad_y[at] = 0.0;
-            step.run(&mut parameterized::<f32, G>(engine, 3, config), true)
-        };
-        let (plain, beyond) = (run(0.5), run(f32::INFINITY));
-        // v g is a term of a sum that all values have: 0 times infinity; gg_grad_y has no part in it elsewhere.
-        for (i, (plain, beyond)) in plain.tensors[3].iter().zip(&beyond.tensors[3]).enumerate() {
-            assert!(i == at || plain == beyond, "{activation:?} at {i}: {plain}, {beyond}");
+    let activations = [Activation::Identity, Activation::Relu, Activation::Silu];
+    for dims in [[6, 3, 5], [2, 3, 300], [40, 3, 1], [4, 600, 1]] {
+        for (k, activation) in activations.into_iter().enumerate() {
+            let ([_, channels, inner], [mask, _]) = (dims, masks(&dims, 1, 3));
+            let places = mask.places.iter().enumerate().filter(|(_, place)| **place == 0);
+            let (place, _) = places.max_by_key(|(i, _)| i * (7 + k) % 11).unwrap();
+            let at = (place / inner * channels + 1) * inner + place % inner;
+            let config = Config::default().activation(activation);
+            let run = |v: f32| {
+                let mut step = Step::<f32>::new(&dims, 1, Some(mask.clone()));
+                step.v_x[at] = v;
+                step.grad_y[at] = 0.0;
+                step.run(&mut parameterized::<f32, G>(engine, channels, config), true)
+            };
+            let plain = run(0.5);
+            for v in [f32::INFINITY, f32::NAN] {
+                let beyond = run(v);
+                // v g is a term of a sum that all values have: 0 times infinity; gg_grad_y has no part in it elsewhere.
+                let both = plain.tensors[3].iter().zip(&beyond.tensors[3]).enumerate();
+                for (i, (plain, beyond)) in both.filter(|(i, _)| *i != at) {
+                    assert!(plain == beyond, "{dims:?} {activation:?} at {i}: {plain}, {beyond}");
+                }
+                let is_stopped = activation == Activation::Relu && plain.tensors[3][at] == 0.0;
+                assert!(is_stopped || !beyond.tensors[3][at].is_finite());
+            }
         }
-        assert!(!beyond.tensors[3][at].is_finite());
     }
 }
 

@@ -22,6 +22,10 @@ pub(super) struct Masked<'a> {
     channels: Vec<(f64, f64)>,
 }
 
+/// Bytes of values that all count, or of which none does.
+static ONES: [u8; ROOM] = [1; ROOM];
+static ZEROS: [u8; ROOM] = [0; ROOM];
+
 /// Which of some values count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keep<'m> {
@@ -215,11 +219,37 @@ impl<'a> Masked<'a> {
 
     /// The bytes of columns of a long run, where they lie together.
     pub fn of_run(&self, plan: &Plan, row: usize, cols: &Range<usize>) -> Option<&'a [u8]> {
+        if plan.long_runs { self.of_each_run(plan, row, cols) } else { None }
+    }
+    /// The same of columns of any run, which are those of the same columns of the row's others.
+    pub fn of_each_run(&self, plan: &Plan, row: usize, cols: &Range<usize>) -> Option<&'a [u8]> {
         match self.places {
-            Places::Positions { inner, .. } if plan.long_runs => {
+            Places::Positions { inner, .. } if plan.has_runs() => {
                 Some(&self.bytes[row * inner + cols.start % inner..][..cols.len()])
             }
             _ => None,
+        }
+    }
+    /// A byte for each of columns of a row, of [`ROOM`] at most.
+    pub fn of_columns<'m>(
+        &'m self,
+        plan: &Plan,
+        row: usize,
+        cols: &Range<usize>,
+        counts: &'m mut Counts,
+    ) -> &'m [u8] {
+        let n = clipped(row, cols.clone(), plan.width, plan.len()).len();
+        let keep = match self.places {
+            Places::Positions { inner: 1, .. } if !plan.is_joined() => match self.bytes[row] {
+                0 => Keep::None,
+                _ => Keep::All,
+            },
+            _ => self.keep(plan, row, cols, counts),
+        };
+        match keep {
+            Keep::All => &ONES[..n],
+            Keep::None => &ZEROS[..n],
+            Keep::Some(bytes) => bytes,
         }
     }
     /// Which values of columns of a row count, of [`ROOM`] at most.

@@ -1,5 +1,5 @@
-//! Both passes behind an activation that is curved, or by a mask: blocks are brought to the accumulating type, in memory that
-//! stays in the first cache.
+//! Both passes behind an activation that is curved: blocks are brought to the accumulating type, in memory that stays
+//! in the first cache.
 use super::super::kernels::activation::Block;
 use super::super::kernels::convert::narrow;
 use super::super::kernels::double_backward::{self as kernel, FIELDS, FORWARD, Many, One};

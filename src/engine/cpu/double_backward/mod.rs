@@ -1,5 +1,5 @@
 //! The double backward: the sums of every channel, then what they make of the elements. Behind an activation that
-//! is curved, and by a mask, blocks are brought to the accumulating type in memory that stays in the first cache, where everything
+//! is curved, blocks are brought to the accumulating type in memory that stays in the first cache, where everything
 //! is a loop of its own; elsewhere a loop does all that a pass does.
 //!
 //! x, the gradient of y and `v_x` are read twice and two results are written, 8 tensors where a backward moves 5; once
@@ -214,7 +214,7 @@ impl<E: Element> Work<'_, E> {
         slot.fill(0.0);
         let plan = self.read.plan;
         let part = plan.slot_len() / 2;
-        match self.read.is_staged() {
+        match self.read.activation.is_curved() {
             true if plan.long_runs => self.sum_curved_runs(tile, table, slot, part),
             true => self.sum_curved_columns(tile, table, slot, part),
             false if plan.has_runs() => self.sum_plain_runs(tile, table, slot, part),
@@ -223,7 +223,7 @@ impl<E: Element> Work<'_, E> {
     }
     /// The second pass.
     fn write_tile(&self, tile: &Tile, to: Tiles<'_, E>, table: &Table<'_, E::Acc>) {
-        match self.read.is_staged() {
+        match self.read.activation.is_curved() {
             true => self.write_curved(tile, to, table),
             false => self.write_plain(tile, to, table),
         }

@@ -1,11 +1,12 @@
 //! Both passes where no activation is curved: loops read the tensors and write the results.
 use super::super::kernels::double_backward::{FIELDS, FORWARD, PLAIN};
 use super::super::kernels::double_backward_plain::{self as kernel, COLUMNS, From, Many};
-use super::super::kernels::double_backward_plain::{OfChannel, OfColumns, Passing, Runs};
+use super::super::kernels::double_backward_plain::{OfChannel, OfColumns, Passing, Runs, Through};
 use super::super::kernels::sums::{STRIP_ROWS, add_widened};
-use super::super::plan::Tile;
+use super::super::masked::{Counts, Masked};
+use super::super::plan::{Plan, Tile};
 use super::super::policy::AHEAD;
-use super::super::simd::{GROUP, Scratch, Store};
+use super::super::simd::{BLOCK, GROUP, Scratch, Store};
 use super::super::tiles::{Writer, clipped};
 use super::coefs::Table;
 use super::{SEGMENT, Tiles, Work};
@@ -33,6 +34,48 @@ impl<E: Element> Zeros<E> {
     }
 }
 
+/// A task's memory for the bytes of a mask.
+struct Bytes {
+    of_columns: Counts,
+    of_runs: Vec<u8>,
+}
+
+impl Bytes {
+    fn new() -> Self {
+        Self { of_columns: Counts::new(), of_runs: vec![] }
+    }
+    /// Those of columns of a row; nothing without a mask.
+    #[inline(always)]
+    fn of_columns<'s>(
+        &'s mut self,
+        (mask, plan): (Option<&'s Masked<'_>>, &Plan),
+        row: usize,
+        cols: &Range<usize>,
+    ) -> &'s [u8] {
+        mask.map_or(&[], |mask| mask.of_columns(plan, row, cols, &mut self.of_columns))
+    }
+    /// The same of runs: of the first one, where the others have the same.
+    #[inline(always)]
+    fn of_runs<'s>(
+        &'s mut self,
+        (mask, plan): (Option<&'s Masked<'_>>, &Plan),
+        row: usize,
+        Piece { cols, len, .. }: &Piece,
+    ) -> &'s [u8] {
+        let Some(mask) = mask else { return &[] };
+        if let Some(bytes) = mask.of_each_run(plan, row, &(cols.start..cols.start + len)) {
+            return bytes;
+        }
+        self.of_runs.clear();
+        for start in cols.clone().step_by(BLOCK) {
+            let some = start..(start + BLOCK).min(cols.end);
+            let bytes = mask.of_columns(plan, row, &some, &mut self.of_columns);
+            self.of_runs.extend_from_slice(bytes);
+        }
+        &self.of_runs
+    }
+}
+
 /// Columns of a row that hold the same part of the runs of some channels.
 struct Piece {
     cols: Range<usize>,
@@ -45,8 +88,14 @@ impl<E: Element> Work<'_, E> {
     fn passing(&self) -> Passing<E::Acc> {
         self.read.passing(self.gate)
     }
-    /// What the loops read of some columns of a row.
-    fn from<'s>(&'s self, row: usize, cols: &Range<usize>, zeros: &'s Zeros<E>) -> From<'s, E> {
+    /// What the loops read of some columns of a row, beside the bytes of a mask.
+    fn from<'s>(
+        &'s self,
+        row: usize,
+        cols: &Range<usize>,
+        zeros: &'s Zeros<E>,
+        counts: &'s [u8],
+    ) -> From<'s, E> {
         let read = &self.read;
         let range = clipped(row, cols.clone(), read.plan.width, read.plan.len());
         let (bits, first_bit) = match read.mask {
@@ -57,7 +106,18 @@ impl<E: Element> Work<'_, E> {
             None => (&[][..], 0),
         };
         let (x, grad_y) = (&read.x[range.clone()], &read.grad_y[range.clone()]);
-        From { x, grad_y, v: zeros.or(read.v_x, range), bits, first_bit }
+        From { x, grad_y, v: zeros.or(read.v_x, range), bits, first_bit, counts }
+    }
+    /// All that they read of columns of a row, of [`COLUMNS`] at most.
+    fn from_columns<'s>(
+        &'s self,
+        row: usize,
+        cols: &Range<usize>,
+        zeros: &'s Zeros<E>,
+        bytes: &'s mut Bytes,
+    ) -> From<'s, E> {
+        let counts = bytes.of_columns((self.read.places, self.read.plan), row, cols);
+        self.from(row, cols, zeros, counts)
     }
     /// The pieces of a tile's rows, of runs, in the order of memory: of some channels' runs, or of a part of one.
     fn pieces(&self, tile: &Tile) -> impl Iterator<Item = Piece> + use<E> {
@@ -77,9 +137,19 @@ impl<E: Element> Work<'_, E> {
         })
     }
 
-    /// Bits of a run of so many values, up to the next one's: long ones start at whole bytes.
-    fn bits_of_run(&self, len: usize) -> usize {
-        if self.read.plan.long_runs { len.next_multiple_of(8) } else { len }
+    /// The runs of a piece.
+    fn runs<'c>(
+        &self,
+        Piece { cols, channels, len }: &Piece,
+        coefs: &'c [[E::Acc; FIELDS]; CHANNELS],
+    ) -> Runs<'c, E::Acc> {
+        let (plan, inner) = (self.read.plan, *len);
+        // Long ones start at whole bytes.
+        let bits = if plan.long_runs { inner.next_multiple_of(8) } else { inner };
+        let of_first = cols.start..cols.start + inner;
+        let mask = self.read.places.filter(|mask| mask.of_each_run(plan, 0, &of_first).is_none());
+        let counts = if mask.is_some() { inner } else { 0 };
+        Runs { inner, bits, counts, coefs: &coefs[..channels.len()] }
     }
 
     /// The first pass over runs: the sums of a tile's channels. Where slots are by column, they stand in the first
@@ -92,14 +162,14 @@ impl<E: Element> Work<'_, E> {
         part: usize,
     ) {
         let (read, passing) = (&self.read, self.passing());
-        let zeros = Zeros::new(read.v_x.is_none(), tile);
+        let (zeros, mut bytes) = (Zeros::new(read.v_x.is_none(), tile), Bytes::new());
         let (plan, none) = (read.plan, [[E::Acc::default(); GROUP]; PLAIN]);
         let mut lanes: [OfChannel<E::Acc>; CHANNELS] = [none; CHANNELS];
-        for Piece { cols, channels, len } in self.pieces(tile) {
-            let coefs = table.several::<CHANNELS>(channels.clone());
-            let bits = self.bits_of_run(len);
-            let runs = Runs { inner: len, bits, coefs: &coefs[..channels.len()] };
-            let lanes = &mut lanes[..channels.len()];
+        for piece in self.pieces(tile) {
+            let coefs = table.several::<CHANNELS>(piece.channels.clone());
+            let runs = self.runs(&piece, &coefs);
+            let lanes = &mut lanes[..piece.channels.len()];
+            let Piece { ref cols, len, .. } = piece;
             let place = |k: usize| match plan.long_runs {
                 true => (cols.start - tile.cols.start) / plan.inner().min(tile.cols.len()) + k,
                 false => cols.start - tile.cols.start + k * len,
@@ -119,7 +189,8 @@ impl<E: Element> Work<'_, E> {
                     count = 0;
                 }
                 count += len;
-                let from = self.from(row, &cols, &zeros);
+                let counts = bytes.of_runs((read.places, plan), row, &piece);
+                let from = self.from(row, cols, &zeros, counts);
                 kernel::add_runs(read.simd, from, runs, &passing, lanes);
             }
             flush(lanes);
@@ -135,6 +206,7 @@ impl<E: Element> Work<'_, E> {
     ) {
         let (read, passing) = (&self.read, self.passing());
         let zeros = Zeros::new(read.v_x.is_none(), tile);
+        let mut bytes: [_; TOGETHER] = std::array::from_fn(|_| Bytes::new());
         let (simd, plan) = (read.simd, read.plan);
         let full = tile.rows.end - usize::from(plan.has_short_row(tile));
         let none = [E::Acc::default(); COLUMNS];
@@ -146,19 +218,24 @@ impl<E: Element> Work<'_, E> {
             let cols = start..(start + COLUMNS).min(tile.cols.end);
             table.expand(plan, &cols, FORWARD, &mut fields);
             let coefs = Many(&fields);
-            let from =
-                |row: usize| (self.from(row, &cols, &zeros), tile.ahead(row, &cols, plan.width));
+            let ahead = |row: usize| tile.ahead(row, &cols, plan.width);
             for first in tile.rows.clone().step_by(STRIP_ROWS) {
                 let end = (first + STRIP_ROWS).min(tile.rows.end);
                 let mut row = first;
                 // A shorter last row goes alone.
                 while row + TOGETHER <= end.min(full) {
-                    let rows = [from(row), from(row + 1), from(row + 2), from(row + 3)];
+                    let [a, b, c, d] = &mut bytes;
+                    let rows = [(row, a), (row + 1, b), (row + 2, c), (row + 3, d)];
+                    let rows = rows.map(|(row, bytes)| {
+                        (self.from_columns(row, &cols, &zeros, bytes), ahead(row))
+                    });
                     kernel::add_columns::<E, TOGETHER>(simd, &rows, coefs, &passing, &mut sums);
                     row += TOGETHER;
                 }
                 for row in row..end {
-                    kernel::add_columns(simd, &[from(row)], coefs, &passing, &mut sums);
+                    let from = self.from_columns(row, &cols, &zeros, &mut bytes[0]);
+                    let rows = [(from, ahead(row))];
+                    kernel::add_columns(simd, &rows, coefs, &passing, &mut sums);
                 }
                 for (k, sums) in sums.iter_mut().enumerate() {
                     let to = &mut slot[k * part + start - tile.cols.start..][..cols.len()];
@@ -186,29 +263,37 @@ impl<E: Element> Work<'_, E> {
         table.expand(plan, &(0..period), FORWARD, &mut fields);
         let ahead = (AHEAD * period).cast_signed();
         let pieces = tile.rows.clone().flat_map(|row| {
-            tile.cols.clone().step_by(period).map(move |at| (row, at..(at + period)))
+            let of_row = clipped(row, tile.cols.clone(), plan.width, plan.len()).len();
+            let end = tile.cols.start + of_row;
+            let starts = (tile.cols.start..end).step_by(period);
+            starts.map(move |at| (row, at..end.min(at + period)))
         });
-        let pieces = pieces
-            .map(|(row, cols)| self.from(row, &(cols.start..cols.end.min(tile.cols.end)), &zeros))
-            .filter(|from| !from.x.is_empty());
         let mut flush = |sums: &mut [OfColumns<E::Acc>; PLAIN]| {
             for (k, sums) in sums.iter_mut().enumerate() {
                 add_widened(simd, &mut slot[k * part..][..period], &sums[..period]);
                 sums[..period].fill(E::Acc::default());
             }
         };
-        let mut waiting = [(From::NONE, ahead); TOGETHER];
+        let mut bytes: [_; TOGETHER] = std::array::from_fn(|_| Bytes::new());
+        let mut waiting: [_; TOGETHER] = std::array::from_fn(|_| (0, 0..0));
         let (mut some, mut count) = (0, 0);
-        for from in pieces {
+        for (row, cols) in pieces {
             count += 1;
-            if from.x.len() < period {
+            if cols.len() < period {
+                let from = self.from_columns(row, &cols, &zeros, &mut bytes[0]);
                 kernel::add_columns(simd, &[(from, ahead)], Many(&fields), &passing, &mut sums);
                 continue;
             }
-            waiting[some].0 = from;
+            waiting[some] = (row, cols);
             some += 1;
             if some == TOGETHER {
-                kernel::add_columns(simd, &waiting, Many(&fields), &passing, &mut sums);
+                let [a, b, c, d] = &mut bytes;
+                let [of_a, of_b, of_c, of_d] = &waiting;
+                let rows = [(of_a, a), (of_b, b), (of_c, c), (of_d, d)];
+                let rows = rows.map(|((row, cols), bytes)| {
+                    (self.from_columns(*row, cols, &zeros, bytes), ahead)
+                });
+                kernel::add_columns::<E, TOGETHER>(simd, &rows, Many(&fields), &passing, &mut sums);
                 some = 0;
                 if count >= STRIP_ROWS {
                     flush(&mut sums);
@@ -216,9 +301,9 @@ impl<E: Element> Work<'_, E> {
                 }
             }
         }
-        for of in &waiting[..some] {
-            let one = std::array::from_ref(of);
-            kernel::add_columns(simd, one, Many(&fields), &passing, &mut sums);
+        for (row, cols) in &waiting[..some] {
+            let from = self.from_columns(*row, cols, &zeros, &mut bytes[0]);
+            kernel::add_columns(simd, &[(from, ahead)], Many(&fields), &passing, &mut sums);
         }
         flush(&mut sums);
     }
@@ -232,13 +317,16 @@ impl<E: Element> Work<'_, E> {
         let is_absent = self.read.v_x.is_none() || self.read.v_residual.is_none();
         let (zeros, unread) = (Zeros::new(is_absent, tile), [Scratch::new(), Scratch::new()]);
         let mut step = Write { work: self, passing, zeros, grad_y, x, residual, unread };
+        // Through constants it matters to nothing what counts.
+        let (mask, mut bytes) = (self.read.places.filter(|_| self.batch), Bytes::new());
         if plan.has_runs() {
-            for Piece { cols, channels, len } in self.pieces(tile) {
-                let coefs = table.several::<CHANNELS>(channels.clone());
-                let bits = self.bits_of_run(len);
-                let runs = Runs { inner: len, bits, coefs: &coefs[..channels.len()] };
+            for piece in self.pieces(tile) {
+                let coefs = table.several::<CHANNELS>(piece.channels.clone());
+                let runs = self.runs(&piece, &coefs);
                 for row in tile.rows.clone() {
-                    step.piece(row, cols.clone(), |to| to.write_runs(self.read.simd, runs));
+                    let counts = bytes.of_runs((mask, plan), row, &piece);
+                    let cols = piece.cols.clone();
+                    step.piece(row, cols, counts, |to| to.write_runs(self.read.simd, runs));
                 }
             }
             return;
@@ -246,11 +334,17 @@ impl<E: Element> Work<'_, E> {
         let mut fields = [[E::Acc::default(); COLUMNS]; FIELDS];
         if let Some(period) = self.period() {
             table.expand(plan, &(0..period), FIELDS, &mut fields);
+            let coefs = Many(&fields);
+            // All of a row, or as much as bytes are brought together of.
+            let most = if mask.is_some() { period } else { tile.cols.len() };
             for row in tile.rows.clone() {
-                let coefs = Many(&fields);
-                step.piece(row, tile.cols.clone(), |to| {
-                    to.write_columns(self.read.simd, coefs, period);
-                });
+                for start in tile.cols.clone().step_by(most) {
+                    let cols = start..(start + most).min(tile.cols.end);
+                    let counts = bytes.of_columns((mask, plan), row, &cols);
+                    step.piece(row, cols, counts, |to| {
+                        to.write_columns(self.read.simd, coefs, period);
+                    });
+                }
             }
             return;
         }
@@ -258,8 +352,8 @@ impl<E: Element> Work<'_, E> {
             let cols = start..(start + COLUMNS).min(tile.cols.end);
             table.expand(plan, &cols, FIELDS, &mut fields);
             for row in tile.rows.clone() {
-                let coefs = Many(&fields);
-                step.piece(row, cols.clone(), |to| {
+                let (coefs, counts) = (Many(&fields), bytes.of_columns((mask, plan), row, &cols));
+                step.piece(row, cols.clone(), counts, |to| {
                     to.write_columns(self.read.simd, coefs, COLUMNS);
                 });
             }
@@ -280,17 +374,18 @@ struct Write<'w, 'a, 'p, E: Element> {
 }
 
 impl<E: Element> Write<'_, '_, '_, E> {
-    /// Lets `write` write columns of a row.
+    /// Lets `write` write columns of a row, by the bytes of a mask where gradients flow through its statistics.
     #[inline(always)]
     fn piece(
         &mut self,
         row: usize,
         cols: Range<usize>,
+        counts: &[u8],
         write: impl FnOnce(kernel::Results<'_, E>),
     ) {
         let Self { work, passing, zeros, grad_y, x, residual, unread } = self;
         let (simd, plan) = (work.read.simd, work.read.plan);
-        let from = work.from(row, &cols, zeros);
+        let from = work.from(row, &cols, zeros, counts);
         let range = clipped(row, cols.clone(), plan.width, plan.len());
         let r = zeros.or(work.read.v_residual, range);
         if let Some(residual) = residual {
@@ -307,7 +402,11 @@ impl<E: Element> Write<'_, '_, '_, E> {
             Some(to) => to.lines(simd, row, cols),
             None => (Store::to_cache(simd), no_x.values(n)),
         };
-        let (passing, batch) = (&*passing, work.batch);
-        write(kernel::Results { from, r, passing, batch, to: [to_y, to_x] });
+        let through = match (work.batch, work.read.places) {
+            (false, _) => Through::Constants,
+            (true, None) => Through::All,
+            (true, Some(_)) => Through::Counted,
+        };
+        write(kernel::Results { from, r, passing, through, to: [to_y, to_x] });
     }
 }

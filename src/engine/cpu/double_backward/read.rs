@@ -30,10 +30,6 @@ pub(super) struct Read<'a, E> {
 }
 
 impl<E: Element> Read<'_, E> {
-    /// Whether blocks are brought to the accumulating type.
-    pub fn is_staged(&self) -> bool {
-        self.activation.is_curved() || self.places.is_some()
-    }
     /// What a gradient is multiplied by on its way through an activation that is not curved.
     pub fn passing(&self, gate: Gate<'_, E>) -> Passing<E::Acc> {
         let by = match (gate, self.activation) {
@@ -68,16 +64,7 @@ impl<E: Element> Read<'_, E> {
         }
         to.normalize(simd, coefs, self.residual.is_some(), n);
         widen(Some(self.grad_y), &mut to.g);
-        if activation.is_curved() {
-            to.differentiate(simd, activation, Kinks::of::<E>(), n);
-        } else {
-            let (byte, bit) = plan.mask_bit(row, cols.start);
-            let is_one = |k: usize| {
-                self.mask.is_some_and(|mask| mask[byte + (bit + k) / 8] >> ((bit + k) % 8) & 1 == 1)
-            };
-            let gate = Gate::new(activation, self.mask, self.residual);
-            to.pass(simd, &self.passing(gate), is_one, n);
-        }
+        to.differentiate(simd, activation, Kinks::of::<E>(), n);
         widen(self.v_x, &mut to.v);
         widen(self.v_residual, &mut to.r);
         if let Some(places) = self.places {

@@ -27,7 +27,7 @@ impl<'a, E: Element> TwoPass<FIELDS> for SumsAndGradients<'a, E> {
     type Number = E::Acc;
 
     fn sums(&self) -> usize {
-        if self.work.read.is_staged() { SUMS } else { PLAIN }
+        if self.work.read.activation.is_curved() { SUMS } else { PLAIN }
     }
     /// The sums, and gradients of weight and bias.
     fn work_len(&self) -> usize {

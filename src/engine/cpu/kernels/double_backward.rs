@@ -2,7 +2,6 @@
 //! accumulating type.
 use super::super::simd::{GROUP, ROOM, Simd};
 use super::activation::{self, Block, Kinks};
-use super::double_backward_plain::{By, Passing};
 use crate::Real;
 use crate::engine::Activation;
 
@@ -94,39 +93,6 @@ impl<A: Real> Values<A> {
                 for i in 0..n.div_ceil(GROUP) {
                     let g = gs[i];
                     (gs[i], qs[i]) = (times(slopes[i], g), times(qs[i], g));
-                }
-            },
-        );
-    }
-    /// The same through an activation that is not curved.
-    pub fn pass(
-        &mut self,
-        simd: Simd,
-        passing: &Passing<A>,
-        is_one: impl Fn(usize) -> bool,
-        n: usize,
-    ) {
-        let (Passing { by, zero, six, slope }, none) = (*passing, A::default());
-        let one = A::from_f64(1.0);
-        self.q[..n].fill(none);
-        let slopes = self.slope[..n].iter_mut().zip(&self.z[..n]);
-        match by {
-            By::Nothing => slopes.for_each(|(to, _)| *to = one),
-            By::Above => slopes.for_each(|(to, z)| *to = if *z <= zero { none } else { one }),
-            By::Within => {
-                slopes.for_each(|(to, z)| *to = if (*z <= zero) | (*z >= six) { none } else { one })
-            }
-            By::Leaking => slopes.for_each(|(to, z)| *to = if *z > zero { one } else { slope }),
-            By::Bits => slopes
-                .enumerate()
-                .for_each(|(k, (to, _))| *to = if is_one(k) { one } else { slope }),
-        }
-        simd.vectorize(
-            #[inline(always)]
-            |_| {
-                let (gs, slopes) = (groups_mut(&mut self.g), groups(&self.slope));
-                for i in 0..n.div_ceil(GROUP) {
-                    gs[i] = times(slopes[i], gs[i]);
                 }
             },
         );

@@ -8,7 +8,7 @@ use std::ops::Range;
 mod results;
 mod sums;
 
-pub use results::Results;
+pub use results::{Results, Through};
 pub use sums::{OfChannel, add_columns, add_runs};
 
 /// What a gradient is multiplied by on its way through the activation.
@@ -44,7 +44,7 @@ const LEAKING: u8 = 3;
 const BITS: u8 = 4;
 
 /// What the loops read of some values: x, `grad_y`, `v_x`, and where they are given, the bits, of which the first
-/// value has the one of that number.
+/// value has the one of that number, and bytes, 0 where a value does not count.
 #[derive(Clone, Copy)]
 pub struct From<'a, E> {
     pub x: &'a [E],
@@ -52,7 +52,19 @@ pub struct From<'a, E> {
     pub v: &'a [E],
     pub bits: &'a [u8],
     pub first_bit: usize,
+    /// A byte for each; of runs the first one's, see [`Runs`]; nothing where all count.
+    pub counts: &'a [u8],
 }
+
+/// What they read of a group.
+#[derive(Clone, Copy)]
+struct Group<'a, E> {
+    values: [&'a [E; GROUP]; 3],
+    bits: u32,
+    counts: &'a [u8; GROUP],
+}
+/// Where all count, which no loop looks at.
+const ALL: &[u8; GROUP] = &[1; GROUP];
 
 /// The same of a group, and what follows.
 struct Wide<A> {
@@ -62,22 +74,30 @@ struct Wide<A> {
     v: [A; GROUP],
 }
 
-impl<'a, E> From<'a, E> {
-    /// No values.
-    pub const NONE: Self = Self { x: &[], grad_y: &[], v: &[], bits: &[], first_bit: 0 };
+impl<'a, E: Element> From<'a, E> {
     /// Values `at` of it.
     #[inline(always)]
     fn part(self, at: Range<usize>) -> Self {
-        let Self { x, grad_y, v, bits, first_bit } = self;
+        let Self { x, grad_y, v, bits, first_bit, counts } = self;
+        let counts = if counts.is_empty() { counts } else { &counts[at.clone()] };
         let (x, grad_y, v) = (&x[at.clone()], &grad_y[at.clone()], &v[at.clone()]);
-        From { x, grad_y, v, bits, first_bit: first_bit + at.start }
+        From { x, grad_y, v, bits, first_bit: first_bit + at.start, counts }
     }
-    /// Its whole groups.
+    /// The `k`th of runs.
     #[inline(always)]
-    fn groups(&self) -> [&'a [[E; GROUP]]; 3] {
+    fn run<A>(self, k: usize, runs: &Runs<'_, A>) -> Self {
+        let Runs { inner, bits, counts, .. } = *runs;
+        let of_run = if self.counts.is_empty() { &[] } else { &self.counts[k * counts..][..inner] };
+        let from = From { counts: &[], ..self }.part(k * inner..(k + 1) * inner);
+        From { first_bit: self.first_bit + k * bits, counts: of_run, ..from }
+    }
+    /// Its whole groups, and their bytes where they are asked for.
+    #[inline(always)]
+    fn groups(&self, counted: bool) -> ([&'a [[E; GROUP]]; 3], &'a [[u8; GROUP]]) {
         let x = self.x.as_chunks().0;
         let (grad_y, v) = (self.grad_y.as_chunks().0, self.v.as_chunks().0);
-        [x, &grad_y[..x.len()], &v[..x.len()]]
+        let counts = if counted { &self.counts.as_chunks().0[..x.len()] } else { &[] };
+        ([x, &grad_y[..x.len()], &v[..x.len()]], counts)
     }
     /// The bits of a group from the `at`th value on.
     #[inline(always)]
@@ -98,17 +118,26 @@ impl<'a, E> From<'a, E> {
     }
     /// The group from the `at`th value on.
     #[inline(always)]
-    fn group(&self, at: usize) -> [&'a [E; GROUP]; 3] {
+    fn group<const BY: u8>(&self, at: usize, counted: bool) -> Group<'a, E> {
         let of = |values: &'a [E]| values[at..].first_chunk().unwrap();
-        [of(self.x), of(self.grad_y), of(self.v)]
+        let values = [of(self.x), of(self.grad_y), of(self.v)];
+        let counts = if counted { self.counts[at..].first_chunk().unwrap() } else { ALL };
+        Group { values, bits: self.bits::<BY>(at), counts }
+    }
+    /// Hands on all of it, fewer values than a group, as one with zeros behind them.
+    #[inline(always)]
+    fn padded<const BY: u8>(&self, counted: bool, f: impl FnOnce(Group<'_, E>)) {
+        let [x, grad_y, v] = [padded(self.x), padded(self.grad_y), padded(self.v)];
+        let counts = if counted { padded(self.counts) } else { *ALL };
+        f(Group { values: [&x, &grad_y, &v], bits: self.bits::<BY>(0), counts: &counts });
     }
 }
 
 /// Fewer values than a group, with zeros behind them. Loops meet it where a row ends at most.
 #[cold]
 #[inline(never)]
-fn padded<E: Element>(values: &[E]) -> [E; GROUP] {
-    let mut group = [E::default(); GROUP];
+fn padded<V: Copy + Default>(values: &[V]) -> [V; GROUP] {
+    let mut group = [V::default(); GROUP];
     group[..values.len()].copy_from_slice(values);
     group
 }
@@ -179,12 +208,11 @@ fn halves<A>(values: &[A; GROUP]) -> &[[A; 8]; 2] {
     values.as_chunks().0.first_chunk().unwrap()
 }
 
-/// What is known of a group, of which `bits` are those of a mask, by the `i`th group of coefficients.
+/// What is known of a group by the `i`th group of coefficients.
 #[inline(always)]
 fn wide<E: Element, const BY: u8>(
     simd: Simd,
-    [x, grad_y, v]: [&[E; GROUP]; 3],
-    bits: u32,
+    Group { values: [x, grad_y, v], bits, .. }: Group<'_, E>,
     (coefs, i): (impl Coefs<E::Acc>, usize),
     passing: &Passing<E::Acc>,
 ) -> Wide<E::Acc> {
@@ -215,15 +243,22 @@ impl<A: Real> Wide<A> {
         }
         self
     }
-    /// Adds the terms of its sums: see [`SUMS`](super::double_backward::SUMS).
+    /// Adds the terms of its sums: see [`SUMS`](super::double_backward::SUMS). Those of `v` alone are of values that
+    /// count.
     #[inline(always)]
-    fn add(&self, [a, b, c, d, e]: [&mut [A; GROUP]; PLAIN]) {
+    fn add<const COUNTED: bool>(
+        &self,
+        simd: Simd,
+        counts: &[u8; GROUP],
+        [a, b, c, d, e]: [&mut [A; GROUP]; PLAIN],
+    ) {
         let Self { xhat, g, v, .. } = self;
+        let counted = if COUNTED { simd.counted(counts, v) } else { *v };
         for l in 0..GROUP {
             a[l] += g[l];
             b[l] += g[l] * xhat[l];
-            c[l] += v[l];
-            d[l] += v[l] * xhat[l];
+            c[l] += counted[l];
+            d[l] += counted[l] * xhat[l];
             e[l] += v[l] * g[l];
         }
     }
@@ -235,6 +270,8 @@ pub struct Runs<'a, A> {
     pub inner: usize,
     /// Bits from one run's first to the next one's, where there are any.
     pub bits: usize,
+    /// The same of bytes: none where positions count in all channels or in none.
+    pub counts: usize,
     pub coefs: &'a [[A; FIELDS]],
 }
 
