@@ -82,7 +82,6 @@ pub(super) fn double_backward<E: Element>(
         results.weight.is_some() || results.bias.is_some() && activation.is_curved();
     let sums = total.is_none() && (batch || of_parameters) || results.sums.is_some();
     let total = total.map(|(sums, _)| sums);
-    let extremes = &Extreme::of_saved(simd, saved)[..];
     let tensors = 2
         + [v_x, v_residual, residual].iter().flatten().count()
         + [&gg_grad_y, &gg_x, &gg_residual].iter().filter(|to| to.is_some()).count();
@@ -91,14 +90,14 @@ pub(super) fn double_backward<E: Element>(
     let counts = args.saved.counted().map(|counted| &counted.counts[..]);
     Masked::with((cpu, simd), (shape, &plan), places, x, counts, |places| {
         let read = Read { places, ..read };
-        let work = Work { read, shape, gate, given, extremes, batch, per_channel, total, tensors };
+        let work = Work { read, shape, gate, given, batch, per_channel, total, tensors };
         let mut outputs = (
             gg_grad_y.as_deref_mut().map(Elements::new),
             gg_x.as_deref_mut().map(Elements::new),
             gg_residual.as_deref_mut().map(Elements::new),
         );
-        let mut extreme_coefs = Vec::new();
-        if sums {
+        // They are written again, in the order of channels whoever has found them.
+        let extremes = if sums {
             let steps = SumsAndGradients {
                 work,
                 writes,
@@ -109,8 +108,8 @@ pub(super) fn double_backward<E: Element>(
                 two_pass(&plan, &steps, &mut outputs, &mut results.by_range(channels), workspace);
             });
             let mut found = steps.of_extremes.into_inner().unwrap_or_else(PoisonError::into_inner);
-            found.sort_by_key(|(c, _)| *c);
-            extreme_coefs.extend(found.into_iter().map(|(_, coefs)| coefs));
+            found.sort_by_key(|(e, _)| e.c);
+            found
         } else {
             if writes {
                 work.write_only(cpu, &mut outputs);
@@ -119,9 +118,10 @@ pub(super) fn double_backward<E: Element>(
                 Some(_) => results.set(simd, (0..channels).map(|c| work.known(c))),
                 None => results.zero(simd, channels),
             }
-            extreme_coefs.extend(extremes.iter().map(|e| work.known(e.c)));
-        }
-        for (e, coefs) in extremes.iter().zip(&extreme_coefs) {
+            let extremes = Extreme::of_saved(simd, saved).into_iter();
+            extremes.map(|e| (e, work.known(e.c))).collect()
+        };
+        for (e, coefs) in &extremes {
             let to = [gg_grad_y.as_deref_mut(), gg_x.as_deref_mut(), gg_residual.as_deref_mut()];
             work.write_wide(e, coefs, to);
         }
@@ -156,7 +156,6 @@ struct Work<'a, E: Element> {
     shape: &'a Shape,
     gate: Gate<'a, E>,
     given: Given<'a, E::Acc>,
-    extremes: &'a [Extreme],
     /// Whether gradients flow through the statistics.
     batch: bool,
     /// Values of a channel in all parts of the batch.

@@ -5,6 +5,7 @@ use super::super::kernels::double_backward::{FIELDS, PLAIN, SUMS};
 use super::super::plan::Tile;
 use super::super::schedule::{Part, TwoPass};
 use super::super::slots::Sums;
+use super::super::table::{Parameters, Statistics};
 use super::super::tiles::by_range::ByRange;
 use super::coefs::{Coefs, Table, TableMut};
 use super::{Arrays, Outputs, Work, set};
@@ -17,8 +18,8 @@ pub(super) struct SumsAndGradients<'a, E: Element> {
     pub writes: bool,
     /// Whether gradients of weight and bias are added to what is there.
     pub accumulate: bool,
-    /// What the sums of extreme channels come to, in any order.
-    pub of_extremes: Mutex<Vec<(usize, Coefs)>>,
+    /// Extreme channels, and what their sums come to, in any order.
+    pub of_extremes: Mutex<Vec<(Extreme, Coefs)>>,
 }
 
 impl<'a, E: Element> TwoPass<FIELDS> for SumsAndGradients<'a, E> {
@@ -59,13 +60,16 @@ impl<'a, E: Element> TwoPass<FIELDS> for SumsAndGradients<'a, E> {
         let (sums, rest) = memory.split_at_mut(self.sums() * channels.len());
         let (weights, biases) = rest.split_at_mut(channels.len());
         gradients::merge(work.read.simd, plan, of_tiles, sums);
+        let (saved, simd) = (work.given.saved, work.read.simd);
+        let by = Statistics::saved(saved, channels.clone());
+        let extremes = Extreme::among(simd, channels.clone(), Parameters::saved(saved), by);
         for (k, c) in channels.clone().enumerate() {
             let mut own = [0.0; SUMS];
             let of_sums = own.iter_mut().zip(sums.chunks(channels.len()));
             of_sums.for_each(|(own, of_channels)| *own = of_channels[k]);
-            let is_extreme = work.extremes.iter().any(|e: &Extreme| e.c == c);
-            if is_extreme || own.iter().any(|sum| !sum.is_finite()) {
-                own = work.wide_sums(c, (!is_extreme).then_some(&table.read()));
+            let extreme = extremes.iter().find(|e| e.c == c);
+            if extreme.is_some() || own.iter().any(|sum| !sum.is_finite()) {
+                own = work.wide_sums(c, extreme.is_none().then_some(&table.read()));
                 own[self.sums()..].fill(0.0);
             }
             if let Some(to) = &mut of_part {
@@ -77,9 +81,9 @@ impl<'a, E: Element> TwoPass<FIELDS> for SumsAndGradients<'a, E> {
             let coefs = work.coefs(c, &own);
             (weights[k], biases[k]) = (coefs.gg_weight, coefs.gg_bias);
             table.gradient(c, &coefs);
-            if is_extreme {
+            if let Some(extreme) = extreme {
                 let mut found = self.of_extremes.lock().unwrap_or_else(PoisonError::into_inner);
-                found.push((c, coefs));
+                found.push((*extreme, coefs));
             }
         }
         if of_part.is_none() {
