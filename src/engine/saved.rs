@@ -84,8 +84,10 @@ pub(crate) struct ByChannel<T> {
     pub bias: T,
 }
 
-/// Arrays of a [`ByChannel`]; the first three are statistics.
+/// Arrays of a [`ByChannel`].
 const FIELDS: usize = 5;
+/// The first of them are statistics.
+pub(super) const STATISTICS: usize = 3;
 
 impl<T> ByChannel<T> {
     fn new([mean, mean_rest, invstd, weight, bias]: [T; FIELDS]) -> Self {
@@ -144,6 +146,20 @@ impl<M: Memory, P: Real> Buffers<M, P> {
             Some(from) => memory.copy(from, to),
             None => memory.zero(to),
         }
+    }
+    /// Copies each of the arrays of some channels, that number `i` from the `from(i)`th value of the same one there on.
+    pub(super) fn set_channels(
+        &mut self,
+        memory: &M,
+        channels: &std::ops::Range<usize>,
+        (there, from): (&Self, impl Fn(usize) -> usize),
+    ) -> Result<()> {
+        for index in 0..FIELDS {
+            let start = index * stride(there.channels) + from(index);
+            let part = M::part(&there.values, start..start + channels.len());
+            self.set_part(memory, index, channels.clone(), part)?;
+        }
+        Ok(())
     }
     /// All of them, to ask where they are.
     pub fn all(&self) -> M::View<'_, P> {
@@ -335,36 +351,6 @@ impl<M: Memory, P: Real> Saved<M, P> {
         self.whole.open(forward, fit, || Buffers::new(memory, channels, reserve_len, engine))
     }
 
-    /// What group `k` of a forward of all groups in one call would have saved as a batch of this shape.
-    pub(super) fn of_group(&self, memory: &M, shape: Shape, k: usize) -> Result<Self> {
-        let (forward, all) = self.made()?;
-        let (mut one, channels) = (Self::new(), shape.channels());
-        let Opening { buffers, mark } = one.open(memory, Forward { shape, ..*forward }, 0)?;
-        for index in 0..FIELDS {
-            // Weight and bias are there once.
-            let row = if index < 3 { k } else { 0 };
-            let start = index * stride(all.channels) + row * channels;
-            buffers.set(memory, index, M::part(&all.values, start..start + channels))?;
-        }
-        mark.filled();
-        Ok(one)
-    }
-    /// What a forward of all groups as channels of a batch of this shape would have saved.
-    pub(super) fn of_channels(&self, memory: &M, shape: Shape) -> Result<Self> {
-        let (forward, all) = self.made()?;
-        let (mut one, channels) = (Self::new(), forward.shape.channels());
-        let Opening { buffers, mark } = one.open(memory, Forward { shape, ..*forward }, 0)?;
-        for index in 0..FIELDS {
-            for start in (0..shape.channels()).step_by(channels) {
-                // Weight and bias are there once.
-                let from = index * stride(all.channels) + if index < 3 { start } else { 0 };
-                let from = M::part(&all.values, from..from + channels);
-                buffers.set_part(memory, index, start..start + channels, from)?;
-            }
-        }
-        mark.filled();
-        Ok(one)
-    }
     /// Nothing is saved until the next forward; the memory stays.
     pub(super) fn clear(&mut self) {
         self.is_renormalized = false;

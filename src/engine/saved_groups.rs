@@ -1,5 +1,5 @@
 //! What the forwards of a batch's groups leave: a [`Saved`] for each call that a ghost batch was made of.
-use super::saved::Forward;
+use super::saved::{Forward, Opening, STATISTICS};
 use crate::{Error, Memory, Real, Result, Saved};
 
 /// Where the rows of a batch are, of which each group has statistics of its own.
@@ -92,13 +92,28 @@ impl<M: Memory, P: Real> Saved<M, P> {
         shapes: impl Iterator<Item = crate::Shape>,
     ) -> Result<Vec<Self>> {
         let groups = self.groups().and_then(|(.., saved)| saved.first());
-        let one = |(k, shape)| groups.map(|all| all.of_group(memory, shape, k));
+        let one = |(k, shape)| groups.map(|all| all.from_group(memory, shape, k));
         shapes.enumerate().map_while(one).collect()
     }
     /// What one call of strided groups as channels of this shape would have left, of a forward that took them in one.
     pub(crate) fn as_channels(&self, memory: &M, shape: crate::Shape) -> Result<Option<Self>> {
         let groups = self.groups().and_then(|(.., saved)| saved.first());
-        groups.map(|all| all.of_channels(memory, shape)).transpose()
+        groups.map(|all| all.from_group(memory, shape, 0)).transpose()
+    }
+    /// What the groups from the `first` one on, of a forward of all of them in one call, would have saved as channels of a
+    /// batch of this shape: one group or several.
+    fn from_group(&self, memory: &M, shape: crate::Shape, first: usize) -> Result<Self> {
+        let (forward, all) = self.made()?;
+        let (mut some, channels) = (Self::new(), forward.shape.channels());
+        let Opening { buffers, mark } = some.open(memory, Forward { shape, ..*forward }, 0)?;
+        for start in (0..shape.channels()).step_by(channels.max(1)) {
+            let of_group = start..start + channels;
+            // Weight and bias are there once.
+            let from = |index| if index < STATISTICS { first * channels + start } else { 0 };
+            buffers.set_channels(memory, &of_group, (all, from))?;
+        }
+        mark.filled();
+        Ok(some)
     }
     /// Refuses what was saved in groups, which an engine's backward does not take.
     pub(super) fn check_whole(&self) -> Result<()> {
