@@ -1,0 +1,231 @@
+//! The first pass: `sum(g)` and `sum(g * (x - mean))` of every channel.
+use super::super::gate::Gate;
+use super::super::kernels::columns::{Rows, column_gradients};
+use super::super::kernels::elementwise::{At, ahead_of};
+use super::super::kernels::moments::total;
+use super::super::kernels::narrow::{self, Narrow};
+use super::super::kernels::source::Runs;
+use super::super::kernels::sums::{self, Lanes, STRIP_ROWS};
+use super::super::plan::{Plan, Tile};
+use super::super::policy::AHEAD;
+use super::super::simd::{BLOCK, Scratch, Simd};
+use super::super::slots::{Columns, Sums};
+use super::super::staged::Staged;
+use super::super::table::{Strip, Table};
+use super::super::tiles::{TileMut, joined};
+use super::Read;
+use crate::{Element, Real};
+
+/// Values summed in the accumulating type before they are added up in f64.
+const SEGMENT: usize = 4096;
+
+/// The first pass: `sum(g)` (first half of `slot`) and `sum(g * (x - mean))` (second half) of a tile's
+/// channels, or of its columns where runs are short.
+pub fn sums<E: Element>(
+    read: &Read<'_, E>,
+    tile: &Tile,
+    grad_x: &Option<TileMut<'_, E>>,
+    table: &Table<'_, E::Acc>,
+    slot: &mut [f64],
+) {
+    slot.fill(0.0);
+    let half = slot.len() / 2;
+    let slot = slot.split_at_mut(half);
+    match read.plan.long_runs {
+        true => sums_of_runs(read, tile, grad_x, table, slot),
+        false => sums_of_columns(read, tile, grad_x, table, slot),
+    }
+}
+
+fn sums_of_runs<E: Element>(
+    read: &Read<'_, E>,
+    tile: &Tile,
+    grad_x: &Option<TileMut<'_, E>>,
+    table: &Table<'_, E::Acc>,
+    (sums, products): (&mut [f64], &mut [f64]),
+) {
+    let Read { simd, plan, gate, .. } = *read;
+    let run = plan.inner().min(tile.cols.len());
+    // The next row's run, where it is short: what fetches ahead by itself begins anew with every run, which
+    // has taken a fifth of the time. Of a long one, the next block.
+    let ahead = if run < SEGMENT { plan.width } else { BLOCK };
+    let mut gated: Scratch<E> = Scratch::new();
+    let (mut strip, mut staged) = (Strip::new(), Staged::new());
+    for (k, start) in tile.cols.clone().step_by(run).enumerate() {
+        let (channel, run_end) = (start / plan.inner(), start + run);
+        let coef = table.at(channel);
+        strip.load_channels(channel..channel + 1, table, false);
+        let (mut sum, mut product, mut count) = (Lanes::new(), Lanes::new(), 0);
+        for row in tile.rows.clone() {
+            for at in (start..run_end).step_by(BLOCK) {
+                let cols = at..(at + BLOCK).min(run_end);
+                let x = read.x(row, cols.clone());
+                let g = read.grad_y(grad_x, row, cols.clone());
+                let to = (&mut sum, &mut product);
+                let ahead = [x.as_ptr().wrapping_add(ahead), g.as_ptr().wrapping_add(ahead)];
+                if gate.is_staged() {
+                    let (strip, left) = (&strip, run_end - at);
+                    let of_channel = At::Runs(Runs { strip, channel: 0, left, inner: left });
+                    let from = read.staged(row, &cols, of_channel, g, &mut staged);
+                    sums::gradients(simd, from, [from.0.as_ptr(); 2], coef, false, to);
+                } else {
+                    let g = read.masked(row, &cols, g, &mut gated);
+                    sums::gradients(simd, (x, g), ahead, coef, gate.recomputes(), to);
+                }
+                count += x.len();
+                if count >= SEGMENT {
+                    sums[k] += std::mem::replace(&mut sum, Lanes::new()).total();
+                    products[k] += std::mem::replace(&mut product, Lanes::new()).total();
+                    count = 0;
+                }
+            }
+        }
+        sums[k] += sum.total();
+        products[k] += product.total();
+    }
+}
+
+fn sums_of_columns<E: Element>(
+    read: &Read<'_, E>,
+    tile: &Tile,
+    grad_x: &Option<TileMut<'_, E>>,
+    table: &Table<'_, E::Acc>,
+    (sums, products): (&mut [f64], &mut [f64]),
+) {
+    let Read { simd, plan, gate, .. } = *read;
+    let narrow = read.summed();
+    if narrow.width < plan.width {
+        return sums_of_joined(read, tile, grad_x, table, (sums, products), narrow.width);
+    }
+    let full = tile.rows.end - usize::from(plan.has_short_row(tile));
+    let mut strip = Strip::new();
+    let zeros = [E::Acc::default(); BLOCK];
+    let (mut sum, mut product) = (zeros, zeros);
+    let mut gated: [Scratch<E>; 2] = [Scratch::new(), Scratch::new()];
+    let mut staged = Staged::new();
+    // A mask's rows are brought to memory of their own, two at a time.
+    let most = if matches!(gate, Gate::Mask(_)) { gated.len() } else { STRIP_ROWS };
+    for start in tile.cols.clone().step_by(BLOCK) {
+        let cols = start..(start + BLOCK).min(tile.cols.end);
+        let n = cols.len();
+        strip.load(plan, &cols, table, false);
+        let sums = &mut sums[start - tile.cols.start..][..n];
+        let products = &mut products[start - tile.cols.start..][..n];
+        for first in tile.rows.clone().step_by(STRIP_ROWS) {
+            let end = (first + STRIP_ROWS).min(tile.rows.end);
+            let mut row = first;
+            while gate.is_staged() && row < end {
+                let g = read.grad_y(grad_x, row, cols.clone());
+                let (x, g) = read.staged(row, &cols, At::Columns(&strip), g, &mut staged);
+                let (mut rows, to) = (Rows::new(), (&mut sum, &mut product));
+                rows.push([x, g], [std::ptr::null(); 2]);
+                column_gradients(simd, &rows, &strip, (false, row == first), to);
+                row += 1;
+            }
+            while row < end {
+                // A shorter last row goes alone.
+                let some = row..(row + most).min(if row < full { end.min(full) } else { end });
+                let mut rows = Rows::new();
+                let mut gated = gated.iter_mut();
+                for row in some.clone() {
+                    let x = read.x(row, cols.clone());
+                    let g = read.grad_y(grad_x, row, cols.clone());
+                    let ahead = ahead_of([x, g], tile.ahead(row, &cols, plan.width));
+                    let g = match gate {
+                        Gate::Mask(_) => match gated.next() {
+                            Some(gated) => read.masked(row, &cols, g, gated),
+                            None => g,
+                        },
+                        _ => g,
+                    };
+                    rows.push([x, g], ahead);
+                }
+                let to = (&mut sum, &mut product);
+                column_gradients(simd, &rows, &strip, (gate.recomputes(), row == first), to);
+                row = some.end;
+            }
+            sums::add_widened(simd, sums, &sum[..n]);
+            sums::add_widened(simd, products, &product[..n]);
+        }
+    }
+}
+
+/// The same of joined rows by their first `columns`, after which channels repeat: everything is read in the order of
+/// memory.
+fn sums_of_joined<E: Element>(
+    read: &Read<'_, E>,
+    tile: &Tile,
+    grad_x: &Option<TileMut<'_, E>>,
+    table: &Table<'_, E::Acc>,
+    (sums, products): (&mut [f64], &mut [f64]),
+    columns: usize,
+) {
+    let Read { simd, plan, gate, .. } = *read;
+    let mut strip = Strip::new();
+    strip.load(plan, &(0..columns), table, false);
+    let zeros = [E::Acc::default(); BLOCK];
+    let (mut sum, mut product) = (zeros, zeros);
+    let [x, g] =
+        [read.x, read.grad_y.unwrap_or_default()].map(|of| &of[joined(plan, tile, of.len())]);
+    let g = match grad_x {
+        Some(grad_x) if read.grad_y.is_none() => grad_x.whole(),
+        _ => g,
+    };
+    let (relu, ahead, most) = (gate.recomputes(), AHEAD * plan.width, STRIP_ROWS * columns);
+    for (x, g) in x.chunks(most).zip(g.chunks(most)) {
+        let n = x.len() - x.len() % columns;
+        if n > 0 {
+            let rows = Narrow { tensors: [&x[..n], &g[..n]], columns, ahead };
+            narrow::gradients(simd, rows, &strip, relu, (&mut sum, &mut product));
+            sums::add_widened(simd, &mut sums[..columns], &sum[..columns]);
+            sums::add_widened(simd, &mut products[..columns], &product[..columns]);
+        }
+        // A shorter last row goes alone.
+        let (x, g) = (&x[n..], &g[n..]);
+        if !x.is_empty() {
+            let mut rows = Rows::new();
+            rows.push([x, g], [std::ptr::null(); 2]);
+            let to = (&mut sum, &mut product);
+            column_gradients(simd, &rows, &strip, (relu, true), to);
+            sums::add_widened(simd, &mut sums[..x.len()], &sum[..x.len()]);
+            sums::add_widened(simd, &mut products[..x.len()], &product[..x.len()]);
+        }
+    }
+}
+
+/// Adds up the sums of some channels over all tiles: each into as many values of `into` as they are, `sum(g)` and
+/// then `sum(g * (x - mean))` in a backward.
+pub fn merge(simd: Simd, plan: &Plan, mut sums: Sums<'_>, into: &mut [f64]) {
+    let columns = Columns::of(plan);
+    for (i, into) in into.chunks_mut(sums.channels.len()).enumerate() {
+        let [all] = sums.merged(i, columns, |[to], [from], _| sums::add_f64(simd, to, from));
+        if columns.inner == 1 {
+            into.copy_from_slice(all);
+        } else {
+            for (into, columns) in into.iter_mut().zip(all.chunks(columns.inner)) {
+                *into = total(simd, columns);
+            }
+        }
+    }
+}
+
+/// `sum(g)` and `sum(g * xhat)` of a channel by the definition, in f64; `normalize` is what the
+/// forward computed of x.
+pub fn wide_sums<E: Element>(
+    read: &Read<'_, E>,
+    elements: impl Iterator<Item = usize>,
+    grad_x: &Option<TileMut<'_, E>>,
+    normalize: impl Fn(E::Acc) -> f64,
+    xhat: impl Fn(f64) -> f64,
+) -> (f64, f64) {
+    let Read { plan, x, gate, .. } = *read;
+    let (mut sum, mut product) = (0.0, 0.0);
+    for i in elements {
+        let (row, col, x) = (i / plan.width, i % plan.width, x[i].widen());
+        let grad_y = read.grad_y(grad_x, row, col..col + 1)[0].widen().to_f64();
+        let g = gate.pass(plan, i, || normalize(x), grad_y);
+        sum += g;
+        product += g * xhat(x.to_f64()); // 0 times infinity is NaN here, too
+    }
+    (sum, product)
+}
