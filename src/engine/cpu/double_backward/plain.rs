@@ -137,6 +137,14 @@ impl<E: Element> Work<'_, E> {
         })
     }
 
+    /// The columns of a tile, as many as are taken at a time, each some inside of a row: where rows are joined their
+    /// channels repeat in between.
+    fn strips(&self, tile: &Tile) -> impl Iterator<Item = Range<usize>> + use<E> {
+        let (row, Range { start, end }) = (self.read.plan.row(), tile.cols.clone());
+        let strip = move |at: usize| at..end.min(at + COLUMNS).min(at / row * row + row);
+        let starts = std::iter::successors(Some(start), move |at| Some(strip(*at).end));
+        starts.take_while(move |at| *at < end).map(strip)
+    }
     /// The runs of a piece.
     fn runs<'c>(
         &self,
@@ -214,8 +222,7 @@ impl<E: Element> Work<'_, E> {
         if let Some(period) = self.period() {
             return self.sum_joined(tile, table, slot, period);
         }
-        for start in tile.cols.clone().step_by(COLUMNS) {
-            let cols = start..(start + COLUMNS).min(tile.cols.end);
+        for cols in self.strips(tile) {
             table.expand(plan, &cols, FORWARD, &mut fields);
             let coefs = Many(&fields);
             let ahead = |row: usize| tile.ahead(row, &cols, plan.width);
@@ -238,7 +245,7 @@ impl<E: Element> Work<'_, E> {
                     kernel::add_columns(simd, &rows, coefs, &passing, &mut sums);
                 }
                 for (k, sums) in sums.iter_mut().enumerate() {
-                    let to = &mut slot[k * part + start - tile.cols.start..][..cols.len()];
+                    let to = &mut slot[k * part + cols.start - tile.cols.start..][..cols.len()];
                     add_widened(simd, to, &sums[..cols.len()]);
                     sums[..cols.len()].fill(E::Acc::default());
                 }
@@ -348,8 +355,7 @@ impl<E: Element> Work<'_, E> {
             }
             return;
         }
-        for start in tile.cols.clone().step_by(COLUMNS) {
-            let cols = start..(start + COLUMNS).min(tile.cols.end);
+        for cols in self.strips(tile) {
             table.expand(plan, &cols, FIELDS, &mut fields);
             for row in tile.rows.clone() {
                 let (coefs, counts) = (Many(&fields), bytes.of_columns((mask, plan), row, &cols));
