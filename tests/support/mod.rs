@@ -8,11 +8,13 @@ pub mod call;
 pub mod cuda;
 #[cfg(all(feature = "cudnn", target_os = "linux"))]
 pub mod cudnn;
+pub mod desk;
 pub mod doubly;
 pub mod engines;
 pub mod faults;
 pub mod files;
 pub mod golden;
+pub mod inputs;
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 pub mod late;
 pub mod layer;
