@@ -11,6 +11,7 @@ mod counts; // instructions and bytes of every kernel
 mod devices; // golden cases on every profile; several devices, streams and threads
 mod failures; // launches, memory and modules that fail
 mod graphs; // a captured step
+mod graphs_of_layers; // steps of a layer
 mod layers; // what steps of a layer read and write
 mod masked_renorm; // renormalization by a mask, in a graph
 mod masks; // places that no host has looked through, and their traffic
