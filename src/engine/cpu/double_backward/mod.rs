@@ -25,6 +25,7 @@ use read::Read;
 use std::sync::{Mutex, PoisonError};
 use steps::SumsAndGradients;
 
+mod bytes;
 mod coefs;
 mod curved;
 mod plain;

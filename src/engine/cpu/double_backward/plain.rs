@@ -3,11 +3,11 @@ use super::super::kernels::double_backward::{FIELDS, FORWARD, PLAIN};
 use super::super::kernels::double_backward_plain::{self as kernel, COLUMNS, From, Many};
 use super::super::kernels::double_backward_plain::{OfChannel, OfColumns, Passing, Runs, Through};
 use super::super::kernels::sums::{STRIP_ROWS, add_widened};
-use super::super::masked::{Counts, Masked};
-use super::super::plan::{Plan, Tile};
+use super::super::plan::Tile;
 use super::super::policy::AHEAD;
-use super::super::simd::{BLOCK, GROUP, Scratch, Store};
+use super::super::simd::{GROUP, Scratch, Store};
 use super::super::tiles::{Writer, clipped};
+use super::bytes::{Bytes, Piece};
 use super::coefs::Table;
 use super::{SEGMENT, Tiles, Work};
 use crate::{Element, Real};
@@ -32,56 +32,6 @@ impl<E: Element> Zeros<E> {
             None => &self.0[..range.len()],
         }
     }
-}
-
-/// A task's memory for the bytes of a mask.
-struct Bytes {
-    of_columns: Counts,
-    of_runs: Vec<u8>,
-}
-
-impl Bytes {
-    fn new() -> Self {
-        Self { of_columns: Counts::new(), of_runs: vec![] }
-    }
-    /// Those of columns of a row; nothing without a mask.
-    #[inline(always)]
-    fn of_columns<'s>(
-        &'s mut self,
-        (mask, plan): (Option<&'s Masked<'_>>, &Plan),
-        row: usize,
-        cols: &Range<usize>,
-    ) -> &'s [u8] {
-        mask.map_or(&[], |mask| mask.of_columns(plan, row, cols, &mut self.of_columns))
-    }
-    /// The same of runs: of the first one, where the others have the same.
-    #[inline(always)]
-    fn of_runs<'s>(
-        &'s mut self,
-        (mask, plan): (Option<&'s Masked<'_>>, &Plan),
-        row: usize,
-        Piece { cols, len, .. }: &Piece,
-    ) -> &'s [u8] {
-        let Some(mask) = mask else { return &[] };
-        if let Some(bytes) = mask.of_each_run(plan, row, &(cols.start..cols.start + len)) {
-            return bytes;
-        }
-        self.of_runs.clear();
-        for start in cols.clone().step_by(BLOCK) {
-            let some = start..(start + BLOCK).min(cols.end);
-            let bytes = mask.of_columns(plan, row, &some, &mut self.of_columns);
-            self.of_runs.extend_from_slice(bytes);
-        }
-        &self.of_runs
-    }
-}
-
-/// Columns of a row that hold the same part of the runs of some channels.
-struct Piece {
-    cols: Range<usize>,
-    channels: Range<usize>,
-    /// Of each run.
-    len: usize,
 }
 
 impl<E: Element> Work<'_, E> {
