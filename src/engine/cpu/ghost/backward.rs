@@ -1,11 +1,11 @@
 //! The backward.
 use super::super::backward::backward as backward_one;
-use super::super::kernels::ghost::{Backward as Kernel, BackwardStrip, NARROW, Rows, Sums, WIDE};
+use super::super::kernels::ghost::{Backward as Kernel, BackwardStrip, Rows, Sums};
 use super::super::simd::{GROUP, Simd};
 use super::super::table::split_mut;
 use super::super::tiles::by_range::{Channels, OfTiles};
 use super::super::tiles::{Elements, Slots, TileMut, for_each_tile, numbers_mut};
-use super::{Cpu, Failure, Memory, Strips, elements, plan, rows_of};
+use super::{Cpu, Failure, Memory, Strips, TakesStrips, elements, for_each_strip, plan};
 use crate::engine::saved::{Buffers, ByChannel, Forward, Opened};
 use crate::engine::{Activation, Backward, GroupRows, Input};
 use crate::{Element, Host, Real, Result, Saved, Shape};
@@ -72,13 +72,19 @@ struct Task<'a, E: Element> {
     accumulates: bool,
 }
 
-/// What a task has of its channels, in the order of [`Strips`].
-struct Kept<'w, A> {
-    /// Weights and biases.
-    parameters: [&'w mut [A]; 2],
+/// What a task has of its channels, in the order of [`Strips`], and what it writes.
+struct Running<'t, 'p, 'a, E: Element> {
+    task: &'t Task<'a, E>,
+    weight: &'t [E::Acc],
+    bias: &'t [E::Acc],
+    /// Of every group and channel.
+    saved: [&'t [E::Acc]; 3],
     /// Sums over groups: before a group and after it, by turns.
-    sums: [[&'w mut [f64]; 2]; 2],
-    rows: [&'w mut [f64]; 2],
+    sums: [&'t mut [f64]; 2],
+    products: [&'t mut [f64]; 2],
+    rows: [&'t mut [f64]; 2],
+    memory: BackwardStrip<E::Acc>,
+    grad_x: Option<TileMut<'p, E>>,
 }
 
 impl<E: Element> Task<'_, E> {
@@ -89,7 +95,7 @@ impl<E: Element> Task<'_, E> {
     fn run(
         &self,
         cols: Range<usize>,
-        mut grad_x: Option<TileMut<'_, E>>,
+        grad_x: Option<TileMut<'_, E>>,
         grads: [Option<&mut [E::Acc]>; 2],
         work: &mut [f64],
     ) -> Result<()> {
@@ -98,76 +104,28 @@ impl<E: Element> Task<'_, E> {
         let Memory { rows, arrays } = Memory::new(work, 2);
         let (sums, of_parameters) = arrays.split_at_mut(4 * n);
         let [sum, product, next_sum, next_product] = split_mut(sums, n);
-        let parameters = split_mut(numbers_mut(of_parameters), n);
-        let sums = [[sum, product], [next_sum, next_product]];
-        let mut kept = Kept { parameters, sums, rows: rows.split_at_mut(Memory::ROWS).into() };
-        let ByChannel { weight, bias, .. } = self.buffers.by_channel();
-        for (to, from) in kept.parameters.iter_mut().zip([weight, bias]) {
+        let mut parameters: [_; 2] = split_mut(numbers_mut(of_parameters), n);
+        let ByChannel { mean, mean_rest, invstd, weight, bias } = self.buffers.by_channel();
+        for (to, from) in parameters.iter_mut().zip([weight, bias]) {
             strips.gather(&from[cols.clone()], to);
         }
-        for (to, before) in kept.sums[0].iter_mut().zip(&grads) {
+        for (to, before) in [&mut *sum, &mut *product].into_iter().zip(&grads) {
             match before {
                 Some(before) if self.accumulates => strips.gather(before, to),
                 _ => to.fill(0.0),
             }
         }
-        let (mut wide, mut narrow, mut one) = (
-            BackwardStrip::<_, WIDE>::new(),
-            BackwardStrip::<_, NARROW>::new(),
-            BackwardStrip::<_, 1>::new(),
-        );
-        for k in 0..self.groups.count {
-            let rows = rows_of(&self.forward.shape, self.groups, k);
-            for (place, channel) in strips.wide() {
-                let at = (k, place, cols.start + channel);
-                self.strip(rows, at, &mut kept, &mut wide, &mut grad_x)?;
-            }
-            for (place, channel) in strips.narrow() {
-                let at = (k, place, cols.start + channel);
-                self.strip(rows, at, &mut kept, &mut narrow, &mut grad_x)?;
-            }
-            for (place, channel) in strips.ones() {
-                let at = (k, place, cols.start + channel);
-                self.strip(rows, at, &mut kept, &mut one, &mut grad_x)?;
-            }
-        }
-        for (grad, sums) in grads.into_iter().zip(&kept.sums[self.groups.count % 2]) {
+        let ([weight, bias], rows) = (parameters, rows.split_at_mut(Memory::ROWS).into());
+        let (sums, products) = ([sum, next_sum], [product, next_product]);
+        let (saved, memory) = ([mean, mean_rest, invstd], BackwardStrip::new());
+        let mut state =
+            Running { task: self, weight, bias, saved, sums, products, rows, memory, grad_x };
+        for_each_strip((&self.forward.shape, self.groups), &cols, &mut state)?;
+        let last = self.groups.count % 2;
+        for (grad, sums) in grads.into_iter().zip([state.sums, state.products]) {
             if let Some(grad) = grad {
-                strips.scatter(sums, grad);
+                strips.scatter(sums[last], grad);
             }
-        }
-        Ok(())
-    }
-    /// A strip of group `k`, its values from `place` on and its columns from `column` on.
-    fn strip<const G: usize>(
-        &self,
-        rows: Rows,
-        (k, place, column): (usize, usize, usize),
-        kept: &mut Kept<'_, E::Acc>,
-        memory: &mut BackwardStrip<E::Acc, G>,
-        grad_x: &mut Option<TileMut<'_, E>>,
-    ) -> Result<()> {
-        let (here, width) = (place..place + G * GROUP, self.kernel.width);
-        let by = kept.parameters.each_ref().map(|parameters| &parameters[here.clone()]);
-        let ByChannel { mean, mean_rest, invstd, .. } = self.buffers.by_channel();
-        let saved = [mean, mean_rest, invstd];
-        let saved = saved.map(|all| &all[k * width + column..][..here.len()]);
-        let [even, odd] = &mut kept.sums;
-        let (before, after) = if k.is_multiple_of(2) { (even, odd) } else { (odd, even) };
-        let mut sums = Sums {
-            before: before.each_ref().map(|sums| &sums[here.clone()]),
-            after: after.each_mut().map(|sums| &mut sums[here.clone()]),
-        };
-        let values = kept.rows.each_mut().map(|rows| super::strips(rows));
-        let at = (rows, column, self.checks);
-        let to = (&mut *grad_x, &mut sums);
-        if self.kernel.run(self.simd, at, (by, saved), (memory, values), to) {
-            return Ok(());
-        }
-        for g in 0..G {
-            let here = g * GROUP..(g + 1) * GROUP;
-            let by = [by[0], by[1], saved[0], saved[1], saved[2]].map(|all| &all[here.clone()]);
-            self.one(rows, column + g * GROUP, by, (here, &mut sums), grad_x)?;
         }
         Ok(())
     }
@@ -219,6 +177,45 @@ impl<E: Element> Task<'_, E> {
                     false => sum,
                 };
             }
+        }
+        Ok(())
+    }
+}
+
+impl<E: Element> TakesStrips for Running<'_, '_, '_, E> {
+    // Arrays of slices are written out, as in the forward.
+    fn strip<const G: usize>(
+        &mut self,
+        k: usize,
+        rows: Rows,
+        place: usize,
+        column: usize,
+    ) -> Result<()> {
+        let (task, here) = (self.task, place..place + G * GROUP);
+        let by = [&self.weight[here.clone()], &self.bias[here.clone()]];
+        let (start, [mean, rest, invstd]) = (k * task.kernel.width + column, self.saved);
+        let of_group = start..start + G * GROUP;
+        let saved = [&mean[of_group.clone()], &rest[of_group.clone()], &invstd[of_group]];
+        let ([even, odd], [even_product, odd_product]) = (&mut self.sums, &mut self.products);
+        let (old, new, old_product, new_product) = match k.is_multiple_of(2) {
+            true => (even, odd, even_product, odd_product),
+            false => (odd, even, odd_product, even_product),
+        };
+        let mut sums = Sums {
+            before: [&old[here.clone()], &old_product[here.clone()]],
+            after: [&mut new[here.clone()], &mut new_product[here]],
+        };
+        let [x, g] = &mut self.rows;
+        let values = [super::strips::<_, G>(x), super::strips::<_, G>(g)];
+        let at = (rows, column, task.checks);
+        let to = (&mut self.grad_x, &mut sums);
+        if task.kernel.run(task.simd, at, (by, saved), (&mut self.memory, values), to) {
+            return Ok(());
+        }
+        for g in 0..G {
+            let here = g * GROUP..(g + 1) * GROUP;
+            let by = [by[0], by[1], saved[0], saved[1], saved[2]].map(|all| &all[here.clone()]);
+            task.one(rows, column + g * GROUP, by, (here, &mut sums), &mut self.grad_x)?;
         }
         Ok(())
     }

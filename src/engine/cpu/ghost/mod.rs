@@ -56,6 +56,41 @@ fn plan<E>(shape: &Shape) -> Plan {
     Plan::by_channels(shape, block.min(all))
 }
 
+/// What takes strips of a group of rows through all steps.
+trait TakesStrips {
+    /// A strip of `G` groups of channels of group `k`, whose values start at `place` among those of [`Strips`], and
+    /// whose columns at `column`.
+    fn strip<const G: usize>(
+        &mut self,
+        k: usize,
+        rows: Rows,
+        place: usize,
+        column: usize,
+    ) -> Result<()>;
+}
+
+/// Takes some columns of all groups, group by group.
+fn for_each_strip(
+    (shape, groups): (&Shape, GroupRows),
+    cols: &Range<usize>,
+    task: &mut impl TakesStrips,
+) -> Result<()> {
+    let strips = Strips::new(cols.len());
+    for k in 0..groups.count {
+        let rows = rows_of(shape, groups, k);
+        for (place, channel) in strips.wide() {
+            task.strip::<WIDE>(k, rows, place, cols.start + channel)?;
+        }
+        for (place, channel) in strips.narrow() {
+            task.strip::<NARROW>(k, rows, place, cols.start + channel)?;
+        }
+        for (place, channel) in strips.ones() {
+            task.strip::<1>(k, rows, place, cols.start + channel)?;
+        }
+    }
+    Ok(())
+}
+
 /// How a task's channels are cut into strips: wide ones, a narrow one, and groups, the last of which overlaps what is
 /// before it where vectors do not divide the channels.
 #[derive(Clone, Copy)]

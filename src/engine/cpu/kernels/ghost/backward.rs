@@ -3,7 +3,7 @@ use super::super::super::extremes::Limits;
 use super::super::super::simd::{GROUP, Simd};
 use super::super::super::table::finite;
 use super::super::super::tiles::TileMut;
-use super::{Rows, Strip, divided, each, is_exact, load};
+use super::{Rows, Strip, WIDE, divided, each, is_exact, load};
 use super::{prefetch_strip, rounded, strip, strip_mut};
 use crate::{Element, Real};
 
@@ -29,22 +29,22 @@ pub struct Sums<'t> {
     pub after: [&'t mut [f64]; 2],
 }
 
-/// What a strip is made in.
+/// What a strip is made in, of any width.
 #[repr(align(64))] // a cache line
-pub struct BackwardStrip<A, const G: usize> {
-    scales: Strip<A, G>,
-    biases: Strip<A, G>,
-    sums: Strip<A, G>,
+pub struct BackwardStrip<A> {
+    scales: Strip<A, WIDE>,
+    biases: Strip<A, WIDE>,
+    sums: Strip<A, WIDE>,
     /// Of `g * (x - mean)`.
-    products: Strip<A, G>,
+    products: Strip<A, WIDE>,
     /// Means of `g`, and slopes of x.
-    means_g: Strip<A, G>,
-    slopes: Strip<A, G>,
+    means_g: Strip<A, WIDE>,
+    slopes: Strip<A, WIDE>,
 }
 
-impl<A: Real, const G: usize> BackwardStrip<A, G> {
+impl<A: Real> BackwardStrip<A> {
     pub fn new() -> Self {
-        let none = [[A::default(); GROUP]; G];
+        let none = [[A::default(); GROUP]; WIDE];
         let (scales, biases) = (none, none);
         Self { scales, biases, sums: none, products: none, means_g: none, slopes: none }
     }
@@ -61,12 +61,13 @@ impl<E: Element> Backward<'_, E> {
     /// has saved of them, the mean, what rounding left of it, and invstd: `grad_x`, and sums. Where numbers of some
     /// channel are not finite or out of the range of their type, no element is written: false then. `checks`: whether
     /// statistics may be.
+    #[inline(always)]
     pub fn run<const G: usize>(
         &self,
         simd: Simd,
         (rows, column, checks): (Rows, usize, bool),
         (by, saved): Given<'_, E::Acc>,
-        (memory, values): (&mut BackwardStrip<E::Acc, G>, Values<'_, E::Acc, G>),
+        (memory, values): (&mut BackwardStrip<E::Acc>, Values<'_, E::Acc, G>),
         (grad_x, sums): (&mut Option<TileMut<'_, E>>, &mut Sums<'_>),
     ) -> bool {
         simd.vectorize(
@@ -93,7 +94,8 @@ impl<E: Element> Backward<'_, E> {
                         prefetch_strip::<E, G>(grad_x.row(row, column..column + G * GROUP));
                     }
                 }
-                let saved = saved.map(strip::<_, G>);
+                let [mean, rest, invstd] = saved;
+                let saved = [strip(mean), strip(rest), strip(invstd)];
                 if checks && !is_ordinary(saved, by[0]) {
                     return false;
                 }
@@ -113,19 +115,19 @@ impl<E: Element> Backward<'_, E> {
         (rows, column): (Rows, usize),
         [x, g]: [&[Strip<E::Acc, G>]; 2],
         (by, saved): Taken<'_, E::Acc, G>,
-        memory: &mut BackwardStrip<E::Acc, G>,
+        memory: &mut BackwardStrip<E::Acc>,
         (grad_x, sums): (&mut Option<TileMut<'_, E>>, &mut Sums<'_>),
     ) -> bool {
         let mean = saved[0];
         memory.prepare(by, saved);
-        memory.sum::<E, RELU>(mean, x, g);
+        memory.sum::<E, G, RELU>(mean, x, g);
         let count = (rows.count, self.is_rounded);
         let is_kept = match is_exact(rows.count) {
-            true => memory.finish::<true>(count, saved, sums),
-            false => memory.finish::<false>(count, saved, sums),
+            true => memory.finish::<G, true>(count, saved, sums),
+            false => memory.finish::<G, false>(count, saved, sums),
         };
         if let Some(grad_x) = grad_x.as_mut().filter(|_| is_kept) {
-            memory.write::<E, RELU>(simd, (rows, column), (mean, x, g), grad_x);
+            memory.write::<E, G, RELU>(simd, (rows, column), (mean, x, g), grad_x);
         }
         is_kept
     }
@@ -146,10 +148,14 @@ fn is_ordinary<A: Real, const G: usize>(
     !is_odd
 }
 
-impl<A: Real, const G: usize> BackwardStrip<A, G> {
+impl<A: Real> BackwardStrip<A> {
     /// What the forward took.
     #[inline(always)]
-    fn prepare(&mut self, [weight, bias]: [&[A]; 2], [_, rest, invstd]: [&Strip<A, G>; 3]) {
+    fn prepare<const G: usize>(
+        &mut self,
+        [weight, bias]: [&[A]; 2],
+        [_, rest, invstd]: [&Strip<A, G>; 3],
+    ) {
         let (weight, bias) = (strip::<_, G>(weight), strip::<_, G>(bias));
         let (weight, bias) = (weight.as_flattened(), bias.as_flattened());
         let (rest, invstd) = (rest.as_flattened(), invstd.as_flattened());
@@ -163,7 +169,7 @@ impl<A: Real, const G: usize> BackwardStrip<A, G> {
     }
     /// Sums of `g` and of `g * (x - mean)`.
     #[inline(always)]
-    fn sum<E: Element<Acc = A>, const RELU: bool>(
+    fn sum<E: Element<Acc = A>, const G: usize, const RELU: bool>(
         &mut self,
         mean: &Strip<A, G>,
         x: &[Strip<A, G>],
@@ -201,7 +207,7 @@ impl<A: Real, const G: usize> BackwardStrip<A, G> {
     }
     /// Sums over groups, and coefficients; whether they are finite.
     #[inline(always)]
-    fn finish<const EXACT: bool>(
+    fn finish<const G: usize, const EXACT: bool>(
         &mut self,
         (rows, is_rounded): (usize, bool),
         [_, rest, invstd]: [&Strip<A, G>; 3],
@@ -285,7 +291,7 @@ impl<A: Real, const G: usize> BackwardStrip<A, G> {
         !is_lost
     }
     #[inline(always)]
-    fn write<E: Element<Acc = A>, const RELU: bool>(
+    fn write<E: Element<Acc = A>, const G: usize, const RELU: bool>(
         &self,
         simd: Simd,
         (rows, column): (Rows, usize),

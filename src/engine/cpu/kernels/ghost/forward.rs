@@ -1,7 +1,7 @@
 //! The training forward of a strip of a group.
 use super::super::super::simd::{GROUP, Simd};
 use super::super::super::tiles::TileMut;
-use super::{MOST_ROWS, Rows, Strip, is_exact, load, prefetch_strip, strip, strip_mut};
+use super::{MOST_ROWS, Rows, Strip, WIDE, is_exact, load, prefetch_strip, strip, strip_mut};
 use crate::{DType, Element, Real};
 use statistics::Rules;
 pub use statistics::{Published, Update};
@@ -25,22 +25,22 @@ pub struct Forward<'a, E: Element> {
     pub least_var: f64,
 }
 
-/// What a strip is made in.
+/// What a strip is made in, of any width.
 #[repr(align(64))] // a cache line
-pub struct ForwardStrip<A, const G: usize> {
-    pivot: Strip<A, G>,
+pub struct ForwardStrip<A> {
+    pivot: Strip<A, WIDE>,
     /// Of distances from the pivots, and of their squares.
-    sums: Strip<A, G>,
-    products: Strip<A, G>,
+    sums: Strip<A, WIDE>,
+    products: Strip<A, WIDE>,
     /// Coefficients of x.
-    means: Strip<A, G>,
-    scales: Strip<A, G>,
-    biases: Strip<A, G>,
+    means: Strip<A, WIDE>,
+    scales: Strip<A, WIDE>,
+    biases: Strip<A, WIDE>,
 }
 
-impl<A: Real, const G: usize> ForwardStrip<A, G> {
+impl<A: Real> ForwardStrip<A> {
     pub fn new() -> Self {
-        let none = [[A::default(); GROUP]; G];
+        let none = [[A::default(); GROUP]; WIDE];
         let (sums, products, means) = (none, none, none);
         Self { pivot: none, sums, products, means, scales: none, biases: none }
     }
@@ -50,12 +50,13 @@ impl<E: Element> Forward<'_, E> {
     /// Takes the strip from `column` on through all steps, by its channels' weights and biases: y, and all of `to`.
     /// False where some number of some channel is not finite or out of the range of its type: what has been written
     /// is to be written again then.
+    #[inline(always)]
     pub fn run<const G: usize>(
         &self,
         simd: Simd,
         (rows, column): (Rows, usize),
         by: [&[E::Acc]; 2],
-        (memory, x): (&mut ForwardStrip<E::Acc, G>, &mut [Strip<E::Acc, G>]),
+        (memory, x): (&mut ForwardStrip<E::Acc>, &mut [Strip<E::Acc, G>]),
         (y, to): (&mut TileMut<'_, E>, &mut Published<'_, E::Acc>),
     ) -> bool {
         simd.vectorize(
@@ -79,27 +80,27 @@ impl<E: Element> Forward<'_, E> {
         &self,
         (rows, first): (usize, &Strip<E::Acc, G>),
         by: [&[E::Acc]; 2],
-        memory: &mut ForwardStrip<E::Acc, G>,
+        memory: &mut ForwardStrip<E::Acc>,
         to: &mut Published<'_, E::Acc>,
     ) -> bool {
         let of = Rules::new(rows, self.eps, self.least_var, to.update);
         if E::Acc::DTYPE == DType::F32 {
             let done = match is_exact(rows) {
-                true => memory.finish::<true, true>(&of, first, by, to),
-                false => memory.finish::<true, false>(&of, first, by, to),
+                true => memory.finish::<G, true, true>(&of, first, by, to),
+                false => memory.finish::<G, true, false>(&of, first, by, to),
             };
             if !done.is_doubtful {
                 return !done.is_odd;
             }
         }
-        !memory.finish::<false, false>(&of, first, by, to).is_odd
+        !memory.finish::<G, false, false>(&of, first, by, to).is_odd
     }
     #[inline(always)]
     fn normalize<const G: usize>(
         &self,
         simd: Simd,
         (rows, column): (Rows, usize),
-        (x, memory): (&[Strip<E::Acc, G>], &ForwardStrip<E::Acc, G>),
+        (x, memory): (&[Strip<E::Acc, G>], &ForwardStrip<E::Acc>),
         y: &mut TileMut<'_, E>,
     ) {
         // Without a ReLU everything is at least minus infinity.
@@ -133,10 +134,10 @@ impl<E: Element> Forward<'_, E> {
     }
 }
 
-impl<A: Real, const G: usize> ForwardStrip<A, G> {
+impl<A: Real> ForwardStrip<A> {
     /// Sums of the distances of rows from the mean of the first ones, and of their squares.
     #[inline(always)]
-    fn sum(&mut self, x: &[Strip<A, G>]) {
+    fn sum<const G: usize>(&mut self, x: &[Strip<A, G>]) {
         let few = &x[..x.len().min(FIRST_ROWS)];
         let each = A::from_f64(1.0 / few.len() as f64);
         for g in 0..G {

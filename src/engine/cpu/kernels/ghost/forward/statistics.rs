@@ -95,12 +95,12 @@ pub(super) struct Done {
     pub(super) is_doubtful: bool,
 }
 
-impl<A: Real, const G: usize> ForwardStrip<A, G> {
+impl<A: Real> ForwardStrip<A> {
     /// All that is done once for a channel. Fast: a root and a division in f64 take most of the time of groups of few
     /// rows. Those in f32 and a step of Newton's take a third of it and leave an error of less than 2^-44; where that
     /// may change what is rounded to f32, it says so.
     #[inline(always)]
-    pub(super) fn finish<const FAST: bool, const EXACT: bool>(
+    pub(super) fn finish<const G: usize, const FAST: bool, const EXACT: bool>(
         &mut self,
         of: &Rules,
         first: &Strip<A, G>,
