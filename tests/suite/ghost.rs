@@ -42,6 +42,9 @@ fn cases() -> Vec<Case<'static>> {
         (&[6, 5, 1], 2, apart(3)),
         (&[12, 17], 1, apart(3)),
         (&[4, 3, 2], 1, apart(4)),
+        // Few rows of runs that are summed one by one, though they are short.
+        (&[8, 9, 5, 7], 1, near(4)),
+        (&[8, 9, 6, 8], 1, apart(4)),
         // Groups of few rows of vectors of channels, which an engine may take in one call.
         (&[10, 20], 1, near(4).remainder(short)),
         (&[9, 20], 1, near(4).remainder(chunk)),

@@ -55,6 +55,8 @@ pub(super) fn backward<E: Element>(
         Input::InPlace => None,
     };
     let places = forward.mask.zip(args.mask);
+    let is_loop = matches!(gate, Gate::Open | Gate::Recompute) && places.is_none();
+    let plan = &if is_loop { plan.summing_runs() } else { *plan };
     let counts = args.saved.counted().map(|counted| &counted.counts[..]);
     Masked::with((cpu, simd), (shape, plan), places, x, counts, |mask| {
         let read = Read { simd, plan, x, grad_y, gate, mask };

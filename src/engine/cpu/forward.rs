@@ -52,7 +52,8 @@ pub(super) fn forward_train<E: Element>(
         update(&mut args.running, 0..shape.channels(), none, args.one_value);
         return Ok(());
     }
-    let plan = &Plan::new(shape, size_of::<E>(), 1);
+    let plan = Plan::new(shape, size_of::<E>(), 1);
+    let plan = &if args.mask.is_none() { plan.summing_runs() } else { plan };
     let (residual, activation) = (args.residual, args.activation);
     let output = Output { simd, shape, plan, x: Some(x), residual, activation };
     let mask = args.mask.as_ref().map(|mask| (mask.rules(), mask.places));

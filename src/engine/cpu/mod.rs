@@ -39,6 +39,7 @@ mod counted;
 mod double_backward;
 mod elementwise;
 mod extremes;
+mod few_runs;
 mod forward;
 mod gate;
 mod ghost;

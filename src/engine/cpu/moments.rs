@@ -157,7 +157,7 @@ fn merge_tiles(
     // Of a shorter last row, columns of these joined rows have one value less than the others.
     let is_short = |row: usize| plan.is_joined() && row * plan.row() >= plan.last_row();
     let of_rows = |row: usize| {
-        let each = if plan.long_runs { plan.inner() } else { 1 };
+        let each = if plan.by_run { plan.inner() } else { 1 };
         (plan.rows * each - usize::from(is_short(row))) as f64
     };
     let (mut of_tiles, mut of_all) = (0.0, of_rows(0));

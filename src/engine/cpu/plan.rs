@@ -5,7 +5,7 @@
 use super::policy::{
     AHEAD, CACHED_BYTES, CLOSE_BYTES, ENOUGH_TASKS, FEW_ROWS, HALF_PAGE, LARGE_APART, LARGE_BYTES,
     LONG_ROW, LONG_RUN, OF_ROWS, PAGE, PART_ROW, RUN, SHORTER_RUN, SMALL, SUMMED_COLUMNS,
-    SUMMED_ROWS, TASK, WHOLE_ROW,
+    SUMMED_ROWS, SUMMED_RUN, TASK, WHOLE_ROW,
 };
 use super::simd::{BLOCK, GROUP};
 use crate::Shape;
@@ -22,8 +22,10 @@ pub(super) struct Plan {
     /// Columns of a row.
     pub width: usize,
     pub rows: usize,
-    /// Whether a channel's columns are one long run, so that slots are by channel, not by column.
+    /// Whether a channel's columns are one long run.
     pub long_runs: bool,
+    /// Whether sums, and so slots, are by channel, run by run, not by column: of long runs always.
+    pub by_run: bool,
     /// Columns of a block: whole channels. The last block may have fewer.
     pub block: usize,
     /// Columns of a piece of a block; less than the block only where it is one channel's run.
@@ -124,7 +126,7 @@ impl Plan {
     /// Rows of a value per channel as they are, a tile for each so many channels.
     pub fn by_channels(shape: &Shape, channels: usize) -> Self {
         let (width, rows) = (shape.channels(), shape.outer());
-        let all = Self { width, rows, long_runs: false, ..Self::uncut(shape) };
+        let all = Self { width, rows, long_runs: false, by_run: false, ..Self::uncut(shape) };
         all.cut(channels, channels, rows)
     }
     /// One tile of everything.
@@ -150,10 +152,17 @@ impl Plan {
             width,
             rows,
             long_runs,
+            by_run: long_runs,
             block: width.max(1),
             piece: width.max(1),
             tile_rows: rows.max(1),
         }
+    }
+    /// The same with sums by runs where rows are few, be the runs short.
+    pub fn summing_runs(self) -> Self {
+        let is_few = self.rows <= OF_ROWS && self.whole_channels() && !self.is_joined();
+        let is_few = is_few && self.inner() >= SUMMED_RUN;
+        Self { by_run: self.by_run || is_few, ..self }
     }
     fn cut(self, block: usize, piece: usize, tile_rows: usize) -> Self {
         let tile_rows = tile_rows.clamp(1, self.rows.max(1));
@@ -213,9 +222,9 @@ impl Plan {
         self.len() - self.rows.saturating_sub(1) * self.width
     }
 
-    /// Values kept of a tile: two for each channel, or for each column where runs are short.
+    /// Values kept of a tile: two for each channel, or for each column where sums are by columns.
     pub fn slot_len(&self) -> usize {
-        2 * if self.long_runs { self.block_channels() } else { self.block }
+        2 * if self.by_run { self.block_channels() } else { self.block }
     }
     /// Whether the last row of a tile is shorter than the others.
     pub fn has_short_row(&self, tile: &Tile) -> bool {
@@ -278,7 +287,7 @@ impl Plan {
         let start = within / self.pieces() * self.tile_rows;
         let rows = (start + self.tile_rows).min(self.rows) - start;
         let piece = within % self.pieces() * self.piece;
-        rows * if self.long_runs { self.piece.min(self.inner() - piece) } else { 1 }
+        rows * if self.by_run { self.piece.min(self.inner() - piece) } else { 1 }
     }
     /// Channels of a block; fewer in the last one.
     pub fn block_channels(&self) -> usize {

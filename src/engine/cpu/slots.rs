@@ -30,7 +30,7 @@ impl Columns {
     /// As [`Plan`] says.
     pub fn of(plan: &Plan) -> Self {
         let joined = if plan.is_joined() { plan.width / plan.row() } else { 1 };
-        Self { inner: if plan.long_runs { 1 } else { plan.inner() }, joined }
+        Self { inner: if plan.by_run { 1 } else { plan.inner() }, joined }
     }
     /// A value for each channel.
     pub const CHANNELS: Self = Self { inner: 1, joined: 1 };

@@ -7,6 +7,7 @@
 //! has exactly its mean and variance 0. Segments, tiles and columns are merged by Chan's formula in
 //! f64, as distances from the channel's first value.
 use super::Cpu;
+use super::few_runs;
 use super::kernels::columns::{Rows, column_distances};
 use super::kernels::convert::{finite_f64, widen};
 use super::kernels::moments::{self as merging, Columns};
@@ -79,6 +80,9 @@ pub(super) fn stats<E: Element>(
 pub(super) fn moments<E: Element>(simd: Simd, plan: &Plan, tile: &Tile, x: &[E], slot: &mut [f64]) {
     let half = slot.len() / 2;
     let (offsets, squares) = slot.split_at_mut(half);
+    if plan.by_run && !plan.long_runs {
+        return few_runs::moments(simd, plan, tile, x, (offsets, squares));
+    }
     if !plan.long_runs {
         let narrow = plan.narrow().width;
         return match narrow < plan.width {

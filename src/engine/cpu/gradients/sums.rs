@@ -1,4 +1,5 @@
 //! The first pass: `sum(g)` and `sum(g * (x - mean))` of every channel.
+use super::super::few_runs;
 use super::super::gate::Gate;
 use super::super::kernels::columns::{Rows, column_gradients};
 use super::super::kernels::elementwise::{At, ahead_of};
@@ -28,8 +29,11 @@ pub fn sums<E: Element>(
     table: &Table<'_, E::Acc>,
     slot: &mut [f64],
 ) {
-    slot.fill(0.0);
     let half = slot.len() / 2;
+    if read.plan.by_run && !read.plan.long_runs {
+        return few_runs::sums(read, tile, grad_x, table, slot.split_at_mut(half));
+    }
+    slot.fill(0.0);
     let slot = slot.split_at_mut(half);
     match read.plan.long_runs {
         true => sums_of_runs(read, tile, grad_x, table, slot),

@@ -11,6 +11,7 @@ pub(super) mod convert;
 pub(super) mod double_backward;
 pub(super) mod double_backward_plain;
 pub(super) mod elementwise;
+pub(super) mod few_runs;
 pub(super) mod ghost;
 pub(super) mod masked;
 pub(crate) mod math;

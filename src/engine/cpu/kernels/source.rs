@@ -132,7 +132,7 @@ impl<A: Real> Source<A> for Runs<'_, A> {
 
 /// The number of every lane: read, for one that was cast would be compared as the `usize` that it was, in twice as
 /// many vectors.
-static LANE: [i32; GROUP] = {
+pub(super) static LANE: [i32; GROUP] = {
     let mut lanes = [0; GROUP];
     let mut lane = 0;
     while lane < GROUP {
