@@ -40,7 +40,7 @@ template <class A> struct Parameters {
 // The library's test in src/engine/cuda/launch/double_backward.rs reads these lines.
 #define FIELD(type, field, place) static_assert(offsetof(type, field) == place, "the library has it elsewhere")
 #define SIZE(type, bytes) static_assert(sizeof(type) == bytes, "the library has it in another size")
-SIZE(Cut, 72);
+SIZE(Cut, 88);
 FIELD(Cut, elements, 0);
 FIELD(Cut, inner, 8);
 FIELD(Cut, row, 16);
@@ -53,6 +53,9 @@ FIELD(Cut, runs, 56);
 FIELD(Cut, lanes, 60);
 FIELD(Cut, aligned, 64);
 FIELD(Cut, ragged, 68);
+FIELD(Cut, groups, 72);
+FIELD(Cut, together, 76);
+FIELD(Cut, dealt, 80);
 SIZE(Channels<float>, 40);
 FIELD(Channels<float>, mean, 0);
 FIELD(Channels<float>, mean_rest, 8);
@@ -269,10 +272,13 @@ __device__ void finalize(const Cut &cut, const Channels<A> &by, const Parameters
     if (c >= cut.channels) return; // a whole team
     const unsigned member = threadIdx.x % team;
     double s[CURVED] = {};
-    const u64 join = cut.width / cut.row, columns = cut.runs ? 1 : join * cut.inner;
+    // Columns of a channel: in what its group has of a row of all groups, and in all such rows that are cut together.
+    const u64 of_group = cut.dealt / cut.row * cut.inner, of_all = cut.dealt * cut.groups;
+    const u64 columns = cut.runs ? 1 : cut.width / of_all * of_group;
+    const u64 first = c / cut.together * cut.dealt + c % cut.together * cut.inner;
     for (u64 n = member; partials && n < cut.chunks * columns; n += team) {
         const u64 part = n / columns, q = n % columns;
-        const u64 column = q / cut.inner * cut.row + c * cut.inner + q % cut.inner;
+        const u64 column = first + q / of_group * of_all + q % of_group / cut.inner * cut.row + q % cut.inner;
         const double *const of = partials + (cut.runs ? c * cut.chunks + part : part * cut.width + column) * k_of;
 #pragma unroll
         for (unsigned k = 0; k < CURVED; k++) {

@@ -21,6 +21,10 @@ struct Cut {
     unsigned aligned;
     /// Whether vectors may have elements of two runs.
     unsigned ragged;
+    /// Where rows are dealt out to groups, each with channels of its own: groups, the channels of one, and the elements
+    /// that one has in a row of all groups. Without, all is of one group.
+    unsigned groups, together;
+    u64 dealt;
 };
 
 /// Which values count for a mask: by a byte of every position, or of so many neighbours. All of them without one.
@@ -85,7 +89,7 @@ template <class T, unsigned N> struct Way {
             left = unsigned(here * W);
         } else {
             const u64 start = column_of(cut, block), column = start + t % TILE_COLUMNS;
-            channel = unsigned(column % cut.row / cut.inner);
+            channel = unsigned(column / cut.dealt % cut.groups * cut.together + column % cut.row / cut.inner);
             const u64 rows = (cut.elements + cut.width - 1) / cut.width;
             const u64 begin = part_of(cut, block) * cut.chunk, here = min(begin + cut.chunk, rows) - begin;
             stages = unsigned((here + ROWS - 1) / ROWS);

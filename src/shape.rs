@@ -268,13 +268,6 @@ impl Shape {
     pub(crate) fn dealt(&self) -> Option<Dealt> {
         self.dealt
     }
-    /// A row of dealt ones as a tensor, with the channels of one group.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code))] // where a device takes rows by themselves
-    pub(crate) fn of_dealt_row(self) -> Option<Self> {
-        let Dealt { groups, positions } = self.dealt?;
-        let channels = self.channels / groups;
-        Some(Self { batch: 1, outer: positions, channels, dealt: None, ..self })
-    }
     /// Indices of channel `c`, in memory order.
     pub(crate) fn channel(self, c: usize) -> impl Iterator<Item = usize> + Clone {
         let start = move |o| (o * self.channels + c) * self.inner;

@@ -1,7 +1,8 @@
 //! What an engine would do, in words.
+use super::launch::Cut;
 use super::module::Variant;
 use super::resident::Step;
-use super::{Cuda, Family, NAME, double_backward};
+use super::{Cuda, Family, NAME};
 use crate::engine::{Engine, Op, Request};
 use crate::{Result, Shape};
 
@@ -29,7 +30,7 @@ impl Cuda {
                     ["sums", "apply"].map(|step| format!("double_backward_{step}{curved}"));
                 return Ok(format!(
                     "{NAME}: {sums}, double_backward_finalize, {apply}; {}",
-                    double_backward::cut(shape, request.dtype)
+                    Cut::new(shape, request.dtype)
                 ));
             }
             Op::Stats if request.mask => ("masked_stats, masked_finalize", None),

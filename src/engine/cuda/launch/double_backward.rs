@@ -1,7 +1,7 @@
 //! The kernels of `kernels/double_backward.cu`, as [`super`] has those of a step.
 use super::super::arguments::Channels;
 use super::super::module::DoubleBackwardKernels;
-use super::super::plan::{folded, form, gcd};
+use super::super::plan::{dealt, folded, form, gcd};
 use super::{Bound, submit};
 use crate::engine::places::Places;
 use crate::engine::pointers::Ptr;
@@ -24,6 +24,10 @@ pub(in crate::engine::cuda) struct Cut {
     lanes: u32,
     aligned: u32,
     ragged: u32,
+    /// Where rows are dealt out to groups: groups, the channels of one, and its elements in a row of all groups.
+    groups: u32,
+    together: u32,
+    dealt: u64,
 }
 
 /// What is read; null where it is absent.
@@ -140,14 +144,17 @@ const MADE: u64 = 7;
 impl Cut {
     pub fn new(shape: &Shape, dtype: DType) -> Self {
         let (outer, channels, inner) = folded(shape);
-        let (elements, row) = (outer * channels * inner, (channels * inner).max(1));
+        let (positions, together) = dealt(shape).unwrap_or((1, channels));
+        let (elements, row) = (outer * channels * inner, (together * inner).max(1));
+        let (groups, dealt) = (channels / together.max(1), positions.max(1) * row);
         let size = dtype.size() as u64;
         let lanes = 16 / size;
         // What a run has before its first whole vector is a multiple of this; as many elements as that leaves
         // of a vector are read beside it.
         let common = gcd(inner, lanes);
-        let runs = inner >= LONG && (lanes - common) * LONG <= inner;
-        let width = if runs { row } else { columns(row, lanes) };
+        let long = inner >= LONG && (lanes - common) * LONG <= inner;
+        let runs = long && shape.dealt().is_none();
+        let width = if runs { row } else { columns(groups.max(1) * dealt, lanes) };
         let vectors = if runs { (lanes - common + inner).div_ceil(lanes) } else { 1 };
         // What is cut, at least so many of it a part, blocks of a part, and what a stage takes of it.
         let (all, least, blocks, stage) = match runs {
@@ -174,20 +181,15 @@ impl Cut {
             lanes: form(shape, size).0 as u32,
             aligned: 0,
             ragged: (runs && common < lanes).into(),
+            groups: groups.max(1) as u32,
+            together: together.max(1) as u32,
+            dealt,
         }
     }
     /// The same for tensors at these places.
     fn at<T>(self, tensors: impl IntoIterator<Item = Ptr<T>>) -> Self {
         let aligned = tensors.into_iter().all(|tensor| tensor.is_aligned());
         Self { aligned: aligned.into(), ..self }
-    }
-    /// For the bits that a forward of this shape left, of which this is a part.
-    pub fn with_bits_of(self, shape: &Shape, dtype: DType) -> Self {
-        Self { lanes: form(shape, dtype.size() as u64).0 as u32, ..self }
-    }
-    /// Elements of a byte of the mask.
-    pub fn bits(&self) -> usize {
-        self.lanes as usize
     }
     /// Of a pass over the elements.
     fn blocks(&self) -> u64 {
@@ -196,6 +198,17 @@ impl Cut {
             _ => self.width.div_ceil(COLUMNS),
         };
         parts * u64::from(self.chunks)
+    }
+    /// Columns of a channel.
+    fn columns(&self) -> u64 {
+        match self.runs {
+            1 => 1,
+            _ => {
+                self.width / (self.dealt * u64::from(self.groups))
+                    * (self.dealt / self.row)
+                    * self.inner
+            }
+        }
     }
     /// Bytes of the partial sums, `count` for each part of each channel or column.
     fn partials(&self, count: u32) -> u64 {
@@ -266,8 +279,8 @@ impl<A> DoubleLauncher<'_, A> {
     pub fn finalize(&self, parameters: Parameters<A>, has_sums: bool) -> Result<()> {
         let Self { cut, by, room, .. } = self;
         let (partials, made) = (if has_sums { *room } else { Ptr::NULL }, self.made());
-        let columns = if cut.runs == 1 { 1 } else { cut.width / cut.row * cut.inner };
-        let team = if u64::from(cut.chunks) * columns > MANY_PARTIALS { BLOCK } else { WARP };
+        let many = u64::from(cut.chunks) * cut.columns() > MANY_PARTIALS;
+        let team = if many { BLOCK } else { WARP };
         let (count, grid) = (sums(self.curved), cut.channels.div_ceil(BLOCK / team));
         let arguments = arguments![*cut, *by, parameters, count, team, partials, made];
         submit(&self.stream, &self.kernels.finalize, grid, BLOCK, arguments)
@@ -301,7 +314,7 @@ mod tests {
     fn arguments_lie_as_the_kernels_declare_them() {
         assert_layout! {
             include_str!("../../../../kernels/double_backward.cu");
-            "Cut": Cut { elements, inner, row, width, chunk, vectors, channels, chunks, runs, lanes, aligned, ragged }
+            "Cut": Cut { elements, inner, row, width, chunk, vectors, channels, chunks, runs, lanes, aligned, ragged, groups, together, dealt }
             "Channels<float>": Channels<f32> { mean, mean_rest, invstd, weight, bias }
             "Reads<float>": Reads<f32> { x, grad_y, residual, v_x, v_residual, mask, counting }
             "Writes<float>": Writes<f32> { gg_grad_y, gg_x, gg_residual }
