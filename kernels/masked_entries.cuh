@@ -45,6 +45,13 @@ FIELD(Shares<float>, channels, 32);
         masked_finalize<T>(merge, out, places, rules, x, partials, counts);                                            \
     }
 
+/// Of what f32, f16 and bf16 have their statistics in, and of f64.
+#define MASKED_MERGE(name, A)                                                                                          \
+    KERNEL masked_merge_##name(unsigned channels, unsigned parts, const double *counted, const MaskRules rules,        \
+                               const Outputs<A> out, double *merged) {                                                 \
+        masked_merge(channels, parts, counted, rules, out, merged);                                                    \
+    }
+
 /// In one launch; not of f64.
 #define MASKED_RESIDENT(name, T)                                                                                       \
     KERNEL masked_backward_resident_##name(const Geometry g, const Group group, const Channels<float> by,              \

@@ -2,4 +2,5 @@
 #include "masked_entries.cuh"
 
 MASKED(f32, float)
+MASKED_MERGE(f32, float)
 MASKED_RESIDENT(f32, float)

@@ -2,3 +2,4 @@
 #include "masked_entries.cuh"
 
 MASKED(f64, double)
+MASKED_MERGE(f64, double)

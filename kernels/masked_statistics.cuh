@@ -241,3 +241,25 @@ __device__ void masked_finalize(const Merge &merge, const Outputs<AccOf<T>> &out
     finish_masked(c, merge.lie.channels, all.count, of, rules, out, counts);
     out.save_parameters(c);
 }
+
+/// What the values that count in the parts of a batch come to together, and what follows from that. Of every part and in
+/// `merged`, array by array: means, what rounding left of them, biased variances, and of each channel how many count.
+template <class A>
+__device__ void masked_merge(unsigned channels, unsigned parts, const double *counted, const MaskRules &rules,
+                             const Outputs<A> &out, double *merged) {
+    const unsigned c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= channels) return;
+    Counted all = {0, 0, 0, 0};
+#pragma unroll 1
+    for (unsigned part = 0; part < parts; part++) {
+        const double *const of = counted + u64(part) * 4 * channels + c;
+        const double mean = of[0], count = of[3 * u64(channels)], base = or_zero(mean);
+        ChanFrom::merge(all, {count, base, (mean - base) + of[channels], of[2 * u64(channels)] * count});
+    }
+    const double mean = all.base + all.offset;
+    merged[c] = mean;
+    merged[channels + c] = or_zero((all.base - mean) + all.offset);
+    merged[2 * u64(channels) + c] = all.count > 0 ? all.squares / all.count : 0;
+    merged[3 * u64(channels) + c] = all.count;
+    finish_masked(c, channels, all.count, {all.base, all.offset, all.squares, 1}, rules, out, nullptr);
+}

@@ -1,7 +1,53 @@
-//! Statistics of the values that count for a mask in all parts of a batch, merged on the host: a record on a device has
-//! one count for all channels, and a mask one for each where it has other axes.
+//! Statistics of the values that count for a mask in all parts of a batch. A record has one count for all channels, and a
+//! mask one for each where it has other axes: so there are four numbers of each channel here.
 use super::ops::MaskRules;
 use crate::{Host, Memory, OneValue, Real, Result, Running};
+
+/// Arguments of [`Engine::merge_masked`](crate::Engine::merge_masked): what the values that count in the parts of a
+/// batch come to together, and by a mask's rules. C is the number of channels.
+pub struct MergeMasked<'a, M: Memory, P: Real> {
+    /// Of every part means, what rounding left of them, biased variances and numbers of values that count, one after the
+    /// other: length 4C each.
+    pub(crate) parts: M::View<'a, f64>,
+    pub(crate) rules: MaskRules,
+    pub(crate) one_value: OneValue,
+    /// What all of them move.
+    pub(crate) running: Option<Running<'a, M, P>>,
+    /// The same of all parts: length 4C.
+    pub(crate) merged: M::ViewMut<'a, f64>,
+    /// What is normalized by, length 3C + 1. Its count is that of the first channel.
+    pub(crate) record: Option<M::ViewMut<'a, f64>>,
+}
+
+impl<'a, M: Memory, P: Real> MergeMasked<'a, M, P> {
+    pub(crate) fn new(
+        parts: M::View<'a, f64>,
+        rules: MaskRules,
+        merged: M::ViewMut<'a, f64>,
+    ) -> Self {
+        let (one_value, running, record) = (OneValue::ZeroVariance, None, None);
+        Self { parts, rules, one_value, running, merged, record }
+    }
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))] // on the host the lengths are the slices'
+    pub(crate) fn channels(&self) -> usize {
+        M::len(&M::as_view(&self.merged)) / 4
+    }
+    /// By way of the host, for which a device would be waited for.
+    pub(crate) fn on_host(mut self, memory: &M) -> Result<()> {
+        let channels = self.channels();
+        let all = merged(&memory.download(self.parts)?, channels);
+        let (one_value, of_all) = (self.one_value, CountedParts { all: &all, rules: self.rules });
+        if let Some(running) = &mut self.running {
+            let mut on_host = OnHost::new(memory, running)?;
+            of_all.update(&mut on_host.borrow(), one_value);
+            on_host.write(memory, running)?;
+        }
+        if let Some(record) = self.record {
+            memory.write(&of_all.record(), record)?;
+        }
+        memory.write(&all, self.merged)
+    }
+}
 
 /// Mean, what rounding left of it, biased variance and number of values of a channel.
 fn of_channel(counted: &[f64], channels: usize, c: usize) -> [f64; 4] {
@@ -9,7 +55,7 @@ fn of_channel(counted: &[f64], channels: usize, c: usize) -> [f64; 4] {
 }
 
 /// Parts, of each four numbers for every channel, as one.
-pub(crate) fn merged(parts: &[f64], channels: usize) -> Vec<f64> {
+fn merged(parts: &[f64], channels: usize) -> Vec<f64> {
     let mut all = vec![0.0; 4 * channels];
     for c in 0..channels {
         let parts = parts.chunks_exact(4 * channels).map(|part| of_channel(part, channels, c));
@@ -33,9 +79,9 @@ pub(crate) fn merged(parts: &[f64], channels: usize) -> Vec<f64> {
 }
 
 /// What the values that count in all parts come to by a mask's rules: length 4C.
-pub(crate) struct CountedParts<'a> {
-    pub all: &'a [f64],
-    pub rules: MaskRules,
+struct CountedParts<'a> {
+    all: &'a [f64],
+    rules: MaskRules,
 }
 
 impl CountedParts<'_> {
@@ -45,12 +91,8 @@ impl CountedParts<'_> {
     fn of(&self, c: usize) -> [f64; 4] {
         of_channel(self.all, self.channels(), c)
     }
-    /// Of every channel how many values count.
-    pub fn counts(&self) -> &[f64] {
-        &self.all[3 * self.channels()..]
-    }
-    /// The record of a batch of so many values per channel, length 3C + 1.
-    pub fn record(&self, values: usize) -> Vec<f64> {
+    /// The record of them, length 3C + 1.
+    fn record(&self) -> Vec<f64> {
         let channels = self.channels();
         let mut record = vec![0.0; 3 * channels + 1];
         for c in 0..channels {
@@ -59,11 +101,11 @@ impl CountedParts<'_> {
                 record[k * channels + c] = value;
             }
         }
-        record[3 * channels] = values as f64;
+        record[3 * channels] = self.rules.recorded(self.of(0)[3]);
         record
     }
     /// Moves running statistics by them.
-    pub fn update<P: Real>(&self, running: &mut Running<'_, Host, P>, one_value: OneValue) {
+    fn update<P: Real>(&self, running: &mut Running<'_, Host, P>, one_value: OneValue) {
         let rules = self.rules;
         for c in 0..self.channels() {
             let of = self.of(c);
@@ -76,7 +118,7 @@ impl CountedParts<'_> {
 }
 
 /// Running statistics on the host for a while.
-pub(crate) struct OnHost<P> {
+struct OnHost<P> {
     mean: Vec<P>,
     var: Vec<P>,
     skipped: Option<Vec<f64>>,
@@ -86,7 +128,7 @@ pub(crate) struct OnHost<P> {
 type Like = (f64, f64, bool, crate::Variance, crate::EmptyBatch, crate::NonFinite);
 
 impl<P: Real> OnHost<P> {
-    pub fn new<M: Memory>(memory: &M, from: &Running<'_, M, P>) -> Result<Self> {
+    fn new<M: Memory>(memory: &M, from: &Running<'_, M, P>) -> Result<Self> {
         let Running { mean, var, factor, var_factor, averages, .. } = from;
         let skipped = from.skipped.as_ref().map(|skipped| memory.download(M::as_view(skipped)));
         Ok(Self {
@@ -103,20 +145,14 @@ impl<P: Real> OnHost<P> {
             ),
         })
     }
-    pub fn borrow(&mut self) -> Running<'_, Host, P> {
+    fn borrow(&mut self) -> Running<'_, Host, P> {
         let (factor, var_factor, averages, variance, empty_batch, non_finite) = self.like;
         let mut running = Running::<Host, P>::new(&mut self.mean, &mut self.var, factor);
         running.skipped = self.skipped.as_deref_mut();
         let running = running.var_factor(var_factor).averages(averages).variance(variance);
         running.empty_batch(empty_batch).non_finite(non_finite)
     }
-    /// Adds both to the sums of several.
-    pub fn add_to(&self, sums: &mut [Vec<f64>; 2]) {
-        for (sums, values) in sums.iter_mut().zip([&self.mean, &self.var]) {
-            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value.to_f64());
-        }
-    }
-    pub fn write<M: Memory>(self, memory: &M, to: &mut Running<'_, M, P>) -> Result<()> {
+    fn write<M: Memory>(self, memory: &M, to: &mut Running<'_, M, P>) -> Result<()> {
         memory.write(&self.mean, M::reborrow_mut(&mut to.mean))?;
         memory.write(&self.var, M::reborrow_mut(&mut to.var))?;
         match (self.skipped, &mut to.skipped) {

@@ -1,12 +1,12 @@
 //! Our kernels or cuDNN, whichever is faster: per operation, dtype and shape, by a table.
 use super::{
     Activation, Backward, Constrain, Cuda, Cudnn, DoubleBackward, Engine, ForwardEval,
-    ForwardTrain, LayerNormBackward, LayerNormForward, Mask, MergeStats, Op, OptimizerStep,
-    Regularize, Renormalize, RenormalizeBackward, Request, Stats,
+    ForwardTrain, LayerNormBackward, LayerNormForward, Mask, MergeMasked, MergeStats, Op,
+    OptimizerStep, Regularize, Renormalize, RenormalizeBackward, Request, Stats,
 };
 use crate::memory::new_stream;
 use crate::{DType, Device, Element, Error, Real, Result, Shape};
-use cudarc::driver::{CudaStream, CudaView};
+use cudarc::driver::{CudaStream, CudaView, CudaViewMut};
 use std::sync::Arc;
 
 /// Which of the engines behind [`Gpu`].
@@ -312,8 +312,12 @@ impl Engine for Gpu {
         x: CudaView<'_, E>,
         mask: Mask<'_, Device>,
         eps: f64,
-    ) -> Result<Vec<f64>> {
-        self.cuda.masked_stats(shape, x, mask, eps)
+        to: CudaViewMut<'_, f64>,
+    ) -> Result<()> {
+        self.cuda.masked_stats(shape, x, mask, eps, to)
+    }
+    fn merge_masked<P: Real>(&self, args: MergeMasked<'_, Device, P>) -> Result<()> {
+        self.cuda.merge_masked(args)
     }
 
     fn merge_stats<P: Real>(&self, args: MergeStats<'_, Device, P>) -> Result<()> {

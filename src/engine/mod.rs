@@ -36,6 +36,7 @@ mod saved_groups;
 mod synced;
 
 pub(crate) use check::{check_eps, check_momentum, check_values_per_channel};
+pub use counted_parts::MergeMasked;
 pub use cpu::{Cpu, SimdLevel};
 pub(crate) use cpu::{compiled::CpuOperations, kernels::math::Math};
 #[cfg(feature = "cuda")]
@@ -144,6 +145,18 @@ pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
         let _ = (call, record, one_value);
         own
     }
+    /// The record of the values that count for a mask in all parts, by the mask's rules (length 3C + 1).
+    #[doc(hidden)]
+    fn masked_record<E: Element>(
+        &self,
+        call: Call,
+        shape: &Shape,
+        args: Stats<'_, Self::Memory, E>,
+        rules: (f64, OneValue),
+    ) -> Result<()> {
+        let _ = (call, rules);
+        self.stats(shape, args)
+    }
     /// The records of every rank's groups, by rank: of each so many, of which the first so many have a variance.
     /// `records` holds this rank's, one after the other, and may be made longer; `all` holds those of all, of each
     /// rank as many as of that which has the most.
@@ -170,7 +183,7 @@ pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
         own
     }
     /// What those values come to that count for a mask, of every channel: their means, what rounding left of those,
-    /// biased variances and numbers, length 4C. On the host, for which a device is waited for.
+    /// biased variances and numbers, into memory of length 4C. For [`merge_masked`](Self::merge_masked).
     #[doc(hidden)]
     fn masked_stats<E: Element>(
         &self,
@@ -178,10 +191,16 @@ pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
         x: <Self::Memory as Memory>::View<'_, E>,
         mask: Mask<'_, Self::Memory>,
         eps: f64,
-    ) -> Result<Vec<f64>> {
-        let _ = (shape, x, mask, eps);
+        to: <Self::Memory as Memory>::ViewMut<'_, f64>,
+    ) -> Result<()> {
+        let _ = (shape, x, mask, eps, to);
         let reason = "statistics by themselves are those of all values: expected no mask, got one";
         Err(crate::Error::Unsupported { engine: self.name(), reason: reason.into() })
+    }
+    /// What the values that count in all parts of a batch come to, of which each has such numbers.
+    #[doc(hidden)]
+    fn merge_masked<P: Real>(&self, args: MergeMasked<'_, Self::Memory, P>) -> Result<()> {
+        args.on_host(self.memory())
     }
 
     /// Normalizes by the batch's own statistics, and updates the running ones.

@@ -205,8 +205,9 @@ impl Engine for Reference {
         x: &[E],
         mask: Mask<'_, Host>,
         _: f64,
-    ) -> Result<Vec<f64>> {
-        masked::stats(shape, x, &mask)
+        to: &mut [f64],
+    ) -> Result<()> {
+        masked::stats(shape, x, &mask, to)
     }
 
     fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Host, P>) -> Result<()> {

@@ -13,11 +13,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// With [`Config::renorm`](crate::Config::renorm) r and d are taken by the values that count, for which x is
     /// read once more. With [`Config::ghost`](crate::Config::ghost) each group has the statistics of its values that count,
     /// and one in which none does follows the rule of the mask: an average that leaves it out keeps its share of the
-    /// running statistics. Strided groups take calls for every row then, and on a device what counts is read back, so
-    /// that they cannot be captured; on several ranks a mask with ghost batches is refused.
+    /// running statistics. Strided groups take calls for every row then.
     ///
-    /// On several ranks the values that count in all parts are one batch, which takes reading back on a device, too: see
-    /// [`Synced`](crate::Synced).
+    /// On several ranks the values that count in all parts are one batch, and groups are of a rank's own rows: see
+    /// [`Synced`](crate::Synced). On a device nothing is read back for either.
     ///
     /// ```
     /// # use batchnorm::{BatchNorm, Config, Cpu, Host, Mask, Shape};

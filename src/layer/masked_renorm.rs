@@ -1,10 +1,10 @@
 //! Renormalization by the statistics of the values that count for a mask.
-use super::affine::Affine;
 use super::renorm::Scratch;
 use super::{BatchNorm, Part, Renorm, RunningStats};
+use crate::engine::Call;
 use crate::{
-    AllMasked, Element, EmptyBatch, Engine, Error, ForwardTrain, Mask, Memory, OneValue, Op, Real,
-    Request, Result, Running, Saved, Stats, Variance,
+    Element, EmptyBatch, Engine, Error, Mask, Memory, OneValue, Op, Real, Request, Result, Saved,
+    Stats,
 };
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
@@ -30,12 +30,16 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         }
         let (scratch, mut factors) = made?;
 
-        if engine.ranks() > 1 {
-            affine.record_of_ranks(&mask, whole, scratch, saved)?;
-        } else {
-            let (x, record) = (M::reborrow(&whole.x), M::view_mut(&mut scratch.record));
-            engine.stats(&shape, Stats::<M, E>::new(x, record).mask(mask.reborrow()))?;
-        }
+        let call = {
+            let residual = whole.residual.as_ref().map(M::reborrow);
+            let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
+            let tracked = Some(&mut *running).filter(|_| updates);
+            let args = affine.train(x, residual, Some(mask.reborrow()), y, tracked, None);
+            Call::of_forward(channels, &args).renorm()
+        };
+        let (x, record) = (M::reborrow(&whole.x), M::view_mut(&mut scratch.record));
+        let args = Stats::<M, E>::new(x, record).mask(mask.reborrow());
+        engine.masked_record(call, &shape, args, (config.eps, config.one_value))?;
         // The record's count says whether a batch in which nothing counts moves what is kept.
         let moves = (updates, EmptyBatch::Keep);
         affine.renormalize(renorm, moves, running, scratch, &mut factors)?;
@@ -80,44 +84,5 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let stats = Some(stats).filter(|_| engine.ranks() == 1);
         let asked = [Request::new(Op::Renormalize, P::DTYPE), args.request().saves(true)];
         asked.into_iter().chain(stats).try_for_each(|request| engine.supports(&shape, request))
-    }
-}
-
-impl<P: Real, M: Memory, G: Engine<Memory = M>> Affine<P, G> {
-    /// The record of the values that count in the parts of all ranks, by a forward that leaves its statistics: they are
-    /// read back.
-    fn record_of_ranks<E: Element<Acc = P>>(
-        &self,
-        mask: &Mask<'_, M>,
-        whole: &mut Part<'_, M, E>,
-        scratch: &mut Scratch<M, P>,
-        saved: &mut Saved<M, P>,
-    ) -> Result<()> {
-        let (config, memory) = (self.config, self.engine.memory());
-        // A batch whose weight is 1 leaves its own statistics.
-        let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
-        let (mean, var) = (M::view_mut(&mut scratch.scale), M::view_mut(&mut scratch.shift));
-        let mut args = ForwardTrain::<M, E>::new(x, y).eps(config.eps).mask(mask.reborrow());
-        let own = Running::<M, P>::new(mean, var, 1.0).variance(Variance::Biased);
-        (args.running, args.one_value) = (Some(own), config.one_value);
-        args.residual = whole.residual.as_ref().map(M::reborrow);
-        // It leaves how many values count in all parts.
-        args.saved = Some(&mut *saved);
-        self.engine.forward_train(&whole.shape, args)?;
-        let count = match saved.counted() {
-            Some(all) => memory.download(M::view(&all.counts))?.first().copied().unwrap_or(0.0),
-            None => 0.0,
-        };
-        let of = |buf: &M::Buf<P>| memory.download(M::view(buf));
-        let widen = |values: Vec<P>| values.into_iter().map(|v| v.to_f64()).collect::<Vec<_>>();
-        let (mut mean, mut var) = (widen(of(&scratch.scale)?), widen(of(&scratch.shift)?));
-        if count == 0.0 {
-            let of_none = if mask.all_masked == AllMasked::Nan { f64::NAN } else { 0.0 };
-            mean.fill(of_none);
-            var.fill(of_none);
-        }
-        let rests = vec![0.0; self.channels];
-        let record = [mean, rests, var, vec![mask.rules().recorded(count)]].concat();
-        memory.write(&record, M::view_mut(&mut scratch.record))
     }
 }

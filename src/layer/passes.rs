@@ -93,15 +93,11 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             }
         }
         let Config { ghost, renorm, .. } = self.affine.config;
-        if mask.is_some() && ghost.is_some() && self.engine().ranks() > 1 {
-            let reason = "with ghost batches on several ranks: expected no mask, got one";
-            return self.or_decline(Err(Error::invalid("mask", reason)));
-        }
         if let Some(ghost) = ghost.filter(|_| self.engine().ranks() > 1) {
             let mut y = y;
             let mut whole = Part::new(*shape, M::reborrow(&x), M::reborrow_mut(&mut y));
             whole.residual = residual.as_ref().map(M::reborrow);
-            return self.forward_groups_of_ranks(ghost, &mut whole, saved);
+            return self.forward_groups_of_ranks(ghost, mask, &mut whole, saved);
         }
         if let Some(grouping) = self.grouping(shape, E::DTYPE, mask.is_some())? {
             let mut y = y;

@@ -4,8 +4,8 @@ use batchnorm::cudarc::driver::CudaSlice;
 use batchnorm::cudarc::driver::sys::CUgraphInstantiate_flags;
 use batchnorm::{
     Activation, Algorithm, BatchNorm, Config, Constraint, Cuda, Device, DoubleBackward, Engine,
-    Error, Ghost, Input, Memory, Optimizer, Part, PartGradients, PopulationRule,
-    PopulationStatistics, Regularizer, Renorm, Saved, SavedParts, Shape,
+    Error, Input, Memory, Optimizer, Part, PartGradients, PopulationRule, PopulationStatistics,
+    Regularizer, Saved, SavedParts, Shape,
 };
 
 /// The learning rate and the number of steps lie on the device: a step that is replayed is the next one,
@@ -186,60 +186,6 @@ fn batches_of_a_population_are_not_read_back() {
         graph.launch().unwrap();
         let found = population.finish().unwrap();
         assert_eq!((found.batches, found.values), (4, 4 * 9 * 16));
-    }
-    assert_eq!(device.faults(), [""; 0]);
-}
-
-/// Ghost batches, wherever their rows lie, and renormalization: their second step makes no memory either.
-#[test]
-fn groups_and_renormalized_batches_are_captured() {
-    let softcuda = softcuda::install().unwrap();
-    let device = softcuda.exclusive(softcuda::ordinal("sm_90").unwrap());
-    let engine = capturable(device.ordinal());
-    let on = engine.memory();
-    let config = Config::default().activation(Activation::Silu);
-    for (dims, axis, config) in [
-        (&[8, 6, 16][..], 1, config.ghost(Ghost::consecutive(2))),
-        (&[8, 6, 16], 1, config.ghost(Ghost::strided(4))),
-        (&[8, 5, 6], 2, config.ghost(Ghost::strided(4))),
-        (&[8, 6, 16], 1, config.renorm(Renorm::keras())),
-        (&[8, 6, 16], 1, config.renorm(Renorm::paper(3.0, 5.0))),
-    ] {
-        let shape = Shape::new(dims, axis).unwrap();
-        let mut x = on.upload(&values(shape.len(), 3)).unwrap();
-        let grad_y = on.upload(&values(shape.len(), 4)).unwrap();
-        let mut both = [0, 1].map(|_| {
-            let zeros = || on.zeros::<f32>(shape.len()).unwrap();
-            let bn = BatchNorm::<f32, Cuda>::new(&engine, 6, config).unwrap();
-            (bn, Saved::new(), zeros(), zeros())
-        });
-        type Layer = (BatchNorm<f32, Cuda>, Saved<Device, f32>, CudaSlice<f32>, CudaSlice<f32>);
-        let step = |x: &CudaSlice<f32>, (bn, saved, y, grad_x): &mut Layer| {
-            bn.forward_into(&shape, x.as_view(), None, y.as_view_mut(), saved).unwrap();
-            let (grad_y, to) = (Input::View(grad_y.as_view()), Some(grad_x.as_view_mut()));
-            bn.backward_into(saved, x.as_view(), None, grad_y, to, None).unwrap();
-        };
-        let [replayed, right] = &mut both;
-        step(&x, replayed);
-        step(&x, right);
-        let stream = engine.stream().clone();
-        stream.synchronize().unwrap();
-        stream.begin_capture(MODE).unwrap();
-        step(&x, replayed);
-        let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
-        for seed in 5..8 {
-            on.write(&values(shape.len(), seed), x.as_view_mut()).unwrap();
-            graph.launch().unwrap();
-            step(&x, right);
-            let of = |(bn, _, y, grad_x): &Layer| {
-                let running = bn.running().unwrap();
-                let all = [y, grad_x, &running.mean, &running.var].into_iter();
-                let all = all.chain(bn.weight().unwrap().grad());
-                let all = all.chain(running.renorm.as_ref().map(|kept| &kept.moving_stddev));
-                all.map(|buf| on.download(buf.as_view()).unwrap()).collect::<Vec<_>>()
-            };
-            assert_eq!(of(replayed), of(right), "{dims:?}, {config}, {seed}");
-        }
     }
     assert_eq!(device.faults(), [""; 0]);
 }

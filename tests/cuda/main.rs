@@ -13,11 +13,11 @@ mod failures; // launches, memory and modules that fail
 mod graphs; // a captured step
 mod graphs_of_layers; // steps of a layer
 mod layers; // what steps of a layer read and write
-mod masked_renorm; // renormalization by a mask, in a graph
 mod masks; // places that no host has looked through, and their traffic
 #[allow(unsafe_code)]
 mod raw; // memory of another allocator, by its address
 mod refusals; // launches that the driver does not start
 mod regimes; // every way through a step, on a device where small tensors take them all
+mod replays; // steps of layers in a graph
 mod streams; // one tensor on several streams
 mod traffic; // bytes that kernels read and write

@@ -189,8 +189,10 @@ impl Engine for Cpu {
         x: &[E],
         mask: Mask<'_, Host>,
         _: f64,
-    ) -> Result<Vec<f64>> {
-        masked_stats::stats(self, shape, x, &mask)
+        to: &mut [f64],
+    ) -> Result<()> {
+        to.copy_from_slice(&masked_stats::stats(self, shape, x, &mask)?);
+        Ok(())
     }
     fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, Host, E>) -> Result<()> {
         E::stats(self, shape, args)

@@ -35,6 +35,9 @@ impl Cuda {
             }
             Op::Stats if request.mask => ("masked_stats, masked_finalize", None),
             Op::Stats => ("stats, stats_finalize", None),
+            Op::MergeStats if request.mask => {
+                return Ok(format!("{NAME}: masked_merge, a thread per channel"));
+            }
             Op::MergeStats => return Ok(format!("{NAME}: merge_stats, a thread per channel")),
             Op::LayerNorm => return Ok(format!("{NAME}: layer_norm, a warp or a block per row")),
             Op::LayerNormBackward => {

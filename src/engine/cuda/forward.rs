@@ -182,11 +182,6 @@ impl Cuda {
         args: MergeStats<'_, Device, P>,
     ) -> Result<()> {
         let parts = args.records.len() / (3 * channels + 1);
-        let of_32_bits = |what, value: usize| {
-            let reason = || format!("{what}: expected at most {}, got {value}", i32::MAX);
-            let value = u32::try_from(value).ok().filter(|&value| value <= i32::MAX as u32);
-            value.ok_or_else(|| Error::Unsupported { engine: super::NAME, reason: reason() })
-        };
         let (channels, parts) = (of_32_bits("channels", channels)?, of_32_bits("parts", parts)?);
         let (launcher, mut pointers) =
             (self.launcher::<P>(Activation::Identity), Pointers::new(self.stream()));
@@ -195,6 +190,13 @@ impl Cuda {
         let (records, merged) = (pointers.read(records), pointers.write(record));
         launcher.merge_stats(channels, parts, records, running, merged)
     }
+}
+
+/// A number that kernels take in 32 bits.
+pub(super) fn of_32_bits(what: &str, value: usize) -> Result<u32> {
+    let reason = || format!("{what}: expected at most {}, got {value}", i32::MAX);
+    let value = u32::try_from(value).ok().filter(|&value| value <= i32::MAX as u32);
+    value.ok_or_else(|| Error::Unsupported { engine: super::NAME, reason: reason() })
 }
 
 /// Where what a backward wants is written: mean, what rounding left of it, invstd, weight and bias; and

@@ -1,14 +1,15 @@
 //! What kernels take of a mask: structures that lie as `kernels/masked_entries.cuh` declares them.
 use super::arguments::Outputs;
+use super::forward::of_32_bits;
 use super::plan::{self, Geometry};
 use super::update::Update;
 use super::{Cuda, Layout};
 use crate::engine::ops::MaskRules;
 use crate::engine::places;
 use crate::engine::pointers::{Pointers, Ptr};
-use crate::engine::{Activation, Mask, OneValue, Running};
-use crate::{AllMasked, Device, Element, Memory, Real, Result, Shape, Variance};
-use cudarc::driver::CudaView;
+use crate::engine::{Activation, Mask, MergeMasked};
+use crate::{AllMasked, Device, Element, Memory, Real, Result, Shape};
+use cudarc::driver::{CudaView, CudaViewMut};
 
 /// Where the places of a plan's vectors are.
 #[repr(C)]
@@ -103,67 +104,52 @@ pub(super) fn counts(reserve: Ptr<u8>, shape: &Shape, element: usize, masks: boo
 }
 
 impl Cuda {
-    /// Means, their rests, biased variances and numbers of the values that count, length 4C, read back. The
-    /// arguments are checked.
+    /// Means, their rests, biased variances and numbers of the values that count, length 4C. The arguments are checked.
     pub(super) fn launch_masked_stats<E: Element>(
         &self,
         shape: &Shape,
         x: CudaView<'_, E>,
         mask: Mask<'_, Device>,
         eps: f64,
-    ) -> Result<Vec<f64>> {
-        let channels = shape.channels();
+        to: CudaViewMut<'_, f64>,
+    ) -> Result<()> {
         if shape.is_empty() {
-            return Ok(vec![0.0; 4 * channels]);
+            return self.memory.zero(to);
         }
-        let (memory, plan) = (&self.memory, self.plan::<E>(shape)?);
-        // Running statistics that a batch replaces are its own.
-        let [mut mean, mut rest, mut invstd] =
-            [memory.zeros(channels)?, memory.zeros(channels)?, memory.zeros(channels)?];
-        let (mut spare, mut var) = (memory.zeros(channels)?, memory.zeros(channels)?);
-        let mut counts = memory.zeros::<f64>(channels)?;
-        {
-            let layout = Layout::new::<E::Acc>(&plan).counted();
-            let room = self.shared.workspace.room(memory, layout)?;
-            let launcher = self.launcher::<E>(Activation::Identity);
-            let mut pointers = Pointers::new(self.stream());
-            let rules = Rules::from(MaskRules {
-                count_eps: 0.0,
-                all_masked: AllMasked::Keep,
-                ..mask.rules()
-            });
-            let places = Places::new(
-                shape,
-                &plan.geometry,
-                plan.lanes,
-                mask.last,
-                pointers.read(mask.places),
-            )?;
-            let x = pointers.read(x);
-            let mut outputs = Outputs::new(eps, self.shared.workspace.nonfinite());
-            let own = Running::<Device, E::Acc>::new(spare.as_view_mut(), var.as_view_mut(), 1.0);
-            let own = own.variance(Variance::Biased);
-            outputs.running = Update::new(Some(own), OneValue::ZeroVariance, &mut pointers);
-            outputs.mean = pointers.write(mean.as_view_mut());
-            outputs.mean_rest = pointers.write(rest.as_view_mut());
-            outputs.invstd = pointers.write(invstd.as_view_mut());
-            let counts = pointers.write(counts.as_view_mut());
-            launcher.masked_stats(&plan, places, x, room.partials())?;
-            let partials = room.partials();
-            launcher.masked_finalize(&plan, outputs, places, rules, x, partials, counts)?;
-        }
-        let of = |buf| -> Result<Vec<f64>> {
-            let values: Vec<E::Acc> = memory.download(Device::view(buf))?;
-            Ok(values.into_iter().map(Real::to_f64).collect())
-        };
-        let mut all = [of(&mean)?, of(&rest)?].concat();
-        for (var, invstd) in of(&var)?.into_iter().zip(of(&invstd)?) {
-            // What is beyond f32 is not beyond its root.
-            let is_beyond = var.is_infinite() && invstd > 0.0;
-            all.push(if is_beyond { invstd.powi(-2) } else { var });
-        }
-        all.extend(memory.download(counts.as_view())?);
-        Ok(all)
+        let plan = self.plan::<E>(shape)?;
+        let layout = Layout::new::<E::Acc>(&plan).counted();
+        let room = self.shared.workspace.room(&self.memory, layout)?;
+        let launcher = self.launcher::<E>(Activation::Identity);
+        let mut pointers = Pointers::new(self.stream());
+        // A count of its own is for whoever knows those of all parts.
+        let own = MaskRules { count_eps: 0.0, all_masked: AllMasked::Keep, ..mask.rules() };
+        let bytes = pointers.read(mask.places);
+        let places = Places::new(shape, &plan.geometry, plan.lanes, mask.last, bytes)?;
+        let (x, record) = (pointers.read(x), pointers.write(to));
+        let outputs = Outputs { record, ..Outputs::new(eps, self.shared.workspace.nonfinite()) };
+        // A record ends with the count of its first channel, where the counts of all begin.
+        let counts = Ptr::at(record.address() + (3 * shape.channels() * size_of::<f64>()) as u64);
+        let partials = room.partials();
+        launcher.masked_stats(&plan, places, x, partials)?;
+        launcher.masked_finalize(&plan, outputs, places, own.into(), x, partials, counts)
+    }
+
+    /// What all parts come to.
+    pub(super) fn launch_merge_masked<P: Real>(
+        &self,
+        args: MergeMasked<'_, Device, P>,
+    ) -> Result<()> {
+        let channels = args.channels();
+        let parts = args.parts.len() / (4 * channels).max(1);
+        let (channels, parts) = (of_32_bits("channels", channels)?, of_32_bits("parts", parts)?);
+        let launcher = self.launcher::<P>(Activation::Identity);
+        let mut pointers = Pointers::new(self.stream());
+        let MergeMasked { parts: counted, rules, one_value, running, merged, record } = args;
+        let mut outputs = Outputs::new(0.0, self.shared.workspace.nonfinite());
+        outputs.running = Update::new(running, one_value, &mut pointers);
+        outputs.record = pointers.write_some(record);
+        let (counted, merged) = (pointers.read(counted), pointers.write(merged));
+        launcher.masked_merge(channels, parts, counted, rules.into(), outputs, merged)
     }
 }
 

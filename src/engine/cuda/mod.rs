@@ -9,13 +9,13 @@ use super::ops::check_rows;
 use super::pointers::{Pointers, Ptr};
 use super::{
     Activation, Backward, Constrain, Derivative, DoubleBackward, Engine, ForwardEval, ForwardTrain,
-    LayerNormBackward, LayerNormForward, Mask, MergeStats, OneValue, Op, OptimizerStep, Regularize,
-    Renormalize, RenormalizeBackward, Request, Stats,
+    LayerNormBackward, LayerNormForward, Mask, MergeMasked, MergeStats, OneValue, Op,
+    OptimizerStep, Regularize, Renormalize, RenormalizeBackward, Request, Stats,
 };
 use crate::memory::new_stream;
 use crate::{DType, Device, Element, Memory, Real, Result, Shape};
 use arguments::Group;
-use cudarc::driver::{CudaFunction, CudaStream, CudaView};
+use cudarc::driver::{CudaFunction, CudaStream, CudaView, CudaViewMut};
 use figures::Figures;
 use launch::{Bound, Launcher};
 use module::Variant;
@@ -341,8 +341,12 @@ impl Engine for Cuda {
         x: CudaView<'_, E>,
         mask: Mask<'_, Device>,
         eps: f64,
-    ) -> Result<Vec<f64>> {
-        self.launch_masked_stats(shape, x, mask, eps)
+        to: CudaViewMut<'_, f64>,
+    ) -> Result<()> {
+        self.launch_masked_stats(shape, x, mask, eps, to)
+    }
+    fn merge_masked<P: Real>(&self, args: MergeMasked<'_, Device, P>) -> Result<()> {
+        self.launch_merge_masked(args)
     }
 
     fn merge_stats<P: Real>(&self, mut args: MergeStats<'_, Device, P>) -> Result<()> {

@@ -169,11 +169,13 @@ impl ResidentKernels {
 impl Kernels {
     /// For records, which hold f32 or f64.
     pub fn merge_stats(&self) -> Result<&CudaFunction> {
-        self.merge_stats.as_ref().ok_or_else(|| {
-            let reason = "records hold f32 or f64".into();
-            Error::Unsupported { engine: super::NAME, reason }
-        })
+        self.merge_stats.as_ref().ok_or_else(of_records)
     }
+}
+
+fn of_records() -> Error {
+    let reason = "records hold f32 or f64".into();
+    Error::Unsupported { engine: super::NAME, reason }
 }
 
 fn load(context: &Arc<CudaContext>, name: &str, capability: i32) -> Result<Arc<CudaModule>> {
@@ -230,15 +232,24 @@ pub(super) struct MaskedKernels {
     pub stats: Tiled,
     pub finalize: CudaFunction,
     pub backward_apply: Tiled,
+    /// Of f32 and f64 alone.
+    merge: Option<CudaFunction>,
 }
 
 impl MaskedKernels {
     fn load(module: &Arc<CudaModule>, dtype: DType) -> Result<Self> {
+        let merges = matches!(dtype, DType::F32 | DType::F64);
+        let merge = merges.then(|| function(module, &format!("masked_merge_{dtype}")));
         Ok(Self {
+            merge: merge.transpose()?,
             stats: Tiled::load(module, &format!("masked_stats_{dtype}"))?,
             finalize: function(module, &format!("masked_finalize_{dtype}"))?,
             backward_apply: Tiled::load(module, &format!("masked_backward_apply_{dtype}"))?,
         })
+    }
+    /// For numbers of what f32 or f64 come to.
+    pub fn merge(&self) -> Result<&CudaFunction> {
+        self.merge.as_ref().ok_or_else(of_records)
     }
 }
 

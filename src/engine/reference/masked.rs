@@ -83,16 +83,20 @@ impl<'a> Masked<'a> {
 }
 
 /// Means, their rests, biased variances and numbers of the values that count, length 4C.
-pub(super) fn stats<E: Element>(shape: &Shape, x: &[E], mask: &Mask<'_, Host>) -> Result<Vec<f64>> {
+pub(super) fn stats<E: Element>(
+    shape: &Shape,
+    x: &[E],
+    mask: &Mask<'_, Host>,
+    all: &mut [f64],
+) -> Result<()> {
     let rules = MaskRules { count_eps: 0.0, all_masked: AllMasked::Keep, ..mask.rules() };
     let mask = Masked::with_rules(shape, rules, mask.places)?;
     let channels = shape.channels();
-    let mut all = vec![0.0; 4 * channels];
     for c in 0..channels {
         let (by, count, _) = mask.statistics(shape, c, x, 1.0); // no invstd is wanted
         for (k, value) in [by.mean, by.rest, by.var, count].into_iter().enumerate() {
             all[k * channels + c] = value;
         }
     }
-    Ok(all)
+    Ok(())
 }

@@ -23,7 +23,7 @@ pub struct Call {
     factors: [f64; 2],
     /// What a mask adds to its count.
     count_eps: f64,
-    /// What a channel is without a value that counts, or how many rows a ghost batch has: 24 bits.
+    /// What a channel is without a value that counts, 2 bits, and how many rows a ghost batch has, 22.
     variant: u64,
 }
 
@@ -41,8 +41,9 @@ const FLAGS: [&str; 8] = [
 const MASK: usize = 5;
 const GHOST: usize = 6;
 const RENORM: usize = 7;
-/// Bits of a call's variant, which stand above those of its kinds.
-const VARIANT: u64 = 0xff_ffff;
+/// Bits of a call's variant that say what a mask's rule is; those of its rows are above.
+const RULE: u64 = 3;
+const ROWS: u64 = 0x3f_ffff;
 
 /// What became of this rank's part, in the last word.
 const REFUSED: u64 = u64::MAX;
@@ -83,15 +84,20 @@ impl Call {
             AllMasked::Zero => 1,
             AllMasked::Nan => 2,
         };
+        let variant = self.variant & !RULE | variant;
         Self { count_eps: rules.count_eps, variant, ..self.flag(MASK) }
     }
     /// In ghost batches of so many rows.
     pub fn ghost(self, size: usize) -> Self {
-        Self { variant: size as u64 & VARIANT, ..self.flag(GHOST) }
+        let variant = (size as u64 & ROWS) << 2 | self.variant & RULE;
+        Self { variant, ..self.flag(GHOST) }
     }
     /// With renormalization.
     pub fn renorm(self) -> Self {
         self.flag(RENORM)
+    }
+    pub fn is_masked(&self) -> bool {
+        self.flags >> MASK & 1 > 0
     }
     /// Whether running statistics move.
     pub fn moves_running(&self) -> bool {
@@ -210,12 +216,13 @@ fn difference(first: &Words, other: &Words) -> (String, String) {
         };
         return both((a, b), &show);
     }
-    if differs(variant) && a >> GHOST & 1 > 0 {
-        return both(variant, &|size| format!("ghost batches of {size} rows"));
+    if differs((variant.0 >> 2, variant.1 >> 2)) {
+        return both(variant, &|variant| format!("ghost batches of {} rows", variant >> 2));
     }
     if differs(variant) {
         let rules = ["keep", "zero", "nan"];
-        let named = |rule: u64| rules.get(rule as usize).copied().unwrap_or("another rule");
+        let named = |variant| rules.get((variant & RULE) as usize).copied();
+        let named = |variant| named(variant).unwrap_or("another rule");
         return both(variant, &|rule| format!("a mask with all_masked={}", named(rule)));
     }
     if differs(count_eps) {
@@ -290,6 +297,22 @@ mod tests {
                 masked(AllMasked::Nan, 0.0),
                 "all_masked=keep",
                 "all_masked=nan",
+            ),
+            (
+                masked(AllMasked::Nan, 0.0).ghost(4),
+                masked(AllMasked::Nan, 0.0).ghost(8),
+                "ghost batches of 4 rows",
+                "of 8 rows",
+            ),
+            (
+                masked(AllMasked::Keep, 0.0).ghost(4),
+                call().ghost(4).mask(Some(MaskRules {
+                    last: None,
+                    count_eps: 0.0,
+                    all_masked: AllMasked::Zero,
+                })),
+                "all_masked=keep",
+                "all_masked=zero",
             ),
             (
                 masked(AllMasked::Keep, 0.0),

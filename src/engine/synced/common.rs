@@ -59,7 +59,10 @@ impl<M: Memory, G: Engine<Memory = M>, C: Collective<M>> Synced<G, C> {
         let mask = (1 << HALF) - 1;
         let counts: Vec<[usize; 2]> = words.iter().map(|w| [w >> HALF, w & mask]).collect();
         let most = counts.iter().map(|[groups, _]| *groups).max().unwrap_or(0);
-        let len = record_len(call.channels());
+        let len = match call.is_masked() {
+            true => call.channels().saturating_mul(4),
+            false => record_len(call.channels()),
+        };
         let (mine, of_all) = (len.saturating_mul(most), len.saturating_mul(most * counts.len()));
         if mine == 0 || !call.moves_running() {
             return Ok(counts);

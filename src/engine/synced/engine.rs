@@ -5,8 +5,8 @@ use super::{Collective, Synced};
 use crate::engine::check::check_values_per_channel;
 use crate::engine::{
     Backward, Constrain, DoubleBackward, Engine, ForwardEval, ForwardTrain, Input,
-    LayerNormBackward, LayerNormForward, Mask, MergeStats, OneValue, Op, OptimizerStep, Regularize,
-    Renormalize, RenormalizeBackward, Request, Statistics, Stats,
+    LayerNormBackward, LayerNormForward, Mask, MergeMasked, MergeStats, OneValue, Op,
+    OptimizerStep, Regularize, Renormalize, RenormalizeBackward, Request, Statistics, Stats,
 };
 use crate::{DType, Element, Error, Memory, Real, Result, Saved, Shape};
 
@@ -38,6 +38,10 @@ impl<M: Memory, G: Engine<Memory = M>, C: Collective<M>> Engine for Synced<G, C>
         let mut rooms = self.rooms.enter();
         let (memory, channels) = (self.memory(), shape.channels());
         let room = self.room(&mut rooms, channels)?;
+        if request.op == Op::ForwardTrain && request.mask {
+            let steps = self.levels.iter().map(|level| level.ranks.size());
+            room.counted(memory, channels, steps).map(drop)?;
+        }
         match request.dtype {
             DType::F64 => room.sums::<f64>(memory, channels).map(drop),
             _ => room.sums::<f32>(memory, channels).map(drop),
@@ -73,6 +77,18 @@ impl<M: Memory, G: Engine<Memory = M>, C: Collective<M>> Engine for Synced<G, C>
         }
         self.merge_records(call, own, record, one_value)
     }
+    fn masked_record<E: Element>(
+        &self,
+        call: Call,
+        shape: &Shape,
+        args: Stats<'_, M, E>,
+        rules: (f64, OneValue),
+    ) -> Result<()> {
+        if self.is_alone() {
+            return self.engine.stats(shape, args);
+        }
+        self.record_masked(call, shape, args, rules)
+    }
     fn gather_ranks(
         &self,
         call: Call,
@@ -99,8 +115,12 @@ impl<M: Memory, G: Engine<Memory = M>, C: Collective<M>> Engine for Synced<G, C>
         x: M::View<'_, E>,
         mask: Mask<'_, M>,
         eps: f64,
-    ) -> Result<Vec<f64>> {
-        self.engine.masked_stats(shape, x, mask, eps)
+        to: M::ViewMut<'_, f64>,
+    ) -> Result<()> {
+        self.engine.masked_stats(shape, x, mask, eps, to)
+    }
+    fn merge_masked<P: Real>(&self, args: MergeMasked<'_, M, P>) -> Result<()> {
+        self.engine.merge_masked(args)
     }
 
     fn forward_train<E: Element>(
@@ -255,8 +275,8 @@ fn calls(request: Request) -> impl Iterator<Item = Request> {
     let plain = |op, dtype| Request::new(op, dtype);
     let calls = match request.op {
         Op::ForwardTrain => {
-            let merge =
-                Request { running: request.running, ..plain(Op::MergeStats, of_parameters) };
+            let merge = plain(Op::MergeStats, of_parameters).mask(request.mask);
+            let merge = Request { running: request.running, ..merge };
             let eval = Request { op: Op::ForwardEval, running: None, mask: false, ..request };
             let eval = eval.by_record(true).y_is_kept(false);
             let stats = plain(if request.mask { request.op } else { Op::Stats }, request.dtype);

@@ -61,7 +61,7 @@ pub use threads::Threads;
 /// running statistics too, which evaluate by the statistics of the rank's own tensor, as PyTorch's do.
 ///
 /// # Ranks that do not do the same
-/// Before a training forward or its backward the ranks exchange what they are about to do. If one has refused its
+/// Before a training forward, its backward or its double backward the ranks exchange what they are about to do. If one has refused its
 /// arguments, or has another operation, dtype, number of channels, eps, epilogue, rule of a mask, size of ghost
 /// batches or rule for the running statistics, or is alone with renormalization, no rank computes anything, and all of them return an error: the first its own, the others
 /// [`Error::Collective`]. A rank that does not come, because it has panicked, say, or skips the layer, is the same
@@ -89,8 +89,8 @@ pub use threads::Threads;
 /// # Masks, ghost batches, renormalization, lists
 /// | of a layer | on several ranks | what is exchanged besides |
 /// |---|---|---|
-/// | [`forward_masked`](crate::BatchNorm::forward_masked) | the values that count in all parts are one batch; a rank may have none | a record of four numbers of each channel instead of three, merged on the host: a device is waited for, and no graph captured |
-/// | [`Config::ghost`](crate::Config::ghost) | groups are of a rank's own rows, running statistics by all of them: see [`Ghost`](crate::Ghost) | a record of every group; nothing for the backward |
+/// | [`forward_masked`](crate::BatchNorm::forward_masked) | the values that count in all parts are one batch; a rank may have none | a record of four numbers of each channel instead of three |
+/// | [`Config::ghost`](crate::Config::ghost) | groups are of a rank's own rows, running statistics by all of them: see [`Ghost`](crate::Ghost); by a mask too | a record of every group; nothing for the backward |
 /// | [`Config::renorm`](crate::Config::renorm) | r and d by the statistics of all parts, which all ranks keep alike; by a mask too | nothing |
 /// | [`forward_parts`](crate::BatchNorm::forward_parts) | the inputs of all ranks' lists are one batch, however many each has | nothing |
 ///
@@ -114,7 +114,6 @@ pub use threads::Threads;
 ///
 /// [`Error::Collective`]: crate::Error::Collective
 /// [`Error::Device`]: crate::Error::Device
-/// [`Error::Unsupported`]: crate::Error::Unsupported
 #[derive(Clone)]
 pub struct Synced<G: Engine, C> {
     engine: G,

@@ -18,8 +18,17 @@ pub(super) struct Room<M: Memory> {
     pub merged: M::Buf<f64>,
     /// The records of all ranks of a step.
     pub gathered: Vec<M::Buf<f64>>,
+    /// The same of values that count for a mask, once there was one.
+    counted: Option<CountedRoom<M>>,
     /// The sums of a backward, length 2C + 1, by their type.
     sums: HashMap<TypeId, Box<dyn Any + Send + Sync>>,
+}
+
+/// What the values that count come to, length 4C each: of this rank's part, of all ranks of each step, and together.
+pub(super) struct CountedRoom<M: Memory> {
+    pub mine: M::Buf<f64>,
+    pub gathered: Vec<M::Buf<f64>>,
+    pub merged: M::Buf<f64>,
 }
 
 impl<M: Memory> Clone for Rooms<M> {
@@ -53,6 +62,7 @@ pub(super) fn of<'r, M: Memory>(
                 record: memory.zeros(len)?,
                 merged: memory.zeros(len)?,
                 gathered: gathered.collect::<Result<_>>()?,
+                counted: None,
                 sums: HashMap::new(),
             }))
         }
@@ -60,6 +70,24 @@ pub(super) fn of<'r, M: Memory>(
 }
 
 impl<M: Memory> Room<M> {
+    /// Memory for what counts for a mask, where steps of gathering have so many ranks; and for the record of that.
+    pub fn counted(
+        &mut self,
+        memory: &M,
+        channels: usize,
+        steps: impl Iterator<Item = usize>,
+    ) -> Result<(&mut CountedRoom<M>, &mut M::Buf<f64>)> {
+        let counted = match self.counted.take() {
+            Some(counted) => counted,
+            None => {
+                let len = channels.saturating_mul(4);
+                let gathered = steps.map(|ranks| memory.zeros(len.saturating_mul(ranks)));
+                let gathered = gathered.collect::<Result<_>>()?;
+                CountedRoom { mine: memory.zeros(len)?, gathered, merged: memory.zeros(len)? }
+            }
+        };
+        Ok((self.counted.insert(counted), &mut self.merged))
+    }
     /// Memory for the sums of a backward.
     pub fn sums<P: Real>(&mut self, memory: &M, channels: usize) -> Result<&mut M::Buf<P>> {
         let key = TypeId::of::<P>();

@@ -3,7 +3,7 @@
 //! Parameters are repeated for every group before it, and running statistics and gradients gathered behind it,
 //! by the engine's own operations on (groups, C), which is small: what is repeated is the bias of zeros
 //! that are normalized, an average over groups the mean of a batch, a sum over groups the gradient of a bias.
-use super::super::{BatchNorm, Param, Part, PartGradients, RunningStats};
+use super::super::{BatchNorm, Config, Param, Part, PartGradients, RunningStats};
 use super::forward::present;
 use crate::{
     Backward, Element, Engine, ForwardEval, ForwardTrain, Memory, OneValue, Op, Real, Request,
@@ -69,8 +69,20 @@ impl<M: Memory, P: Real> Tiles<M, P> {
     pub fn statistics(&mut self) -> [M::ViewMut<'_, P>; 2] {
         [M::view_mut(&mut self.mean), M::view_mut(&mut self.var)]
     }
+    /// Moves those of the layer by the average of all groups', which began where it is.
+    pub fn end_average<G: Engine<Memory = M>>(
+        &mut self,
+        engine: &G,
+        running: &mut RunningStats<M, P>,
+        config: &Config,
+    ) -> Result<()> {
+        let factors = config.momentum.factors(running.num_batches_tracked);
+        self.move_by_average(engine, running, factors)?;
+        running.count();
+        Ok(())
+    }
     /// Moves running statistics by the average of those of all groups.
-    pub fn move_by_average<G: Engine<Memory = M>>(
+    fn move_by_average<G: Engine<Memory = M>>(
         &mut self,
         engine: &G,
         running: &mut RunningStats<M, P>,
@@ -98,6 +110,19 @@ impl<M: Memory, P: Real> Tiles<M, P> {
         let args = args.grad_bias(M::reborrow_mut(&mut to));
         engine.backward(&self.shape, args.accumulate(accumulate))
     }
+}
+
+/// Of the [statistics](Tiles::statistics) of all groups those of one, as running ones that a batch replaces.
+pub(super) fn running_of<'b, M: Memory, P: Real>(
+    all: &'b mut [M::ViewMut<'_, P>; 2],
+    group: usize,
+    config: &Config,
+    channels: usize,
+) -> Result<Running<'b, M, P>> {
+    let at = group * channels..(group + 1) * channels;
+    let [mean, var] = all.each_mut().map(|all| M::slice_mut(all, at.clone()));
+    let own = Running::new(present("running", mean)?, present("running", var)?, 1.0);
+    Ok(own.variance(config.variance).non_finite(config.non_finite))
 }
 
 /// Moves values of every channel by the means of a tensor's, by this weight of theirs. Spare memory is of the tensor's
@@ -240,6 +265,22 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
 }
 
 impl<M: Memory, P: Real> super::Scratch<M, P> {
+    /// Running statistics for each of so many groups, which begin where the layer's are: what nothing moves leaves their
+    /// share of the average as it is.
+    pub(super) fn begin_average<G: Engine<Memory = M>>(
+        &mut self,
+        engine: &G,
+        running: &RunningStats<M, P>,
+        groups: usize,
+    ) -> Result<&mut Tiles<M, P>> {
+        let RunningStats { mean, var, .. } = running;
+        let shape = Shape::new(&[groups, M::len(&M::view(mean))], 1)?;
+        let made = self.averaged.take().filter(|tiles| tiles.shape == shape);
+        let tiles = made.map_or_else(|| Tiles::new(engine.memory(), shape), Ok)?;
+        let tiles = self.averaged.insert(tiles);
+        tiles.repeat(engine, [Some(M::view(mean)), Some(M::view(var))])?;
+        Ok(tiles)
+    }
     /// For so many groups.
     pub(super) fn tiles(
         &mut self,

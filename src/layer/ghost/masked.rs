@@ -1,10 +1,11 @@
 //! The training forward in groups of which not all values count.
 use super::super::affine::Given;
 use super::super::{BatchNorm, GhostUpdate, Part, RunningStats};
+use super::Scratch;
+use super::channels::running_of;
 use super::forward::{consecutive, present, rows_at, slice};
-use crate::engine::counted_parts::{CountedParts, OnHost, merged};
-use crate::engine::{Counted, GroupRows, Grouping};
-use crate::{Element, Engine, Error, Input, Mask, Memory, Real, Result, Running, Saved, Shape};
+use crate::engine::{Counted, GroupRows, Grouping, MergeMasked};
+use crate::{Element, Engine, Error, Input, Mask, Memory, Real, Result, Saved, Shape};
 use std::ops::Range;
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
@@ -55,12 +56,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let Self { affine, running, groups: scratch, .. } = self;
         let mut running = running.as_mut().filter(|_| moves);
         let mut tiles = match (&running, averages) {
-            (Some(running), true) => {
-                let tiles = scratch.tiles(engine.memory(), groups.len(), channels)?;
-                let RunningStats { mean, var, .. } = &**running;
-                tiles.repeat(&engine, [Some(M::view(mean)), Some(M::view(var))])?;
-                Some(tiles)
-            }
+            (Some(running), true) => Some(scratch.begin_average(&engine, running, groups.len())?),
             _ => None,
         };
         let saved = saved.open_groups(groups.len());
@@ -69,19 +65,14 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             let mut part = slice(whole, at.clone())?;
             {
                 let mut own = tiles.as_mut().map(|tiles| tiles.statistics());
-                let of_group = k * channels..(k + 1) * channels;
-                let own = own.as_mut().map(|both| {
-                    let [mean, var] =
-                        both.each_mut().map(|all| M::slice_mut(all, of_group.clone()));
-                    Ok((present("running", mean)?, present("running", var)?))
-                });
+                let own = own.as_mut();
+                let own = own.map(|all| running_of::<M, P>(all, k, &affine.config, channels));
                 let (x, y) = (M::reborrow(&part.x), M::reborrow_mut(&mut part.y));
                 let residual = part.residual.as_ref().map(M::reborrow);
                 let of_layer = running.as_deref_mut().filter(|_| !averages);
                 let mask = Some(mask.reborrow());
                 let mut args = affine.train(x, residual, mask, y, of_layer, Some(saved));
-                if let Some((mean, var)) = own.transpose()? {
-                    let own = Running::new(mean, var, 1.0).variance(affine.config.variance);
+                if let Some(own) = own.transpose()? {
                     args.running = Some(own);
                 }
                 engine.forward_train(shape, args.alone(true))?;
@@ -90,16 +81,13 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 running.iter_mut().for_each(|running| RunningStats::count(running));
             }
         }
-        if let (Some(tiles), Some(running)) = (tiles, running) {
-            let factors = affine.config.momentum.factors(running.num_batches_tracked);
-            tiles.move_by_average(&engine, running, factors)?;
-            running.count();
+        match (tiles, running) {
+            (Some(tiles), Some(running)) => tiles.end_average(&engine, running, &affine.config),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
-    /// Statistics of every row, merged by group, then every row by those of its group. What is merged has a count for
-    /// each channel, and goes through the host.
+    /// Statistics of every row, merged by group, then every row by those of its group.
     fn masked_strided<E: Element<Acc = P>>(
         &mut self,
         groups: usize,
@@ -107,63 +95,115 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         whole: &mut Part<'_, M, E>,
         saved: &mut Saved<M, P>,
     ) -> Result<()> {
-        let (averages, moves) = (self.averages(), self.updates_running);
+        let (moves, averages) = (self.updates_running, self.averages());
         let (engine, channels) = (self.affine.engine.clone(), self.affine.channels);
         let (memory, config, rules) = (engine.memory(), self.affine.config, mask.rules());
         let (rows, row) = (whole.shape.batch() / groups, whole.shape.of_rows(1));
-        let values = rows * row.per_channel();
+        let (values, len) = (rows * row.per_channel(), 4 * channels);
         let Self { affine, running, groups: scratch, .. } = self;
         let mut running = running.as_mut().filter(|_| moves);
-        let shared = scratch.parts(memory, rows, channels)?;
-        shared.count(memory, values)?;
+        scratch.parts(memory, rows, channels)?.count(memory, values)?;
+        scratch.counted(memory, rows, channels)?;
+        let averaged = running.as_deref().filter(|_| averages);
+        let averages = averaged.is_some();
+        if let Some(running) = averaged {
+            scratch.begin_average(&engine, running, groups)?;
+        }
+        let Scratch { parts: Some(shared), counted: Some(parts), averaged: tiles, .. } = scratch
+        else {
+            return Ok(());
+        };
         let saved = saved.open_groups(groups * rows);
-        let mut sums = [vec![0.0; channels], vec![0.0; channels]];
         for (group, saved) in saved.chunks_exact_mut(rows).enumerate() {
             let at = |k: usize| rows_at(&row, k * groups + group);
-            let mut parts = Vec::with_capacity(4 * channels * rows);
-            for k in 0..rows {
-                let x = present("x", M::slice(&whole.x, at(k)))?;
-                let part = mask_at(mask, &at(k), channels)?;
-                parts.extend(engine.masked_stats(&row, x, part, config.eps)?);
-            }
-            let all = merged(&parts, channels);
-            let all = CountedParts { all: &all, rules };
-            memory.write(&all.record(values), M::view_mut(&mut shared.merged))?;
-            if let Some(running) = running.as_deref_mut() {
-                let mut next = config.next(running);
-                let mut on_host = OnHost::new(memory, &next)?;
-                all.update(&mut on_host.borrow(), config.one_value);
-                if averages {
-                    on_host.add_to(&mut sums);
-                } else {
-                    on_host.write(memory, &mut next)?;
-                    drop(next);
-                    running.count();
-                }
+            parts.fill(&engine, (&row, config.eps), (&whole.x, mask), at)?;
+            let mut own = tiles.as_mut().filter(|_| averages).map(|tiles| tiles.statistics());
+            let own = own.as_mut();
+            let of_group = own.map(|all| running_of::<M, P>(all, group, &config, channels));
+            let merged = M::view_mut(&mut parts.merged);
+            let mut args = MergeMasked::<M, P>::new(M::view(&parts.rows), rules, merged);
+            args.one_value = config.one_value;
+            args.record = Some(M::view_mut(&mut shared.merged));
+            let of_layer = running.as_deref_mut().filter(|_| !averages);
+            args.running = of_group.transpose()?.or(of_layer.map(|running| config.next(running)));
+            engine.merge_masked(args)?;
+            if !averages {
+                running.iter_mut().for_each(|running| RunningStats::count(running));
             }
             for (k, saved) in saved.iter_mut().enumerate() {
                 let Part { x, residual, y, .. } = slice(whole, at(k))?;
                 let given = Given::Record(&shared.merged);
                 affine.by_given(&row, Input::View(x), residual, y, given, Some(&mut *saved))?;
                 let mut counts = saved.take_counts(memory, channels)?;
-                memory.write(all.counts(), M::view_mut(&mut counts))?;
+                let from = present("counts", M::part(&parts.merged, 3 * channels..len))?;
+                memory.copy(from, M::view_mut(&mut counts))?;
                 saved.set_counted(rules, Counted { counts, values });
             }
         }
-        if let Some(running) = running.filter(|_| averages) {
-            let [mean, var] = sums.map(|sums| {
-                sums.into_iter().map(|sum| P::from_f64(sum / groups as f64)).collect::<Vec<_>>()
-            });
-            memory.write(&mean, M::view_mut(&mut running.mean))?;
-            memory.write(&var, M::view_mut(&mut running.var))?;
-            running.count();
+        match (tiles, running) {
+            (Some(tiles), Some(running)) if averages => {
+                tiles.end_average(&engine, running, &config)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What rows of strided groups come to by a mask: four numbers of every channel, as
+/// [`Engine::masked_stats`] has them.
+pub(super) struct CountedRows<M: Memory> {
+    /// Of every row of a group, one after the other.
+    pub rows: M::Buf<f64>,
+    /// Of all of them.
+    merged: M::Buf<f64>,
+    made_for: (usize, usize),
+}
+
+impl<M: Memory> CountedRows<M> {
+    /// The numbers of every row of a group, whose elements lie there.
+    pub fn fill<E: Element, G: Engine<Memory = M>>(
+        &mut self,
+        engine: &G,
+        (row, eps): (&Shape, f64),
+        (x, mask): (&M::View<'_, E>, &Mask<'_, M>),
+        at: impl Fn(usize) -> Range<usize>,
+    ) -> Result<()> {
+        let (rows, channels) = self.made_for;
+        let len = 4 * channels;
+        for k in 0..rows {
+            let of_row = present("x", M::slice(x, at(k)))?;
+            let places = mask_at(mask, &at(k), channels)?;
+            let mut all = M::view_mut(&mut self.rows);
+            let to = present("records", M::slice_mut(&mut all, k * len..(k + 1) * len))?;
+            engine.masked_stats(row, of_row, places, eps, to)?;
         }
         Ok(())
     }
 }
 
+impl<M: Memory, P: Real> Scratch<M, P> {
+    /// For groups of so many rows each.
+    pub(super) fn counted(
+        &mut self,
+        memory: &M,
+        rows: usize,
+        channels: usize,
+    ) -> Result<&mut CountedRows<M>> {
+        let made_for = (rows, channels);
+        let counted = match self.counted.take().filter(|counted| counted.made_for == made_for) {
+            Some(counted) => counted,
+            None => {
+                let len = 4 * channels;
+                let (rows, merged) = (memory.zeros(len.saturating_mul(rows))?, memory.zeros(len)?);
+                CountedRows { rows, merged, made_for }
+            }
+        };
+        Ok(self.counted.insert(counted))
+    }
+}
+
 /// Refuses a mask of which a row has no whole places.
-fn check_rows<M: Memory>(shape: &Shape, mask: &Mask<'_, M>) -> Result<()> {
+pub(super) fn check_rows<M: Memory>(shape: &Shape, mask: &Mask<'_, M>) -> Result<()> {
     let row_len = shape.row_len().unwrap_or(0);
     match mask.last {
         Some(last) if last > 0 && !row_len.is_multiple_of(last) => {
@@ -178,7 +218,7 @@ fn check_rows<M: Memory>(shape: &Shape, mask: &Mask<'_, M>) -> Result<()> {
 }
 
 /// The mask of these elements.
-fn mask_at<'m, M: Memory>(
+pub(super) fn mask_at<'m, M: Memory>(
     mask: &'m Mask<'_, M>,
     at: &Range<usize>,
     channels: usize,

@@ -200,6 +200,10 @@ impl fmt::Display for Ghost {
 pub(super) struct Scratch<M: Memory, P: Real> {
     /// Of strided groups that are calls for each row.
     parts: Option<Shared<M, P>>,
+    /// Of those by a mask.
+    counted: Option<masked::CountedRows<M>>,
+    /// Running statistics of groups that are averaged, where each moves its own.
+    averaged: Option<channels::Tiles<M, P>>,
     /// Of strided groups that are channels of one call.
     channels: Option<channels::Tiles<M, P>>,
     /// Of the gradients of a backward of strided groups: the sums of one.
@@ -210,7 +214,14 @@ pub(super) struct Scratch<M: Memory, P: Real> {
 
 impl<M: Memory, P: Real> Default for Scratch<M, P> {
     fn default() -> Self {
-        Self { parts: None, channels: None, double_sums: None, ranks: None }
+        Self {
+            parts: None,
+            counted: None,
+            averaged: None,
+            channels: None,
+            double_sums: None,
+            ranks: None,
+        }
     }
 }
 

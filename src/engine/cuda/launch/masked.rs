@@ -38,6 +38,21 @@ impl Launcher<'_> {
         self.submit(&kernels.finalize, grid, BLOCK, arguments)
     }
 
+    /// What the values that count in all parts come to. This launcher is one of statistics.
+    pub fn masked_merge<A>(
+        &self,
+        channels: u32,
+        parts: u32,
+        counted: Ptr<f64>,
+        rules: Rules,
+        outputs: Outputs<A>,
+        merged: Ptr<f64>,
+    ) -> Result<()> {
+        let kernels = self.modules.masked(self.dtype)?;
+        let arguments = arguments![channels, parts, counted, rules, outputs, merged];
+        self.submit(kernels.merge()?, channels.div_ceil(BLOCK), BLOCK, arguments)
+    }
+
     /// The gradients of x and of the residual.
     pub fn masked_backward_apply<E: Element>(
         &self,
