@@ -223,29 +223,36 @@ fn a_mask_belongs_to_its_forward<G: Engine>(engine: &G) {
     assert_near(&down(&gg_x), &wide(&down(&like_x)), Kind::Element);
 }
 
-/// By which all values count: the same as without one.
+/// By which all values count the same as without one, and by which those of the last row do not the same as without
+/// that row.
 fn renormalization_goes_with_a_mask<G: Engine>(engine: &G) {
     let config = Config::default().activation(Activation::Silu).eps(1e-2);
     let config = config.renorm(Renorm::paper(1.25, 0.5));
     let (shape, n) = (small(), small().len());
-    let [x, grad_y, v_x] = [1, 2, 3].map(|seed| up(engine, &numbers::<f64>(n, seed)));
-    let [on_x, on_y, on_v] = [&x, &grad_y, &v_x];
-    let (x, grad_y, v_x) =
-        (|| view::<G, f64>(on_x), || view::<G, f64>(on_y), || view::<G, f64>(on_v));
-    let places = up(engine, &[1u8; 16]);
-    let places = || view::<G, u8>(&places);
-    let (mut plain, mut masked) =
-        (layer::<f64, G>(engine, config), layer::<f64, G>(engine, config));
-    let (_, saved) = plain.forward(&shape, x()).unwrap();
-    let right = plain.double_backward(&saved, x(), grad_y(), v_x()).unwrap();
-    let (_, saved) = masked.forward_masked(&shape, x(), Mask::new(places())).unwrap();
-    let got = masked.double_backward_masked(&saved, x(), places(), grad_y(), v_x()).unwrap();
-    for (got, right) in [(&got.0, &right.0), (&got.1, &right.1)] {
-        let [got, right] = [got, right].map(|buf| down::<G, f64>(engine, buf));
-        near::<f64>("a result", &got, &right, Kind::Element);
-    }
-    for name in ["weight", "bias"] {
-        let [got, right] = [&masked, &plain].map(|bn| grad(bn, name).unwrap());
-        near::<f64>(name, &got, &right, Kind::Sum(16));
+    let [x, mut grad_y, mut v_x] = [1, 2, 3].map(|seed| numbers::<f64>(n, seed));
+    for rows in [4, 3] {
+        let (len, own) = (n / 4 * rows, Shape::new(&[rows, 3, 2, 2], 1).unwrap());
+        // Nothing comes of the values that do not count but by the statistics.
+        [&mut grad_y, &mut v_x].map(|values| values[len..].fill(0.0));
+        let [all_x, all_y, all_v] = [&x, &grad_y, &v_x].map(|values| up(engine, values));
+        let places: Vec<u8> = (0..16).map(|i| u8::from(i < 4 * rows)).collect();
+        let places = up(engine, &places);
+        let (of, places) = (view::<G, f64>, || view::<G, u8>(&places));
+        let mut masked = layer::<f64, G>(engine, config);
+        let (_, saved) = masked.forward_masked(&shape, of(&all_x), Mask::new(places())).unwrap();
+        let (a, b, c) = (of(&all_x), of(&all_y), of(&all_v));
+        let got = masked.double_backward_masked(&saved, a, places(), b, c).unwrap();
+        let [own_x, own_y, own_v] = [&x, &grad_y, &v_x].map(|values| up(engine, &values[..len]));
+        let mut plain = layer::<f64, G>(engine, config);
+        let (_, saved) = plain.forward(&own, of(&own_x)).unwrap();
+        let right = plain.double_backward(&saved, of(&own_x), of(&own_y), of(&own_v)).unwrap();
+        for (k, (got, right)) in [(&got.0, &right.0), (&got.1, &right.1)].into_iter().enumerate() {
+            let [got, right] = [got, right].map(|buf| down::<G, f64>(engine, buf));
+            near::<f64>(&format!("{rows} rows, {k}"), &got[..len], &right, Kind::Element);
+        }
+        for name in ["weight", "bias"] {
+            let [got, right] = [&masked, &plain].map(|bn| grad(bn, name).unwrap());
+            near::<f64>(name, &got, &right, Kind::Sum(16));
+        }
     }
 }
