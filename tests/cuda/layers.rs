@@ -2,8 +2,8 @@
 use crate::support::cuda::{self, on_device};
 use crate::support::run;
 use batchnorm::{
-    Activation, BatchNorm, Config, Cuda, Device, Element, Engine, Family, Ghost, GhostUpdate,
-    Input, Memory, Reference, Renorm, Saved, Shape, Tuning,
+    Activation, BatchNorm, Config, Cuda, Device, DoubleBackward, Element, Engine, Family, Ghost,
+    GhostUpdate, Input, Mask, Memory, Reference, Renorm, Saved, Shape, Tuning,
 };
 use half::{bf16, f16};
 use std::num::NonZero;
@@ -11,16 +11,27 @@ use std::num::NonZero;
 const SPLIT: (&str, Tuning) = ("mini", cuda::SPLIT);
 const RESIDENT: (&str, Tuning) = ("sm_90", Tuning::new(Family::Resident { blocks: None }));
 
-/// What a step has taken: tensors read and written, and launches.
+/// What a step has taken: tensors read and written, and launches; and a double backward after it.
 #[derive(Debug, Clone, Copy)]
 struct Taken {
     forward: f64,
     step: f64,
     launches: usize,
+    doubles: f64,
+    double_launches: usize,
 }
 
 /// The second step of a layer, which makes no memory.
-fn taken((profile, tuning): (&str, Tuning), shape: &Shape, config: Config) -> Taken {
+fn taken(on: (&str, Tuning), shape: &Shape, config: Config) -> Taken {
+    taken_by(on, shape, config, None)
+}
+/// The same by these places of a mask.
+fn taken_by(
+    (profile, tuning): (&str, Tuning),
+    shape: &Shape,
+    config: Config,
+    places: Option<&[u8]>,
+) -> Taken {
     let softcuda = softcuda::install().unwrap();
     let device = softcuda.exclusive(softcuda::ordinal(profile).unwrap());
     let engine = on_device(device.ordinal()).unwrap().tuned(tuning);
@@ -31,17 +42,37 @@ fn taken((profile, tuning): (&str, Tuning), shape: &Shape, config: Config) -> Ta
     let (x, grad_y) = (on.upload(&values).unwrap(), on.upload(&values).unwrap());
     let (mut y, mut grad_x) = (on.upload(&values).unwrap(), on.upload(&values).unwrap());
     let mut saved = Saved::<Device, f32>::new();
+    let places = places.map(|places| on.upload(places).unwrap());
+    let places = || places.as_ref().map(|places| places.as_view());
     let mut seen = 0;
-    let mut all = [(0.0, 0); 2];
+    let mut all = [(0.0, 0); 3];
+    // The smallest device has no room for a double backward's kernels.
+    let operations = if profile == "mini" { 2 } else { 3 };
     for _ in 0..2 {
-        for (k, taken) in all.iter_mut().enumerate() {
-            match k {
-                0 => {
-                    bn.forward_into(shape, x.as_view(), None, y.as_view_mut(), &mut saved).unwrap()
+        for (k, taken) in all.iter_mut().take(operations).enumerate() {
+            let (x, to, by) = (x.as_view(), y.as_view_mut(), Input::View(grad_y.as_view()));
+            match (k, places()) {
+                (0, None) => bn.forward_into(shape, x, None, to, &mut saved).unwrap(),
+                (0, Some(places)) => {
+                    let mask = Mask::new(places).count_eps(1e-7);
+                    bn.forward_masked_into(shape, x, None, mask, to, &mut saved).unwrap();
                 }
-                _ => {
-                    let (grad_y, to) = (Input::View(grad_y.as_view()), grad_x.as_view_mut());
-                    bn.backward_into(&saved, x.as_view(), None, grad_y, Some(to), None).unwrap();
+                (1, None) => {
+                    let to = Some(grad_x.as_view_mut());
+                    bn.backward_into(&saved, x, None, by, to, None).unwrap();
+                }
+                (1, Some(places)) => {
+                    let to = Some(grad_x.as_view_mut());
+                    bn.backward_masked_into(&saved, x, None, places, by, to, None).unwrap();
+                }
+                (_, places) => {
+                    let [grad_y, v_x] = [(); 2].map(|()| grad_y.as_view());
+                    let mut args = DoubleBackward::<Device, f32>::new(&saved, x, grad_y)
+                        .v_x(v_x)
+                        .gg_grad_y(to)
+                        .gg_x(grad_x.as_view_mut());
+                    args.mask = places;
+                    bn.double_backward_into(args).unwrap();
                 }
             }
             engine.stream().synchronize().unwrap();
@@ -55,8 +86,9 @@ fn taken((profile, tuning): (&str, Tuning), shape: &Shape, config: Config) -> Ta
         }
     }
     assert_eq!(device.faults(), [""; 0]);
-    let [(forward, first), (backward, second)] = all;
-    Taken { forward, step: forward + backward, launches: first + second }
+    let [(forward, first), (backward, second), (doubles, double_launches)] = all;
+    let (step, launches) = (forward + backward, first + second);
+    Taken { forward, step, launches, doubles, double_launches }
 }
 
 /// NCHW, NHWC, N x C, and rows of a ghost batch: so many that vectors of a value per channel, and records of six, are
@@ -105,6 +137,65 @@ fn ghost_batches_take_one_pass_more_at_most() {
                 let one = ghost == Ghost::strided(rows);
                 assert!(!one || got.launches <= plain.launches + 24, "{what}");
             }
+        }
+    }
+}
+
+/// Four of seven positions count, in pieces.
+fn places(shape: &Shape) -> Vec<u8> {
+    (0..shape.per_channel()).map(|i| u8::from(i % 7 > 2 || i % 50 > 30)).collect()
+}
+
+/// A mask adds its bytes, to each pass that needs it, and renormalization one pass.
+#[test]
+fn masks_go_with_groups_and_renormalization() {
+    for (shape, rows) in shapes() {
+        let places = places(&shape);
+        for config in [
+            Config::default().ghost(Ghost::consecutive(rows)),
+            Config::default().ghost(Ghost::consecutive(rows).update(GhostUpdate::Average)),
+            Config::default().ghost(Ghost::strided(rows)),
+            Config::default().renorm(Renorm::keras()),
+        ] {
+            for on in [SPLIT, RESIDENT] {
+                let plain = taken(on, &shape, Config::default());
+                let got = taken_by(on, &shape, config, Some(&places));
+                let what = format!("{shape}, {config} on {}: {got:?} beside {plain:?}", on.0);
+                // Calls for every row take the sums of a group before its gradients, where a plain step is resident.
+                let by_rows = config.ghost == Some(Ghost::strided(rows));
+                let bar = match (on.0 == RESIDENT.0, by_rows) {
+                    (true, true) => 2.1,
+                    (true, false) => 1.6,
+                    (false, _) => 1.5,
+                };
+                assert!(got.step <= bar * plain.step, "{what}");
+                assert!(got.step >= plain.step, "{what}");
+            }
+        }
+    }
+}
+
+/// Three tensors are read for the sums and once more, two are written: by a mask, too, and in groups.
+#[test]
+fn double_backwards_of_groups_and_masks_read_for_their_sums_and_once_more() {
+    for (shape, rows) in shapes() {
+        let places = places(&shape);
+        for (config, places) in [
+            (Config::default(), None),
+            (Config::default(), Some(&places[..])),
+            (Config::default().ghost(Ghost::consecutive(rows)), None),
+            (Config::default().ghost(Ghost::strided(rows)), None),
+            (Config::default().ghost(Ghost::strided(rows)), Some(&places)),
+            (Config::default().renorm(Renorm::keras()), Some(&places)),
+        ] {
+            let got = taken_by(RESIDENT, &shape, config, places);
+            let what = format!("{shape}, {config}, mask: {}: {got:?}", places.is_some());
+            // Partial sums of columns, and the bytes of a mask.
+            assert!(got.doubles <= 8.0 * 1.15, "{what}");
+            assert!(got.doubles >= 8.0, "{what}");
+            // Strided groups are one call, and sums of the parameters' gradients.
+            let is_one = config.ghost == Some(Ghost::strided(rows)) && places.is_none();
+            assert!(!is_one || got.double_launches <= 10, "{what}");
         }
     }
 }
