@@ -88,8 +88,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     ) -> Result<(M::Buf<E>, M::Buf<E>)> {
         let shape = saved.forward()?.shape;
         let lens = [("x", M::len(&x)), ("grad_y", M::len(&grad_y)), ("v_x", M::len(&v_x))];
-        self.check_lens(&shape, &lens)?;
-        let (mut gg_grad_y, mut gg_x) = (self.unwritten(&shape)?, self.unwritten(&shape)?);
+        let made = self.check_lens(&shape, &lens);
+        let made = made.and_then(|()| Ok((self.unwritten(&shape)?, self.unwritten(&shape)?)));
+        let (mut gg_grad_y, mut gg_x) = self.affine.or_decline(saved, made)?;
         let mut args = DoubleBackward::new(saved, M::reborrow(&x), M::reborrow(&grad_y));
         args.mask = places.as_ref().map(M::reborrow);
         self.double_backward_into(
@@ -115,13 +116,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let mut args = args;
         let saved = args.saved;
         let forward = saved.forward()?;
-        self.affine.check(&forward.shape)?;
-        forward.check_parameters(self.weight().is_some(), self.bias().is_some())?;
-        let given = [("gg_weight", args.gg_weight.is_some()), ("gg_bias", args.gg_bias.is_some())];
-        if let Some((what, _)) = given.into_iter().find(|(_, is_there)| *is_there) {
-            let reason = "expected none, as a layer has its parameter's gradient for it, got one";
-            return Err(Error::invalid(what, reason));
-        }
+        let checked = self.check_double_backward(&args);
+        self.affine.or_decline(saved, checked)?;
         if let Some(factors) = saved.renormalized() {
             return self.double_backward_renormalized(factors, args.reborrow());
         }
@@ -129,6 +125,25 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             None => self.add_double_backward(&forward.shape, args.reborrow(), true),
             Some(_) => self.double_backward_groups(&mut args),
         }
+    }
+
+    fn check_double_backward<E: Element<Acc = P>>(
+        &self,
+        args: &DoubleBackward<'_, M, E>,
+    ) -> Result<()> {
+        let forward = args.saved.forward()?;
+        self.affine.check(&forward.shape)?;
+        forward.check_parameters(self.weight().is_some(), self.bias().is_some())?;
+        let given = [("gg_weight", args.gg_weight.is_some()), ("gg_bias", args.gg_bias.is_some())];
+        if let Some((what, _)) = given.into_iter().find(|(_, is_there)| *is_there) {
+            let reason = "expected none, as a layer has its parameter's gradient for it, got one";
+            return Err(Error::invalid(what, reason));
+        }
+        if args.saved.renormalized().is_some() && args.v_weight.is_some() {
+            let reason = "after renormalization: expected no v_weight, got one".into();
+            return Err(Error::Unsupported { engine: self.engine().name(), reason });
+        }
+        Ok(())
     }
 
     /// By the engine, whose sums are added to the parameters' gradients; those of a `first` call replace what
@@ -141,7 +156,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     ) -> Result<()> {
         let affine = &mut self.affine;
         let both = [&mut affine.weight, &mut affine.bias];
-        let accumulate = Param::begin_backward(affine.engine.memory(), both)? || !first;
+        let begun = Param::begin_backward(affine.engine.memory(), both);
+        let accumulate = affine.or_decline(args.saved, begun)? || !first;
         let mut args = args.accumulate(accumulate);
         let mut args = args.reborrow();
         args.gg_weight = Param::wanted(&mut affine.weight);

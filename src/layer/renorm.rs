@@ -241,12 +241,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let (shape, channels) = (args.saved.forward()?.shape, self.affine.channels);
         let Self { affine, renorm: scratch, .. } = self;
         let (engine, memory) = (affine.engine.clone(), affine.engine.memory().clone());
-        if args.v_weight.is_some() {
-            let reason = "after renormalization: expected no v_weight, got one";
-            return Err(Error::Unsupported { engine: engine.name(), reason: reason.into() });
-        }
-        engine.supports(&shape, Request::new(Op::RenormalizeBackward, P::DTYPE))?;
-        let Scratch { sums: [sum_g_xhat, sum_g], .. } = Scratch::of(scratch, &memory, channels)?;
+        let served = engine.supports(&shape, Request::new(Op::RenormalizeBackward, P::DTYPE));
+        let made = served.and_then(|()| Scratch::of(scratch, &memory, channels));
+        let Scratch { sums: [sum_g_xhat, sum_g], .. } = affine.or_decline(args.saved, made)?;
         let wants = |param: &Option<Param<M, P>>| param.as_ref().is_some_and(|p| p.requires_grad);
         let (wants_weight, wants_bias) = (wants(&affine.weight), wants(&affine.bias));
         let mut args = args.accumulate(false);

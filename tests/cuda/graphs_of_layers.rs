@@ -1,4 +1,4 @@
-//! The same of steps of a layer: optimizers, lists of inputs, double backwards, populations, ghost batches.
+//! The same of steps of a layer: optimizers, lists of inputs, double backwards, populations.
 use crate::graphs::{MODE, capturable, values};
 use batchnorm::cudarc::driver::CudaSlice;
 use batchnorm::cudarc::driver::sys::CUgraphInstantiate_flags;

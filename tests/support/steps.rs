@@ -61,10 +61,10 @@ impl<E: Element> Step<E> {
     pub fn row_len(&self) -> usize {
         self.x.len() / self.dims[0]
     }
-    /// These rows in f64.
-    pub fn rows(&self, rows: &[usize]) -> Step<f64> {
-        let some = |all: &[E]| -> Vec<f64> {
-            let row = |row: &usize| wide(&all[row * self.row_len()..][..self.row_len()]);
+    /// These rows.
+    pub fn of_rows(&self, rows: &[usize]) -> Self {
+        let some = |all: &[E]| -> Vec<E> {
+            let row = |row: &usize| all[row * self.row_len()..][..self.row_len()].to_vec();
             rows.iter().flat_map(row).collect()
         };
         let mask = self.mask.clone().map(|mask| {
@@ -72,8 +72,7 @@ impl<E: Element> Step<E> {
             let row = |row: &usize| mask.places[row * len..][..len].to_vec();
             OfMask { places: rows.iter().flat_map(row).collect(), ..mask }
         });
-        let channel = |all: &[E::Acc]| all.iter().map(|v| v.to_f64()).collect();
-        Step {
+        Self {
             dims: [&[rows.len()], &self.dims[1..]].concat(),
             axis: self.axis,
             x: some(&self.x),
@@ -81,8 +80,26 @@ impl<E: Element> Step<E> {
             grad_y: some(&self.grad_y),
             v_x: some(&self.v_x),
             v_residual: some(&self.v_residual),
-            v_weight: channel(&self.v_weight),
-            v_bias: channel(&self.v_bias),
+            v_weight: self.v_weight.clone(),
+            v_bias: self.v_bias.clone(),
+            mask,
+        }
+    }
+    /// These rows in f64.
+    pub fn rows(&self, rows: &[usize]) -> Step<f64> {
+        let Self { dims, axis, x, residual, grad_y, v_x, v_residual, v_weight, v_bias, mask } =
+            self.of_rows(rows);
+        let channel = |all: Vec<E::Acc>| all.iter().map(|v| v.to_f64()).collect();
+        Step {
+            dims,
+            axis,
+            x: wide(&x),
+            residual: wide(&residual),
+            grad_y: wide(&grad_y),
+            v_x: wide(&v_x),
+            v_residual: wide(&v_residual),
+            v_weight: channel(v_weight),
+            v_bias: channel(v_bias),
             mask,
         }
     }
@@ -140,12 +157,13 @@ impl<E: Element> Step<E> {
                 .residual(of(&residual))
                 .v_x(of(&v_x))
                 .v_residual(of(&v_residual))
-                .v_weight(view::<G, E::Acc>(&v_weight))
                 .v_bias(view::<G, E::Acc>(&v_bias))
                 .gg_grad_y(view_mut::<G, E>(gg_grad_y))
                 .gg_x(view_mut::<G, E>(gg_x))
                 .gg_residual(view_mut::<G, E>(gg_residual));
             args.mask = places();
+            let v_weight = Some(&v_weight).filter(|_| !self.v_weight.is_empty());
+            args.v_weight = v_weight.map(view::<G, E::Acc>);
             bn.double_backward_into(args).unwrap();
             outcome.sums[2..].clone_from_slice(&["weight", "bias"].map(|name| channels(bn, name)));
         }

@@ -3,8 +3,8 @@ use crate::capture::{Tensors, captured};
 use crate::gate::making;
 use crate::support::cuda::on_device;
 use batchnorm::{
-    BatchNorm, Collective, Config, Cuda, Element, Engine, Error, Ghost, GhostUpdate, Input, Mask,
-    Memory, Rank, Real, Renorm, Result, Saved, Shape, Synced, Words,
+    BatchNorm, Collective, Config, Cuda, Device, DoubleBackward, Element, Engine, Ghost,
+    GhostUpdate, Input, Mask, Memory, Rank, Real, Renorm, Result, Saved, Shape, Synced, Words,
 };
 
 /// Two ranks of which the other always has what this one has, all of it on the stream.
@@ -78,7 +78,7 @@ fn twins() -> Synced<Cuda, Twins> {
     Synced::new(&own, &Twins).unwrap()
 }
 
-/// Ghost batches and renormalization queue all that they do, too, and so do their backwards.
+/// Ghost batches, renormalization and masks queue all that they do, too, and so do their backwards and double backwards.
 #[test]
 fn a_step_in_groups_or_renormalized_is_captured() {
     let config = Config::default();
@@ -88,7 +88,8 @@ fn a_step_in_groups_or_renormalized_is_captured() {
         Ghost::strided(2),
     ];
     let configs = ghosts.map(|ghost| config.ghost(ghost)).into_iter();
-    for config in configs.chain([config.renorm(Renorm::default())]) {
+    let configs = configs.chain([config, config.renorm(Renorm::default())]);
+    for (config, masked) in configs.flat_map(|config| [(config, false), (config, true)]) {
         let engine = twins();
         let (on, shape) = (engine.memory().clone(), Shape::new(&[6, 5], 1).unwrap());
         let values: Vec<f32> = (0..30).map(|i| (i * 7 % 17) as f32 / 4.0).collect();
@@ -96,10 +97,26 @@ fn a_step_in_groups_or_renormalized_is_captured() {
         let mut bn = BatchNorm::<f32, _>::new(&engine, 5, config).unwrap();
         let (mut y, mut grad_x) = (on.zeros::<f32>(30).unwrap(), on.zeros::<f32>(30).unwrap());
         let mut saved = Saved::new();
+        let places = on.upload(&[1u8, 1, 1, 0, 1, 1]).unwrap();
         let mut step = |bn: &mut BatchNorm<f32, _>| -> Result<()> {
-            bn.forward_into(&shape, x.as_view(), None, y.as_view_mut(), &mut saved)?;
-            let grad_y = Input::View(x.as_view());
-            bn.backward_into(&saved, x.as_view(), None, grad_y, Some(grad_x.as_view_mut()), None)
+            let (y, grad_y) = (y.as_view_mut(), Input::View(x.as_view()));
+            let places = || masked.then(|| places.as_view());
+            let to = Some(grad_x.as_view_mut());
+            match places().zip(places()) {
+                Some((places, again)) => {
+                    let mask = Mask::new(places).count_eps(1e-7);
+                    bn.forward_masked_into(&shape, x.as_view(), None, mask, y, &mut saved)?;
+                    bn.backward_masked_into(&saved, x.as_view(), None, again, grad_y, to, None)?;
+                }
+                None => {
+                    bn.forward_into(&shape, x.as_view(), None, y, &mut saved)?;
+                    bn.backward_into(&saved, x.as_view(), None, grad_y, to, None)?;
+                }
+            }
+            let mut args = DoubleBackward::<Device, f32>::new(&saved, x.as_view(), x.as_view())
+                .v_x(x.as_view());
+            args.mask = places();
+            bn.double_backward_into(args.gg_x(grad_x.as_view_mut()))
         };
         // The second one finds all memory made.
         step(&mut bn).unwrap();
@@ -109,31 +126,14 @@ fn a_step_in_groups_or_renormalized_is_captured() {
         let once = mean(&bn);
         let (done, graph) = captured(engine.engine().stream(), || step(&mut bn));
         done.unwrap();
-        assert_eq!(mean(&bn), once, "{config:?}: nothing has run yet");
+        assert_eq!(mean(&bn), once, "{config:?}, {masked}: nothing has run yet");
         graph.unwrap().unwrap().launch().unwrap();
         let twice = mean(&bn);
         for (once, twice) in once.iter().zip(&twice) {
-            assert!((twice / once) > 1.3 && (twice / once) < 2.0, "{config:?}: {once}, {twice}");
+            assert!(
+                (twice / once) > 1.3 && (twice / once) < 2.0,
+                "{config:?}, {masked}: {once}, {twice}"
+            );
         }
     }
-}
-
-/// What counts is read back, which a graph cannot hold: that is said, and nothing is captured.
-#[test]
-fn a_mask_of_several_ranks_is_not_captured() {
-    let engine = twins();
-    let (on, shape) = (engine.memory().clone(), Shape::new(&[4, 2], 1).unwrap());
-    let (x, places) = (on.upload(&[1f32; 8]).unwrap(), on.upload(&[1u8; 4]).unwrap());
-    let mut bn = BatchNorm::<f32, _>::new(&engine, 2, Config::default()).unwrap();
-    let (mut y, mut saved) = (on.zeros::<f32>(8).unwrap(), Saved::new());
-    let mut step = |bn: &mut BatchNorm<f32, _>| {
-        let (mask, y) = (Mask::new(places.as_view()), y.as_view_mut());
-        bn.forward_masked_into(&shape, x.as_view(), None, mask, y, &mut saved)
-    };
-    step(&mut bn).unwrap();
-    let (refused, graph) = captured(engine.engine().stream(), || step(&mut bn));
-    let error = refused.unwrap_err();
-    drop(graph);
-    assert!(matches!(error, Error::Invalid { what: "mask", .. }), "{error}");
-    step(&mut bn).unwrap();
 }

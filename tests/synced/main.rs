@@ -19,5 +19,6 @@ mod nccl; // ranks on software devices, by the software NCCL
 #[cfg(all(feature = "nccl", target_os = "linux"))]
 mod nccl_faults; // ranks that NCCL loses
 mod renorm; // r and d by common statistics
+mod steps; // double backwards; groups by a mask
 mod threads; // the collective by itself
 mod world; // ranks, and parts of a batch

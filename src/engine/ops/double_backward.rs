@@ -238,17 +238,21 @@ impl<'a, M: Memory, E: Element> DoubleBackward<'a, M, E> {
     }
     /// The same by whichever engine of this memory made the forward.
     pub(crate) fn check_on(&mut self, on: &M, shape: &Shape) -> Result<()> {
+        let is_part = self.sums.is_some() || self.total_sums.is_some();
+        if self.saved.made()?.0.synced && !is_part {
+            let reason = "of statistics in common with other ranks: expected the sums of all ranks, got \
+                          one rank alone";
+            return Err(Error::invalid("saved", reason));
+        }
+        self.check_on_ranks(on, shape)
+    }
+    /// The same where those of other ranks come to the sums.
+    pub(crate) fn check_on_ranks(&mut self, on: &M, shape: &Shape) -> Result<()> {
         let (forward, buffers) = self.saved.made()?;
         forward.check(shape, E::DTYPE, forward.engine)?;
-        let refused = [
-            (self.create_graph, "create_graph: there is no third order: nothing is saved for one"),
-            (
-                forward.synced,
-                "of statistics in common with other ranks there is no backward of a backward",
-            ),
-        ];
-        if let Some((_, reason)) = refused.into_iter().find(|(is_asked, _)| *is_asked) {
-            return Err(Error::Unsupported { engine: forward.engine, reason: reason.into() });
+        if self.create_graph {
+            let reason = "create_graph: there is no third order: nothing is saved for one".into();
+            return Err(Error::Unsupported { engine: forward.engine, reason });
         }
         let of_residual = [
             (self.v_residual.is_some(), "a v_residual to read"),

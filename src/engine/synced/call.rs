@@ -238,7 +238,7 @@ fn difference(first: &Words, other: &Words) -> (String, String) {
 }
 
 fn name_of(op: u64) -> String {
-    let of = [Op::ForwardTrain, Op::Backward];
+    let of = [Op::ForwardTrain, Op::Backward, Op::DoubleBackward];
     let named = of.into_iter().find(|named| *named as u64 == op);
     named.map_or_else(|| format!("of number {op}"), |op| format!("{op:?}"))
 }

@@ -32,15 +32,19 @@ impl<M: Memory, G: Engine<Memory = M>, C: Collective<M>> Engine for Synced<G, C>
         }
         self.supports(shape, request)?;
         calls(request).try_for_each(|request| self.engine.prepare(shape, request))?;
-        if !matches!(request.op, Op::ForwardTrain | Op::Backward) {
+        if !matches!(request.op, Op::ForwardTrain | Op::Backward | Op::DoubleBackward) {
             return Ok(());
         }
         let mut rooms = self.rooms.enter();
         let (memory, channels) = (self.memory(), shape.channels());
         let room = self.room(&mut rooms, channels)?;
-        if request.op == Op::ForwardTrain && request.mask {
-            let steps = self.levels.iter().map(|level| level.ranks.size());
-            room.counted(memory, channels, steps).map(drop)?;
+        match request.op {
+            Op::DoubleBackward => return room.double_sums(memory, channels).map(drop),
+            Op::ForwardTrain if request.mask => {
+                let steps = self.levels.iter().map(|level| level.ranks.size());
+                room.counted(memory, channels, steps).map(drop)?;
+            }
+            _ => {}
         }
         match request.dtype {
             DType::F64 => room.sums::<f64>(memory, channels).map(drop),
@@ -220,7 +224,12 @@ impl<M: Memory, G: Engine<Memory = M>, C: Collective<M>> Engine for Synced<G, C>
         shape: &Shape,
         args: DoubleBackward<'_, M, E>,
     ) -> Result<()> {
-        self.engine.double_backward(shape, args)
+        let forward = args.saved.made().ok().map(|(forward, _)| *forward);
+        let is_part = args.sums.is_some() || args.total_sums.is_some();
+        match forward.filter(|forward| forward.synced && !is_part && !self.is_alone()) {
+            Some(forward) => self.double_backward_of_ranks(shape, args, &forward),
+            None => self.engine.double_backward(shape, args),
+        }
     }
 
     fn stats<E: Element>(&self, shape: &Shape, args: Stats<'_, M, E>) -> Result<()> {

@@ -7,6 +7,7 @@ use room::{Map, Room, Rooms};
 mod call;
 mod collective;
 mod common;
+mod double_backward;
 mod engine;
 mod levels;
 mod masked;
@@ -92,10 +93,10 @@ pub use threads::Threads;
 /// | [`forward_masked`](crate::BatchNorm::forward_masked) | the values that count in all parts are one batch; a rank may have none | a record of four numbers of each channel instead of three |
 /// | [`Config::ghost`](crate::Config::ghost) | groups are of a rank's own rows, running statistics by all of them: see [`Ghost`](crate::Ghost); by a mask too | a record of every group; nothing for the backward |
 /// | [`Config::renorm`](crate::Config::renorm) | r and d by the statistics of all parts, which all ranks keep alike; by a mask too | nothing |
+/// | [`double_backward`](crate::BatchNorm::double_backward) | through the statistics of all parts, by a mask and with renormalization too; of ghost batches by this rank alone. `v_weight` and `v_bias` are the same on all ranks. The gradients of weight and bias come of the sums of all parts, and the first rank with rows has them, the others zeros: their sum over the ranks is that of one batch, as a backward's is | twelve f64 of each channel |
 /// | [`forward_parts`](crate::BatchNorm::forward_parts) | the inputs of all ranks' lists are one batch, however many each has | nothing |
 ///
 /// # What is refused, and what is local
-/// With more than one rank a backward of a backward is [`Error::Unsupported`], before anything is exchanged.
 /// [`stats`](Engine::stats) and [`merge_stats`](Engine::merge_stats) are of this rank, so
 /// [`PopulationStatistics`](crate::PopulationStatistics) gathers what it is given; at the end its
 /// [record](crate::PopulationStatistics::to_record) goes through [`gather`](Self::gather), and each rank merges

@@ -1,4 +1,5 @@
 //! Memory that a synchronized step works in, kept from one to the next.
+use crate::engine::DOUBLE_SUMS;
 use crate::{Memory, Real, Result};
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
@@ -20,6 +21,8 @@ pub(super) struct Room<M: Memory> {
     pub gathered: Vec<M::Buf<f64>>,
     /// The same of values that count for a mask, once there was one.
     counted: Option<CountedRoom<M>>,
+    /// The sums of a double backward, once there was one.
+    double_sums: Option<M::Buf<f64>>,
     /// The sums of a backward, length 2C + 1, by their type.
     sums: HashMap<TypeId, Box<dyn Any + Send + Sync>>,
 }
@@ -63,6 +66,7 @@ pub(super) fn of<'r, M: Memory>(
                 merged: memory.zeros(len)?,
                 gathered: gathered.collect::<Result<_>>()?,
                 counted: None,
+                double_sums: None,
                 sums: HashMap::new(),
             }))
         }
@@ -87,6 +91,14 @@ impl<M: Memory> Room<M> {
             }
         };
         Ok((self.counted.insert(counted), &mut self.merged))
+    }
+    /// Memory for the sums of a double backward.
+    pub fn double_sums(&mut self, memory: &M, channels: usize) -> Result<&mut M::Buf<f64>> {
+        let sums = match self.double_sums.take() {
+            Some(sums) => sums,
+            None => memory.zeros(channels.saturating_mul(DOUBLE_SUMS))?,
+        };
+        Ok(self.double_sums.insert(sums))
     }
     /// Memory for the sums of a backward.
     pub fn sums<P: Real>(&mut self, memory: &M, channels: usize) -> Result<&mut M::Buf<P>> {
