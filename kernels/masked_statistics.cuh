@@ -242,8 +242,9 @@ __device__ void masked_finalize(const Merge &merge, const Outputs<AccOf<T>> &out
     out.save_parameters(c);
 }
 
-/// What the values that count in the parts of a batch come to together, and what follows from that. Of every part and in
-/// `merged`, array by array: means, what rounding left of them, biased variances, and of each channel how many count.
+/// What the values that count in the parts of a batch come to together, and what follows from that. Of every part and
+/// in `merged`, array by array: means, what rounding left of them, biased variances, and of each channel how many
+/// count.
 template <class A>
 __device__ void masked_merge(unsigned channels, unsigned parts, const double *counted, const MaskRules &rules,
                              const Outputs<A> &out, double *merged) {

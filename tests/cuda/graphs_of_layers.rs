@@ -4,7 +4,7 @@ use batchnorm::cudarc::driver::CudaSlice;
 use batchnorm::cudarc::driver::sys::CUgraphInstantiate_flags;
 use batchnorm::{
     Activation, Algorithm, BatchNorm, Config, Constraint, Cuda, Device, DoubleBackward, Engine,
-    Error, Input, Memory, Optimizer, Part, PartGradients, PopulationRule, PopulationStatistics,
+    Error, Memory, Optimizer, Part, PartGradients, PopulationRule, PopulationStatistics,
     Regularizer, Saved, SavedParts, Shape,
 };
 

@@ -233,7 +233,9 @@ fn renormalization_goes_with_a_mask<G: Engine>(engine: &G) {
     for rows in [4, 3] {
         let (len, own) = (n / 4 * rows, Shape::new(&[rows, 3, 2, 2], 1).unwrap());
         // Nothing comes of the values that do not count but by the statistics.
-        [&mut grad_y, &mut v_x].map(|values| values[len..].fill(0.0));
+        for values in [&mut grad_y, &mut v_x] {
+            values[len..].fill(0.0);
+        }
         let [all_x, all_y, all_v] = [&x, &grad_y, &v_x].map(|values| up(engine, values));
         let places: Vec<u8> = (0..16).map(|i| u8::from(i < 4 * rows)).collect();
         let places = up(engine, &places);
