@@ -19,7 +19,7 @@ FILTER = {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 2, "
 # Which types of a kind of module go together, and which kinds, where they have the same targets: together they are a
 # tenth to a sixth smaller, and whoever loads one unpacks the others, too, in milliseconds.
 TOGETHER = (("bf16", "f16"), ("f32", "f64"))
-KINDS = (("resident", "resident_any"),)
+KINDS = (("resident", "resident_any"), ("split", "split_any"))
 
 
 def parts(path):
