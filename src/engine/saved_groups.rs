@@ -92,17 +92,17 @@ impl<M: Memory, P: Real> Saved<M, P> {
         shapes: impl Iterator<Item = crate::Shape>,
     ) -> Result<Vec<Self>> {
         let groups = self.groups().and_then(|(.., saved)| saved.first());
-        let one = |(k, shape)| groups.map(|all| all.from_group(memory, shape, k));
+        let one = |(k, shape)| groups.map(|all| all.of_one(memory, shape, k));
         shapes.enumerate().map_while(one).collect()
     }
     /// What one call of strided groups as channels of this shape would have left, of a forward that took them in one.
     pub(crate) fn as_channels(&self, memory: &M, shape: crate::Shape) -> Result<Option<Self>> {
         let groups = self.groups().and_then(|(.., saved)| saved.first());
-        groups.map(|all| all.from_group(memory, shape, 0)).transpose()
+        groups.map(|all| all.of_one(memory, shape, 0)).transpose()
     }
     /// What the groups from the `first` one on, of a forward of all of them in one call, would have saved as channels of a
     /// batch of this shape: one group or several.
-    fn from_group(&self, memory: &M, shape: crate::Shape, first: usize) -> Result<Self> {
+    fn of_one(&self, memory: &M, shape: crate::Shape, first: usize) -> Result<Self> {
         let (forward, all) = self.made()?;
         let (mut some, channels) = (Self::new(), forward.shape.channels());
         let Opening { buffers, mark } = some.open(memory, Forward { shape, ..*forward }, 0)?;

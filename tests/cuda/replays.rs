@@ -43,9 +43,9 @@ impl<G: Engine> Layer<G> {
     fn step(&mut self, x: &Buf<G, f32>) {
         let Self { bn, saved, grad_y, left, mask, shape } = self;
         let view = |buf| G::Memory::view::<f32>(buf);
-        let [y, grad_x, gg_grad_y, gg_x] = left.each_mut().map(|buf| G::Memory::view_mut(buf));
+        let [y, grad_x, gg_grad_y, gg_x] = left.each_mut().map(G::Memory::view_mut);
         let places = mask.as_ref().map(|(_, places)| places);
-        let places = || places.map(|places| G::Memory::view::<u8>(places));
+        let places = || places.map(G::Memory::view::<u8>);
         let to = Some(grad_x);
         match (&*mask, places(), places()) {
             (Some((of, _)), Some(there), Some(again)) => {

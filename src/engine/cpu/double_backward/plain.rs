@@ -59,7 +59,7 @@ impl<E: Element> Work<'_, E> {
         From { x, grad_y, v: zeros.or(read.v_x, range), bits, first_bit, counts }
     }
     /// All that they read of columns of a row, of [`COLUMNS`] at most.
-    fn from_columns<'s>(
+    fn columns_from<'s>(
         &'s self,
         row: usize,
         cols: &Range<usize>,
@@ -184,13 +184,13 @@ impl<E: Element> Work<'_, E> {
                     let [a, b, c, d] = &mut bytes;
                     let rows = [(row, a), (row + 1, b), (row + 2, c), (row + 3, d)];
                     let rows = rows.map(|(row, bytes)| {
-                        (self.from_columns(row, &cols, &zeros, bytes), ahead(row))
+                        (self.columns_from(row, &cols, &zeros, bytes), ahead(row))
                     });
                     kernel::add_columns::<E, TOGETHER>(simd, &rows, coefs, &passing, &mut sums);
                     row += TOGETHER;
                 }
                 for row in row..end {
-                    let from = self.from_columns(row, &cols, &zeros, &mut bytes[0]);
+                    let from = self.columns_from(row, &cols, &zeros, &mut bytes[0]);
                     let rows = [(from, ahead(row))];
                     kernel::add_columns(simd, &rows, coefs, &passing, &mut sums);
                 }
@@ -237,7 +237,7 @@ impl<E: Element> Work<'_, E> {
         for (row, cols) in pieces {
             count += 1;
             if cols.len() < period {
-                let from = self.from_columns(row, &cols, &zeros, &mut bytes[0]);
+                let from = self.columns_from(row, &cols, &zeros, &mut bytes[0]);
                 kernel::add_columns(simd, &[(from, ahead)], Many(&fields), &passing, &mut sums);
                 continue;
             }
@@ -248,7 +248,7 @@ impl<E: Element> Work<'_, E> {
                 let [of_a, of_b, of_c, of_d] = &waiting;
                 let rows = [(of_a, a), (of_b, b), (of_c, c), (of_d, d)];
                 let rows = rows.map(|((row, cols), bytes)| {
-                    (self.from_columns(*row, cols, &zeros, bytes), ahead)
+                    (self.columns_from(*row, cols, &zeros, bytes), ahead)
                 });
                 kernel::add_columns::<E, TOGETHER>(simd, &rows, Many(&fields), &passing, &mut sums);
                 some = 0;
@@ -259,7 +259,7 @@ impl<E: Element> Work<'_, E> {
             }
         }
         for (row, cols) in &waiting[..some] {
-            let from = self.from_columns(*row, cols, &zeros, &mut bytes[0]);
+            let from = self.columns_from(*row, cols, &zeros, &mut bytes[0]);
             kernel::add_columns(simd, &[(from, ahead)], Many(&fields), &passing, &mut sums);
         }
         flush(&mut sums);

@@ -215,11 +215,11 @@ fn add_group<E, A, const TENSORS: usize>(
 
 /// Row `row` of `n` groups.
 #[inline(always)]
-fn groups_of_row<'x, E, const TENSORS: usize>(
-    tensors: [&'x [E]; TENSORS],
+fn groups_of_row<E, const TENSORS: usize>(
+    tensors: [&[E]; TENSORS],
     row: usize,
     n: usize,
-) -> [&'x [[E; GROUP]]; TENSORS] {
+) -> [&[[E; GROUP]]; TENSORS] {
     let mut groups = [&[][..]; TENSORS];
     for (groups, tensor) in groups.iter_mut().zip(tensors) {
         *groups = &tensor[row * n * GROUP..][..n * GROUP].as_chunks().0[..n];
