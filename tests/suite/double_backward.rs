@@ -104,8 +104,10 @@ fn small_shapes_agree_with_the_reference<G: Engine>(engine: &G) {
 fn every_shape_agrees_with_the_reference<G: Engine>(engine: &G) {
     fn all<E: Element, G: Engine>(engine: &G, first: usize) {
         let all: Vec<_> = epilogues().collect();
-        for (k, case) in shapes::cases().iter().enumerate() {
-            let shape = case.shape();
+        // And joined rows of more columns than the loops on the CPU take at a time.
+        let joined = Shape::new(&[40, 300], 1).unwrap();
+        let shapes = shapes::cases().iter().map(|case| case.shape());
+        for (k, shape) in shapes.chain([joined]).enumerate() {
             for mode in MODES {
                 if shape.per_channel() == 1 && mode != Mode::Eval {
                     continue;
@@ -326,8 +328,15 @@ fn a_residual_that_there_was_not_is_refused<G: Engine>(engine: &G) {
 fn cpu_gives_the_same_bits_on_every_level_and_number_of_threads() {
     let leaky = Activation::LeakyRelu { negative_slope: 0.25 };
     // Whole runs and parts of one, several runs, columns of joined rows and of parts of a row.
-    for dims in [[40, 6, 700], [2, 3, 9001], [9, 70, 49], [3000, 40, 1], [300, 24, 7], [70, 600, 1]]
-    {
+    for dims in [
+        [40, 6, 700],
+        [2, 3, 9001],
+        [9, 70, 49],
+        [3000, 40, 1],
+        [300, 24, 7],
+        [70, 600, 1],
+        [40, 300, 1],
+    ] {
         let shape = Shape::new(&dims, 1).unwrap();
         for (activation, residual) in [
             (Activation::Identity, true),
