@@ -70,7 +70,9 @@ fn exists(test: &str) -> bool {
         _ => (&["tests/suite", "src", "src/layer"][..], test),
     };
     let Some((file, name)) = test.split_once("::") else { return false };
-    let sources = folders.iter().map(|folder| checkout(&format!("{folder}/{file}.rs")));
+    // A long file's tests have one of their own.
+    let paths = |folder| ["", "_tests"].map(|end| checkout(&format!("{folder}/{file}{end}.rs")));
+    let sources = folders.iter().flat_map(paths);
     sources.filter_map(|path| fs::read_to_string(path).ok()).any(|source| has_test(&source, name))
 }
 
