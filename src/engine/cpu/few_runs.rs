@@ -1,6 +1,6 @@
 //! The first passes of few rows of short runs, as small ghost batches of planes have: by runs, where sums by columns
-//! would take more for each column than for its few values. Groups of 4 planes of 7 x 7 take 1.3 to 1.5 times a step of
-//! the whole batch so, instead of 1.6 to 1.9.
+//! would take more for each column than for its few values. Groups of 4 planes of 7 x 7 take 1.2 to 1.6 times a step of
+//! the whole batch so, instead of 1.5 to 1.9.
 use super::gradients::Read;
 use super::kernels::few_runs::{few_gradients, few_runs};
 use super::plan::{Plan, Tile};
