@@ -1,7 +1,7 @@
 //! Reductions: sums over the columns of narrow rows, one behind the other in memory.
 //!
 //! Two sums of 128 columns fill half of the registers of AVX-512, where they stay while rows pass: a loop that keeps
-//! them in memory takes a third longer in cache. The order of additions is the same, row after row, in either.
+//! them in memory takes a third longer in cache, by itself in C. The order of additions is the same, row after row, in either.
 use super::super::simd::{BLOCK, GROUP, Simd, SimdLevel, prefetch};
 use super::super::table::{Lanes, Strip};
 use super::elementwise::gate;
