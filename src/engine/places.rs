@@ -11,7 +11,8 @@ pub(crate) enum Places {
 }
 
 impl Places {
-    /// Those of a mask without the channels, or without the last axis where its length is given.
+    /// Those of a mask without the channels, or without the last axis where its length is given: which may be one of
+    /// several that the channels are on.
     pub fn new(shape: &Shape, last: Option<usize>) -> Result<Self> {
         let (channels, inner) = (shape.channels(), shape.inner());
         let Some(last) = last else { return Ok(Self::Positions { channels, inner }) };
@@ -24,9 +25,12 @@ impl Places {
         if inner == 1 && last == channels {
             return Ok(Self::Positions { channels, inner });
         }
+        if inner == 1 && last > 0 && channels.is_multiple_of(last) {
+            return Ok(Self::Neighbours(last));
+        }
         let reason = format!(
-            "expected a last axis that divides the {inner} elements behind the channels, or that has the \
-             {channels} channels where nothing is behind them, got one of {last}"
+            "expected a last axis that divides the {inner} elements behind the channels, or the {channels} \
+             channels where nothing is behind them, got one of {last}"
         );
         Err(Error::invalid("mask", reason))
     }

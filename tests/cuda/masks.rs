@@ -33,6 +33,11 @@ fn shapes() -> Vec<(Shape, Option<usize>)> {
         of(&[9, 8, 160], Some(1)),
         of(&[30, 16, 7], Some(7)),
         of(&[600, 32], Some(1)),
+        // Channels on two axes: places of one vector, of two, of a part of one, and across them.
+        of(&[600, 32], Some(8)),
+        of(&[600, 32], Some(2)),
+        of(&[60, 33], Some(11)),
+        of(&[300, 12], Some(6)),
     ]
 }
 

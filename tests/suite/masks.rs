@@ -77,7 +77,12 @@ fn lasts(shape: &Shape) -> Vec<Option<usize>> {
     let mut lasts = vec![None];
     match shape.inner() {
         0 => {}
-        1 => lasts.extend([Some(1), Some(shape.channels())]),
+        1 => {
+            lasts.extend([Some(1), Some(shape.channels())]);
+            // Channels on two axes, of which the last is one.
+            let channels = shape.channels();
+            lasts.extend((2..channels).rev().find(|n| channels.is_multiple_of(*n)).map(Some));
+        }
         inner => lasts.extend((2..inner).rev().find(|n| inner.is_multiple_of(*n)).map(Some)),
     }
     if shape.inner() > 1 {

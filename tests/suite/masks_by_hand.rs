@@ -98,7 +98,7 @@ fn bad_masks_are_refused_by_both_sides() {
     assert_eq!(say(Mask::<Host>::new(&ones).without_last(6)), "mask: expected 12 elements, got 24");
     assert_eq!(
         say(Mask::<Host>::new(&ones[..18]).without_last(4)),
-        "mask: expected a last axis that divides the 6 elements behind the channels, or that has the 3 \
+        "mask: expected a last axis that divides the 6 elements behind the channels, or the 3 \
          channels where nothing is behind them, got one of 4"
     );
     for (eps, shown) in [(-1.0, "-1"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {

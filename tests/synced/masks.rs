@@ -64,11 +64,12 @@ fn every_mask_is_one_batch_bf16<G: OfRanks>() {
 
 fn every_mask<E: Element, G: OfRanks>() {
     // With the last axis that a mask may be without: neighbours of one place, whose channels differ in how many count.
-    let shapes: [(&[usize], usize, Option<usize>); 6] = [
+    let shapes: [(&[usize], usize, Option<usize>); 7] = [
         (SMALL.dims, 1, None),
         (CHANNELS_LAST.dims, 3, None),
         (&[9, 4], 1, None),
         (&[9, 4], 1, Some(4)),
+        (&[9, 4], 1, Some(2)), // of channels on two axes
         (&[8, 3, 4], 1, Some(4)),
         (&[2, 5, 40], 1, None), // split along the inner axis
     ];

@@ -149,6 +149,21 @@ impl<'a> Masked<'a> {
                 let of = |c| place.map(|at| (at / inner * channels + c) * inner + at % inner);
                 (0..channels).map(|c| (n, first(of(c)))).collect()
             }
+            Places::Neighbours(each) if each > inner => {
+                // Some of a position's channels have one.
+                let apart = channels / each;
+                let of = |at: usize| {
+                    let of_rows = bytes.iter().skip(at).step_by(apart);
+                    let n = of_rows.clone().filter(|byte| **byte != 0).count();
+                    (n as f64, of_rows.clone().position(|byte| *byte != 0))
+                };
+                let of: Vec<_> = (0..apart).map(of).collect();
+                let of = |c: usize| {
+                    let (n, row) = of[c / each];
+                    (n, first(row.map(|row| row * channels + c)))
+                };
+                (0..channels).map(of).collect()
+            }
             Places::Neighbours(each) => {
                 let run = inner / each;
                 let of = |c: usize| {
