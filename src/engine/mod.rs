@@ -58,6 +58,7 @@ pub(crate) use ops::{DOUBLE_SUMS, rule};
 pub use optimizer::Algorithm;
 pub(crate) use optimizer::check_from_0;
 pub use penalty::{Constraint, Regularizer};
+pub(crate) use places::Places;
 pub use reference::Reference;
 pub use renorm::RenormClip;
 pub use saved::Saved;

@@ -13,7 +13,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// With [`Config::renorm`](crate::Config::renorm) r and d are taken by the values that count, for which x is
     /// read once more. With [`Config::ghost`](crate::Config::ghost) each group has the statistics of its values that count,
     /// and one in which none does follows the rule of the mask: an average that leaves it out keeps its share of the
-    /// running statistics. Strided groups take calls for every row then.
+    /// running statistics.
     ///
     /// On several ranks the values that count in all parts are one batch, and groups are of a rank's own rows: see
     /// [`Synced`](crate::Synced). On a device nothing is read back for either.

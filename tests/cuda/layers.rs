@@ -159,9 +159,6 @@ fn masks_go_with_groups_and_renormalization() {
             Config::default().ghost(Ghost::strided(rows)),
             Config::default().renorm(Renorm::keras()),
         ] {
-            if config.ghost == Some(Ghost::strided(rows)) && shape.outer() == 1024 {
-                continue; // calls for every row of 128 values: 24 times a plain step
-            }
             for (on, is_resident) in [(SPLIT_BY_MASK, false), (RESIDENT, true)] {
                 let plain = taken(on, &shape, Config::default());
                 let got = taken_by(on, &shape, config, Some(&places));
@@ -195,9 +192,6 @@ fn double_backwards_of_groups_and_masks_read_for_their_sums_and_once_more() {
             (Config::default().renorm(Renorm::keras()), Some(&places)),
         ] {
             let is_strided = config.ghost == Some(Ghost::strided(rows));
-            if is_strided && places.is_some() && shape.outer() == 1024 {
-                continue; // calls for every row of 128 values
-            }
             let got = taken_by(RESIDENT, &shape, config, places);
             let what = format!("{shape}, {config}, mask: {}: {got:?}", places.is_some());
             // Partial sums of columns, and the bytes of a mask.

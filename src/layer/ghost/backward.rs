@@ -37,7 +37,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 self.backward_consecutive(whole_saved, None, whole)
             }
             Grouping::AsChannels(groups) => match saved {
-                [saved] => self.backward_as_channels(saved, groups, whole),
+                [saved] => self.backward_as_channels(saved, groups, places, whole),
                 _ => Ok(()),
             },
             Grouping::Strided(groups) => {

@@ -6,8 +6,8 @@
 use super::super::{BatchNorm, Config, Param, Part, PartGradients, RunningStats};
 use super::forward::present;
 use crate::{
-    Backward, Element, Engine, ForwardEval, ForwardTrain, Memory, OneValue, Op, Real, Request,
-    Result, Running, RunningRules, Saved, Shape,
+    Backward, Element, Engine, ForwardEval, ForwardTrain, Mask, Memory, OneValue, Op, Real,
+    Request, Result, Running, RunningRules, Saved, Shape,
 };
 
 /// What that takes: vectors of every group, group by group, unless another length is said.
@@ -169,9 +169,11 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         &mut self,
         groups: usize,
         whole: &mut Part<'_, M, E>,
+        mask: Option<&Mask<'_, M>>,
         average: Option<(f64, f64)>,
         saved: &mut Saved<M, P>,
     ) -> Result<()> {
+        let masked = mask.is_some();
         let all = present("x", whole.shape.of_strided_groups(groups))?;
         let (engine, config) = (self.affine.engine.clone(), self.affine.config);
         let tiles = self.groups.tiles(engine.memory(), groups, self.affine.channels)?;
@@ -185,6 +187,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         }
         let moves = self.updates_running;
         let mut running = self.running.as_mut().filter(|_| moves);
+        if let Some(running) = running.as_deref().filter(|_| masked && average.is_some()) {
+            // Those that nothing moves leave their share of the average where the layer's are.
+            tiles.repeat(&engine, [Some(M::view(&running.mean)), Some(M::view(&running.var))])?;
+        }
         let mut args =
             ForwardTrain::<M, E>::new(M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
         args.residual = whole.residual.as_ref().map(M::reborrow);
@@ -195,11 +201,13 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             Running::new(mean, var, 1.0).variance(config.variance)
         });
         args.saved = saved.open_groups(1).first_mut();
+        args.mask = mask.map(Mask::reborrow);
         let args = args.activation(config.activation).eps(config.eps).one_value(config.one_value);
         engine.forward_train(&all, args.alone(true))?;
 
         let Some(running) = running.take() else { return Ok(()) };
-        let keeps_var = config.one_value == OneValue::KeepVariance && all.per_channel() == 1;
+        let keeps = config.one_value == OneValue::KeepVariance && all.per_channel() == 1;
+        let keeps_var = keeps && !masked;
         let Tiles { shape, mean, var, spare, spare_channel, .. } = tiles;
         // Of all groups at once, or one after the other.
         let (shape, steps) = match average {
@@ -228,11 +236,13 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         &mut self,
         saved: &Saved<M, P>,
         groups: usize,
+        places: Option<&M::View<'_, u8>>,
         whole: &mut PartGradients<'_, M, E>,
     ) -> Result<()> {
         let all = saved.forward()?.shape;
         let engine = self.affine.engine.clone();
         let mut args = whole.args(saved);
+        args.mask = places.map(M::reborrow);
         args.check_on(engine.memory(), &all)?;
         engine.supports(&all, args.request()?)?;
         let wants = |param: Option<&Param<M, P>>| param.is_some_and(|param| param.requires_grad);

@@ -87,7 +87,9 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 let updates = Updates { average, groups: groups.len(), vars };
                 self.forward_consecutive(size, whole, &updates, saved)
             }
-            Grouping::AsChannels(groups) => self.forward_as_channels(groups, whole, average, saved),
+            Grouping::AsChannels(groups) => {
+                self.forward_as_channels(groups, whole, None, average, saved)
+            }
             Grouping::AtOnce(groups) => self.forward_at_once(groups, whole, average, saved),
             Grouping::Strided(groups) => {
                 let updates = Updates { average, groups, vars: groups };

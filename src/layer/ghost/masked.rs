@@ -4,8 +4,10 @@ use super::super::{BatchNorm, GhostUpdate, Part, RunningStats};
 use super::Scratch;
 use super::channels::running_of;
 use super::forward::{consecutive, present, rows_at, slice};
-use crate::engine::{Counted, GroupRows, Grouping, MergeMasked};
-use crate::{Element, Engine, Error, Input, Mask, Memory, Real, Result, Saved, Shape};
+use crate::engine::{Counted, GroupRows, Grouping, MergeMasked, Places};
+use crate::{
+    AllMasked, Element, Engine, Error, Input, Mask, Memory, OneValue, Real, Result, Saved, Shape,
+};
 use std::ops::Range;
 
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
@@ -19,22 +21,53 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     ) -> Result<()> {
         self.check_capture()?;
         check_rows(&whole.shape, &mask)?;
-        self.check_groups(grouping, whole, Some(&mask))?;
         let shape = whole.shape;
-        let grouping = grouping.in_turn();
+        let (grouping, last) = self.masked_grouping::<E>(grouping, &shape, &mask)?;
+        let mask = Mask { last, ..mask };
+        self.check_groups(grouping, whole, Some(&mask))?;
         match grouping {
-            Grouping::Consecutive(size) => {
-                self.masked_consecutive(size, &mask, whole, saved)?;
-                saved.fill_groups(shape, grouping)
+            Grouping::Consecutive(size) => self.masked_consecutive(size, &mask, whole, saved)?,
+            Grouping::AsChannels(groups) => {
+                let before = self.running.as_ref().map_or(0, |running| running.num_batches_tracked);
+                let average = self.averages().then(|| self.affine.config.momentum.factors(before));
+                self.forward_as_channels(groups, whole, Some(&mask), average, saved)?;
             }
             // No mask comes to what takes groups at once.
-            Grouping::AtOnce(GroupRows { count: groups, .. })
-            | Grouping::AsChannels(groups)
-            | Grouping::Strided(groups) => {
+            Grouping::AtOnce(GroupRows { count: groups, .. }) | Grouping::Strided(groups) => {
                 self.masked_strided(groups, &mask, whole, saved)?;
-                saved.fill_groups(shape, Grouping::Strided(groups))
             }
         }
+        saved.fill_groups(shape, grouping)
+    }
+
+    /// How groups are taken by a mask, and the length of the last axis that it is without, if it is: strided ones are
+    /// channels of one tensor where those of a place are neighbours, and where no running statistics have to stay where
+    /// they are between two groups.
+    fn masked_grouping<E: Element>(
+        &self,
+        grouping: Grouping,
+        shape: &Shape,
+        mask: &Mask<'_, M>,
+    ) -> Result<(Grouping, Option<usize>)> {
+        let grouping = grouping.in_turn();
+        let (Grouping::AsChannels(groups) | Grouping::Strided(groups)) = grouping else {
+            return Ok((grouping, mask.last));
+        };
+        let each = match Places::new(shape, mask.last)? {
+            Places::Neighbours(each) => Some(each),
+            Places::Positions { channels, inner } => (inner == 1).then_some(channels),
+        };
+        let keeps = mask.all_masked == AllMasked::Keep
+            || self.affine.config.one_value == OneValue::KeepVariance;
+        let moves_all = self.averages() || !self.updates_running || !keeps;
+        let engine = self.engine();
+        let all = shape.of_strided_groups(groups).filter(|all| {
+            moves_all && (all.dealt().is_none() || engine.takes_groups(all, E::DTYPE))
+        });
+        Ok(match (all, each) {
+            (Some(_), Some(each)) => (Grouping::AsChannels(groups), Some(each)),
+            _ => (Grouping::Strided(groups), mask.last),
+        })
     }
 
     fn averages(&self) -> bool {

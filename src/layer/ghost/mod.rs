@@ -71,8 +71,9 @@ rule! {
 /// an activation's derivative takes more than x: running statistics that are averaged, and the parameters' gradients of
 /// strided groups, are then summed over the groups in f64. Elsewhere they are a single
 /// call of [`Cuda`](crate::Cuda) and [`Gpu`](crate::Gpu), where the channels and what is behind them are at most 512
-/// elements (256 of f64, and where these are not whole vectors of 16 bytes); else, and by a [`Mask`](crate::Mask), strided
-/// groups take one more pass over x, and calls for every row.
+/// elements (256 of f64, and where these are not whole vectors of 16 bytes); else strided groups take one more pass over x, and
+/// calls for every row. By a [`Mask`](crate::Mask) they do where something is behind the channels that has a place for
+/// each position, and where each group moves the running statistics as a batch and may leave them where they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -240,7 +241,7 @@ impl<M: Memory, P: Real> Scratch<M, P> {
 impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     /// How a training batch of this shape is grouped, if it is.
     ///
-    /// By a mask, which positions have and not channels, groups are no channels of one tensor.
+    /// By a mask strided groups are calls for each row here: whether that goes otherwise is looked at with the mask.
     pub(super) fn grouping(
         &self,
         shape: &Shape,
