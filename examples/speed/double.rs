@@ -1,11 +1,11 @@
 //! The gradients of a backward beside that backward, in turns. The backward reads x and the gradient of y twice and
 //! writes one result, 5 tensors; these read one more twice and write one more, 8 tensors. Where both fit the cache
-//! they are 3 and 5.
-use super::steps::{SHAPES, has_words, in_turns, median};
+//! they are 3 and 5. By a mask that backward is one by it, too.
+use super::steps::{By, SHAPES, has_words, in_turns, median};
 use crate::table::{Case, data};
 use anyhow::Result;
 use batchnorm::{Activation, Backward, DType, DoubleBackward, Element, Engine, ForwardTrain};
-use batchnorm::{Host, Saved};
+use batchnorm::{Host, Mask, Saved};
 use half::{bf16, f16};
 use std::io::{self, Write};
 
@@ -14,17 +14,31 @@ pub fn compare<G: Engine<Memory = Host>>(engine: &G, words: &[&str], rounds: usi
     let mut out = io::stdout();
     for dtype in ["f32", "bf16", "f16"] {
         for (dims, layout) in SHAPES {
-            for activation in [Activation::Identity, Activation::Relu, Activation::Silu] {
+            let ways = [
+                (By::Batch, Activation::Identity),
+                (By::Batch, Activation::Relu),
+                (By::Batch, Activation::Silu),
+                (By::Padded, Activation::Identity),
+                (By::Padded, Activation::Relu),
+                (By::Padded, Activation::Silu),
+            ];
+            for (by, activation) in ways {
                 let case = Case::parse("bwd", dims, layout.name(), dtype)?;
-                let (dims, behind) = (case.dims_name(), format!("double-{activation}"));
-                let name = format!("{dims:16} {:6} {dtype:5} {behind:15}", layout.name());
+                let places = by.places(&case);
+                let padded = if places.is_some() { "padded-" } else { "" };
+                let (dims, behind) = (case.dims_name(), format!("{padded}double-{activation}"));
+                let name = format!("{dims:16} {:6} {dtype:5} {behind:18}", layout.name());
                 if !has_words(&name, words) {
                     continue;
                 }
                 let (us, ratio) = match case.dtype {
-                    DType::F32 => pair::<f32, G>(engine, &case, activation, rounds)?,
-                    DType::F16 => pair::<f16, G>(engine, &case, activation, rounds)?,
-                    _ => pair::<bf16, G>(engine, &case, activation, rounds)?,
+                    DType::F32 => {
+                        pair::<f32, G>(engine, (&case, places.as_deref()), activation, rounds)?
+                    }
+                    DType::F16 => {
+                        pair::<f16, G>(engine, (&case, places.as_deref()), activation, rounds)?
+                    }
+                    _ => pair::<bf16, G>(engine, (&case, places.as_deref()), activation, rounds)?,
                 };
                 writeln!(out, "{name} {us:10.1} {ratio:7.2}")?;
             }
@@ -36,7 +50,7 @@ pub fn compare<G: Engine<Memory = Host>>(engine: &G, words: &[&str], rounds: usi
 /// Microseconds of the backward, and how many times that the other takes.
 fn pair<E: Element<Acc = f32>, G: Engine<Memory = Host>>(
     engine: &G,
-    case: &Case,
+    (case, places): (&Case, Option<&[u8]>),
     activation: Activation,
     rounds: usize,
 ) -> Result<(f64, f64)> {
@@ -49,13 +63,17 @@ fn pair<E: Element<Acc = f32>, G: Engine<Memory = Host>>(
     let (mut of_weight, mut of_bias, weight) = (channel(), channel(), channel());
     let mut saved = Saved::new();
     let args = ForwardTrain::<Host, E>::new(&x, &mut y).saved(&mut saved).weight(&weight);
-    engine.forward_train(&shape, args.activation(activation))?;
+    let mut args = args.activation(activation);
+    args.mask = places.map(|places| Mask::<Host>::new(places));
+    engine.forward_train(&shape, args)?;
     let plain = |grad_x: &mut [E], of_weight: &mut [f32], of_bias: &mut [f32]| {
-        let args = Backward::<Host, E>::new(&saved, &x, &grad_y).grad_x(grad_x);
+        let mut args = Backward::<Host, E>::new(&saved, &x, &grad_y).grad_x(grad_x);
+        args.mask = places;
         Ok(engine.backward(&shape, args.grad_weight(of_weight).grad_bias(of_bias))?)
     };
     let double = |gg_grad_y: &mut [E], gg_x: &mut [E], of_weight: &mut [f32]| {
-        let args = DoubleBackward::<Host, E>::new(&saved, &x, &grad_y).v_x(&v_x);
+        let mut args = DoubleBackward::<Host, E>::new(&saved, &x, &grad_y).v_x(&v_x);
+        args.mask = places;
         let args = args.v_weight(&weight).v_bias(&weight);
         let args = args.gg_grad_y(gg_grad_y).gg_x(gg_x).gg_weight(of_weight);
         Ok(engine.double_backward(&shape, args)?)

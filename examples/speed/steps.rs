@@ -16,7 +16,7 @@ const TURN: f64 = 0.01;
 
 /// What statistics are taken of.
 #[derive(Clone, Copy, PartialEq)]
-enum By {
+pub enum By {
     Batch,
     /// What stands before some place of every sample.
     Padded,
@@ -28,10 +28,14 @@ enum By {
     Ghost(usize),
     /// Every so manieth row.
     Strided(usize),
+    /// The same three of what stands before some place.
+    PaddedRenorm,
+    PaddedGhost(usize),
+    PaddedStrided(usize),
 }
 
 impl By {
-    const OTHERS: [Self; 8] = [
+    const OTHERS: [Self; 11] = [
         By::Padded,
         By::Random,
         By::Renorm,
@@ -40,12 +44,25 @@ impl By {
         By::Ghost(32),
         By::Strided(4),
         By::Strided(32),
+        By::PaddedRenorm,
+        By::PaddedGhost(16),
+        By::PaddedStrided(32),
     ];
     /// Whether so many rows have groups.
     fn groups(self, rows: usize) -> bool {
-        match self {
+        match self.of_all() {
             By::Ghost(size) | By::Strided(size) => size < rows && rows.is_multiple_of(size),
             _ => true,
+        }
+    }
+    /// The same without a mask.
+    fn of_all(self) -> Self {
+        match self {
+            By::Padded | By::Random => By::Batch,
+            By::PaddedRenorm => By::Renorm,
+            By::PaddedGhost(size) => By::Ghost(size),
+            By::PaddedStrided(size) => By::Strided(size),
+            _ => self,
         }
     }
     fn name(self) -> String {
@@ -56,11 +73,12 @@ impl By {
             By::Renorm => "renorm".into(),
             By::Ghost(size) => format!("ghost{size}"),
             By::Strided(size) => format!("strided{size}"),
+            _ => format!("padded-{}", self.of_all().name()),
         }
     }
     fn config(self) -> Config {
         let config = Config::default();
-        match self {
+        match self.of_all() {
             By::Renorm => config.renorm(Renorm::keras().clip(RenormClip::paper(3.0, 5.0))),
             By::Ghost(size) => config.ghost(Ghost::consecutive(size)),
             By::Strided(size) => config.ghost(Ghost::strided(size)),
@@ -68,7 +86,7 @@ impl By {
         }
     }
     /// A byte for every position, where there is a mask.
-    fn places(self, case: &Case) -> Option<Vec<u8>> {
+    pub fn places(self, case: &Case) -> Option<Vec<u8>> {
         let (samples, positions) = match case.layout {
             // Sequences of 128 rows.
             Layout::Nc => (case.dims[0].div_ceil(128), 128.min(case.dims[0])),
@@ -76,15 +94,15 @@ impl By {
         };
         let all = case.dims[0] * case.dims[2..].iter().product::<usize>();
         let at = |i: usize| match self {
-            By::Padded => {
+            By::Random => u8::from(data::value(i as u32, 99) < 1.17),
+            _ => {
                 let (sample, place) = (i / positions, i % positions);
                 // From a quarter of the places on.
                 u8::from(4 * place < positions + (sample * 37 + 11) % 100 * 3 * positions / 100)
             }
-            _ => u8::from(data::value(i as u32, 99) < 1.17),
         };
         debug_assert!(samples * positions >= all);
-        matches!(self, By::Padded | By::Random).then(|| (0..all).map(at).collect())
+        (self != self.of_all()).then(|| (0..all).map(at).collect())
     }
 }
 
@@ -119,7 +137,7 @@ pub fn compare<G: Engine<Memory = Host>>(
     let mut out = io::stdout();
     writeln!(
         out,
-        "{:16} {:6} {:5} {:15} {:>10} {:>7}",
+        "{:16} {:6} {:5} {:18} {:>10} {:>7}",
         "shape", "layout", "dtype", "", "us", "x plain"
     )?;
     for dtype in ["f32", "bf16", "f16"] {
@@ -127,7 +145,7 @@ pub fn compare<G: Engine<Memory = Host>>(
             for by in By::OTHERS {
                 let case = Case::parse("bwd", dims, layout.name(), dtype)?;
                 let (name, by_name) = (case.dims_name(), by.name());
-                let name = format!("{name:16} {:6} {dtype:5} {by_name:15}", layout.name());
+                let name = format!("{name:16} {:6} {dtype:5} {by_name:18}", layout.name());
                 if !has_words(&name, words) || !by.groups(dims[0]) {
                     continue;
                 }
