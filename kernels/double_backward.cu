@@ -40,22 +40,27 @@ template <class A> struct Parameters {
 // The library's test in src/engine/cuda/launch/double_backward.rs reads these lines.
 #define FIELD(type, field, place) static_assert(offsetof(type, field) == place, "the library has it elsewhere")
 #define SIZE(type, bytes) static_assert(sizeof(type) == bytes, "the library has it in another size")
-SIZE(Cut, 88);
+SIZE(Cut, 128);
 FIELD(Cut, elements, 0);
 FIELD(Cut, inner, 8);
 FIELD(Cut, row, 16);
 FIELD(Cut, width, 24);
-FIELD(Cut, chunk, 32);
-FIELD(Cut, vectors, 40);
-FIELD(Cut, channels, 48);
-FIELD(Cut, chunks, 52);
-FIELD(Cut, runs, 56);
-FIELD(Cut, lanes, 60);
-FIELD(Cut, aligned, 64);
-FIELD(Cut, ragged, 68);
-FIELD(Cut, groups, 72);
-FIELD(Cut, together, 76);
-FIELD(Cut, dealt, 80);
+FIELD(Cut, all, 32);
+FIELD(Cut, chunk, 40);
+FIELD(Cut, vectors, 48);
+FIELD(Cut, step, 56);
+FIELD(Cut, rest, 64);
+FIELD(Cut, next_at, 72);
+FIELD(Cut, next_number, 80);
+FIELD(Cut, channels, 88);
+FIELD(Cut, chunks, 92);
+FIELD(Cut, tiles, 96);
+FIELD(Cut, runs, 100);
+FIELD(Cut, lanes, 104);
+FIELD(Cut, aligned, 108);
+FIELD(Cut, ragged, 112);
+FIELD(Cut, groups, 116);
+FIELD(Cut, together, 120);
 SIZE(Channels<float>, 40);
 FIELD(Channels<float>, mean, 0);
 FIELD(Channels<float>, mean_rest, 8);
@@ -255,9 +260,10 @@ __device__ void sums(const Cut &cut, const Channels<AccOf<T>> &by, const Reads<T
         if (threadIdx.x < K) partials[u64(blockIdx.x) * K + threadIdx.x] = parts[threadIdx.x][0];
         return;
     }
-    const u64 block = anew(blockIdx.x), column = way.column_of(cut, block) + threadIdx.x;
+    const unsigned block = anew(blockIdx.x), set = way.set_of(cut, block);
+    const u64 column = way.column_of(cut, block) + threadIdx.x;
     if (threadIdx.x < TILE_COLUMNS && column < cut.width) {
-        double *const to = partials + (way.part_of(cut, block) * cut.width + column) * K;
+        double *const to = partials + (set * cut.width + column) * K;
 #pragma unroll
         for (unsigned k = 0; k < K; k++) to[k] = parts[k][threadIdx.x];
     }
@@ -272,14 +278,12 @@ __device__ void finalize(const Cut &cut, const Channels<A> &by, const Parameters
     if (c >= cut.channels) return; // a whole team
     const unsigned member = threadIdx.x % team;
     double s[CURVED] = {};
-    // Columns of a channel: in what its group has of a row of all groups, and in all such rows that are cut together.
-    const u64 of_group = cut.dealt / cut.row * cut.inner, of_all = cut.dealt * cut.groups;
-    const u64 columns = cut.runs ? 1 : cut.width / of_all * of_group;
-    const u64 first = c / cut.together * cut.dealt + c % cut.together * cut.inner;
+    const u64 columns = cut.runs ? 1 : cut.width / cut.row * cut.inner;
+    const u64 group = c / cut.together, first = c % cut.together * cut.inner;
     for (u64 n = member; partials && n < cut.chunks * columns; n += team) {
-        const u64 part = n / columns, q = n % columns;
-        const u64 column = first + q / of_group * of_all + q % of_group / cut.inner * cut.row + q % cut.inner;
-        const double *const of = partials + (cut.runs ? c * cut.chunks + part : part * cut.width + column) * k_of;
+        const u64 part = n / columns, q = n % columns, set = part * cut.groups + group;
+        const u64 column = first + q / cut.inner * cut.row + q % cut.inner;
+        const double *const of = partials + (cut.runs ? c * cut.chunks + part : set * cut.width + column) * k_of;
 #pragma unroll
         for (unsigned k = 0; k < CURVED; k++) {
             if (k < k_of) s[k] += of[k];
@@ -391,9 +395,9 @@ __device__ void apply(const Cut &cut, const Channels<AccOf<T>> &by, const Reads<
             if (to.gg_residual) staged.at(V_X, at) = E::narrow(A(h));
         }
         __syncthreads();
-        if (to.gg_x) staged.flush(cut, X, to.gg_x, places);
-        if (to.gg_grad_y) staged.flush(cut, GRAD_Y, to.gg_grad_y, places);
-        if (to.gg_residual) staged.flush(cut, V_X, to.gg_residual, places);
+        if (to.gg_x) staged.flush(cut, X, to.gg_x, places, way.lanes);
+        if (to.gg_grad_y) staged.flush(cut, GRAD_Y, to.gg_grad_y, places, way.lanes);
+        if (to.gg_residual) staged.flush(cut, V_X, to.gg_residual, places, way.lanes);
     }
 }
 

@@ -8,11 +8,18 @@ struct Cut {
     /// Elements of the tensor, of a channel in a row of all channels, of such a row, and of as many of them as are cut
     /// into columns together. A row of one channel is all of it.
     u64 elements, inner, row, width;
-    /// Vectors of a channel, or rows of columns, of a part.
-    u64 chunk;
-    /// Vectors that a run touches, at most.
+    /// Vectors of a channel, or rows of columns, and those of a part.
+    u64 all, chunk;
+    /// Vectors that a run touches, at most; or the rows of columns that lie together.
     u64 vectors;
+    /// Elements from one run of a channel to the next, or from so many rows of columns to the next; and what of that
+    /// the vectors or rows before have not gone.
+    u64 step, rest;
+    /// What a thread goes from one vector to its next: elements, and vectors of a run or rows.
+    u64 next_at, next_number;
     unsigned channels, chunks;
+    /// Blocks beside each other that take all columns.
+    unsigned tiles;
     /// Whether a block takes a channel.
     unsigned runs;
     /// Elements of a byte of the mask.
@@ -21,10 +28,9 @@ struct Cut {
     unsigned aligned;
     /// Whether vectors may have elements of two runs.
     unsigned ragged;
-    /// Where rows are dealt out to groups, each with channels of its own: groups, the channels of one, and the elements
-    /// that one has in a row of all groups. Without, all is of one group.
+    /// Where rows are dealt out to groups, each with columns and channels of its own: groups, and the channels of one.
+    /// Without, all is of one group.
     unsigned groups, together;
-    u64 dealt;
 };
 
 /// Which values count for a mask: by a byte of every position, or of so many neighbours. All of them without one.
@@ -70,45 +76,44 @@ template <class T, unsigned N> struct Way {
     /// Vectors that it has yet to move; the run, or the vector itself, of the next, and its number in the run. No
     /// memory holds a tensor of whose parts one thread had more than 32 bits count.
     unsigned count;
-    u64 run, number, step_run, step_number;
+    /// Lanes of its vectors that are columns: fewer than all only where vectors are not moved at once.
+    unsigned lanes;
+    u64 run, number;
     /// What of the part is left for it from this stage on: of elements of a channel, or of a column.
     unsigned left;
 
-    __device__ Way(const Cut &cut, u64 block) {
+    __device__ Way(const Cut &cut, unsigned block) {
         const unsigned t = threadIdx.x;
+        constexpr unsigned STEP = BLOCK / ACROSS;
+        const unsigned set = set_of(cut, block), group = set % cut.groups;
+        const u64 start = column_of(cut, block), column = start + t % TILE_COLUMNS;
+        const u64 of_vector = cut.runs ? 0 : start + t % ACROSS * W;
+        const u64 begin = (cut.runs ? block % cut.chunks : set / cut.groups) * cut.chunk;
+        const u64 here = min(begin + cut.chunk, cut.all) - begin;
+        const unsigned first = cut.runs ? t : t / ACROSS;
+        stages = unsigned(cut.runs ? (here + STAGE - 1) / STAGE : (here + ROWS - 1) / ROWS);
+        const u64 behind = here - first + (cut.runs ? BLOCK : STEP) - 1;
+        count = of_vector < cut.width && first < here ? unsigned(cut.runs ? behind / BLOCK : behind / STEP) : 0;
+        const u64 outer = (begin + first) / cut.vectors;
+        number = begin + first - outer * cut.vectors;
+        run = outer * cut.step;
+        lanes = W;
         if (cut.runs) {
-            channel = unsigned(block / cut.chunks);
-            const u64 begin = block % cut.chunks * cut.chunk, all = cut.elements / cut.row * cut.vectors;
-            const u64 here = min(begin + cut.chunk, all) - begin;
-            stages = unsigned((here + STAGE - 1) / STAGE);
-            count = t < here ? unsigned((here - t + BLOCK - 1) / BLOCK) : 0;
-            run = (begin + t) / cut.vectors * cut.row + channel * cut.inner;
-            number = (begin + t) % cut.vectors;
-            step_run = BLOCK / cut.vectors * cut.row;
-            step_number = BLOCK % cut.vectors;
+            channel = block / cut.chunks;
+            run += channel * cut.inner;
             left = unsigned(here * W);
         } else {
-            const u64 start = column_of(cut, block), column = start + t % TILE_COLUMNS;
-            channel = unsigned(column / cut.dealt % cut.groups * cut.together + column % cut.row / cut.inner);
-            const u64 rows = (cut.elements + cut.width - 1) / cut.width;
-            const u64 begin = part_of(cut, block) * cut.chunk, here = min(begin + cut.chunk, rows) - begin;
-            stages = unsigned((here + ROWS - 1) / ROWS);
-            constexpr unsigned STEP = BLOCK / ACROSS;
-            const u64 of_vector = start + t % ACROSS * W, row = t / ACROSS;
-            count = of_vector < cut.width && row < here ? unsigned((here - row + STEP - 1) / STEP) : 0;
-            run = (begin + row) * cut.width + of_vector;
-            number = 0;
-            step_run = STEP * cut.width;
-            step_number = 0;
+            channel = group * cut.together + unsigned(column % cut.row / cut.inner);
+            run += (group * cut.vectors + number) * cut.width + of_vector;
+            lanes = unsigned(min(u64(W), cut.width - of_vector));
             left = column < cut.width ? unsigned(here) : 0;
             // The last row may be shorter.
             if (left > 0 && (begin + here - 1) * cut.width + column >= cut.elements) left--;
         }
     }
-    static __device__ u64 tiles(const Cut &cut) { return (cut.width + TILE_COLUMNS - 1) / TILE_COLUMNS; }
-    /// The first column of a block of columns, and its part of them.
-    static __device__ u64 column_of(const Cut &cut, u64 block) { return block % tiles(cut) * TILE_COLUMNS; }
-    static __device__ u64 part_of(const Cut &cut, u64 block) { return block / tiles(cut); }
+    /// The first column of a block of columns, and which part of which group's it takes: part by part.
+    static __device__ u64 column_of(const Cut &cut, unsigned block) { return u64(block % cut.tiles) * TILE_COLUMNS; }
+    static __device__ unsigned set_of(const Cut &cut, unsigned block) { return block / cut.tiles; }
     /// Where the next vector lies.
     __device__ Place next(const Cut &cut) {
         if (count == 0) return {0, 0, 0};
@@ -122,11 +127,11 @@ template <class T, unsigned N> struct Way {
         } else if (place.at + W > cut.elements) {
             place.to = place.at < cut.elements ? unsigned(cut.elements - place.at) : 0;
         }
-        run += step_run;
-        number += step_number;
-        if (step_number > 0 && number >= cut.vectors) {
+        run += cut.next_at;
+        number += cut.next_number;
+        if (number >= cut.vectors) {
             number -= cut.vectors;
-            run += cut.row;
+            run += cut.rest;
         }
         return place;
     }
@@ -238,8 +243,8 @@ template <class T, unsigned N> struct alignas(16) Staged {
         }
         __syncthreads();
     }
-    /// Writes what the block has made of one.
-    __device__ void flush(const Cut &cut, unsigned tensor, T *to, const Place (&places)[EACH]) {
+    /// Writes what the block has made of one, of so many lanes at most.
+    __device__ void flush(const Cut &cut, unsigned tensor, T *to, const Place (&places)[EACH], unsigned lanes) {
 #pragma unroll
         for (unsigned k = 0; k < EACH; k++) {
             const unsigned slot = threadIdx.x + k * BLOCK;
@@ -248,7 +253,9 @@ template <class T, unsigned N> struct alignas(16) Staged {
                 store<T, W>(to + place.at, 0, vectors[tensor][slot], true);
             } else {
 #pragma unroll 1
-                for (unsigned i = place.from; i < place.to; i++) to[place.at + i] = at(tensor, slot * W + i);
+                for (unsigned i = place.from; i < min(place.to, lanes); i++) {
+                    to[place.at + i] = at(tensor, slot * W + i);
+                }
             }
         }
     }

@@ -164,12 +164,13 @@ fn masks_go_with_groups_and_renormalization() {
                 let got = taken_by(on, &shape, config, Some(&places));
                 let what =
                     format!("{shape}, {config}, resident: {is_resident}: {got:?} beside {plain:?}");
-                // Calls for every row take the sums of a group before its gradients, where a plain step is resident.
-                let by_rows = config.ghost == Some(Ghost::strided(rows));
+                // Where something is behind the channels, strided groups are calls for every row, which take the sums of
+                // a group before its gradients, where a plain step is resident.
+                let by_rows = config.ghost == Some(Ghost::strided(rows)) && shape.inner() > 1;
                 let bar = match (is_resident, by_rows) {
                     (true, true) => 2.1,
-                    (true, false) => 1.6,
-                    (false, _) => 1.5,
+                    (true, false) if config.renorm.is_some() => 1.6,
+                    _ => 1.5,
                 };
                 assert!(got.step <= bar * plain.step, "{what}");
                 assert!(got.step >= plain.step, "{what}");
@@ -195,12 +196,10 @@ fn double_backwards_of_groups_and_masks_read_for_their_sums_and_once_more() {
             let got = taken_by(RESIDENT, &shape, config, places);
             let what = format!("{shape}, {config}, mask: {}: {got:?}", places.is_some());
             // Partial sums of columns, and the bytes of a mask.
-            // Rows of 256 x 64 that are dealt out leave sums of few values each.
-            let is_dealt = is_strided && places.is_none() && shape.outer() == 8192;
-            assert!(got.doubles <= if is_dealt { 14.0 } else { 8.0 * 1.15 }, "{what}");
+            assert!(got.doubles <= 8.0 * 1.15, "{what}");
             assert!(got.doubles >= 8.0, "{what}");
             // Strided groups are one call, and sums of the parameters' gradients.
-            let is_one = is_strided && places.is_none();
+            let is_one = is_strided && (places.is_none() || shape.inner() == 1);
             assert!(!is_one || got.double_launches <= 10, "{what}");
         }
     }

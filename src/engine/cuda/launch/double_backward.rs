@@ -16,18 +16,27 @@ pub(in crate::engine::cuda) struct Cut {
     inner: u64,
     row: u64,
     width: u64,
+    /// Vectors of a channel, or rows of columns, and those of a part.
+    all: u64,
     chunk: u64,
+    /// Of a run, or the rows of columns that lie together; from one of either to the next, and what rows leave of that.
     vectors: u64,
+    step: u64,
+    rest: u64,
+    /// What a thread goes to its next vector: elements, and vectors or rows.
+    next_at: u64,
+    next_number: u64,
     channels: u32,
     chunks: u32,
+    /// Tiles of 64 columns that take a row of them.
+    tiles: u32,
     runs: u32,
     lanes: u32,
     aligned: u32,
     ragged: u32,
-    /// Where rows are dealt out to groups: groups, the channels of one, and its elements in a row of all groups.
+    /// Where rows are dealt out to groups: groups, each of which has columns of its own, and the channels of one.
     groups: u32,
     together: u32,
-    dealt: u64,
 }
 
 /// What is read; null where it is absent.
@@ -146,7 +155,7 @@ impl Cut {
         let (outer, channels, inner) = folded(shape);
         let (positions, together) = dealt(shape).unwrap_or((1, channels));
         let (elements, row) = (outer * channels * inner, (together * inner).max(1));
-        let (groups, dealt) = (channels / together.max(1), positions.max(1) * row);
+        let groups = (channels / together.max(1)).max(1);
         let size = dtype.size() as u64;
         let lanes = 16 / size;
         // What a run has before its first whole vector is a multiple of this; as many elements as that leaves
@@ -154,13 +163,29 @@ impl Cut {
         let common = gcd(inner, lanes);
         let long = inner >= LONG && (lanes - common) * LONG <= inner;
         let runs = long && shape.dealt().is_none();
-        let width = if runs { row } else { columns(groups.max(1) * dealt, lanes) };
-        let vectors = if runs { (lanes - common + inner).div_ceil(lanes) } else { 1 };
+        let width = match shape.dealt() {
+            _ if runs => row,
+            None => columns(row, lanes),
+            Some(_) => columns_of_group(row, positions, lanes),
+        };
+        // A group has neighbouring rows at every position of its own, and then those of the others are in between.
+        let (vectors, step) = match shape.dealt() {
+            _ if runs => ((lanes - common + inner).div_ceil(lanes), row),
+            None => (1, width),
+            Some(_) => ((positions * row / width).max(1), groups * positions * row),
+        };
+        let vectors = vectors.max(1);
+        // What a thread skips from one of its vectors to the next.
+        let next = if runs { BLOCK.into() } else { u64::from(BLOCK) * lanes / COLUMNS };
+        let (next_outer, next_number) = (next / vectors, next % vectors);
+        let of_rows = if runs { 0 } else { width.min(step) };
+        let tiles = width.div_ceil(COLUMNS);
         // What is cut, at least so many of it a part, blocks of a part, and what a stage takes of it.
         let (all, least, blocks, stage) = match runs {
             true => (outer * vectors, STAGE, channels, STAGE),
             false => {
-                let (rows, tiles) = (elements.div_ceil(width), width.div_ceil(COLUMNS));
+                let rows = (elements / groups).div_ceil(width);
+                let tiles = tiles * groups;
                 let least = LEAST_BYTES / size;
                 let least = if tiles * (rows / least) < FEW { least / 2 } else { least };
                 (rows, least, tiles, STAGE * lanes / COLUMNS)
@@ -173,29 +198,36 @@ impl Cut {
             inner: inner.max(1),
             row,
             width,
+            all,
             chunk,
-            vectors: vectors.max(1),
+            vectors,
+            step,
+            rest: step - vectors * of_rows,
+            next_at: next_outer * step + next_number * of_rows,
+            next_number,
             channels: channels as u32,
             chunks: all.div_ceil(chunk) as u32,
+            tiles: tiles as u32,
             runs: runs.into(),
             lanes: form(shape, size).0 as u32,
             aligned: 0,
             ragged: (runs && common < lanes).into(),
-            groups: groups.max(1) as u32,
+            groups: groups as u32,
             together: together.max(1) as u32,
-            dealt,
         }
     }
     /// The same for tensors at these places.
     fn at<T>(self, tensors: impl IntoIterator<Item = Ptr<T>>) -> Self {
         let aligned = tensors.into_iter().all(|tensor| tensor.is_aligned());
-        Self { aligned: aligned.into(), ..self }
+        // Rows of a group may be no whole vectors.
+        let whole = self.runs == 1 || self.width.is_multiple_of(16 / size_of::<T>() as u64);
+        Self { aligned: (aligned && whole).into(), ..self }
     }
     /// Of a pass over the elements.
     fn blocks(&self) -> u64 {
         let parts = match self.runs {
             1 => u64::from(self.channels),
-            _ => self.width.div_ceil(COLUMNS),
+            _ => u64::from(self.tiles) * u64::from(self.groups),
         };
         parts * u64::from(self.chunks)
     }
@@ -203,16 +235,13 @@ impl Cut {
     fn columns(&self) -> u64 {
         match self.runs {
             1 => 1,
-            _ => {
-                self.width / (self.dealt * u64::from(self.groups))
-                    * (self.dealt / self.row)
-                    * self.inner
-            }
+            _ => self.width / self.row * self.inner,
         }
     }
     /// Bytes of the partial sums, `count` for each part of each channel or column.
     fn partials(&self, count: u32) -> u64 {
-        let sets = if self.runs == 1 { self.channels.into() } else { self.width };
+        let columns = self.width * u64::from(self.groups);
+        let sets = if self.runs == 1 { self.channels.into() } else { columns };
         8 * sets * u64::from(self.chunks) * u64::from(count)
     }
     /// Bytes of them and of the coefficients behind them.
@@ -240,6 +269,15 @@ fn columns(row: u64, lanes: u64) -> u64 {
     // In eighths of what is needed.
     let taken = |width: &u64| width.next_multiple_of(COLUMNS) * 8 / width;
     (0..8).map(|more| least + more * whole).min_by_key(taken).unwrap_or(least)
+}
+
+/// The same of the rows of a group, of which so many are neighbours: as many as divide these, whole vectors if that
+/// can be.
+fn columns_of_group(row: u64, positions: u64, lanes: u64) -> u64 {
+    let widths =
+        (1..=COLUMNS.min(positions)).filter(|n| positions.is_multiple_of(*n)).map(|n| n * row);
+    let idle = |width: &u64| width.next_multiple_of(COLUMNS) * 8 / width;
+    widths.min_by_key(|width| (!width.is_multiple_of(lanes), idle(width))).unwrap_or(row)
 }
 
 /// Sums of a channel.
@@ -314,7 +352,7 @@ mod tests {
     fn arguments_lie_as_the_kernels_declare_them() {
         assert_layout! {
             include_str!("../../../../kernels/double_backward.cu");
-            "Cut": Cut { elements, inner, row, width, chunk, vectors, channels, chunks, runs, lanes, aligned, ragged, groups, together, dealt }
+            "Cut": Cut { elements, inner, row, width, all, chunk, vectors, step, rest, next_at, next_number, channels, chunks, tiles, runs, lanes, aligned, ragged, groups, together }
             "Channels<float>": Channels<f32> { mean, mean_rest, invstd, weight, bias }
             "Reads<float>": Reads<f32> { x, grad_y, residual, v_x, v_residual, mask, counting }
             "Writes<float>": Writes<f32> { gg_grad_y, gg_x, gg_residual }
@@ -354,6 +392,31 @@ mod tests {
                 let most = starts.map(|start| (start + cut.inner).div_ceil(lanes)).max();
                 assert!(cut.runs == 0 || Some(cut.vectors) == most, "{cut:?}");
             }
+        }
+    }
+
+    /// Channels last and between other axes, of rows of whole vectors and of others.
+    #[test]
+    fn columns_of_groups_are_neighbouring_rows() {
+        for (dims, axis, groups, width) in [
+            (&[32, 256, 64][..], 2, 4, 64),
+            (&[64, 7, 7, 256], 3, 16, 256),
+            (&[8, 2, 2, 3], 3, 2, 12),
+            (&[12, 10, 6], 2, 3, 60),
+            (&[6, 5, 5], 2, 3, 25),
+            (&[6, 3, 16, 7], 2, 2, 112),
+        ] {
+            let shape = Shape::new(dims, axis).unwrap().of_strided_groups(groups).unwrap();
+            let cut = Cut::new(&shape, DType::F32);
+            assert_eq!((cut.runs, cut.width, cut.groups as usize), (0, width, groups), "{cut:?}");
+            // What the groups have of a row of all of them follows one another.
+            assert_eq!(cut.vectors * cut.width * groups as u64, cut.step, "{cut:?}");
+            assert_eq!(cut.step, (dims[1..].iter().product::<usize>() * groups) as u64);
+            let rows = cut.elements / groups as u64 / cut.width;
+            assert!(cut.chunk * u64::from(cut.chunks) >= rows, "{cut:?}");
+            // Vectors across two rows are taken element by element.
+            let whole = cut.at([Ptr::<f32>::at(64)]).aligned == 1;
+            assert_eq!(whole, width % 4 == 0, "{cut:?}");
         }
     }
 }
