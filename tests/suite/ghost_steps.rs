@@ -103,6 +103,7 @@ fn cases() -> Vec<(&'static [usize], usize, Ghost)> {
         (&[6, 2, 2, 40], 2, apart(3)),
         (&[4, 2, 520], 2, apart(2)),
         (&[8, 1, 5], 1, apart(2)),
+        (&[6, 1, 24], 1, apart(3)),
         // Few rows of many channels, which the engine of the CPU takes in one call.
         (&[14, 24], 1, near(4).remainder(short)),
         (&[12, 20], 1, apart(4).update(GhostUpdate::Average)),

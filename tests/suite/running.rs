@@ -6,7 +6,7 @@ use crate::support::run::{self, Epilogue, Inputs, Mode, Rules, Want, channel_of}
 use crate::support::shapes::cases;
 use crate::support::tolerance::{Kind, tolerance};
 use batchnorm::{
-    BatchNorm, Config, Element, EmptyBatch, Engine, Error, Momentum, NonFinite, OneValue,
+    BatchNorm, Config, Element, EmptyBatch, Engine, Error, Mask, Momentum, NonFinite, OneValue,
     Reference, Shape, Variance,
 };
 use half::{bf16, f16};
@@ -187,8 +187,23 @@ fn what_is_not_finite_is_skipped_in_its_channel_alone<G: Engine>(engine: &G) {
 
 /// Feeds a layer, and says what its running statistics are then.
 fn feed<G: Engine>(bn: &mut BatchNorm<f64, G>, shape: &Shape, x: &[f64]) -> Option<Vec<f64>> {
+    feed_by(bn, shape, x, None)
+}
+fn feed_by<G: Engine>(
+    bn: &mut BatchNorm<f64, G>,
+    shape: &Shape,
+    x: &[f64],
+    places: Option<&[u8]>,
+) -> Option<Vec<f64>> {
     let engine = bn.engine().clone();
-    served(bn.forward(shape, view::<G, f64>(&up(&engine, x))))?;
+    let x = up(&engine, x);
+    let done = match places.map(|places| up(&engine, places)) {
+        None => bn.forward(shape, view::<G, f64>(&x)),
+        Some(places) => {
+            bn.forward_masked(shape, view::<G, f64>(&x), Mask::new(view::<G, u8>(&places)))
+        }
+    };
+    served(done)?;
     let running = bn.running().unwrap();
     Some([down(&engine, &running.mean), down(&engine, &running.var)].concat())
 }
@@ -200,31 +215,39 @@ fn near(got: &[f64], right: &[f64]) {
     assert!(near && got.len() == right.len(), "{got:?}, expected {right:?}");
 }
 
-/// In a channel with a batch that was not finite: as if that batch had not been.
+/// In a channel with a batch that was not finite: as if that batch had not been. By a mask, where a value that counts was
+/// not.
 fn averages_leave_out_what_is_skipped<G: Engine>(engine: &G) {
     let shape = small();
+    let places: Vec<u8> = (0..shape.per_channel()).map(|place| (place % 5 != 2).into()).collect();
     let config = Config::default().momentum(Momentum::Average).non_finite(NonFinite::Skip);
-    let mut bn = BatchNorm::<f64, G>::new(engine, 3, config).unwrap();
-    let mut without = BatchNorm::<f64, G>::new(engine, 3, config).unwrap();
-    for seed in 0..5 {
-        let mut x = numbers::<f64>(shape.len(), seed);
-        if [0, 3].contains(&seed) {
-            x[5] = f64::NAN; // channel 1
-        } else if feed(&mut without, &shape, &x).is_none() {
-            return;
+    for places in [None, Some(&places[..])] {
+        let mut bn = BatchNorm::<f64, G>::new(engine, 3, config).unwrap();
+        let mut without = BatchNorm::<f64, G>::new(engine, 3, config).unwrap();
+        for seed in 0..5 {
+            let mut x = numbers::<f64>(shape.len(), seed);
+            if places.is_some() {
+                x[6] = f64::INFINITY; // channel 1, at a place that does not count
+            }
+            if [0, 3].contains(&seed) {
+                x[5] = f64::NAN; // channel 1
+            } else if feed_by(&mut without, &shape, &x, places).is_none() {
+                return;
+            }
+            if feed_by(&mut bn, &shape, &x, places).is_none() {
+                return;
+            }
         }
-        if feed(&mut bn, &shape, &x).is_none() {
-            return;
-        }
+        let of = |bn: &BatchNorm<f64, G>| {
+            let running = bn.running().unwrap();
+            let channel = |buf| down::<G, f64>(engine, buf)[1];
+            [channel(&running.mean), channel(&running.var)]
+        };
+        near(&of(&bn), &of(&without));
+        assert!(of(&bn).iter().all(|value| value.is_finite()));
+        assert_eq!(bn.running().unwrap().num_batches_tracked, 5);
+        assert_eq!(bn.skipped_updates().unwrap(), [0, 2, 0]);
     }
-    let of = |bn: &BatchNorm<f64, G>| {
-        let running = bn.running().unwrap();
-        let channel = |buf| down::<G, f64>(engine, buf)[1];
-        [channel(&running.mean), channel(&running.var)]
-    };
-    near(&of(&bn), &of(&without));
-    assert_eq!(bn.running().unwrap().num_batches_tracked, 5);
-    assert_eq!(bn.skipped_updates().unwrap(), [0, 2, 0]);
 }
 
 fn one_value_per_channel_gives_the_bias<G: Engine>(engine: &G) {

@@ -3,8 +3,9 @@ use crate::capture::{Tensors, captured};
 use crate::gate::making;
 use crate::support::cuda::on_device;
 use batchnorm::{
-    BatchNorm, Collective, Config, Cuda, Device, DoubleBackward, Element, Engine, Ghost,
-    GhostUpdate, Input, Mask, Memory, Rank, Real, Renorm, Result, Saved, Shape, Synced, Words,
+    Backward, BatchNorm, Collective, Config, Cuda, DType, Device, DoubleBackward, Element, Engine,
+    ForwardTrain, Ghost, GhostUpdate, Input, Mask, Memory, Op, Rank, Real, Renorm, Request, Result,
+    RunningRules, Saved, Shape, Synced, Words,
 };
 
 /// Two ranks of which the other always has what this one has, all of it on the stream.
@@ -136,4 +137,50 @@ fn a_step_in_groups_or_renormalized_is_captured() {
             );
         }
     }
+}
+
+/// An engine that has run nothing yet, but was asked to prepare what is captured: by a mask, and a double backward.
+#[test]
+fn what_is_prepared_needs_nothing_more() {
+    let shape = Shape::new(&[6, 5], 1).unwrap();
+    let engines = [twins(), twins()];
+    let on = engines[0].memory().clone();
+    let values: Vec<f32> = (0..30).map(|i| (i * 7 % 17) as f32 / 4.0).collect();
+    let x = on.upload(&values).unwrap();
+    let places = on.upload(&[1u8, 1, 1, 0, 1, 1]).unwrap();
+    let [mut y, mut grad_x, mut mean, mut var] =
+        [30, 30, 5, 5].map(|len| on.zeros::<f32>(len).unwrap());
+    let mut saved = Saved::new();
+    let mut step = |engine: &Synced<Cuda, Twins>| -> Result<()> {
+        let args = ForwardTrain::<Device, f32>::new(x.as_view(), y.as_view_mut())
+            .running(mean.as_view_mut(), var.as_view_mut(), 1.0)
+            .mask(Mask::new(places.as_view()).count_eps(1e-7))
+            .saved(&mut saved);
+        engine.forward_train(&shape, args)?;
+        let args = Backward::<Device, f32>::new(&saved, x.as_view(), x.as_view());
+        let args = args.mask(places.as_view()).grad_x(grad_x.as_view_mut());
+        engine.backward(&shape, args)?;
+        let mut args = DoubleBackward::<Device, f32>::new(&saved, x.as_view(), x.as_view())
+            .v_x(x.as_view())
+            .gg_x(grad_x.as_view_mut());
+        args.mask = Some(places.as_view());
+        engine.double_backward(&shape, args)
+    };
+    // Makes what is saved, which is as good for the other engine.
+    step(&engines[0]).unwrap();
+    on.stream().synchronize().unwrap();
+    let forward = Request::new(Op::ForwardTrain, DType::F32).running(RunningRules::default());
+    for request in [
+        forward.saves(true),
+        Request::new(Op::Backward, DType::F32),
+        Request::new(Op::DoubleBackward, DType::F32),
+    ] {
+        engines[1].prepare(&shape, request.mask(true)).unwrap();
+    }
+    let (done, graph) = captured(engines[1].engine().stream(), || step(&engines[1]));
+    done.unwrap();
+    graph.unwrap().unwrap().launch().unwrap();
+    engines[1].engine().stream().synchronize().unwrap();
+    let got = on.download(grad_x.as_view()).unwrap();
+    assert!(got.iter().all(|value| value.is_finite()) && got != [0.0; 30], "{got:?}");
 }

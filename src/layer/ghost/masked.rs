@@ -55,7 +55,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         };
         let each = match Places::new(shape, mask.last)? {
             Places::Neighbours(each) => Some(each),
-            Places::Positions { channels, inner } => (inner == 1).then_some(channels),
+            Places::Positions { channels, inner: 1 } => Some(channels),
+            Places::Positions { channels, .. } => (channels == 1).then_some(1),
         };
         let keeps = mask.all_masked == AllMasked::Keep
             || self.affine.config.one_value == OneValue::KeepVariance;
