@@ -221,8 +221,8 @@ impl Engine for Gpu {
     fn supports(&self, shape: &Shape, request: Request) -> Result<()> {
         self.cuda.supports(shape, request)
     }
-    fn takes_groups(&self, shape: &Shape, dtype: DType) -> bool {
-        self.cuda.takes_groups(shape, dtype)
+    fn takes_groups(&self, shape: &Shape, request: Request) -> bool {
+        self.cuda.takes_groups(shape, request)
     }
     fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
         if let Pick::Cudnn(cudnn, _) = self.pick(shape, request) {

@@ -112,11 +112,11 @@ pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
     /// Bytes that a forward puts aside in its [`Saved`] for the backward, beyond the statistics.
     fn reserve_len(&self, shape: &Shape, request: Request) -> usize;
 
-    /// Whether it takes shapes whose rows are dealt out to groups, such as this one, for a training forward and its
+    /// Whether it takes shapes whose rows are dealt out to groups, such as this one, for such a training forward and its
     /// backward: no other operation may be asked for by one.
     #[doc(hidden)]
-    fn takes_groups(&self, shape: &Shape, dtype: crate::DType) -> bool {
-        let _ = (shape, dtype);
+    fn takes_groups(&self, shape: &Shape, request: Request) -> bool {
+        let _ = (shape, request);
         false
     }
     /// How many ranks have the statistics of a training forward in common: 1, but for [`Synced`].

@@ -244,8 +244,8 @@ impl Engine for Cuda {
             _ => self.cut(shape, request.dtype).map(drop),
         }
     }
-    fn takes_groups(&self, shape: &Shape, dtype: DType) -> bool {
-        self.cut(shape, dtype).is_ok()
+    fn takes_groups(&self, shape: &Shape, request: Request) -> bool {
+        self.cut(shape, request.dtype).is_ok()
     }
     fn prepare(&self, shape: &Shape, request: Request) -> Result<()> {
         if matches!(request.op, Op::LayerNorm | Op::LayerNormBackward) {

@@ -6,7 +6,8 @@ use super::channels::running_of;
 use super::forward::{consecutive, present, rows_at, slice};
 use crate::engine::{Counted, GroupRows, Grouping, MergeMasked, Places};
 use crate::{
-    AllMasked, Element, Engine, Error, Input, Mask, Memory, OneValue, Real, Result, Saved, Shape,
+    AllMasked, Element, Engine, Error, Input, Mask, Memory, OneValue, Op, Real, Request, Result,
+    Saved, Shape,
 };
 use std::ops::Range;
 
@@ -61,9 +62,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let keeps = mask.all_masked == AllMasked::Keep
             || self.affine.config.one_value == OneValue::KeepVariance;
         let moves_all = self.averages() || !self.updates_running || !keeps;
+        let request = Request::new(Op::ForwardTrain, E::DTYPE).mask(true);
         let engine = self.engine();
         let all = shape.of_strided_groups(groups).filter(|all| {
-            moves_all && (all.dealt().is_none() || engine.takes_groups(all, E::DTYPE))
+            moves_all && (all.dealt().is_none() || engine.takes_groups(all, request))
         });
         Ok(match (all, each) {
             (Some(_), Some(each)) => (Grouping::AsChannels(groups), Some(each)),

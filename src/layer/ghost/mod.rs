@@ -2,7 +2,7 @@
 use super::parts::Shared;
 use super::{BatchNorm, Config};
 use crate::engine::{Grouping, rule};
-use crate::{DType, Engine, Error, Memory, NonFinite, Real, Result, Shape};
+use crate::{DType, Engine, Error, Memory, NonFinite, Op, Real, Request, Result, Shape};
 use std::fmt;
 
 mod backward;
@@ -249,7 +249,8 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         masked: bool,
     ) -> Result<Option<Grouping>> {
         let takes = |all: &Shape| {
-            !masked && (all.dealt().is_none() || self.engine().takes_groups(all, dtype))
+            let request = Request::new(Op::ForwardTrain, dtype);
+            !masked && (all.dealt().is_none() || self.engine().takes_groups(all, request))
         };
         self.affine.config.ghost.map_or(Ok(None), |ghost| ghost.grouping(shape, takes))
     }
