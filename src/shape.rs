@@ -268,6 +268,12 @@ impl Shape {
     pub(crate) fn dealt(&self) -> Option<Dealt> {
         self.dealt
     }
+    /// So many rows of one group of those, as a tensor of that group's channels alone.
+    pub(crate) fn of_dealt_rows(self, rows: usize) -> Self {
+        let (groups, positions) = self.dealt.map_or((1, 1), |of| (of.groups, of.positions));
+        let (outer, channels) = (rows * positions, self.channels / groups);
+        Self { batch: rows, outer, channels, dealt: None, ..self }
+    }
     /// Indices of channel `c`, in memory order.
     pub(crate) fn channel(self, c: usize) -> impl Iterator<Item = usize> + Clone {
         let start = move |o| (o * self.channels + c) * self.inner;

@@ -1,7 +1,7 @@
 //! The operations compiled for each of the four types in this crate, once: a program that uses the
 //! engine only links them, whatever its own optimization, instead of compiling every level of vector
 //! instructions of every type again. That was most of what a test program took to build.
-use super::{Cpu, backward, double_backward, forward, ghost, groups, layer_norm, stats};
+use super::{Cpu, backward, dealt, double_backward, forward, ghost, groups, layer_norm, stats};
 use crate::engine::{
     Backward, DoubleBackward, ForwardEval, ForwardTrain, GroupRows, LayerNormBackward,
     LayerNormForward, Stats,
@@ -79,7 +79,10 @@ macro_rules! operations {
         impl CpuOperations for $t {
             #[inline(never)]
             fn forward_train(cpu: &Cpu, shape: &Shape, args: ForwardTrain<'_, Host, $t>) -> Result<()> {
-                forward::forward_train(cpu, shape, args, None)
+                match shape.dealt() {
+                    Some(_) => dealt::forward_train(cpu, shape, args),
+                    None => forward::forward_train(cpu, shape, args, None),
+                }
             }
             #[inline(never)]
             fn forward_eval(cpu: &Cpu, shape: &Shape, args: ForwardEval<'_, Host, $t>) -> Result<()> {
@@ -87,7 +90,10 @@ macro_rules! operations {
             }
             #[inline(never)]
             fn backward(cpu: &Cpu, shape: &Shape, args: Backward<'_, Host, $t>) -> Result<()> {
-                backward::backward(cpu, shape, args, None)
+                match shape.dealt() {
+                    Some(_) => dealt::backward(cpu, shape, args),
+                    None => backward::backward(cpu, shape, args, None),
+                }
             }
             #[inline(never)]
             fn forward_train_groups(
@@ -119,7 +125,10 @@ macro_rules! operations {
                 shape: &Shape,
                 args: DoubleBackward<'_, Host, $t>,
             ) -> Result<()> {
-                double_backward::double_backward(cpu, shape, args)
+                match shape.dealt() {
+                    Some(_) => dealt::double_backward(cpu, shape, args),
+                    None => double_backward::double_backward(cpu, shape, args),
+                }
             }
             #[inline(never)]
             fn stats(cpu: &Cpu, shape: &Shape, args: Stats<'_, Host, $t>) -> Result<()> {

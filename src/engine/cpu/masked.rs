@@ -4,7 +4,7 @@ use super::kernels::convert::finite;
 use super::kernels::masked::number;
 use super::plan::Plan;
 use super::simd::{GROUP, ROOM, Simd, TWICE};
-use super::tiles::{bytes_mut, clipped};
+use super::tiles::{clipped, numbers_mut};
 use crate::engine::ops::MaskRules;
 use crate::engine::places::Places;
 use crate::{AllMasked, Element, Result, Shape};
@@ -179,7 +179,8 @@ impl<'a> Masked<'a> {
             }
         };
         let patterns = Patterns::len(plan, places);
-        let patterns = patterns.map(|len| Patterns::new(simd, plan, len, bytes, bytes_mut(memory)));
+        let patterns =
+            patterns.map(|len| Patterns::new(simd, plan, len, bytes, numbers_mut(memory)));
         Self { simd, bytes, places, patterns, count_eps, all_masked, channels }
     }
     /// How many values of a channel count.

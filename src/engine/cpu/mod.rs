@@ -36,6 +36,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 mod backward;
 pub(crate) mod compiled;
 mod counted;
+mod dealt;
 mod double_backward;
 mod elementwise;
 mod extremes;
@@ -130,9 +131,13 @@ impl Engine for Cpu {
     /// One bit per element where a backward takes a mask: see [`Derivative::FromMask`].
     fn reserve_len(&self, shape: &Shape, request: Request) -> usize {
         match request.activation.derivative_from(request.residual) {
+            Derivative::FromMask if shape.dealt().is_some() => dealt::mask_len(shape),
             Derivative::FromMask => Plan::new(shape, 1, 1).mask_len(),
             _ => 0,
         }
+    }
+    fn takes_groups(&self, shape: &Shape, request: Request) -> bool {
+        shape.dealt().is_some() && !request.mask
     }
 
     fn forward_train<E: Element>(

@@ -116,13 +116,25 @@ pub(super) fn merge<E: Element>(
     merged: &mut [f64],
 ) {
     let channels = sums.channels.clone();
-    let [bases, offsets, squares, invstds] = Merged::split_mut(merged);
+    let [bases, offsets, squares, _] = Merged::split_mut(merged);
     finite_f64(simd, &x[channels.start * plan.inner()..], plan.inner(), bases);
     merge_tiles(simd, plan, sums, (&mut *offsets, &mut *squares));
-    let count = shape.per_channel() as f64;
+    let values = |k: usize| shape.channel(channels.start + k).map(|i| x[i].widen().to_f64());
+    invert::<E::Acc, _>(simd, (shape.per_channel() as f64, eps), merged, values);
+}
+
+/// Sets the invstds of channels whose moments are merged, of `count` values each, and makes moments again that have left
+/// the range of a type: `values` are those of a channel, by its number among these.
+pub(super) fn invert<A: Real, I: Iterator<Item = f64>>(
+    simd: Simd,
+    (count, eps): (f64, f64),
+    merged: &mut [f64],
+    values: impl Fn(usize) -> I,
+) {
+    let [bases, offsets, squares, invstds] = Merged::split_mut(merged);
     merging::invstds(simd, squares, count.max(1.0), eps, invstds);
-    let (has_small_eps, small_var) = small_squares::<E::Acc>(eps);
-    for (k, c) in channels.enumerate() {
+    let (has_small_eps, small_var) = small_squares::<A>(eps);
+    for k in 0..bases.len() {
         // Squares below the type matter beside an eps that is as small; those in f32 end at 1e-45, and
         // have lost digits from 1e-38 on.
         let is_small = has_small_eps && squares[k] < count * small_var;
@@ -130,7 +142,7 @@ pub(super) fn merge<E: Element>(
             // From 0 where distances may overflow; else from the first value, so that a constant
             // channel keeps variance 0.
             let from = if is_small { bases[k] } else { 0.0 };
-            let (all, std) = wide_moments(shape, c, x, from);
+            let (all, std) = wide_moments_of(|| values(k), count, from);
             (bases[k], offsets[k], squares[k]) = (all.base, all.offset, all.squares);
             invstds[k] = 1.0 / f64::hypot(std, eps.sqrt());
         }
@@ -192,15 +204,9 @@ fn merge_tiles(
     }
 }
 
-/// The definition, for channels whose sums are not finite (an infinity or a NaN among the values, or
-/// squares beyond the type) or whose squares may be below it; and the deviation, which is in the range
-/// of f64 where the squares are not. The mean counts from `base`.
-fn wide_moments<E: Element>(shape: &Shape, c: usize, x: &[E], base: f64) -> (Moments, f64) {
-    let values = || shape.channel(c).map(|i| x[i].widen().to_f64());
-    wide_moments_of(values, shape.per_channel() as f64, base)
-}
-
-/// The same of `count` values.
+/// The definition, of `count` values, for channels whose sums are not finite (an infinity or a NaN among the values, or
+/// squares beyond the type) or whose squares may be below it; and the deviation, which is in the range of f64 where the
+/// squares are not. The mean counts from `base`.
 pub(super) fn wide_moments_of<I: Iterator<Item = f64>>(
     values: impl Fn() -> I,
     count: f64,

@@ -21,7 +21,7 @@ use super::ranges::ChannelRanges;
 use super::simd::{BLOCK, Simd};
 use super::slots::{Sums, scratch_len};
 use super::table::split_mut;
-use super::tiles::by_range::{Channels, for_each_range};
+use super::tiles::by_range::{ByRange, Channels, for_each_range};
 use super::tiles::{self, Slots, clipped, for_each_tile};
 use crate::engine::Stats;
 use crate::{Element, Host, Real, Result, Shape};
@@ -51,8 +51,38 @@ pub(super) fn stats<E: Element>(
         record[..3 * channels].fill(0.0);
         return Ok(());
     }
+    let mut fields: [_; 3] = split_mut::<_, 3>(record, channels).map(Channels::new);
+    by_range(cpu, simd, (shape, x, 0.0), &mut fields, |merged, mut record| {
+        (0..merged.base.len()).for_each(|k| merged.get(k).write(&mut record, k));
+    });
+    Ok(())
+}
+
+/// The moments of a tensor's channels, as [`Merged`] has them, beside others.
+pub(super) fn merged<E: Element>(
+    (cpu, simd): (&Cpu, Simd),
+    shape: &Shape,
+    (x, eps): (&[E], f64),
+    [base, offset, squares]: [&mut [f64]; 3],
+) {
+    let mut fields = [base, offset, squares].map(Channels::new);
+    by_range(cpu, simd, (shape, x, eps), &mut fields, |merged, [base, offset, squares]| {
+        base.copy_from_slice(merged.base);
+        offset.copy_from_slice(merged.offset);
+        squares.copy_from_slice(merged.squares);
+    });
+}
+
+/// Hands the moments of ranges of channels on, each with its part of `results`.
+fn by_range<'o, E: Element, R: ByRange>(
+    cpu: &Cpu,
+    simd: Simd,
+    (shape, x, eps): (&Shape, &[E], f64),
+    results: &'o mut R,
+    take: impl Fn(Merged<'_>, R::Part<'_>) + Sync,
+) {
     let plan = &Plan::new(shape, size_of::<E>(), 1);
-    let summed = &plan.narrow();
+    let (summed, channels) = (&plan.narrow(), shape.channels());
     let (slot_len, each) = (summed.slot_len(), Merged::FIELDS + scratch_len(summed, 2));
     let slots_len = plan.tiles() * slot_len;
     cpu.with_workspace(slots_len + channels * each, |workspace| {
@@ -61,18 +91,15 @@ pub(super) fn stats<E: Element>(
         for_each_tile(plan, false, &mut Slots::new(slots, slot_len), |tile, slot| {
             moments(simd, plan, &tile, x, slot);
         });
-        let fields: [_; 3] = split_mut(record, channels);
-        let mut parts = (fields.map(Channels::new), Channels::several(work, each));
-        for_each_range(&ranges, &mut parts, |i, (mut record, work)| {
+        let mut parts = (results, Channels::several(work, each));
+        for_each_range(&ranges, &mut parts, |i, (results, work)| {
             let merged_len = ranges.channels(i).len() * Merged::FIELDS;
             let (merged, scratch) = work.split_at_mut(merged_len);
             let sums = Sums::of_range(&ranges, i, (slots, slot_len), scratch);
-            moments::merge(simd, (shape, summed), sums, (x, 0.0), merged);
-            let merged = Merged::new(merged, shape);
-            (0..merged.base.len()).for_each(|k| merged.get(k).write(&mut record, k));
+            moments::merge(simd, (shape, summed), sums, (x, eps), merged);
+            take(Merged::new(merged, shape), results);
         });
     });
-    Ok(())
 }
 
 /// Offsets of the mean (first half of `slot`) and sums of squares (second half) of a tile's

@@ -4,7 +4,7 @@ use super::counted;
 use super::plan::{Plan, Tile};
 use super::shares::Shares;
 use super::simd::{self, Scratch, Simd, Store, TWICE};
-use crate::{Element, Real, Result};
+use crate::{Element, Plain, Real, Result};
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -363,16 +363,10 @@ pub(super) fn numbers<A: Real>(memory: &[f64]) -> &[A] {
     // SAFETY: A is f32 or f64: any bits are one, and where an f64 may stand, it may.
     unsafe { memory.align_to().1 }
 }
-/// The same, to write.
+/// Memory of f64 as values of another type, to write.
 #[inline(always)]
-pub(super) fn numbers_mut<A: Real>(memory: &mut [f64]) -> &mut [A] {
-    // SAFETY: as in `numbers`.
-    unsafe { memory.align_to_mut().1 }
-}
-
-/// Memory of f64 as bytes.
-pub(super) fn bytes_mut(memory: &mut [f64]) -> &mut [u8] {
-    // SAFETY: any bits are bytes, and any bytes are an f64.
+pub(super) fn numbers_mut<T: Plain>(memory: &mut [f64]) -> &mut [T] {
+    // SAFETY: T is f16, bf16, f32, f64 or a byte: any bits are one, and where an f64 may stand, it may.
     unsafe { memory.align_to_mut().1 }
 }
 

@@ -95,6 +95,16 @@ pub fn merge(
     );
 }
 
+/// Offsets from some bases become those from others.
+pub fn count_from(simd: Simd, offsets: &mut [f64], from: &[f64], to: &[f64]) {
+    let n = offsets.len();
+    let (from, to) = (&from[..n], &to[..n]);
+    simd.vectorize(
+        #[inline(always)]
+        |_| (0..n).for_each(|k| offsets[k] += from[k] - to[k]),
+    );
+}
+
 /// The sum of values in eight lanes.
 pub fn total(simd: Simd, values: &[f64]) -> f64 {
     simd.vectorize(
