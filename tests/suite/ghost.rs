@@ -14,7 +14,7 @@ engines! { [reference, cpu, cuda, gpu] [
     what_is_saved_belongs_to_the_last_forward,
 ] }
 
-type Case<'a> = (&'a [usize], usize, Ghost);
+pub(crate) type Case<'a> = (&'a [usize], usize, Ghost);
 
 /// Shapes, channel axes and groups: rows that divide and that do not, channels first, last and alone.
 fn cases() -> Vec<Case<'static>> {
@@ -54,7 +54,7 @@ fn cases() -> Vec<Case<'static>> {
 }
 
 /// The rows of every group.
-fn groups(rows: usize, ghost: Ghost) -> Vec<Vec<usize>> {
+pub(crate) fn groups(rows: usize, ghost: Ghost) -> Vec<Vec<usize>> {
     let by_size = |size: usize| {
         let ends = |from: usize| from..rows.min(from + size);
         (0..rows).step_by(size).map(|from| ends(from).collect()).collect()
@@ -69,7 +69,7 @@ fn groups(rows: usize, ghost: Ghost) -> Vec<Vec<usize>> {
     }
 }
 
-fn parameterized<P: Real, G: Engine>(
+pub(crate) fn parameterized<P: Real, G: Engine>(
     engine: &G,
     channels: usize,
     config: Config,
@@ -85,7 +85,7 @@ fn parameterized<P: Real, G: Engine>(
 }
 
 /// x, residual and grad_y of a step, in f64 too.
-fn tensors<E: Element>(len: usize, step: u64) -> [(Vec<E>, Vec<f64>); 3] {
+pub(crate) fn tensors<E: Element>(len: usize, step: u64) -> [(Vec<E>, Vec<f64>); 3] {
     [1, 2, 3].map(|seed| {
         let values = numbers::<E>(len, step * 10 + seed);
         let wide = wide(&values);
@@ -94,21 +94,21 @@ fn tensors<E: Element>(len: usize, step: u64) -> [(Vec<E>, Vec<f64>); 3] {
 }
 
 /// What is right, by a plain layer in f64 that each group is a batch of.
-struct Right {
-    bn: BatchNorm<f64, Reference>,
-    y: Vec<f64>,
-    grad_x: Vec<f64>,
-    grad_residual: Vec<f64>,
+pub(crate) struct Right {
+    pub bn: BatchNorm<f64, Reference>,
+    pub y: Vec<f64>,
+    pub grad_x: Vec<f64>,
+    pub grad_residual: Vec<f64>,
 }
 
 impl Right {
-    fn new(channels: usize, config: Config) -> Self {
+    pub fn new(channels: usize, config: Config) -> Self {
         let mut config = config;
         config.ghost = None;
         let bn = parameterized(&Reference, channels, config);
         Self { bn, y: vec![], grad_x: vec![], grad_residual: vec![] }
     }
-    fn step(&mut self, (dims, axis, ghost): Case<'_>, [x, residual, grad_y]: [&[f64]; 3]) {
+    pub fn step(&mut self, (dims, axis, ghost): Case<'_>, [x, residual, grad_y]: [&[f64]; 3]) {
         let (rows, len) = (dims[0], x.len());
         let row_len = len / rows;
         (self.y, self.grad_x, self.grad_residual) =

@@ -224,13 +224,16 @@ fn in_place_has_the_same_bits<G: Engine>(engine: &G) {
         (&[12, 68], Ghost::consecutive(6)),
         (&[12, 100], Ghost::strided(3)),
         (&[12, 64], Ghost::strided(4)),
+        // Units of one row, and of several.
+        (&[8, 33, 130], Ghost::strided(4)),
+        (&[14, 40, 26], Ghost::strided(7)),
     ] {
-        let len = dims[0] * dims[1];
+        let (len, axis) = (dims.iter().product(), dims.len() - 1);
         let (mut x, grad_y) = (numbers::<f32>(len, 1), numbers::<f32>(len, 2));
-        x[dims[1] + 2] = f32::INFINITY;
+        x[dims[axis] + 2] = f32::INFINITY;
         let config = Config::default().ghost(ghost).activation(Activation::Relu);
         let [apart, own] = [false, true]
-            .map(|in_place| step_of(engine, (dims, 1), config, [&x[..], &grad_y], in_place));
+            .map(|in_place| step_of(engine, (dims, axis), config, [&x[..], &grad_y], in_place));
         assert!(apart == own, "{dims:?}, {ghost}");
     }
 }
@@ -241,14 +244,17 @@ fn any_number_of_threads_has_the_same_bits<G: Engine>(engine: &G) {
         (&[602, 100], Ghost::consecutive(4).remainder(GhostRemainder::ShortLast)),
         (&[700, 72], Ghost::strided(7)),
         (&[640, 64], Ghost::consecutive(5).update(GhostUpdate::Average)),
+        // Groups that are a task each, and shares of two groups.
+        (&[24, 40, 64], Ghost::strided(4)),
+        (&[28, 40, 32], Ghost::strided(14)),
     ] {
-        let len = dims[0] * dims[1];
+        let (len, axis) = (dims.iter().product(), dims.len() - 1);
         let (mut x, grad_y) = (numbers::<f32>(len, 1), numbers::<f32>(len, 2));
-        x[dims[1] + 2] = 1e30;
+        x[dims[axis] + 2] = 1e30;
         let config = Config::default().ghost(ghost);
         let [right, others @ ..] = [1, 2, 3, 8].map(|threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| step_of(engine, (dims, 1), config, [&x[..], &grad_y], false))
+            pool.install(|| step_of(engine, (dims, axis), config, [&x[..], &grad_y], false))
         });
         assert!(others.iter().all(|other| *other == right), "{dims:?}, {ghost}");
     }

@@ -28,7 +28,7 @@ fn groups(rows: usize, ghost: Ghost) -> Vec<Vec<usize>> {
 }
 
 /// A step of groups beside one of every group, and how both move the running statistics.
-fn compare<E: Element, G: Engine>(
+pub(crate) fn compare<E: Element, G: Engine>(
     engine: &G,
     step: &Step<E>,
     ghost: Ghost,
