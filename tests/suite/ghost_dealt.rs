@@ -155,6 +155,8 @@ fn numbers_of_all_kinds_stay_in_their_group<G: Engine>(engine: &G) {
     for (dims, size) in [(&[8usize, 33, 130], 4), (&[14, 40, 26], 7), (&[28, 40, 32], 14)] {
         let (shape, channels) = (Shape::new(dims, 2).unwrap(), dims[2]);
         let row_len = shape.len() / dims[0];
+        // Sums that calls for rows hand on are f32.
+        let most = if engine.name() == "cpu" { 1e38 } else { 1e36 };
         for eps in [1e-5, 1e-36] {
             let mut x = numbers::<f32>(shape.len(), 1);
             let mut grad_y = numbers::<f32>(shape.len(), 2);
@@ -165,7 +167,7 @@ fn numbers_of_all_kinds_stay_in_their_group<G: Engine>(engine: &G) {
                     x[at + 1] *= 1e30;
                     x[at + 2] *= 1e-30;
                     x[at + 3] += 1e6;
-                    grad_y[at + 4] *= 1e38;
+                    grad_y[at + 4] *= most;
                 }
             }
             let last = groups[1][size - 1] * row_len;

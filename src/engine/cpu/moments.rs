@@ -117,10 +117,21 @@ pub(super) fn merge<E: Element>(
 ) {
     let channels = sums.channels.clone();
     let [bases, offsets, squares, _] = Merged::split_mut(merged);
-    finite_f64(simd, &x[channels.start * plan.inner()..], plan.inner(), bases);
-    merge_tiles(simd, plan, sums, (&mut *offsets, &mut *squares));
+    merge_sums(simd, plan, sums, x, [bases, offsets, squares]);
     let values = |k: usize| shape.channel(channels.start + k).map(|i| x[i].widen().to_f64());
     invert::<E::Acc, _>(simd, (shape.per_channel() as f64, eps), merged, values);
+}
+
+/// The same, as they are: bases, offsets and sums of squares, of which some may have left the range of a type.
+pub(super) fn merge_sums<E: Element>(
+    simd: Simd,
+    plan: &Plan,
+    sums: Sums<'_>,
+    x: &[E],
+    [bases, offsets, squares]: [&mut [f64]; 3],
+) {
+    finite_f64(simd, &x[sums.channels.start * plan.inner()..], plan.inner(), bases);
+    merge_tiles(simd, plan, sums, (offsets, squares));
 }
 
 /// Sets the invstds of channels whose moments are merged, of `count` values each, and makes moments again that have left

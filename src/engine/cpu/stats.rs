@@ -52,34 +52,29 @@ pub(super) fn stats<E: Element>(
         return Ok(());
     }
     let mut fields: [_; 3] = split_mut::<_, 3>(record, channels).map(Channels::new);
-    by_range(cpu, simd, (shape, x, 0.0), &mut fields, |merged, mut record| {
+    by_range((cpu, simd), (shape, x), &mut fields, |summed, sums, work, mut record| {
+        moments::merge(simd, (shape, summed), sums, (x, 0.0), work);
+        let merged = Merged::new(work, shape);
         (0..merged.base.len()).for_each(|k| merged.get(k).write(&mut record, k));
     });
     Ok(())
 }
 
-/// The moments of a tensor's channels, as [`Merged`] has them, beside others.
-pub(super) fn merged<E: Element>(
-    (cpu, simd): (&Cpu, Simd),
-    shape: &Shape,
-    (x, eps): (&[E], f64),
-    [base, offset, squares]: [&mut [f64]; 3],
-) {
-    let mut fields = [base, offset, squares].map(Channels::new);
-    by_range(cpu, simd, (shape, x, eps), &mut fields, |merged, [base, offset, squares]| {
-        base.copy_from_slice(merged.base);
-        offset.copy_from_slice(merged.offset);
-        squares.copy_from_slice(merged.squares);
+/// Bases, offsets and sums of squares of a tensor's channels, of which some may have left the range of a type: see
+/// [`Merged`].
+pub(super) fn of_part<E: Element>(cpu: (&Cpu, Simd), shape: &Shape, x: &[E], to: [&mut [f64]; 3]) {
+    by_range(cpu, (shape, x), &mut to.map(Channels::new), |summed, sums, _, to| {
+        moments::merge_sums(cpu.1, summed, sums, x, to);
     });
 }
 
-/// Hands the moments of ranges of channels on, each with its part of `results`.
-fn by_range<'o, E: Element, R: ByRange>(
-    cpu: &Cpu,
-    simd: Simd,
-    (shape, x, eps): (&Shape, &[E], f64),
-    results: &'o mut R,
-    take: impl Fn(Merged<'_>, R::Part<'_>) + Sync,
+/// Makes the sums of every range of channels, and hands them on: by which plan, with memory for [`Merged`] ones, and with
+/// its part of `results`.
+fn by_range<E: Element, R: ByRange>(
+    (cpu, simd): (&Cpu, Simd),
+    (shape, x): (&Shape, &[E]),
+    results: &mut R,
+    merge: impl Fn(&Plan, Sums<'_>, &mut [f64], R::Part<'_>) + Sync,
 ) {
     let plan = &Plan::new(shape, size_of::<E>(), 1);
     let (summed, channels) = (&plan.narrow(), shape.channels());
@@ -96,8 +91,7 @@ fn by_range<'o, E: Element, R: ByRange>(
             let merged_len = ranges.channels(i).len() * Merged::FIELDS;
             let (merged, scratch) = work.split_at_mut(merged_len);
             let sums = Sums::of_range(&ranges, i, (slots, slot_len), scratch);
-            moments::merge(simd, (shape, summed), sums, (x, eps), merged);
-            take(Merged::new(merged, shape), results);
+            merge(summed, sums, merged, results);
         });
     });
 }

@@ -3,10 +3,10 @@ use super::super::Cpu;
 use super::super::double_backward::double_backward as one;
 use super::super::kernels::double_backward::SUMS;
 use super::super::tiles::at_once;
-use super::backward::OfGroups;
 use super::{Cut, Rows, RowsMut};
-use crate::engine::DoubleBackward;
-use crate::{Element, Host, Result, Saved, Shape};
+use crate::engine::saved::{Buffers, ByChannel, Forward, Opened};
+use crate::engine::{Derivative, DoubleBackward};
+use crate::{Element, Host, Real, Result, Saved, Shape};
 use std::ops::Range;
 
 pub(in super::super) fn double_backward<E: Element>(
@@ -35,7 +35,7 @@ pub(in super::super) fn double_backward<E: Element>(
         parameters: of_parameters.each_mut().map(|all| all.as_mut().and_then(Iterator::next)),
     });
     let mut groups: Vec<Group<'_, E>> = groups.collect();
-    let of = OfGroups::new(cut, forward, saved);
+    let of = OfGroups { cut, forward, saved };
     let run = |group: &mut Group<'_, E>| group.run(cpu, &read, of, accumulate);
     // Of few groups a thread takes a unit's tiles, not a group.
     match cut.shares() == 1 {
@@ -66,6 +66,56 @@ impl<E: Element> Read<'_, E> {
         let mut part = DoubleBackward::<Host, E>::new(saved, x, grad_y);
         (part.residual, part.v_x, part.v_residual) = (next(), next(), next());
         part
+    }
+}
+
+/// What the forward has left of all groups.
+#[derive(Clone, Copy)]
+struct OfGroups<'a, P: Real> {
+    cut: &'a Cut,
+    forward: &'a Forward,
+    saved: &'a Buffers<Host, P>,
+}
+
+impl<'a, P: Real> OfGroups<'a, P> {
+    /// What a forward of some units of a group would have left, of one after the other.
+    pub fn of(self, group: usize) -> OfUnits<'a, P> {
+        OfUnits { all: self, group, saved: Saved::new(), is_new: true }
+    }
+}
+
+/// What a forward of units of a group would have left.
+struct OfUnits<'a, P: Real> {
+    all: OfGroups<'a, P>,
+    group: usize,
+    saved: Saved<Host, P>,
+    is_new: bool,
+}
+
+impl<P: Real> OfUnits<'_, P> {
+    /// Of the unit of these rows.
+    pub fn of(&mut self, rows: Range<usize>) -> Result<&Saved<Host, P>> {
+        let OfGroups { cut, forward, saved } = self.all;
+        let takes = forward.activation.derivative_from(forward.residual);
+        let masks = saved.reserve.as_ref().filter(|_| takes == Derivative::FromMask);
+        // Room for those of any unit, so that what there is remains.
+        let mask_len = if masks.is_some() { cut.mask_of(cut.unit) } else { 0 };
+        let own = Forward { shape: cut.shape(rows.len()), ..*forward };
+        let to = self.saved.open(&Host, own, mask_len).map(Opened::filled)?;
+        if std::mem::take(&mut self.is_new) {
+            let channels = cut.channels_of(self.group);
+            let ByChannel { mean, mean_rest, invstd, weight, bias } = saved.by_channel();
+            let from = [mean, mean_rest, invstd, weight, bias];
+            let ByChannel { mean, mean_rest, invstd, weight, bias } = to.by_channel_mut();
+            let to = [mean, mean_rest, invstd, weight, bias];
+            to.into_iter().zip(from).for_each(|(to, of)| to.copy_from_slice(&of[channels.clone()]));
+        }
+        if let (Some(masks), Some(to)) = (masks, &mut to.reserve) {
+            let len = cut.mask_of(rows.len());
+            let before = self.group * cut.masks_of(cut.rows) + cut.masks_of(rows.start);
+            to[..len].copy_from_slice(&masks[before..before + len]);
+        }
+        Ok(&self.saved)
     }
 }
 

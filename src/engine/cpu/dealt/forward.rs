@@ -178,7 +178,7 @@ impl<E: Element> Task<'_, E> {
 
     /// The first pass over a share.
     fn reduce(&self, share: &Share<'_, E>, moments: &mut [f64]) {
-        let Self { cpu, simd, cut, x, eps, .. } = *self;
+        let Self { cpu, simd, cut, x, .. } = *self;
         let n = cut.channels();
         let [bases, offsets, squares] = split_mut(moments, n);
         let side_len = cut.side_len::<E>(1);
@@ -191,11 +191,11 @@ impl<E: Element> Task<'_, E> {
                 let x = x.unit(share.group, rows, side);
                 if done == 0 {
                     let to = [&mut *bases, &mut *offsets, &mut *squares];
-                    stats::merged((cpu, simd), shape, (x, eps), to);
+                    stats::of_part((cpu, simd), shape, x, to);
                 } else {
                     let mut own: [_; MOMENTS] = split_mut(own, n);
                     let to = own.each_mut().map(|own| &mut **own);
-                    stats::merged((cpu, simd), shape, (x, eps), to);
+                    stats::of_part((cpu, simd), shape, x, to);
                     self.merge(done, [bases, offsets, squares], len, own);
                 }
                 done += len;

@@ -29,12 +29,23 @@ pub fn sums<E: Element>(
     table: &Table<'_, E::Acc>,
     slot: &mut [f64],
 ) {
-    let half = slot.len() / 2;
     if read.plan.by_run && !read.plan.long_runs {
-        return few_runs::sums(read, tile, grad_x, table, slot.split_at_mut(half));
+        let slot = slot.split_at_mut(slot.len() / 2);
+        return few_runs::sums(read, tile, grad_x, table, slot);
     }
     slot.fill(0.0);
-    let slot = slot.split_at_mut(half);
+    add_sums(read, tile, grad_x, table, slot);
+}
+
+/// The same, added to what the slot holds: not by runs, where they are short.
+pub fn add_sums<E: Element>(
+    read: &Read<'_, E>,
+    tile: &Tile,
+    grad_x: &Option<TileMut<'_, E>>,
+    table: &Table<'_, E::Acc>,
+    slot: &mut [f64],
+) {
+    let slot = slot.split_at_mut(slot.len() / 2);
     match read.plan.long_runs {
         true => sums_of_runs(read, tile, grad_x, table, slot),
         false => sums_of_columns(read, tile, grad_x, table, slot),
