@@ -2,8 +2,8 @@
 #![allow(unsafe_code)] // a global allocator is unsafe to implement
 
 use batchnorm::{
-    Activation, Backward, BatchNorm, Config, Cpu, Element, Engine, ForwardTrain, Host, Part,
-    PartGradients, Reference, Saved, SavedParts, Shape,
+    Activation, Backward, BatchNorm, Config, Cpu, Element, Engine, ForwardTrain, Ghost, Host,
+    Input, Part, PartGradients, Reference, Saved, SavedParts, Shape,
 };
 #[cfg(feature = "safetensors")]
 use batchnorm::{StateDict, Strict};
@@ -107,6 +107,29 @@ fn second_step_of_parts(shape: &Shape) -> f64 {
     };
     step();
     step() as f64 / (2 * size_of_val(&x[..])) as f64
+}
+
+/// Rows of their own size, which are taken where they lie, and short ones, several of which are taken together.
+#[test]
+fn a_second_step_of_strided_groups_allocates_no_tensor() {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    for (dims, size) in [(&[16, 32, 32, 32], 4), (&[64, 7, 7, 40], 16), (&[32, 32, 32, 32], 16)] {
+        let shape = Shape::new(dims, 3).unwrap();
+        let config = Config::default().activation(Activation::Relu).ghost(Ghost::strided(size));
+        let mut bn = BatchNorm::<f32, Cpu>::new(&Cpu::default(), dims[3], config).unwrap();
+        let x: Vec<f32> = (0..shape.len()).map(|i| (i as f32 * 0.37).sin()).collect();
+        let (mut y, mut grad_x, mut saved) = (x.clone(), x.clone(), Saved::new());
+        let mut step = || {
+            let before = BYTES.load(Ordering::Relaxed);
+            bn.forward_into(&shape, &x, Some(&x), &mut y, &mut saved).unwrap();
+            let (grad_y, to) = (Input::View(&x[..]), Some(&mut grad_x[..]));
+            bn.backward_into(&saved, &x, Some(&x), grad_y, to, None).unwrap();
+            BYTES.load(Ordering::Relaxed) - before
+        };
+        step();
+        let bytes = step() as f64 / size_of_val(&x[..]) as f64;
+        assert!(bytes < LIMIT, "{shape} in {size}: {bytes} of the tensor");
+    }
 }
 
 #[test]

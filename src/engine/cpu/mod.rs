@@ -15,7 +15,8 @@
 //! steps (`ranges` of channels, `slots` of sums, `shares` of threads). `stats`, `gradients` and `elementwise` take a tile apart into blocks of values. `kernels` are
 //! the loops over blocks, compiled once for every level of vector instructions, by `simd`.
 //! `extremes` computes channels again that are too large or too small for the loops. `table` holds the
-//! coefficients of channels, `parameters` changes those of a layer. `compiled` leads from the trait to the operations of a type.
+//! coefficients of channels, `parameters` changes those of a layer. `groups`, `ghost` and `dealt`
+//! take groups of a batch's rows at once. `compiled` leads from the trait to the operations of a type.
 use super::check::{check_values_per_channel, total_count};
 use super::{Backward, Derivative, Engine, ForwardEval, ForwardTrain, GroupRows};
 use super::{
