@@ -49,6 +49,21 @@ pub(super) enum Cut {
     Held,
 }
 
+/// The coefficients of a step's strips, for several tiles of the same table that have the same columns.
+pub(super) struct Strips<A> {
+    first: Strip<A>,
+    second: Option<Strip<A>>,
+    /// Those of which columns there are, and where the first of them that starts a cache line is.
+    held: Option<(Range<usize>, usize)>,
+}
+
+impl<A: Real> Strips<A> {
+    #[inline(always)]
+    pub fn new() -> Self {
+        Self { first: Strip::new(), second: None, held: None }
+    }
+}
+
 /// Takes `step` over a tile, in the order of memory.
 pub(super) fn walk<A: Real, S: Step<A>>(
     plan: &Plan,
@@ -56,16 +71,36 @@ pub(super) fn walk<A: Real, S: Step<A>>(
     table: &Table<'_, A>,
     step: &mut S,
 ) {
+    walk_on(plan, tile, table, step, &mut Strips::new());
+}
+
+/// The same with coefficients that a tile before it has left, where it has the same columns.
+#[inline(always)]
+pub(super) fn walk_on<A: Real, S: Step<A>>(
+    plan: &Plan,
+    tile: &Tile,
+    table: &Table<'_, A>,
+    step: &mut S,
+    strips: &mut Strips<A>,
+) {
     match plan.has_runs() {
-        true => walk_runs(plan, tile, table, step),
-        false => walk_columns(plan, tile, table, step),
+        true => walk_runs(plan, tile, table, step, strips),
+        false => walk_columns(plan, tile, table, step, strips),
     }
 }
 
 /// Channels' runs, several or a part of one at a time.
-fn walk_runs<A: Real, S: Step<A>>(plan: &Plan, tile: &Tile, table: &Table<'_, A>, step: &mut S) {
+#[inline(always)]
+fn walk_runs<A: Real, S: Step<A>>(
+    plan: &Plan,
+    tile: &Tile,
+    table: &Table<'_, A>,
+    step: &mut S,
+    Strips { first: strip, held, .. }: &mut Strips<A>,
+) {
     let (inner, Range { start, end }) = (plan.inner(), tile.cols.clone());
-    let mut strip = Strip::new();
+    *held = None;
+    strip.align(0);
     let pieces_of = |most: usize| {
         let piece = plan.piece_of_runs(most);
         (piece > inner, piece.min(most))
@@ -90,7 +125,7 @@ fn walk_runs<A: Real, S: Step<A>>(plan: &Plan, tile: &Tile, table: &Table<'_, A>
                 };
                 for at in (from..to).step_by(most) {
                     let (channel, left) = (at / inner - first, inner - at % inner);
-                    let runs = At::Runs(Runs { strip: &strip, channel, left, inner });
+                    let runs = At::Runs(Runs { strip: &*strip, channel, left, inner });
                     step.piece(tile, row, at..at.saturating_add(most).min(to), runs);
                 }
             }
@@ -99,7 +134,14 @@ fn walk_runs<A: Real, S: Step<A>>(plan: &Plan, tile: &Tile, table: &Table<'_, A>
 }
 
 /// Columns with coefficients of their own.
-fn walk_columns<A: Real, S: Step<A>>(plan: &Plan, tile: &Tile, table: &Table<'_, A>, step: &mut S) {
+#[inline(always)]
+fn walk_columns<A: Real, S: Step<A>>(
+    plan: &Plan,
+    tile: &Tile,
+    table: &Table<'_, A>,
+    step: &mut S,
+    Strips { first: strip, second, held }: &mut Strips<A>,
+) {
     let Range { start, end } = tile.cols.clone();
     // Strips after the first start cache lines, if all rows do so at the same columns.
     let line = LINE / size_of::<S::Element>();
@@ -111,19 +153,24 @@ fn walk_columns<A: Real, S: Step<A>>(plan: &Plan, tile: &Tile, table: &Table<'_,
         start..if next + GROUP < end { next } else { end }
     };
     // Two strips at a time: rows up to that long are taken in the order of memory.
-    let (mut strip, mut second, mut at) = (Strip::new(), None, start);
+    let mut at = start;
+    let own = (tile.cols.clone(), head);
+    let is_held = held.as_ref() == Some(&own);
     while at < end {
-        strip.align(if at == start { head } else { 0 });
-        let cols = strip_from(at);
+        let (is_first, cols) = (at == start, strip_from(at));
         let more = strip_from(cols.end);
-        strip.load(plan, &cols, table, S::GRADIENT);
-        if !more.is_empty() {
-            second.get_or_insert_with(Strip::new).load(plan, &more, table, S::GRADIENT);
+        if !is_held {
+            strip.align(if is_first { head } else { 0 });
+            strip.load(plan, &cols, table, S::GRADIENT);
+            if !more.is_empty() {
+                second.get_or_insert_with(Strip::new).load(plan, &more, table, S::GRADIENT);
+            }
         }
         at = more.end;
+        *held = (is_first && at == end).then(|| own.clone());
         // One place that calls, whether there are two or one.
         let most = 2 - usize::from(more.is_empty());
-        let strips = [(cols, &strip), (more, second.as_ref().unwrap_or(&strip))];
+        let strips = [(cols, &*strip), (more, second.as_ref().unwrap_or(strip))];
         step.columns(tile, &strips[..most]);
     }
 }

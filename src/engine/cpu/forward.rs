@@ -1,5 +1,5 @@
 //! The forwards: statistics of the batch, or given ones, then normalization.
-use super::elementwise::{Cut, Step, by_piece, walk};
+use super::elementwise::{Cut, Step, Strips, by_piece, walk_on};
 use super::extremes::{self, Extreme};
 use super::kernels::convert::{bits_of_positive, narrow};
 use super::kernels::elementwise::{At, Work, ahead_of, normalize};
@@ -167,12 +167,23 @@ impl<E: Element> Output<'_, E> {
         &self,
         tile: &Tile,
         table: &Table<'_, E::Acc>,
+        outputs: (TileMut<'_, E>, Option<TileMut<'_, u8>>),
+    ) {
+        self.write_on(tile, table, outputs, &mut Strips::new());
+    }
+    /// The same with coefficients that a tile before it has left.
+    #[inline(always)]
+    pub fn write_on(
+        &self,
+        tile: &Tile,
+        table: &Table<'_, E::Acc>,
         (y, mask): (TileMut<'_, E>, Option<TileMut<'_, u8>>),
+        strips: &mut Strips<E::Acc>,
     ) {
         let y = Writer::new(self.plan, y, 2, self.x.is_none());
         let (held, staged) = (Scratch::new(), Staged::new());
         let mut step = Normalize { output: *self, y, mask, held, staged };
-        walk(self.plan, tile, table, &mut step);
+        walk_on(self.plan, tile, table, &mut step, strips);
     }
 }
 

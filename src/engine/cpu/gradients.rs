@@ -14,7 +14,7 @@ use super::tiles::{TileMut, Writer, clipped};
 use crate::Element;
 use crate::engine::Activation;
 use std::ops::Range;
-pub(super) use sums::{add_sums, merge, sums, wide_sums};
+pub(super) use sums::{OfColumns, add_sums, merge, sums, wide_sums};
 
 mod sums;
 

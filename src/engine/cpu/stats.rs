@@ -26,6 +26,7 @@ use super::tiles::{self, Slots, clipped, for_each_tile};
 use crate::engine::Stats;
 use crate::{Element, Host, Real, Result, Shape};
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Values of a segment of long runs. A segment of short runs is a [`BLOCK`] of columns of
 /// [`STRIP_ROWS`] rows.
@@ -52,7 +53,9 @@ pub(super) fn stats<E: Element>(
         return Ok(());
     }
     let mut fields: [_; 3] = split_mut::<_, 3>(record, channels).map(Channels::new);
-    by_range((cpu, simd), (shape, x), &mut fields, |summed, sums, work, mut record| {
+    let plan = &Plan::new(shape, size_of::<E>(), 1);
+    let reduce = |tile: &Tile, slot: &mut [f64]| moments(simd, plan, tile, x, slot);
+    by_range(cpu, plan, reduce, &mut fields, |summed, sums, work, mut record| {
         moments::merge(simd, (shape, summed), sums, (x, 0.0), work);
         let merged = Merged::new(work, shape);
         (0..merged.base.len()).for_each(|k| merged.get(k).write(&mut record, k));
@@ -61,30 +64,44 @@ pub(super) fn stats<E: Element>(
 }
 
 /// Bases, offsets and sums of squares of a tensor's channels, of which some may have left the range of a type: see
-/// [`Merged`].
-pub(super) fn of_part<E: Element>(cpu: (&Cpu, Simd), shape: &Shape, x: &[E], to: [&mut [f64]; 3]) {
-    by_range(cpu, (shape, x), &mut to.map(Channels::new), |summed, sums, _, to| {
-        moments::merge_sums(cpu.1, summed, sums, x, to);
+/// [`Merged`]. By one thread, in the memory of a `strip`.
+pub(super) fn of_part<E: Element>(
+    (cpu, strip): (&Cpu, &mut Strip<E>),
+    shape: &Shape,
+    x: &[E],
+    to: [&mut [f64]; 3],
+) {
+    let plan = &Plan::new(shape, size_of::<E>(), 1);
+    let (simd, strip) = (strip.simd, &Mutex::new(strip));
+    let reduce = |tile: &Tile, slot: &mut [f64]| {
+        if plan.long_runs {
+            return moments(simd, plan, tile, x, slot);
+        }
+        let mut strip = strip.lock().unwrap_or_else(PoisonError::into_inner);
+        of_columns(&mut strip, plan, tile, x, slot.split_at_mut(slot.len() / 2));
+    };
+    by_range(cpu, plan, reduce, &mut to.map(Channels::new), |summed, sums, _, to| {
+        moments::merge_sums(simd, summed, sums, x, to);
     });
 }
 
 /// Makes the sums of every range of channels, and hands them on: by which plan, with memory for [`Merged`] ones, and with
 /// its part of `results`.
-fn by_range<E: Element, R: ByRange>(
-    (cpu, simd): (&Cpu, Simd),
-    (shape, x): (&Shape, &[E]),
+fn by_range<R: ByRange>(
+    cpu: &Cpu,
+    plan: &Plan,
+    reduce: impl Fn(&Tile, &mut [f64]) + Sync,
     results: &mut R,
     merge: impl Fn(&Plan, Sums<'_>, &mut [f64], R::Part<'_>) + Sync,
 ) {
-    let plan = &Plan::new(shape, size_of::<E>(), 1);
-    let (summed, channels) = (&plan.narrow(), shape.channels());
+    let (summed, channels) = (&plan.narrow(), plan.all_channels());
     let (slot_len, each) = (summed.slot_len(), Merged::FIELDS + scratch_len(summed, 2));
     let slots_len = plan.tiles() * slot_len;
     cpu.with_workspace(slots_len + channels * each, |workspace| {
         let ranges = ChannelRanges::new(summed, workspace.len());
         let (slots, work) = workspace.split_at_mut(slots_len);
         for_each_tile(plan, false, &mut Slots::new(slots, slot_len), |tile, slot| {
-            moments(simd, plan, &tile, x, slot);
+            reduce(&tile, slot);
         });
         let mut parts = (results, Channels::several(work, each));
         for_each_range(&ranges, &mut parts, |i, (results, work)| {
@@ -105,11 +122,7 @@ pub(super) fn moments<E: Element>(simd: Simd, plan: &Plan, tile: &Tile, x: &[E],
         return few_runs::moments(simd, plan, tile, x, (offsets, squares));
     }
     if !plan.long_runs {
-        let narrow = plan.narrow().width;
-        return match narrow < plan.width {
-            true => joined(simd, plan, tile, x, (offsets, squares), narrow),
-            false => columns(simd, plan, tile, x, (offsets, squares)),
-        };
+        return of_columns(&mut Strip::new(simd), plan, tile, x, (offsets, squares));
     }
     let run = plan.inner().min(tile.cols.len());
     for (k, start) in tile.cols.clone().step_by(run).enumerate() {
@@ -125,6 +138,21 @@ pub(super) fn moments<E: Element>(simd: Simd, plan: &Plan, tile: &Tile, x: &[E],
         };
         let m = channel(simd, base, rows, run_of, ahead);
         (offsets[k], squares[k]) = (m.offset, m.squares);
+    }
+}
+
+/// The same of short runs, by columns.
+fn of_columns<E: Element>(
+    strip: &mut Strip<E>,
+    plan: &Plan,
+    tile: &Tile,
+    x: &[E],
+    to: OfColumns<'_>,
+) {
+    let narrow = plan.narrow().width;
+    match narrow < plan.width {
+        true => joined(strip, plan, tile, x, to, narrow),
+        false => columns(strip, plan, tile, x, to),
     }
 }
 
@@ -186,14 +214,14 @@ pub(super) type OfColumns<'a> = (&'a mut [f64], &'a mut [f64]);
 
 /// The same for every column of a tile, rows of a strip at a time.
 fn columns<'x, E: Element>(
-    simd: Simd,
+    strip: &mut Strip<E>,
     plan: &Plan,
     tile: &Tile,
     x: &'x [E],
     (offsets, squares): OfColumns<'_>,
 ) {
     let full = tile.rows.end - usize::from(plan.has_short_row(tile));
-    let (mut strip, mut rows) = (Strip::<E>::new(simd), Rows::new());
+    let mut rows = Rows::new();
     for start in tile.cols.clone().step_by(BLOCK) {
         let cols = start..(start + BLOCK).min(tile.cols.end);
         let here = start - tile.cols.start..cols.end - tile.cols.start;
@@ -233,14 +261,13 @@ fn columns<'x, E: Element>(
 /// The same of joined rows by their first `columns`, after which channels repeat: everything is read in the order of
 /// memory.
 fn joined<E: Element>(
-    simd: Simd,
+    strip: &mut Strip<E>,
     plan: &Plan,
     tile: &Tile,
     x: &[E],
     (offsets, squares): OfColumns<'_>,
     columns: usize,
 ) {
-    let mut strip = Strip::<E>::new(simd);
     strip.start(plan, &(0..columns), x);
     let x = &x[tiles::joined(plan, tile, x.len())];
     let narrow = |x| Narrow { tensors: [x], columns, ahead: AHEAD * plan.width };

@@ -1,10 +1,10 @@
 //! The backward.
 use super::super::Cpu;
 use super::super::backward::is_lost;
-use super::super::elementwise::walk;
+use super::super::elementwise::{Strips, walk_on};
 use super::super::extremes::{self, Extreme};
 use super::super::gate::Gate;
-use super::super::gradients::{self, Gradients, Parts, Read, wide_sums};
+use super::super::gradients::{self, Gradients, OfColumns, Parts, Read, wide_sums};
 use super::super::kernels::elementwise::Through;
 use super::super::kernels::sums;
 use super::super::plan::Plan;
@@ -18,6 +18,7 @@ use crate::engine::saved::{Buffers, Forward};
 use crate::engine::{Backward, Derivative, Input};
 use crate::{Element, Host, Real, Result, Shape};
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 pub(in super::super) fn backward<E: Element>(
     cpu: &Cpu,
@@ -244,6 +245,7 @@ impl<E: Element> Task<'_, E> {
         let Self { simd, cut, .. } = *self;
         let [of_x, of_residual, of_y] = cut.sides(sides);
         slots.fill(0.0);
+        let of_columns = Mutex::new(OfColumns::new());
         let mut summed = *plan;
         for rows in cut.units(rows) {
             let (x, gate) = self.unit(share.group, rows.clone(), [of_x, of_residual]);
@@ -253,7 +255,8 @@ impl<E: Element> Task<'_, E> {
             let len = slot_len(&summed, 2);
             let own = &mut slots[..plan.tiles() * len];
             for_each_tile(plan, false, &mut Slots::new(own, len), |tile, slot| {
-                gradients::add_sums(&read, &tile, &None, table, slot);
+                let mut memory = of_columns.lock().unwrap_or_else(PoisonError::into_inner);
+                gradients::add_sums(&read, &tile, &None, (table, &mut memory), slot);
             });
         }
         let n = cut.channels();
@@ -348,6 +351,7 @@ impl<E: Element> Task<'_, E> {
         cpu.with_workspace(cut.side_len::<E>(5), |memory| {
             let [of_x, of_residual, of_y, to_x, to_residual] = cut.sides(memory);
             let Share { group, rows: all, grad_x, grad_residual } = share;
+            let strips = Mutex::new(Strips::new());
             for rows in cut.units(all.clone()) {
                 let (shape, own) =
                     (&cut.shape(rows.len()), rows.start - all.start..rows.end - all.start);
@@ -367,7 +371,8 @@ impl<E: Element> Task<'_, E> {
                 );
                 for_each_tile(plan, false, &mut outputs, |tile, outputs: Parts<'_, E>| {
                     let mut step = Gradients::new(read, Through::Statistics, outputs);
-                    walk(plan, &tile, table, &mut step);
+                    let mut strips = strips.lock().unwrap_or_else(PoisonError::into_inner);
+                    walk_on(plan, &tile, table, &mut step, &mut strips);
                 });
                 let apart = extremes::Backward { shape, plan, x, gate, grad_y: held, mask: None };
                 for (k, Found { extreme, means }) in extremes.iter().enumerate() {

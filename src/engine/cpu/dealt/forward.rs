@@ -1,4 +1,5 @@
 //! The training forward.
+use super::super::elementwise::Strips;
 use super::super::extremes::{self, Extreme};
 use super::super::forward::Output;
 use super::super::kernels::moments as merging;
@@ -13,6 +14,7 @@ use crate::engine::saved::{ByChannel, Opened};
 use crate::engine::{Activation, Derivative, ForwardTrain, OneValue, Running};
 use crate::{Element, Host, Real, Result, Shape};
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Arrays of moments of a share: bases, offsets, sums of squares.
 const MOMENTS: usize = 3;
@@ -185,17 +187,17 @@ impl<E: Element> Task<'_, E> {
         cpu.with_workspace(side_len + MOMENTS * n, |memory| {
             let (side, own) = memory.split_at_mut(side_len);
             let [side] = cut.sides(side);
-            let mut done = 0;
+            let (mut done, mut strip) = (0, stats::Strip::new(simd));
             for rows in cut.units(share.rows.clone()) {
                 let (shape, len) = (&cut.shape(rows.len()), rows.len());
                 let x = x.unit(share.group, rows, side);
                 if done == 0 {
                     let to = [&mut *bases, &mut *offsets, &mut *squares];
-                    stats::of_part((cpu, simd), shape, x, to);
+                    stats::of_part((cpu, &mut strip), shape, x, to);
                 } else {
                     let mut own: [_; MOMENTS] = split_mut(own, n);
                     let to = own.each_mut().map(|own| &mut **own);
-                    stats::of_part((cpu, simd), shape, x, to);
+                    stats::of_part((cpu, &mut strip), shape, x, to);
                     self.merge(done, [bases, offsets, squares], len, own);
                 }
                 done += len;
@@ -264,6 +266,7 @@ impl<E: Element> Task<'_, E> {
             let [of_x, of_residual, of_y] = cut.sides(memory);
             let Share { group, rows: all, y: to, masks } = share;
             let mut masks = masks.as_deref_mut();
+            let strips = Mutex::new(Strips::new());
             for rows in cut.units(all.clone()) {
                 let own = rows.start - all.start..rows.end - all.start;
                 let mut mask = take(&mut masks, cut.mask_of(rows.len()));
@@ -277,7 +280,8 @@ impl<E: Element> Task<'_, E> {
                 let of_mask = output.mask(mask.as_deref_mut()).map(Elements::mask);
                 let mut outputs = (Elements::new(&mut *y), of_mask);
                 for_each_tile(plan, false, &mut outputs, |tile, outputs| {
-                    output.write(&tile, table, outputs);
+                    let mut strips = strips.lock().unwrap_or_else(PoisonError::into_inner);
+                    output.write_on(&tile, table, outputs, &mut strips);
                 });
                 output.write_extremes(extremes, of_extremes, y, mask);
                 to.end(own, of_y);

@@ -16,6 +16,7 @@ use super::super::table::{Strip, Table};
 use super::super::tiles::{TileMut, joined};
 use super::Read;
 use crate::{Element, Real};
+use std::ops::Range;
 
 /// Values summed in the accumulating type before they are added up in f64.
 const SEGMENT: usize = 4096;
@@ -34,21 +35,50 @@ pub fn sums<E: Element>(
         return few_runs::sums(read, tile, grad_x, table, slot);
     }
     slot.fill(0.0);
-    add_sums(read, tile, grad_x, table, slot);
+    let slot = slot.split_at_mut(slot.len() / 2);
+    match read.plan.long_runs {
+        true => sums_of_runs(read, tile, grad_x, table, slot),
+        false => sums_of_columns(read, tile, grad_x, (table, &mut OfColumns::new()), slot),
+    }
 }
 
-/// The same, added to what the slot holds: not by runs, where they are short.
+/// The same, added to what the slot holds: not by runs, where they are short. `memory` may be that of a tile before it, by
+/// the same table.
 pub fn add_sums<E: Element>(
     read: &Read<'_, E>,
     tile: &Tile,
     grad_x: &Option<TileMut<'_, E>>,
-    table: &Table<'_, E::Acc>,
+    (table, memory): (&Table<'_, E::Acc>, &mut OfColumns<E::Acc>),
     slot: &mut [f64],
 ) {
     let slot = slot.split_at_mut(slot.len() / 2);
     match read.plan.long_runs {
         true => sums_of_runs(read, tile, grad_x, table, slot),
-        false => sums_of_columns(read, tile, grad_x, table, slot),
+        false => sums_of_columns(read, tile, grad_x, (table, memory), slot),
+    }
+}
+
+/// What the sums of columns are made with.
+pub struct OfColumns<A> {
+    strip: Strip<A>,
+    sum: [A; BLOCK],
+    product: [A; BLOCK],
+    /// Those whose coefficients the strip has.
+    held: Option<Range<usize>>,
+}
+
+impl<A: Real> OfColumns<A> {
+    #[inline(always)]
+    pub fn new() -> Self {
+        let zeros = [A::default(); BLOCK];
+        Self { strip: Strip::new(), sum: zeros, product: zeros, held: None }
+    }
+    /// Sets the coefficients of some columns.
+    fn load(&mut self, plan: &Plan, cols: &Range<usize>, table: &Table<'_, A>) {
+        if self.held.as_ref() != Some(cols) {
+            self.strip.load(plan, cols, table, false);
+            self.held = Some(cols.clone());
+        }
     }
 }
 
@@ -104,18 +134,15 @@ fn sums_of_columns<E: Element>(
     read: &Read<'_, E>,
     tile: &Tile,
     grad_x: &Option<TileMut<'_, E>>,
-    table: &Table<'_, E::Acc>,
+    (table, memory): (&Table<'_, E::Acc>, &mut OfColumns<E::Acc>),
     (sums, products): (&mut [f64], &mut [f64]),
 ) {
     let Read { simd, plan, gate, .. } = *read;
     let narrow = read.summed();
     if narrow.width < plan.width {
-        return sums_of_joined(read, tile, grad_x, table, (sums, products), narrow.width);
+        return sums_of_joined(read, tile, grad_x, (table, memory), (sums, products), narrow.width);
     }
     let full = tile.rows.end - usize::from(plan.has_short_row(tile));
-    let mut strip = Strip::new();
-    let zeros = [E::Acc::default(); BLOCK];
-    let (mut sum, mut product) = (zeros, zeros);
     let mut gated: [Scratch<E>; 2] = [Scratch::new(), Scratch::new()];
     let mut staged = Staged::new();
     // A mask's rows are brought to memory of their own, two at a time.
@@ -123,7 +150,9 @@ fn sums_of_columns<E: Element>(
     for start in tile.cols.clone().step_by(BLOCK) {
         let cols = start..(start + BLOCK).min(tile.cols.end);
         let n = cols.len();
-        strip.load(plan, &cols, table, false);
+        memory.load(plan, &cols, table);
+        let OfColumns { strip, sum, product, .. } = &mut *memory;
+        let (strip, sum, product) = (&*strip, &mut *sum, &mut *product);
         let sums = &mut sums[start - tile.cols.start..][..n];
         let products = &mut products[start - tile.cols.start..][..n];
         for first in tile.rows.clone().step_by(STRIP_ROWS) {
@@ -131,10 +160,10 @@ fn sums_of_columns<E: Element>(
             let mut row = first;
             while gate.is_staged() && row < end {
                 let g = read.grad_y(grad_x, row, cols.clone());
-                let (x, g) = read.staged(row, &cols, At::Columns(&strip), g, &mut staged);
-                let (mut rows, to) = (Rows::new(), (&mut sum, &mut product));
+                let (x, g) = read.staged(row, &cols, At::Columns(strip), g, &mut staged);
+                let (mut rows, to) = (Rows::new(), (&mut *sum, &mut *product));
                 rows.push([x, g], [std::ptr::null(); 2]);
-                column_gradients(simd, &rows, &strip, (false, row == first), to);
+                column_gradients(simd, &rows, strip, (false, row == first), to);
                 row += 1;
             }
             while row < end {
@@ -155,8 +184,8 @@ fn sums_of_columns<E: Element>(
                     };
                     rows.push([x, g], ahead);
                 }
-                let to = (&mut sum, &mut product);
-                column_gradients(simd, &rows, &strip, (gate.recomputes(), row == first), to);
+                let to = (&mut *sum, &mut *product);
+                column_gradients(simd, &rows, strip, (gate.recomputes(), row == first), to);
                 row = some.end;
             }
             sums::add_widened(simd, sums, &sum[..n]);
@@ -171,15 +200,14 @@ fn sums_of_joined<E: Element>(
     read: &Read<'_, E>,
     tile: &Tile,
     grad_x: &Option<TileMut<'_, E>>,
-    table: &Table<'_, E::Acc>,
+    (table, memory): (&Table<'_, E::Acc>, &mut OfColumns<E::Acc>),
     (sums, products): (&mut [f64], &mut [f64]),
     columns: usize,
 ) {
     let Read { simd, plan, gate, .. } = *read;
-    let mut strip = Strip::new();
-    strip.load(plan, &(0..columns), table, false);
-    let zeros = [E::Acc::default(); BLOCK];
-    let (mut sum, mut product) = (zeros, zeros);
+    memory.load(plan, &(0..columns), table);
+    let OfColumns { strip, sum, product, .. } = memory;
+    let strip = &*strip;
     let [x, g] =
         [read.x, read.grad_y.unwrap_or_default()].map(|of| &of[joined(plan, tile, of.len())]);
     let g = match grad_x {
@@ -191,7 +219,7 @@ fn sums_of_joined<E: Element>(
         let n = x.len() - x.len() % columns;
         if n > 0 {
             let rows = Narrow { tensors: [&x[..n], &g[..n]], columns, ahead };
-            narrow::gradients(simd, rows, &strip, relu, (&mut sum, &mut product));
+            narrow::gradients(simd, rows, strip, relu, (&mut *sum, &mut *product));
             sums::add_widened(simd, &mut sums[..columns], &sum[..columns]);
             sums::add_widened(simd, &mut products[..columns], &product[..columns]);
         }
@@ -200,8 +228,8 @@ fn sums_of_joined<E: Element>(
         if !x.is_empty() {
             let mut rows = Rows::new();
             rows.push([x, g], [std::ptr::null(); 2]);
-            let to = (&mut sum, &mut product);
-            column_gradients(simd, &rows, &strip, (relu, true), to);
+            let to = (&mut *sum, &mut *product);
+            column_gradients(simd, &rows, strip, (relu, true), to);
             sums::add_widened(simd, &mut sums[..x.len()], &sum[..x.len()]);
             sums::add_widened(simd, &mut products[..x.len()], &product[..x.len()]);
         }
