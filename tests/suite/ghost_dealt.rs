@@ -171,7 +171,7 @@ fn numbers_of_all_kinds_stay_in_their_group<G: Engine>(engine: &G) {
                 }
             }
             let last = groups[1][size - 1] * row_len;
-            x[last + 3 * channels + 5] = f32::INFINITY;
+            x[groups[1][0] * row_len + 3 * channels + 5] = f32::INFINITY;
             x[last + 6] = f32::NAN;
             grad_y[last + 2 * channels + 7] = f32::INFINITY;
             let config = Config::default().activation(Activation::Relu).eps(eps);
