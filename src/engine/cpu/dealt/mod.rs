@@ -45,7 +45,7 @@ impl Cut {
         let (groups, positions) = shape.dealt().map_or((1, 1), |of| (of.groups, of.positions));
         let rows = shape.batch();
         let row = shape.of_dealt_rows(1).len().max(1);
-        // Rows that a loop sums at once, of a channel each, and no more than is read with them from the first caches.
+        // As many rows of a value per channel as a loop sums at once.
         let few = STRIP_ROWS.div_ceil(positions.max(1)).max(UNIT.div_ceil(row));
         let unit = few.min(TASK / row).clamp(1, rows.max(1));
         let units = rows.div_ceil(unit);
@@ -204,7 +204,7 @@ impl<'a, E: Element> RowsMut<'a, E> {
     }
 }
 
-/// The first of some values that are given for every channel of all groups, by group and share.
+/// The first `len` of what is left, if it is there.
 fn take<'a, T>(rest: &mut Option<&'a mut [T]>, len: usize) -> Option<&'a mut [T]> {
     let (these, others) = rest.take()?.split_at_mut(len);
     *rest = Some(others);
