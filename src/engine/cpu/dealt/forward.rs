@@ -61,13 +61,16 @@ pub(in super::super) fn forward_train<E: Element>(
     task.run(groups(cut, args.y, masks, statistics, moved))
 }
 
+/// Running means and variances.
+type Moved<'a, A> = (&'a mut [A], &'a mut [A]);
+
 /// The parts of all groups.
 fn groups<'a, E: Element>(
     cut: &Cut,
     y: &'a mut [E],
     mut masks: Option<&'a mut [u8]>,
     statistics: Option<[&'a mut [E::Acc]; 3]>,
-    moved: Option<(&'a mut [E::Acc], &'a mut [E::Acc])>,
+    moved: Option<Moved<'a, E::Acc>>,
 ) -> Vec<Group<'a, E>> {
     let mut y = RowsMut::deal(cut, y);
     let mut statistics = statistics.map(|all| all.map(|all| all.chunks_mut(cut.channels())));
@@ -99,7 +102,7 @@ struct Group<'a, E: Element> {
     /// Mean, what rounding left of it, invstd.
     statistics: Option<[&'a mut [E::Acc]; 3]>,
     /// Running mean and variance.
-    moved: Option<(&'a mut [E::Acc], &'a mut [E::Acc])>,
+    moved: Option<Moved<'a, E::Acc>>,
     extremes: Vec<Extreme>,
 }
 
@@ -162,7 +165,7 @@ impl<E: Element> Task<'_, E> {
             })?;
             let shares = groups.iter_mut().zip(tables.chunks(table_len));
             let shares = shares.flat_map(|(Group { shares, extremes, .. }, table)| {
-                let (table, extremes) = (&*table, &extremes[..]);
+                let extremes = &extremes[..];
                 shares.iter_mut().map(move |share| (share, table, extremes))
             });
             let mut calls: Vec<_> = shares.collect();
