@@ -4,6 +4,8 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 #[path = "suite/support.rs"]
@@ -80,18 +82,43 @@ fn try_out(file: &str, what: &str, bytes: &[u8]) {
     assert!(took < Duration::from_secs(10), "{file}, {what}: {took:?}");
 }
 
+/// A file's name, what was done to it, and its bytes then.
+type Attempt = (&'static str, String, Vec<u8>);
+
+/// Tries out what `make` sends, on all processors: what a file takes is counted by thread.
+fn try_all(make: impl FnOnce(mpsc::SyncSender<Attempt>)) {
+    let (sender, attempts) = mpsc::sync_channel::<Attempt>(64);
+    let attempts = Arc::new(Mutex::new(attempts));
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            let attempts = Arc::clone(&attempts);
+            scope.spawn(move || {
+                let next = || attempts.lock().unwrap().recv();
+                while let Ok((file, what, bytes)) = next() {
+                    try_out(file, &what, &bytes);
+                }
+            });
+        }
+        drop(attempts); // so that sending fails, and does not wait, once every thread has
+        make(sender);
+    });
+}
+
 fn files() -> impl Iterator<Item = &'static str> {
     FILES.into_iter().chain(["keras3_moving_variance.npy"]).chain(MORE)
 }
 
 #[test]
 fn truncated_files_are_errors_or_numbers() {
-    for file in files() {
-        let bytes = data(file);
-        for len in 0..bytes.len() {
-            try_out(file, &format!("the first {len} bytes"), &bytes[..len]);
+    try_all(|attempts| {
+        for file in files() {
+            let bytes = data(file);
+            for len in 0..bytes.len() {
+                let what = format!("the first {len} bytes");
+                attempts.send((file, what, bytes[..len].to_vec())).unwrap();
+            }
         }
-    }
+    });
 }
 
 #[test]
@@ -105,30 +132,33 @@ fn damaged_files_are_errors_or_numbers() {
         (state >> 16) as usize % below
     };
     let rounds = std::env::var("BATCHNORM_FUZZ_ROUNDS").map_or(2000, |n| n.parse().unwrap());
-    for file in files() {
-        let good = data(file);
-        for round in 0..rounds {
-            let mut bytes = good.clone();
-            let mut places = Vec::new();
-            for _ in 0..=random(3) {
-                let place = random(bytes.len());
-                bytes[place] = match random(4) {
-                    0 => 0xff,
-                    1 => 0,
-                    2 => random(256) as u8,
-                    _ => bytes[place] ^ (1 << random(8)),
-                };
-                places.push((place, bytes[place]));
+    try_all(|attempts| {
+        for file in files() {
+            let good = data(file);
+            for round in 0..rounds {
+                let mut bytes = good.clone();
+                let mut places = Vec::new();
+                for _ in 0..=random(3) {
+                    let place = random(bytes.len());
+                    bytes[place] = match random(4) {
+                        0 => 0xff,
+                        1 => 0,
+                        2 => random(256) as u8,
+                        _ => bytes[place] ^ (1 << random(8)),
+                    };
+                    places.push((place, bytes[place]));
+                }
+                let what = format!("round {round}, with {places:?}");
+                attempts.send((file, what, bytes)).unwrap();
             }
-            try_out(file, &format!("round {round}, with {places:?}"), &bytes);
+            // Bytes by themselves as the largest there is: lengths and counts above all.
+            for place in (0..good.len()).step_by(1 + good.len() / 4000) {
+                let mut bytes = good.clone();
+                bytes[place] = 0xff;
+                attempts.send((file, format!("255 at {place}"), bytes)).unwrap();
+            }
         }
-        // Bytes by themselves as the largest there is: lengths and counts above all.
-        for place in (0..good.len()).step_by(1 + good.len() / 4000) {
-            let mut bytes = good.clone();
-            bytes[place] = 0xff;
-            try_out(file, &format!("255 at {place}"), &bytes);
-        }
-    }
+    });
 }
 
 #[test]
