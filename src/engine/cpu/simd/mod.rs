@@ -74,26 +74,39 @@ impl Simd {
     #[inline]
     pub fn vectorize<R>(self, f: impl FnOnce(Simd) -> R) -> R {
         #[cfg(target_arch = "x86_64")]
-        {
-            #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,f16c")]
-            fn avx512<R>(lacks_bf16: u16, f: impl FnOnce(Simd) -> R) -> R {
-                f(Simd { level: SimdLevel::Avx512, lacks_bf16 })
-            }
-            #[target_feature(enable = "avx2,f16c")]
-            fn avx2<R>(f: impl FnOnce(Simd) -> R) -> R {
-                f(Simd { level: SimdLevel::Avx2, lacks_bf16: u16::MAX })
-            }
-            match self.level {
-                // SAFETY: `new` has found the features that `avx512` is compiled with.
-                SimdLevel::Avx512 => return unsafe { avx512(self.lacks_bf16, f) },
-                // SAFETY: `new` has found the features that `avx2` is compiled with.
-                SimdLevel::Avx2 => return unsafe { avx2(f) },
-                SimdLevel::Baseline => (),
-            }
+        match self.level {
+            // SAFETY: `new` has found the features that `avx512` is compiled with.
+            SimdLevel::Avx512 => return unsafe { f.avx512(self.lacks_bf16) },
+            // SAFETY: `new` has found the features that `avx2` is compiled with.
+            SimdLevel::Avx2 => return unsafe { f.avx2() },
+            SimdLevel::Baseline => (),
         }
         f(Simd { level: SimdLevel::Baseline, lacks_bf16: u16::MAX })
     }
 }
+
+/// The copies of a loop for the levels that a machine may lack.
+///
+/// The compiler hands its work to processors by modules, and a method is of the module that its type
+/// is written in: so each copy is compiled beside others of the same file. As functions of this
+/// module all of them were one piece, for which the other processors waited.
+#[cfg(target_arch = "x86_64")]
+trait Vectorized<R>: FnOnce(Simd) -> R + Sized {
+    /// # Safety
+    /// The machine has the features.
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,f16c")]
+    unsafe fn avx512(self, lacks_bf16: u16) -> R {
+        self(Simd { level: SimdLevel::Avx512, lacks_bf16 })
+    }
+    /// # Safety
+    /// The machine has the features.
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn avx2(self) -> R {
+        self(Simd { level: SimdLevel::Avx2, lacks_bf16: u16::MAX })
+    }
+}
+#[cfg(target_arch = "x86_64")]
+impl<R, F: FnOnce(Simd) -> R> Vectorized<R> for F {}
 
 /// [`Simd::lacks_bf16`] of this machine.
 fn lacks_bf16() -> u16 {

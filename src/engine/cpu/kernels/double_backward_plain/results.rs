@@ -43,15 +43,20 @@ impl<E: Element> Results<'_, E> {
         }
     }
     fn runs_through<const THROUGH: u8>(self, simd: Simd, runs: Runs<'_, E::Acc>) {
+        match self.passing.by {
+            By::Nothing => self.runs_by::<NOTHING, THROUGH>(simd, runs),
+            By::Above => self.runs_by::<ABOVE, THROUGH>(simd, runs),
+            By::Within => self.runs_by::<WITHIN, THROUGH>(simd, runs),
+            By::Leaking => self.runs_by::<LEAKING, THROUGH>(simd, runs),
+            By::Bits => self.runs_by::<BITS, THROUGH>(simd, runs),
+        }
+    }
+    /// A function of its own for each [`By`], as for the columns and the sums: the compiler takes longer for one
+    /// with the loops of all five.
+    fn runs_by<const BY: u8, const THROUGH: u8>(self, simd: Simd, runs: Runs<'_, E::Acc>) {
         simd.vectorize(
             #[inline(always)]
-            |simd| match self.passing.by {
-                By::Nothing => self.runs::<NOTHING, THROUGH>(simd, runs),
-                By::Above => self.runs::<ABOVE, THROUGH>(simd, runs),
-                By::Within => self.runs::<WITHIN, THROUGH>(simd, runs),
-                By::Leaking => self.runs::<LEAKING, THROUGH>(simd, runs),
-                By::Bits => self.runs::<BITS, THROUGH>(simd, runs),
-            },
+            |simd| self.runs::<BY, THROUGH>(simd, runs),
         );
     }
     /// Those of columns, whose coefficients repeat after a period.
@@ -68,15 +73,23 @@ impl<E: Element> Results<'_, E> {
         coefs: Many<'_, E::Acc>,
         period: usize,
     ) {
+        match self.passing.by {
+            By::Nothing => self.columns_by::<NOTHING, THROUGH>(simd, coefs, period),
+            By::Above => self.columns_by::<ABOVE, THROUGH>(simd, coefs, period),
+            By::Within => self.columns_by::<WITHIN, THROUGH>(simd, coefs, period),
+            By::Leaking => self.columns_by::<LEAKING, THROUGH>(simd, coefs, period),
+            By::Bits => self.columns_by::<BITS, THROUGH>(simd, coefs, period),
+        }
+    }
+    fn columns_by<const BY: u8, const THROUGH: u8>(
+        self,
+        simd: Simd,
+        coefs: Many<'_, E::Acc>,
+        period: usize,
+    ) {
         simd.vectorize(
             #[inline(always)]
-            |simd| match self.passing.by {
-                By::Nothing => self.columns::<NOTHING, THROUGH>(simd, coefs, period),
-                By::Above => self.columns::<ABOVE, THROUGH>(simd, coefs, period),
-                By::Within => self.columns::<WITHIN, THROUGH>(simd, coefs, period),
-                By::Leaking => self.columns::<LEAKING, THROUGH>(simd, coefs, period),
-                By::Bits => self.columns::<BITS, THROUGH>(simd, coefs, period),
-            },
+            |simd| self.columns::<BY, THROUGH>(simd, coefs, period),
         );
     }
 

@@ -29,15 +29,25 @@ fn add_some_runs<E: Element, const COUNTED: bool>(
     passing: &Passing<E::Acc>,
     sums: &mut [OfChannel<E::Acc>],
 ) {
+    match passing.by {
+        By::Nothing => add_runs_by::<E, NOTHING, COUNTED>(simd, from, runs, passing, sums),
+        By::Above => add_runs_by::<E, ABOVE, COUNTED>(simd, from, runs, passing, sums),
+        By::Within => add_runs_by::<E, WITHIN, COUNTED>(simd, from, runs, passing, sums),
+        By::Leaking => add_runs_by::<E, LEAKING, COUNTED>(simd, from, runs, passing, sums),
+        By::Bits => add_runs_by::<E, BITS, COUNTED>(simd, from, runs, passing, sums),
+    }
+}
+
+fn add_runs_by<E: Element, const BY: u8, const COUNTED: bool>(
+    simd: Simd,
+    from: From<'_, E>,
+    runs: Runs<'_, E::Acc>,
+    passing: &Passing<E::Acc>,
+    sums: &mut [OfChannel<E::Acc>],
+) {
     simd.vectorize(
         #[inline(always)]
-        |simd| match passing.by {
-            By::Nothing => add_runs_of::<E, NOTHING, COUNTED>(simd, from, runs, passing, sums),
-            By::Above => add_runs_of::<E, ABOVE, COUNTED>(simd, from, runs, passing, sums),
-            By::Within => add_runs_of::<E, WITHIN, COUNTED>(simd, from, runs, passing, sums),
-            By::Leaking => add_runs_of::<E, LEAKING, COUNTED>(simd, from, runs, passing, sums),
-            By::Bits => add_runs_of::<E, BITS, COUNTED>(simd, from, runs, passing, sums),
-        },
+        |simd| add_runs_of::<E, BY, COUNTED>(simd, from, runs, passing, sums),
     );
 }
 
@@ -105,23 +115,29 @@ fn add_some_columns<E: Element, const ROWS: usize, const COUNTED: bool>(
     passing: &Passing<E::Acc>,
     sums: &mut [OfColumns<E::Acc>; PLAIN],
 ) {
-    simd.vectorize(
-        #[inline(always)]
-        |simd| {
-            let to = (coefs, passing, sums);
-            match passing.by {
-                By::Nothing => add_columns_of::<E, NOTHING, ROWS, COUNTED>(simd, rows, to),
-                By::Above => add_columns_of::<E, ABOVE, ROWS, COUNTED>(simd, rows, to),
-                By::Within => add_columns_of::<E, WITHIN, ROWS, COUNTED>(simd, rows, to),
-                By::Leaking => add_columns_of::<E, LEAKING, ROWS, COUNTED>(simd, rows, to),
-                By::Bits => add_columns_of::<E, BITS, ROWS, COUNTED>(simd, rows, to),
-            }
-        },
-    );
+    let to = (coefs, passing, sums);
+    match passing.by {
+        By::Nothing => add_columns_by::<E, NOTHING, ROWS, COUNTED>(simd, rows, to),
+        By::Above => add_columns_by::<E, ABOVE, ROWS, COUNTED>(simd, rows, to),
+        By::Within => add_columns_by::<E, WITHIN, ROWS, COUNTED>(simd, rows, to),
+        By::Leaking => add_columns_by::<E, LEAKING, ROWS, COUNTED>(simd, rows, to),
+        By::Bits => add_columns_by::<E, BITS, ROWS, COUNTED>(simd, rows, to),
+    }
 }
 
 /// Coefficients of columns, and their sums.
 type Columns<'s, A> = (Many<'s, A>, &'s Passing<A>, &'s mut [OfColumns<A>; PLAIN]);
+
+fn add_columns_by<E: Element, const BY: u8, const ROWS: usize, const COUNTED: bool>(
+    simd: Simd,
+    rows: &[(From<'_, E>, isize); ROWS],
+    to: Columns<'_, E::Acc>,
+) {
+    simd.vectorize(
+        #[inline(always)]
+        |simd| add_columns_of::<E, BY, ROWS, COUNTED>(simd, rows, to),
+    );
+}
 
 #[inline(always)]
 fn add_columns_of<E: Element, const BY: u8, const ROWS: usize, const COUNTED: bool>(
