@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 /// A module from machine code, if there is some for a device of this capability that was made of
 /// this PTX, packed, and the driver takes it: one that is older than the assembler does not.
+#[cfg_attr(not(feature = "cubins"), expect(dead_code))]
 pub(super) fn load(
     context: &Arc<CudaContext>,
     name: &str,

@@ -4,8 +4,8 @@ use crate::{Element, Memory, Real, Result, Shape};
 mod check;
 pub(crate) mod counted_parts;
 mod cpu;
-#[cfg(feature = "cubins")]
-mod cubins;
+#[cfg(any(feature = "cubins", all(test, feature = "cuda")))]
+mod cubins; // in tests without the feature, too: they need no build of their own
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cudnn")]
