@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Packs the library as for crates.io, and builds what is packed, alone: with default features, with none, with each, and
+# Packs the library as for crates.io, and type-checks what is packed, alone: with default features, with none, with each, and
 # for other systems. What is packed is at most 1.5 MB, and 4 MB of machine code in the crate that a feature adds.
 #
 #   scripts/check-package.sh [cargo's options, as --offline]
@@ -32,18 +32,18 @@ for target in $(grep -oE '\]\([^)]+\)' README.md | sed 's/.*](//; s/)$//' | grep
     [ -e "$target" ] || fail "README.md links to $target, which is not packed"
 done
 
-export CARGO_TARGET_DIR=$scratch/target CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=0
+export CARGO_TARGET_DIR=$scratch/target CARGO_PROFILE_DEV_DEBUG=0
 features=$(cargo metadata --no-deps --format-version 1 "$@" | python3 -c '
 import json, sys
 print(*sorted(json.load(sys.stdin)["packages"][0]["features"].keys() - {"default"}))')
-build() {
-    echo "-- cargo $*"
-    cargo "$@" --quiet --lib --locked "${options[@]}"
+check() {
+    echo "-- cargo check $*"
+    cargo check "$@" --quiet --lib --locked "${options[@]}"
 }
 options=("$@")
-build build
-build check --no-default-features
-for feature in $features; do build check --no-default-features --features "$feature"; done
+check
+check --no-default-features
+for feature in $features; do check --no-default-features --features "$feature"; done
 for target in wasm32-unknown-unknown x86_64-pc-windows-gnu aarch64-unknown-linux-gnu; do
     if ! rustup target add "$target" >/dev/null 2>&1; then
         echo "-- not checked for $target: rustup cannot get its standard library here"
@@ -51,7 +51,7 @@ for target in wasm32-unknown-unknown x86_64-pc-windows-gnu aarch64-unknown-linux
     fi
     # There are threads to wait for there only where the browser has them, and no CUDA.
     case $target in
-        wasm32-*) build check --target "$target" --no-default-features --features safetensors && build check --target "$target" --no-default-features ;;
-        *) build check --target "$target" ;;
+        wasm32-*) check --target "$target" --no-default-features --features safetensors && check --target "$target" --no-default-features ;;
+        *) check --target "$target" ;;
     esac
 done
