@@ -229,7 +229,7 @@ impl<E: Element> Step<E::Acc> for Normalize<'_, '_, E> {
             Some((x, relu)) => {
                 let from = [x, residual.unwrap_or(x)];
                 let (rows, out) = (tile.rows.clone(), &mut self.y);
-                let work = Work::Rows { plan, tile, rows, strips, from, out };
+                let work = Work::rows(simd, (plan, tile, rows), strips, from, (out, true));
                 normalize(simd, (residual.is_some(), relu), work);
             }
             None => by_piece(self, tile, strips),

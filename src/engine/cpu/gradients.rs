@@ -163,7 +163,9 @@ impl<E: Element> Gradients<'_, '_, E> {
         };
         let recomputes = gate.recomputes();
         let x = if through == Through::Statistics || recomputes { x } else { grad_y };
-        let work = Work::Rows { plan, tile, rows, strips, from: [x, grad_y], out };
+        // Two tensors at once in the order of memory come by themselves, unless there is more to do with a value.
+        let asks = recomputes || through == Through::Constants;
+        let work = Work::rows(simd, (plan, tile, rows), strips, [x, grad_y], (out, asks));
         input_gradient(simd, (through, recomputes), work);
     }
 }

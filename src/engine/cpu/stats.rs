@@ -269,7 +269,7 @@ fn joined<E: Element>(
     columns: usize,
 ) {
     let is_near = strip.start(plan, &(0..columns), x);
-    let x = &x[tiles::joined(plan, tile, x.len())];
+    let x = &x[tiles::of_rows(&tile.rows, plan.width, x.len())];
     let narrow = |x| Narrow { tensors: [x], columns, ahead: AHEAD * plan.width };
     for (k, x) in x.chunks(STRIP_ROWS * columns).enumerate() {
         let n = x.len() - x.len() % columns;

@@ -280,10 +280,17 @@ impl<T> TileMut<'_, T> {
     /// All of it, where it has whole rows.
     pub fn whole(&self) -> &[T] {
         assert!(self.cols == (0..self.width), "whole rows");
-        let at = |row: usize| (row * self.width).min(self.len);
-        let range = at(self.rows.start)..at(self.rows.end);
+        let range = of_rows(&self.rows, self.width, self.len);
         // SAFETY: inside the memory and of this tile's rows alone, which have no other columns; `self` is borrowed.
         unsafe { std::slice::from_raw_parts(self.start.add(range.start), range.len()) }
+    }
+    /// Some of its rows, where it has whole ones, to write.
+    pub fn whole_rows_mut(&mut self, rows: &Range<usize>) -> &mut [T] {
+        assert!(self.cols == (0..self.width), "whole rows");
+        assert!(self.rows.start <= rows.start && rows.end <= self.rows.end, "rows of the tile");
+        let range = of_rows(rows, self.width, self.len);
+        // SAFETY: as in `whole`; `self` is mutably borrowed.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
     /// As `row`, to write.
     pub fn row_mut(&mut self, row: usize, cols: Range<usize>) -> &mut [T] {
@@ -321,13 +328,21 @@ impl<'p, E: Element> Writer<'p, E> {
     /// Columns `cols` of `row`, and how they are to be written: as lines, each value once.
     #[inline(always)]
     pub fn lines(&mut self, simd: Simd, row: usize, cols: Range<usize>) -> (Store, &mut [E]) {
-        let store = match self.past_cache {
+        (self.store(simd), self.tile.row_mut(row, cols))
+    }
+    /// Some rows of a tile that has whole ones, to be written in the same way.
+    #[inline(always)]
+    pub fn whole_rows(&mut self, simd: Simd, rows: Range<usize>) -> (Store, &mut [E]) {
+        (self.store(simd), self.tile.whole_rows_mut(&rows))
+    }
+    #[inline(always)]
+    fn store(&self, simd: Simd) -> Store {
+        match self.past_cache {
             // SAFETY: nothing but this writer has the tile, it does not read what it writes so (see
             // `held`), and it lives within a task of `for_each_tile`, which fences.
             true => unsafe { Store::past_cache(simd) },
             false => Store::to_cache(simd),
-        };
-        (store, self.tile.row_mut(row, cols))
+        }
     }
     /// Lets `fill` write columns `cols` of `row`. What it does not write `as_lines`, or reads again,
     /// and is to go past the cache, waits in a buffer until it has done.
@@ -377,10 +392,11 @@ pub(super) fn clipped(row: usize, cols: Range<usize>, width: usize, len: usize) 
     (start + cols.start).min(len)..(start + cols.end).min(len)
 }
 
-/// Where a tile of whole rows lies in memory of `len` elements in all.
-pub(super) fn joined(plan: &Plan, tile: &Tile, len: usize) -> Range<usize> {
-    let at = |row: usize| (row * plan.width).min(len);
-    at(tile.rows.start)..at(tile.rows.end)
+/// Where whole rows lie in memory of `len` elements in all.
+#[inline(always)]
+pub(super) fn of_rows(rows: &Range<usize>, width: usize, len: usize) -> Range<usize> {
+    let at = |row: usize| (row * width).min(len);
+    at(rows.start)..at(rows.end)
 }
 
 #[cfg(test)]

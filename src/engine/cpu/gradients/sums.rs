@@ -13,7 +13,7 @@ use super::super::simd::{BLOCK, Scratch, Simd};
 use super::super::slots::{Columns, Sums};
 use super::super::staged::Staged;
 use super::super::table::{Strip, Table};
-use super::super::tiles::{TileMut, joined};
+use super::super::tiles::{TileMut, of_rows};
 use super::Read;
 use crate::{Element, Real};
 use std::ops::Range;
@@ -208,8 +208,8 @@ fn sums_of_joined<E: Element>(
     memory.load(plan, &(0..columns), table);
     let OfColumns { strip, sum, product, .. } = memory;
     let strip = &*strip;
-    let [x, g] =
-        [read.x, read.grad_y.unwrap_or_default()].map(|of| &of[joined(plan, tile, of.len())]);
+    let [x, g] = [read.x, read.grad_y.unwrap_or_default()]
+        .map(|of| &of[of_rows(&tile.rows, plan.width, of.len())]);
     let g = match grad_x {
         Some(grad_x) if read.grad_y.is_none() => grad_x.whole(),
         _ => g,

@@ -1,9 +1,10 @@
 //! Elementwise loops: `out[i] = op(coefficients of i, x[i], other[i])`.
 use super::super::plan::{Plan, Tile};
+use super::super::policy::AHEAD;
 use super::super::simd::{GROUP, Simd, Store, prefetch, to_line};
 use super::super::table::{Coef, Lanes, Strip};
-use super::super::tiles::{Writer, clipped};
-use super::source::{Groups, Runs, Source};
+use super::super::tiles::{Writer, clipped, of_rows};
+use super::source::{Again, Groups, Runs, Source};
 use crate::{Element, Real};
 use std::ops::Range;
 
@@ -18,6 +19,8 @@ pub enum At<'a, A> {
     Runs(Runs<'a, A>),
     /// Every value has its own.
     Columns(&'a Strip<A>),
+    /// The first so many of a strip, whole groups, again and again.
+    Again(&'a Strip<A>, usize),
 }
 
 /// What loops ask for ahead of themselves where they store past the cache: where the same columns of
@@ -46,11 +49,34 @@ pub enum Work<'a, 'p, E: Element> {
     },
 }
 
-impl<'a, E: Element> Work<'a, '_, E> {
+impl<'a, 'p, E: Element> Work<'a, 'p, E> {
     /// A piece that is written to the cache.
     pub fn piece(simd: Simd, at: At<'a, E::Acc>, from: [&'a [E]; 2], out: &'a mut [E]) -> Self {
         let (store, ahead) = (Store::to_cache(simd), [std::ptr::null(); 2]);
         Work::Piece { store, at, from, out, ahead }
+    }
+    /// Some rows of a tile: in one piece where rows are joined and few columns repeat. A loop that begins anew with each row
+    /// and reads coefficients of all its columns takes up to 1.1 times as long, in cache and in memory. `asks` says that a
+    /// piece asks for what comes.
+    pub fn rows(
+        simd: Simd,
+        (plan, tile, rows): (&'a Plan, &'a Tile, Range<usize>),
+        strips: &'a [(Range<usize>, &'a Strip<E::Acc>)],
+        from: [&'a [E]; 2],
+        (out, asks): (&'a mut Writer<'p, E>, bool),
+    ) -> Self {
+        let columns = plan.narrow().width;
+        if columns == plan.width {
+            return Work::Rows { plan, tile, rows, strips, from, out };
+        }
+        let range = of_rows(&rows, plan.width, plan.len());
+        let from = from.map(|tensor| &tensor[range.clone()]);
+        let ahead = match asks {
+            true => ahead_of(from, (AHEAD * plan.width).cast_signed()),
+            false => [std::ptr::null(); 2],
+        };
+        let (store, out) = out.whole_rows(simd, rows);
+        Work::Piece { store, at: At::Again(strips[0].1, columns), from, out, ahead }
     }
 }
 
@@ -236,6 +262,19 @@ fn map<E: Element>(
             out,
             #[inline(always)]
             |i| ahead.iter().for_each(|row| prefetch(row.wrapping_add(i))),
+            op,
+        ),
+        At::Again(strip, columns) => groups(
+            store,
+            Again { strip, columns },
+            from,
+            out,
+            #[inline(always)]
+            |i| {
+                if !ahead[0].is_null() {
+                    ahead.iter().for_each(|later| prefetch(later.wrapping_add(i)));
+                }
+            },
             op,
         ),
     }

@@ -68,6 +68,37 @@ impl<A: Real> Source<A> for &Strip<A> {
     }
 }
 
+/// The first `columns` of a strip, whole groups, again and again. The strip has as many behind them.
+#[derive(Clone, Copy)]
+pub struct Again<'a, A> {
+    pub strip: &'a Strip<A>,
+    pub columns: usize,
+}
+
+impl<A: Real> Source<A> for Again<'_, A> {
+    type Lanes = [[A; GROUP]; 5];
+    #[inline(always)]
+    fn group(&self, at: usize) -> Self::Lanes {
+        self.strip.groups(at % self.columns, 1)(0)
+    }
+    #[inline(always)]
+    fn each<E>(
+        &self,
+        mut at: usize,
+        mut groups: Groups<'_, E>,
+        mut take: impl FnMut(usize, One<'_, E>, Self::Lanes),
+    ) {
+        let n = self.columns / GROUP;
+        let coefs = self.strip.groups(at % self.columns, n);
+        while !groups.out.is_empty() {
+            for (i, group) in groups.take(n).each().enumerate() {
+                take(at, group, coefs(i));
+                at += GROUP;
+            }
+        }
+    }
+}
+
 /// Runs of values that have their channel's coefficients in common, of a group's length at least.
 #[derive(Clone, Copy)]
 pub struct Runs<'a, A> {
@@ -179,7 +210,8 @@ mod tests {
     use super::super::super::tiles::numbers_mut;
     use super::super::elementwise::{At, Work, normalize};
     use super::*;
-    use crate::Element;
+    use crate::engine::cpu::plan::Plan;
+    use crate::{Element, Shape};
 
     /// No count of lanes is cut to fewer bits before it is compared.
     #[test]
@@ -193,6 +225,51 @@ mod tests {
             let lanes = runs.group(0);
             assert!((0..GROUP).all(|lane| lanes.at(lane).mean == 1.0), "{left}");
         }
+    }
+
+    /// Of every number of columns, in and past the cache, at any address, against one value at a time.
+    #[test]
+    fn columns_have_their_coefficients_again_and_again() {
+        fn all<E: Element>() {
+            const MOST: usize = 128;
+            for columns in (GROUP..=MOST).step_by(GROUP) {
+                let mut fields = vec![0.0; Table::<E::Acc>::FIELDS * columns];
+                for (i, v) in numbers_mut(&mut fields).iter_mut().enumerate() {
+                    *v = E::Acc::from_f64(1.0 + i as f64 / 8.0);
+                }
+                let (plan, cols) =
+                    (Plan::new(&Shape::new(&[64, columns], 1).unwrap(), 4, 1), 0..2 * columns);
+                let mut strip = Strip::new();
+                strip.load(&plan, &cols, &Table::new(&fields, 0..columns), false);
+                let x: Vec<E> =
+                    (0..2 * BLOCK).map(|i| E::narrow(E::Acc::from_f64(i as f64))).collect();
+                for (start, n) in [(0, 2 * BLOCK), (3, 5 * columns + 7), (7, 130), (9, 40), (1, 5)]
+                {
+                    let n = n.min(2 * BLOCK);
+                    let expected: Vec<E> = (0..n)
+                        .map(|i| E::narrow(strip.at(i % columns).normalize(x[i].widen())))
+                        .collect();
+                    every_store(
+                        2 * BLOCK + LINE,
+                        |store, memory: &mut [E]| {
+                            let (from, out) = ([&x[..n]; 2], &mut memory[start..start + n]);
+                            let (at, ahead) = (At::Again(&strip, columns), [std::ptr::null(); 2]);
+                            let work = Work::Piece { store, at, from, out, ahead };
+                            normalize(store.simd, (false, false), work);
+                        },
+                        |memory| {
+                            assert_eq!(memory[start..start + n], expected, "{columns} {start} {n}");
+                            let mut outside = memory[..start].iter().chain(&memory[start + n..]);
+                            assert!(outside.all(|v| *v == E::default()));
+                        },
+                    );
+                }
+            }
+        }
+        all::<f32>();
+        all::<f64>();
+        all::<half::f16>();
+        all::<half::bf16>();
     }
 
     /// Every cut of runs of every length, in and past the cache, at any address, against one value at a
