@@ -64,7 +64,7 @@ fn pair<E: Element<Acc = f32>, G: Engine<Memory = Host>>(
     let mut saved = Saved::new();
     let args = ForwardTrain::<Host, E>::new(&x, &mut y).saved(&mut saved).weight(&weight);
     let mut args = args.activation(activation);
-    args.mask = places.map(|places| Mask::<Host>::new(places));
+    args.mask = places.map(Mask::<Host>::new);
     engine.forward_train(&shape, args)?;
     let plain = |grad_x: &mut [E], of_weight: &mut [f32], of_bias: &mut [f32]| {
         let mut args = Backward::<Host, E>::new(&saved, &x, &grad_y).grad_x(grad_x);
