@@ -4,13 +4,11 @@
 use super::backward::{Results, backward as backward_one};
 use super::forward::forward_train as forward_one;
 use super::ghost;
-use super::kernels::moments::blend_over;
 use super::policy::{ENOUGH_TASKS, SMALL, TASK};
-use super::simd::Simd;
 use super::tiles::at_once;
 use super::{Cpu, update_by};
-use crate::engine::{Activation, Backward, ForwardTrain, Grouping, Input, OneValue, Running, ops};
-use crate::{Element, Host, Real, Result, Saved, Shape};
+use crate::engine::{Activation, Backward, ForwardTrain, Grouping, Input, OneValue, ops};
+use crate::{Element, Host, Result, Saved, Shape};
 
 /// A group of so many elements is work for one thread if there are enough groups.
 const MOST: usize = 16 * TASK;
@@ -100,28 +98,12 @@ pub(super) fn forward_train<E: Element>(
         for (Group { shape, kept, .. }, factors) in calls.iter().zip(factors) {
             if let Some(running) = &mut running {
                 (running.factor, running.var_factor) = *factors;
-                update(simd, running, shape.per_channel() as f64, kept, one_value);
+                let (m, (means, squares)) = (shape.per_channel() as f64, kept.split_at(channels));
+                update_by(simd, running, m, (means, None), squares, one_value);
             }
         }
         Ok(())
     })
-}
-
-/// Moves the running statistics by means and sums of squares of `m` values.
-fn update<P: Real>(
-    simd: Simd,
-    running: &mut Running<'_, Host, P>,
-    m: f64,
-    kept: &[f64],
-    one_value: OneValue,
-) {
-    let (means, squares) = kept.split_at(kept.len() / 2);
-    if let Some(over) = running.moves_plainly(m, one_value) {
-        blend_over(simd, running.mean, running.factor, means, 1.0);
-        blend_over(simd, running.var, running.var_factor, squares, over);
-        return;
-    }
-    update_by(simd, running, m, |k| means[k], squares, one_value);
 }
 
 /// A group of a backward.

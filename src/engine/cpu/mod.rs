@@ -272,23 +272,28 @@ impl Engine for Cpu {
     }
 }
 
-/// Moves running statistics by a batch of `m` values per channel, its means and its sums of squares.
+/// Moves running statistics by a batch of `m` values per channel, its means, each in one number or in two, and its sums
+/// of squares.
 fn update_by<P: Real>(
     simd: Simd,
     running: &mut Running<'_, Host, P>,
     m: f64,
-    mean: impl Fn(usize) -> f64,
+    (means, rests): (&[f64], Option<&[f64]>),
     squares: &[f64],
     one_value: OneValue,
 ) {
     let Some(over) = running.moves_plainly(m, one_value) else {
         for (k, squares) in squares.iter().enumerate() {
-            running.update(k, m, mean(k), |over| squares / over, one_value);
+            let mean = rests.map_or(means[k], |rests| means[k] + rests[k]);
+            running.update(k, m, mean, |over| squares / over, one_value);
         }
         return;
     };
-    merging::blend(simd, running.mean, running.factor, mean);
-    merging::blend(simd, running.var, running.var_factor, |k| squares[k] / over);
+    match rests {
+        Some(rests) => merging::blend_sums(simd, running.mean, running.factor, (means, rests)),
+        None => merging::blend_over(simd, running.mean, running.factor, means, 1.0),
+    }
+    merging::blend_over(simd, running.var, running.var_factor, squares, over);
 }
 
 /// Moves the running statistics, if there are any, by the moments of a batch.

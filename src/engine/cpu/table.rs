@@ -144,11 +144,19 @@ impl<'a, A: Real> Table<'a, A> {
         let [mean, scale, bias, mean_g, slope] = self.fields.map(|f| f[channel - self.first]);
         Coef { mean, scale, bias, mean_g, slope }
     }
+    /// What the forward takes of some of the channels.
+    pub fn normal(&self, channels: Range<usize>) -> Normal<'a, A> {
+        let [mean, scale, bias, ..] = self.fields(channels);
+        [mean, scale, bias]
+    }
     /// Each field of some of the channels.
     fn fields(&self, channels: Range<usize>) -> [&'a [A]; FIELDS] {
         self.fields.map(|field| &field[channels.start - self.first..channels.end - self.first])
     }
 }
+
+/// Means, scales and biases of columns or channels.
+pub(super) type Normal<'a, A> = [&'a [A]; 3];
 
 /// [`Fields`] to write.
 pub(super) struct FieldsMut<'a, A, const N: usize> {
@@ -319,6 +327,11 @@ impl<A: Real> Strip<A> {
             slope: slope[place],
         }
     }
+    /// What the forward takes of all.
+    pub fn normal(&self) -> Normal<'_, A> {
+        let [mean, scale, bias, ..] = &self.fields;
+        [mean, scale, bias].map(|field| &field[self.first..])
+    }
     /// The coefficients of whole groups of values from the `i`th on, by the number of the group.
     #[inline(always)]
     pub fn groups(&self, i: usize, count: usize) -> impl Fn(usize) -> [[A; GROUP]; FIELDS] {
@@ -342,7 +355,15 @@ impl<A: Real> Lanes<A> for Coef<A> {
         *self
     }
 }
-/// Of columns: each field's.
+/// Of columns: what the forward takes.
+impl<A: Real> Lanes<A> for [[A; GROUP]; 3] {
+    #[inline(always)]
+    fn at(&self, l: usize) -> Coef<A> {
+        let [mean, scale, bias] = self;
+        Coef { mean: mean[l], scale: scale[l], bias: bias[l], ..Coef::default() }
+    }
+}
+/// The same of each field.
 impl<A: Real> Lanes<A> for [[A; GROUP]; FIELDS] {
     #[inline(always)]
     fn at(&self, l: usize) -> Coef<A> {

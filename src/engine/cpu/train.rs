@@ -113,14 +113,13 @@ impl<E: Element> Train<'_, E> {
             return;
         }
         let Merged { base, offset, squares, .. } = *merged;
-        let mean = |k: usize| base[k] + offset[k];
         if let Some([means, to]) = kept {
-            means.iter_mut().enumerate().for_each(|(k, to)| *to = mean(k));
+            means.iter_mut().enumerate().for_each(|(k, to)| *to = base[k] + offset[k]);
             to.copy_from_slice(squares);
         }
         if let Some(running) = &mut running {
             let m = shape.per_channel() as f64;
-            update_by(simd, running, m, mean, squares, one_value);
+            update_by(simd, running, m, (base, Some(offset)), squares, one_value);
         }
     }
 }

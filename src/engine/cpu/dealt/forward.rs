@@ -256,8 +256,8 @@ impl<E: Element> Task<'_, E> {
             }
             if let Some(((mean, var), rules)) = group.moved.as_mut().zip(self.rules.as_ref()) {
                 let mut running = rules.of_channels(mean, var, None);
-                let mean = |k: usize| merged.base[k] + merged.offset[k];
-                update_by(simd, &mut running, m, mean, merged.squares, one_value);
+                let means = (merged.base, Some(merged.offset));
+                update_by(simd, &mut running, m, means, merged.squares, one_value);
             }
         });
     }

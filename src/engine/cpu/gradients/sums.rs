@@ -8,7 +8,7 @@ use super::super::kernels::narrow::{self, Narrow};
 use super::super::kernels::source::Runs;
 use super::super::kernels::sums::{self, Lanes, STRIP_ROWS};
 use super::super::plan::{Plan, Tile};
-use super::super::policy::AHEAD;
+use super::super::policy::{AHEAD, LARGE_APART};
 use super::super::simd::{BLOCK, Scratch, Simd};
 use super::super::slots::{Columns, Sums};
 use super::super::staged::Staged;
@@ -36,9 +36,10 @@ pub fn sums<E: Element>(
     }
     slot.fill(0.0);
     let slot = slot.split_at_mut(slot.len() / 2);
-    match read.plan.long_runs {
-        true => sums_of_runs(read, tile, grad_x, table, slot),
-        false => sums_of_columns(read, tile, grad_x, (table, &mut OfColumns::new()), slot),
+    match (read.plan.long_runs, is_in_order(read, tile)) {
+        (true, _) => sums_of_runs(read, tile, grad_x, table, slot),
+        (false, true) => sums_in_order(read, tile, grad_x, table, slot),
+        (false, false) => sums_of_columns(read, tile, grad_x, (table, &mut OfColumns::new()), slot),
     }
 }
 
@@ -52,9 +53,10 @@ pub fn add_sums<E: Element>(
     slot: &mut [f64],
 ) {
     let slot = slot.split_at_mut(slot.len() / 2);
-    match read.plan.long_runs {
-        true => sums_of_runs(read, tile, grad_x, table, slot),
-        false => sums_of_columns(read, tile, grad_x, (table, memory), slot),
+    match (read.plan.long_runs, is_in_order(read, tile)) {
+        (true, _) => sums_of_runs(read, tile, grad_x, table, slot),
+        (false, true) => sums_in_order(read, tile, grad_x, table, slot),
+        (false, false) => sums_of_columns(read, tile, grad_x, (table, memory), slot),
     }
 }
 
@@ -130,6 +132,50 @@ fn sums_of_runs<E: Element>(
     }
 }
 
+/// Whether rows are taken whole, in the order of memory.
+fn is_in_order<E: Element>(read: &Read<'_, E>, tile: &Tile) -> bool {
+    let Read { plan, gate, .. } = *read;
+    let is_plain = matches!(gate, Gate::Open | Gate::Recompute);
+    // A table of channels is one of columns.
+    let is_direct = plan.inner() == 1 && !plan.is_joined();
+    let in_cache = plan.len().saturating_mul(3 * size_of::<E>()) < LARGE_APART;
+    is_plain && is_direct && tile.cols.len() > BLOCK && in_cache
+}
+
+/// The sums of columns of rows that are longer than a block, by whole rows: what comes from the cache in the order of
+/// memory comes by itself, and a backward takes 0.88 to 0.95 of the time of one that takes a block of columns after the
+/// other and asks for later rows. From memory, or where the cache holds them only just, it would take longer.
+fn sums_in_order<E: Element>(
+    read: &Read<'_, E>,
+    tile: &Tile,
+    grad_x: &Option<TileMut<'_, E>>,
+    table: &Table<'_, E::Acc>,
+    (sums, products): (&mut [f64], &mut [f64]),
+) {
+    /// As many columns as have their sums in the first cache.
+    const MOST: usize = 4 * BLOCK;
+    let [mut sum, mut product] = [[E::Acc::default(); MOST]; 2];
+    for start in tile.cols.clone().step_by(MOST) {
+        let cols = start..(start + MOST).min(tile.cols.end);
+        let (n, normal) = (cols.len(), table.normal(cols.clone()));
+        let here = start - tile.cols.start..cols.end - tile.cols.start;
+        let (sums, products) = (&mut sums[here.clone()], &mut products[here]);
+        for first in tile.rows.clone().step_by(STRIP_ROWS) {
+            let mut rows = Rows::new();
+            for row in first..(first + STRIP_ROWS).min(tile.rows.end) {
+                let x = read.x(row, cols.clone());
+                let g = read.grad_y(grad_x, row, cols.clone());
+                // For what is read itself: no loop of its own is compiled for this.
+                rows.push([x, g], [x.as_ptr(), g.as_ptr()]);
+            }
+            let (relu, to) = (read.gate.recomputes(), (&mut sum[..], &mut product[..]));
+            column_gradients(read.simd, &rows, normal, (relu, true), to);
+            sums::add_widened(read.simd, sums, &sum[..n]);
+            sums::add_widened(read.simd, products, &product[..n]);
+        }
+    }
+}
+
 fn sums_of_columns<E: Element>(
     read: &Read<'_, E>,
     tile: &Tile,
@@ -161,9 +207,9 @@ fn sums_of_columns<E: Element>(
             while gate.is_staged() && row < end {
                 let g = read.grad_y(grad_x, row, cols.clone());
                 let (x, g) = read.staged(row, &cols, At::Columns(strip), g, &mut staged);
-                let (mut rows, to) = (Rows::new(), (&mut *sum, &mut *product));
+                let (mut rows, to) = (Rows::new(), (&mut sum[..], &mut product[..]));
                 rows.push([x, g], [std::ptr::null(); 2]);
-                column_gradients(simd, &rows, strip, (false, row == first), to);
+                column_gradients(simd, &rows, strip.normal(), (false, row == first), to);
                 row += 1;
             }
             while row < end {
@@ -184,8 +230,9 @@ fn sums_of_columns<E: Element>(
                     };
                     rows.push([x, g], ahead);
                 }
-                let to = (&mut *sum, &mut *product);
-                column_gradients(simd, &rows, strip, (gate.recomputes(), row == first), to);
+                let to = (&mut sum[..], &mut product[..]);
+                let is_first = row == first;
+                column_gradients(simd, &rows, strip.normal(), (gate.recomputes(), is_first), to);
                 row = some.end;
             }
             sums::add_widened(simd, sums, &sum[..n]);
@@ -228,8 +275,8 @@ fn sums_of_joined<E: Element>(
         if !x.is_empty() {
             let mut rows = Rows::new();
             rows.push([x, g], [std::ptr::null(); 2]);
-            let to = (&mut *sum, &mut *product);
-            column_gradients(simd, &rows, strip, (relu, true), to);
+            let to = (&mut sum[..], &mut product[..]);
+            column_gradients(simd, &rows, strip.normal(), (relu, true), to);
             sums::add_widened(simd, &mut sums[..x.len()], &sum[..x.len()]);
             sums::add_widened(simd, &mut products[..x.len()], &product[..x.len()]);
         }

@@ -1,6 +1,6 @@
 //! Reductions: sums over columns, several rows at a time.
 use super::super::simd::{BLOCK, GROUP, Simd, prefetch};
-use super::super::table::{Lanes, Strip};
+use super::super::table::{Coef, Lanes, Normal};
 use super::elementwise::gate;
 use super::sums::STRIP_ROWS;
 use crate::{Element, Real};
@@ -164,9 +164,9 @@ fn add<A: Real, const FIRST: bool>(sums: &mut [A; GROUP], more: [A; GROUP]) {
 pub fn column_gradients<E: Element>(
     simd: Simd,
     rows: &Rows<'_, E, 2>,
-    at: &Strip<E::Acc>,
+    at: Normal<'_, E::Acc>,
     (relu, is_first): (bool, bool),
-    (sum, product): (&mut [E::Acc; BLOCK], &mut [E::Acc; BLOCK]),
+    (sum, product): (&mut [E::Acc], &mut [E::Acc]),
 ) {
     simd.vectorize(
         #[inline(always)]
@@ -181,10 +181,10 @@ pub fn column_gradients<E: Element>(
 fn column_gradients_of<E: Element, const RELU: bool>(
     simd: Simd,
     rows: &Rows<'_, E, 2>,
-    at: &Strip<E::Acc>,
+    at: Normal<'_, E::Acc>,
     is_first: bool,
-    sum: &mut [E::Acc; BLOCK],
-    product: &mut [E::Acc; BLOCK],
+    sum: &mut [E::Acc],
+    product: &mut [E::Acc],
 ) {
     let (mut several, rest) = rows.by::<2>();
     let mut rest = rest.iter().map(std::array::from_ref);
@@ -208,12 +208,11 @@ fn add_gradients<E: Element, const RELU: bool, const ROWS: usize, const FIRST: b
     simd: Simd,
     rows: &[[&[E]; 2]; ROWS],
     ahead: &[[*const E; 2]],
-    at: &Strip<E::Acc>,
-    sum: &mut [E::Acc; BLOCK],
-    product: &mut [E::Acc; BLOCK],
+    at: Normal<'_, E::Acc>,
+    sum: &mut [E::Acc],
+    product: &mut [E::Acc],
 ) {
     let n = rows[0][0].len();
-    assert!(n <= BLOCK);
     let distance = distances_ahead(rows, ahead);
     // Not by `map`, behind which their lengths are not known to be the same, and each is compared in the loop.
     let mut groups = [[&[][..]; 2]; ROWS];
@@ -222,10 +221,14 @@ fn add_gradients<E: Element, const RELU: bool, const ROWS: usize, const FIRST: b
             *groups = &tensor.as_chunks::<GROUP>().0[..n / GROUP];
         }
     }
-    let coefs = at.groups(0, n / GROUP);
-    let (sums, products) = (sum.as_chunks_mut().0, product.as_chunks_mut().0);
+    let [mean, scale, bias] = at;
+    let means = &mean.as_chunks::<GROUP>().0[..n / GROUP];
+    let scales = &scale.as_chunks::<GROUP>().0[..n / GROUP];
+    let biases = &bias.as_chunks::<GROUP>().0[..n / GROUP];
+    let sums = &mut sum.as_chunks_mut().0[..n / GROUP];
+    let products = &mut product.as_chunks_mut().0[..n / GROUP];
     for i in 0..n / GROUP {
-        let coef = coefs(i);
+        let coef = [means[i], scales[i], biases[i]];
         let (mut s, mut p) = ([E::Acc::default(); GROUP], [E::Acc::default(); GROUP]);
         for (k, [x, g]) in groups.iter().enumerate() {
             if let Some([of_x, of_g]) = distance {
@@ -244,7 +247,7 @@ fn add_gradients<E: Element, const RELU: bool, const ROWS: usize, const FIRST: b
         add::<_, FIRST>(&mut products[i], p);
     }
     for j in n - n % GROUP..n {
-        let coef = at.at(j);
+        let coef = Coef { mean: mean[j], scale: scale[j], bias: bias[j], ..Coef::default() };
         let (mut s, mut p) = (E::Acc::default(), E::Acc::default());
         for [x, g] in rows {
             let x = x[j].widen();

@@ -193,24 +193,34 @@ pub fn invstds_of<A: Real, V: Real>(simd: Simd, var: &[V], eps: f64, invstd: &mu
     );
 }
 
-/// `to = (1 - factor) * to + factor * new`; a factor of 1 replaces what is not finite, too.
-pub fn blend<A: Real>(simd: Simd, to: &mut [A], factor: f64, new: impl Fn(usize) -> f64) {
+/// `to = (1 - factor) * to + factor * (base + offset)`; a factor of 1 replaces what is not finite, too.
+pub fn blend_sums<A: Real>(
+    simd: Simd,
+    to: &mut [A],
+    factor: f64,
+    (bases, offsets): (&[f64], &[f64]),
+) {
     simd.vectorize(
         #[inline(always)]
-        |_| match factor == 1.0 {
-            true => to.iter_mut().enumerate().for_each(
-                #[inline(always)]
-                |(k, to)| *to = A::from_f64(new(k)),
-            ),
-            false => to.iter_mut().enumerate().for_each(
-                #[inline(always)]
-                |(k, to)| *to = A::from_f64((1.0 - factor) * to.to_f64() + factor * new(k)),
-            ),
+        |_| {
+            let all = to.iter_mut().zip(bases.iter().zip(offsets));
+            match factor == 1.0 {
+                true => all.for_each(
+                    #[inline(always)]
+                    |(to, (base, offset))| *to = A::from_f64(base + offset),
+                ),
+                false => all.for_each(
+                    #[inline(always)]
+                    |(to, (base, offset))| {
+                        *to = A::from_f64((1.0 - factor) * to.to_f64() + factor * (base + offset));
+                    },
+                ),
+            }
         },
     );
 }
 
-/// `to = (1 - factor) * to + factor * new / over`, as [`blend`] does.
+/// `to = (1 - factor) * to + factor * new / over`, as [`blend_sums`] does.
 pub fn blend_over<A: Real>(simd: Simd, to: &mut [A], factor: f64, new: &[f64], over: f64) {
     simd.vectorize(
         #[inline(always)]
