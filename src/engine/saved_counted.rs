@@ -31,10 +31,11 @@ impl<M: Memory, P: Real> Saved<M, P> {
         }
         self.counted = Some(counted);
     }
-    /// What counts in all parts, if the forward was one of a part by a mask.
+    /// What counts in all parts, if the forward was by statistics that it was given: one of a part by a mask, or with
+    /// renormalization.
     pub(crate) fn counted(&self) -> Option<&Counted<M>> {
         let forward = self.whole.forward.as_ref()?;
-        // The forward of a part is by statistics that it was given.
-        self.counted.as_ref().filter(|_| forward.mask.is_some() && !forward.batch_statistics)
+        let is_given = !forward.batch_statistics || self.renormalized().is_some();
+        self.counted.as_ref().filter(|_| forward.mask.is_some() && is_given)
     }
 }

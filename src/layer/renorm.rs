@@ -84,13 +84,28 @@ pub(super) struct Scratch<M: Memory, P: Real> {
     pub shift: M::Buf<P>,
     /// In a backward the sums of g * xhat and of g.
     sums: [M::Buf<P>; 2],
+    /// What the values that count for a mask come to, here and in all: four numbers of every channel.
+    counted: Option<[M::Buf<f64>; 2]>,
 }
 
 impl<M: Memory, P: Real> Scratch<M, P> {
     fn new(memory: &M, channels: usize) -> Result<Self> {
         let zeros = || memory.zeros(channels);
         let record = memory.zeros(3 * channels + 1)?;
-        Ok(Self { record, scale: zeros()?, shift: zeros()?, sums: [zeros()?, zeros()?] })
+        let sums = [zeros()?, zeros()?];
+        Ok(Self { record, scale: zeros()?, shift: zeros()?, sums, counted: None })
+    }
+    /// The record, and what it is made of by a mask.
+    pub fn counted(
+        &mut self,
+        memory: &M,
+        channels: usize,
+    ) -> Result<(&mut M::Buf<f64>, &mut [M::Buf<f64>; 2])> {
+        let counted = match self.counted.take() {
+            Some(counted) => counted,
+            None => [memory.zeros(4 * channels)?, memory.zeros(4 * channels)?],
+        };
+        Ok((&mut self.record, self.counted.insert(counted)))
     }
     /// That of a layer, made the first time.
     pub fn of<'a>(

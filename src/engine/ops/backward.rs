@@ -220,7 +220,8 @@ impl<'a, M: Memory, E: Element> Backward<'a, M, E> {
             ));
         }
         let of_part = self.sums.is_some() || self.total_sums.is_some();
-        if forward.mask.is_some() && of_part && self.saved.counted().is_none() {
+        let counts_all = self.saved.counted().is_some() && !forward.batch_statistics;
+        if forward.mask.is_some() && of_part && !counts_all {
             let reason = "after a mask: expected no sums of a part of a batch, got some";
             return Err(Error::invalid("sums", reason));
         }
