@@ -97,7 +97,7 @@ impl<'a, E: Element> Segment<'a, E> {
         let x = &x[clipped(row, cols.clone(), plan.width, plan.len())];
         let to = (&mut self.sum, &mut self.squares);
         let (counts, n) = match mask.of_run(plan, row, &cols) {
-            Some(counts) => (counts, number(simd, counts)),
+            Some(counted) => counted,
             None => match mask.keep(plan, row, &cols, &mut self.counts) {
                 Keep::None => (&[][..], 0),
                 Keep::All => (&[][..], x.len()),
