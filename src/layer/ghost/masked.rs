@@ -4,7 +4,7 @@ use super::super::{BatchNorm, GhostUpdate, Part, RunningStats};
 use super::Scratch;
 use super::channels::running_of;
 use super::forward::{consecutive, present, rows_at, slice};
-use crate::engine::{Counted, GroupRows, Grouping, MergeMasked, Places};
+use crate::engine::{Counted, Grouping, MergeMasked, Places};
 use crate::{
     AllMasked, Element, Engine, Error, Input, Mask, Memory, OneValue, Op, Real, Request, Result,
     Saved, Shape,
@@ -23,34 +23,42 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         self.check_capture()?;
         check_rows(&whole.shape, &mask)?;
         let shape = whole.shape;
-        let (grouping, last) = self.masked_grouping::<E>(grouping, &shape, &mask)?;
+        let (grouping, last) = self.masked_grouping(grouping, whole, &mask)?;
         let mask = Mask { last, ..mask };
         self.check_groups(grouping, whole, Some(&mask))?;
+        let before = self.running.as_ref().map_or(0, |running| running.num_batches_tracked);
+        let average = self.averages().then(|| self.affine.config.momentum.factors(before));
         match grouping {
             Grouping::Consecutive(size) => self.masked_consecutive(size, &mask, whole, saved)?,
             Grouping::AsChannels(groups) => {
-                let before = self.running.as_ref().map_or(0, |running| running.num_batches_tracked);
-                let average = self.averages().then(|| self.affine.config.momentum.factors(before));
                 self.forward_as_channels(groups, whole, Some(&mask), average, saved)?;
             }
-            // No mask comes to what takes groups at once.
-            Grouping::AtOnce(GroupRows { count: groups, .. }) | Grouping::Strided(groups) => {
-                self.masked_strided(groups, &mask, whole, saved)?;
+            Grouping::AtOnce(groups) => {
+                self.forward_at_once(groups, whole, Some(&mask), average, saved)?;
             }
+            Grouping::Strided(groups) => self.masked_strided(groups, &mask, whole, saved)?,
         }
         saved.fill_groups(shape, grouping)
     }
 
-    /// How groups are taken by a mask, and the length of the last axis that it is without, if it is: strided ones are
+    /// How groups are taken by a mask, and the length of the last axis that it is without, if it is: in one call where
+    /// the engine does that, all channels of a position have a place and values are counted exactly; strided ones as
     /// channels of one tensor where those of a place are neighbours, and where no running statistics have to stay where
     /// they are between two groups.
-    fn masked_grouping<E: Element>(
+    fn masked_grouping<E: Element<Acc = P>>(
         &self,
         grouping: Grouping,
-        shape: &Shape,
+        whole: &Part<'_, M, E>,
         mask: &Mask<'_, M>,
     ) -> Result<(Grouping, Option<usize>)> {
-        let grouping = grouping.in_turn();
+        let (shape, exact) = (&whole.shape, mask.count_eps == 0.0);
+        if let (Ok(Places::Positions { channels, inner: 1 }), true) =
+            (Places::new(shape, mask.last), exact)
+        {
+            if let at_once @ Grouping::AtOnce(_) = self.at_once(grouping, whole, true) {
+                return Ok((at_once, Some(channels)));
+            }
+        }
         let (Grouping::AsChannels(groups) | Grouping::Strided(groups)) = grouping else {
             return Ok((grouping, mask.last));
         };
