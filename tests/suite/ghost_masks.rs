@@ -35,7 +35,7 @@ fn places(dims: &[usize], ghost: Ghost, seed: usize) -> Vec<u8> {
             0 => some[i] < -0.3,
             1 => false,
             2 => true,
-            3 => within == 1 && i % positions == 0,
+            3 => within == 1 && i.is_multiple_of(positions),
             _ => 2 * within < ghost.size,
         })
     };

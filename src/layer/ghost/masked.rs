@@ -51,13 +51,12 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         whole: &Part<'_, M, E>,
         mask: &Mask<'_, M>,
     ) -> Result<(Grouping, Option<usize>)> {
-        let (shape, exact) = (&whole.shape, mask.count_eps == 0.0);
-        if let (Ok(Places::Positions { channels, inner: 1 }), true) =
-            (Places::new(shape, mask.last), exact)
+        let shape = &whole.shape;
+        if let Ok(Places::Positions { channels, inner: 1 }) = Places::new(shape, mask.last)
+            && mask.count_eps == 0.0
+            && let at_once @ Grouping::AtOnce(_) = self.at_once(grouping, whole, true)
         {
-            if let at_once @ Grouping::AtOnce(_) = self.at_once(grouping, whole, true) {
-                return Ok((at_once, Some(channels)));
-            }
+            return Ok((at_once, Some(channels)));
         }
         let (Grouping::AsChannels(groups) | Grouping::Strided(groups)) = grouping else {
             return Ok((grouping, mask.last));

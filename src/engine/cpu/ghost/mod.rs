@@ -1,7 +1,8 @@
 //! Ghost batches of rows of a value per channel in one call: a task takes some channels through all groups, one after
 //! the other, with running statistics and gradients of parameters as each group leaves them to the next. What a
 //! strip of a group does not serve, as some number of it leaves the range of its type, takes the way of every batch,
-//! a group of channels at a time.
+//! a group of channels at a time. By a mask the rows of a group are put in an order once, those that count before the
+//! others, and no strip asks the mask.
 use super::Cpu;
 use super::kernels::ghost::{Counted, Group, MOST_ROWS, NARROW, Rows, Strip, WIDE};
 use super::plan::Plan;
