@@ -21,8 +21,8 @@ const SHORT: GhostRemainder = GhostRemainder::ShortLast;
 const RULES: [AllMasked; 3] = [AllMasked::Keep, AllMasked::Zero, AllMasked::Nan];
 
 /// A byte for every position of so many rows: by turns some of a group count, none, all, one, and its first half.
-fn places(dims: &[usize], ghost: Ghost, seed: usize) -> Vec<u8> {
-    let (rows, positions) = (dims[0], dims[1..dims.len() - 1].iter().product::<usize>());
+fn places(shape: &Shape, rows: usize, ghost: Ghost, seed: usize) -> Vec<u8> {
+    let positions = shape.per_channel() / rows;
     let some = numbers::<f64>(rows * positions, seed as u64);
     let groups = rows / ghost.size;
     let place = |i: usize| {
@@ -40,11 +40,6 @@ fn places(dims: &[usize], ghost: Ghost, seed: usize) -> Vec<u8> {
         })
     };
     (0..rows * positions).map(place).collect()
-}
-
-fn of_mask(dims: &[usize], ghost: Ghost, seed: usize, all_masked: AllMasked) -> OfMask {
-    let last = [None, Some(dims[dims.len() - 1])][seed % 2];
-    OfMask { places: places(dims, ghost, seed), last, count_eps: 0.0, all_masked }
 }
 
 fn every_group_is_a_masked_batch<G: Engine>(engine: &G) {
@@ -69,7 +64,13 @@ fn every_group_is_a_masked_batch<G: Engine>(engine: &G) {
                 .momentum([Momentum::Exponential(0.3), Momentum::Cumulative][k / 2 % 2])
                 .one_value([OneValue::Refuse, OneValue::KeepVariance][k / 4 % 2]);
             for seed in 0..3 {
-                let mask = of_mask(dims, ghost, seed + k, RULES[(k + seed) % 3]);
+                let shape = Shape::new(dims, dims.len() - 1).unwrap();
+                let mask = OfMask {
+                    places: places(&shape, dims[0], ghost, seed + k),
+                    last: [None, Some(shape.channels())][(k + seed) % 2],
+                    count_eps: 0.0,
+                    all_masked: RULES[(k + seed) % 3],
+                };
                 let mut step = Step::<E>::new(dims, dims.len() - 1, Some(mask));
                 compare(engine, &step, ghost, config, seed == 0);
                 // A derivative of which x alone is taken.
@@ -121,17 +122,24 @@ fn step<E: Element, G: Engine>(
 /// Groups beside calls of them, in all bits: of channels that calls by a mask sum a position at a time.
 fn groups_have_the_bits_of_masked_calls<G: Engine>(engine: &G) {
     fn of<E: Element, G: Engine>(engine: &G, first: usize) {
-        let cases: [(&[usize], usize); 8] = [
-            (&[22, 32], 2),
-            (&[18, 100], 3),
-            (&[42, 33], 4),
-            (&[42, 64], 8),
-            (&[100, 40], 16),
-            (&[96, 48], 31),
-            (&[160, 40], 32),
-            (&[11, 2, 3, 34], 2),
+        let cases: [(&[usize], usize, usize); 14] = [
+            (&[22, 32], 1, 2),
+            (&[18, 100], 1, 3),
+            (&[42, 33], 1, 4),
+            (&[42, 64], 1, 8),
+            (&[100, 40], 1, 16),
+            (&[96, 48], 1, 31),
+            (&[160, 40], 1, 32),
+            (&[11, 2, 3, 34], 3, 2),
+            // A thread takes each of them whole.
+            (&[36, 40, 5, 7], 1, 4),
+            (&[24, 6, 130], 1, 2),
+            (&[132, 16], 1, 66),
+            (&[45, 7], 1, 9),
+            (&[16, 3, 25, 20], 3, 2),
+            (&[20, 50, 80], 1, 2),
         ];
-        for (k, (dims, size)) in cases.into_iter().enumerate() {
+        for (k, (dims, axis, size)) in cases.into_iter().enumerate() {
             for n in 0..6 {
                 let (k, rule) = (k + first, RULES[(k + n) % 3]);
                 let relu = [Activation::Identity, Activation::Relu][n % 2];
@@ -142,11 +150,10 @@ fn groups_have_the_bits_of_masked_calls<G: Engine>(engine: &G) {
                     .one_value([OneValue::ZeroVariance, OneValue::KeepVariance][k % 2])
                     .variance([Variance::Unbiased, Variance::Biased][n / 2 % 2]);
                 let ghost = Ghost::consecutive(size).remainder(SHORT);
-                let (shape, len) =
-                    (Shape::new(dims, dims.len() - 1).unwrap(), dims.iter().product());
+                let (shape, len) = (Shape::new(dims, axis).unwrap(), dims.iter().product());
                 let [x, grad_y, residual] = [1, 2, 3].map(|seed| numbers::<E>(len, seed));
-                let places = places(dims, ghost, k + n);
-                let residual = Some(&residual[..]).filter(|_| n % 2 == 0 && n < 4);
+                let places = places(&shape, dims[0], ghost, k + n);
+                let residual = Some(&residual[..]).filter(|_| n != 1 && n < 4);
                 let (row_len, positions) = (len / dims[0], places.len() / dims[0]);
                 let part = |rows: Range<usize>| {
                     let at = rows.start * row_len..rows.end * row_len;
@@ -162,7 +169,7 @@ fn groups_have_the_bits_of_masked_calls<G: Engine>(engine: &G) {
                 for from in (0..dims[0]).step_by(size) {
                     let rows = from..dims[0].min(from + size);
                     let dims = [&[rows.len()], &dims[1..]].concat();
-                    let shape = Shape::new(&dims, dims.len() - 1).unwrap();
+                    let shape = Shape::new(&dims, axis).unwrap();
                     let of = step(&mut plain, &shape, &part(rows), rule, false);
                     right.iter_mut().zip(of).for_each(|(right, of)| right.extend(of));
                 }
@@ -189,13 +196,13 @@ fn strided_groups_have_the_bits_of_masked_calls<G: Engine>(engine: &G) {
             let ghost = Ghost::strided(size);
             let config = Config::default().activation(activation);
             let (mut x, grad_y) = (numbers::<E>(len, 1), numbers::<E>(len, 2));
-            let places = places(&[rows, channels], ghost, seed);
             // Of one group a channel that leaves the range of f32.
             for row in (0..rows).step_by(groups) {
                 let at = row * channels + 5;
                 x[at] = E::narrow(E::Acc::from_f64(x[at].widen().to_f64() * 1e30));
             }
             let shape = Shape::new(&[rows, channels], 1).unwrap();
+            let places = places(&shape, rows, ghost, seed);
             let mut bn = parameterized::<E::Acc, G>(engine, channels, config.ghost(ghost));
             let of = Tensors { x: &x, grad_y: &grad_y, residual: None, places: &places };
             let whole = step(&mut bn, &shape, &of, AllMasked::Zero, false);
@@ -231,7 +238,8 @@ fn strided_groups_have_the_bits_of_masked_calls<G: Engine>(engine: &G) {
 fn what_does_not_count_leaves_the_rest_as_it_is<G: Engine>(engine: &G) {
     for ghost in [Ghost::consecutive(5), Ghost::strided(5)] {
         let (dims, channels) = (&[50usize, 40][..], 40);
-        let (shape, places) = (Shape::new(dims, 1).unwrap(), places(dims, ghost, 0));
+        let shape = Shape::new(dims, 1).unwrap();
+        let places = places(&shape, dims[0], ghost, 0);
         let mut x = numbers::<f32>(shape.len(), 1);
         let config = Config::default().ghost(ghost);
         let run = |x: &[f32]| {
@@ -257,8 +265,10 @@ fn any_number_of_threads_has_the_same_bits<G: Engine>(engine: &G) {
         (&[602usize, 100][..], Ghost::consecutive(4).remainder(SHORT)),
         (&[700, 72], Ghost::strided(7)),
         (&[640, 64], Ghost::consecutive(5).update(GhostUpdate::Average)),
+        (&[40, 30, 24], Ghost::consecutive(4)),
     ] {
-        let (shape, places) = (Shape::new(dims, 1).unwrap(), places(dims, ghost, 0));
+        let shape = Shape::new(dims, 1).unwrap();
+        let places = places(&shape, dims[0], ghost, 0);
         let (x, grad_y) = (numbers::<f32>(shape.len(), 1), numbers::<f32>(shape.len(), 2));
         let of = Tensors { x: &x, grad_y: &grad_y, residual: None, places: &places };
         let [right, others @ ..] = [1, 2, 3, 8].map(|threads| {

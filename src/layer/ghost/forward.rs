@@ -85,7 +85,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 let groups = consecutive(&shape, size);
                 let vars = groups.clone().filter(|(shape, _)| !no_var(shape)).count();
                 let updates = Updates { average, groups: groups.len(), vars };
-                self.forward_consecutive(size, whole, &updates, saved)
+                self.forward_consecutive(size, whole, None, &updates, saved)
             }
             Grouping::AsChannels(groups) => {
                 self.forward_as_channels(groups, whole, None, average, saved)
@@ -161,10 +161,11 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     }
 
     /// A forward for each group.
-    fn forward_consecutive<E: Element<Acc = P>>(
+    pub(super) fn forward_consecutive<E: Element<Acc = P>>(
         &mut self,
         size: usize,
         whole: &mut Part<'_, M, E>,
+        mask: Option<&Mask<'_, M>>,
         updates: &Updates,
         saved: &mut Saved<M, P>,
     ) -> Result<()> {
@@ -180,9 +181,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let factors: Vec<(f64, f64)> = factors.collect();
         let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
         let residual = whole.residual.as_ref().map(M::reborrow);
-        let args = affine.train(x, residual, None, y, running.as_deref_mut(), None);
+        let mask = mask.map(Mask::reborrow);
+        let args = affine.train(x, residual, mask, y, running.as_deref_mut(), None);
         let saved = saved.open_groups(groups.len());
-        affine.engine.forward_train_groups(&groups, args, saved, &factors)?;
+        affine.engine.forward_train_groups(&groups, args.alone(true), saved, &factors)?;
         let running = running.into_iter();
         running.for_each(|running| (0..groups.len()).for_each(|_| running.count()));
         Ok(())
