@@ -115,7 +115,8 @@ impl<E: Element> Step<E> {
         let on_engine = |mask: &OfMask| engine.memory().upload(&mask.places).unwrap();
         let places = self.mask.as_ref().map(on_engine);
         let places = || places.as_ref().map(|places| view::<G, u8>(places));
-        let again = || (!self.residual.is_empty()).then(|| of(&residual));
+        let has_residual = self.residual.len() == self.x.len();
+        let again = || has_residual.then(|| of(&residual));
         let mut saved = Saved::new();
         let y = view_mut::<G, E>(&mut to[0]);
         match (&self.mask, places()) {
