@@ -35,7 +35,7 @@ pub enum By {
 }
 
 impl By {
-    const OTHERS: [Self; 11] = [
+    const OTHERS: [Self; 13] = [
         By::Padded,
         By::Random,
         By::Renorm,
@@ -45,7 +45,9 @@ impl By {
         By::Strided(4),
         By::Strided(32),
         By::PaddedRenorm,
+        By::PaddedGhost(4),
         By::PaddedGhost(16),
+        By::PaddedStrided(4),
         By::PaddedStrided(32),
     ];
     /// Whether so many rows have groups.

@@ -254,7 +254,8 @@ pub trait Engine: sealed::Sealed + Clone + Send + Sync + 'static {
         ops::groups::backward(self, args)
     }
     /// Whether it takes such groups of a batch of this shape in one
-    /// [`forward_train_at_once`](Self::forward_train_at_once), and their backward in one, too.
+    /// [`forward_train_at_once`](Self::forward_train_at_once), and their backward in one, too. By a mask, if there is one,
+    /// of which all channels of a position have a place and values are counted exactly.
     #[doc(hidden)]
     fn takes_groups_at_once(&self, shape: &Shape, groups: GroupRows, request: Request) -> bool {
         let _ = (shape, groups, request);

@@ -15,17 +15,6 @@ pub(crate) enum Grouping {
     AtOnce(GroupRows),
 }
 
-impl Grouping {
-    /// The same groups, each in calls of its own.
-    pub fn in_turn(self) -> Self {
-        match self {
-            Self::AtOnce(GroupRows { count, is_strided: true, .. }) => Self::Strided(count),
-            Self::AtOnce(GroupRows { size, .. }) => Self::Consecutive(size),
-            _ => self,
-        }
-    }
-}
-
 /// Groups of a batch's rows that an engine takes in one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GroupRows {

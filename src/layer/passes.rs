@@ -106,7 +106,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             return match mask {
                 Some(mask) => self.forward_masked_groups(grouping, mask, &mut whole, saved),
                 None => {
-                    let grouping = self.at_once(grouping, &whole);
+                    let grouping = self.at_once(grouping, &whole, false);
                     self.forward_groups(grouping, &mut whole, saved)
                 }
             };

@@ -15,6 +15,7 @@ mod fold; // layers that do a normalization's work
 mod ghost; // groups of a batch's rows
 mod ghost_bits; // groups that are taken at once beside calls
 mod ghost_dealt; // strided groups behind whose channels other axes lie
+mod ghost_masks; // groups of few rows by a mask, which are taken at once
 mod ghost_steps; // groups through all operations, with masks
 mod given_statistics; // a backward without the forward's `Saved`
 mod golden; // what PyTorch computed in float64

@@ -4,7 +4,7 @@ use super::tolerance::{Kind, tolerance};
 use batchnorm::*;
 use half::bf16;
 
-/// Tensors of a step, and what is given for the gradients of a backward.
+/// Tensors of a step, and what is given for the gradients of a backward; the residual is empty where there is none.
 #[derive(Clone)]
 pub struct Step<E: Element> {
     pub dims: Vec<usize>,
@@ -65,7 +65,7 @@ impl<E: Element> Step<E> {
     pub fn of_rows(&self, rows: &[usize]) -> Self {
         let some = |all: &[E]| -> Vec<E> {
             let row = |row: &usize| all[row * self.row_len()..][..self.row_len()].to_vec();
-            rows.iter().flat_map(row).collect()
+            rows.iter().filter(|_| !all.is_empty()).flat_map(row).collect()
         };
         let mask = self.mask.clone().map(|mask| {
             let len = mask.places.len() / self.dims[0];
@@ -115,6 +115,8 @@ impl<E: Element> Step<E> {
         let on_engine = |mask: &OfMask| engine.memory().upload(&mask.places).unwrap();
         let places = self.mask.as_ref().map(on_engine);
         let places = || places.as_ref().map(|places| view::<G, u8>(places));
+        let has_residual = self.residual.len() == self.x.len();
+        let again = || has_residual.then(|| of(&residual));
         let mut saved = Saved::new();
         let y = view_mut::<G, E>(&mut to[0]);
         match (&self.mask, places()) {
@@ -122,17 +124,15 @@ impl<E: Element> Step<E> {
                 let mut mask = Mask::new(places).count_eps(of_mask.count_eps);
                 mask.last = of_mask.last;
                 let mask = mask.all_masked(of_mask.all_masked);
-                let r = Some(of(&residual));
-                bn.forward_masked_into(&shape, of(&x), r, mask, y, &mut saved).unwrap();
+                bn.forward_masked_into(&shape, of(&x), again(), mask, y, &mut saved).unwrap();
             }
-            _ => bn.forward_into(&shape, of(&x), Some(of(&residual)), y, &mut saved).unwrap(),
+            _ => bn.forward_into(&shape, of(&x), again(), y, &mut saved).unwrap(),
         }
         bn.zero_grad();
-        let again = || Some(of(&residual));
         {
             let [_, grad_x, grad_residual, ..] = &mut to;
-            let (to_x, to_r) =
-                (Some(view_mut::<G, E>(grad_x)), Some(view_mut::<G, E>(grad_residual)));
+            let to_r = again().map(|_| view_mut::<G, E>(grad_residual));
+            let to_x = Some(view_mut::<G, E>(grad_x));
             let g = Input::View(of(&grad_y));
             match places() {
                 Some(places) => {

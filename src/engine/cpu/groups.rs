@@ -4,11 +4,13 @@
 use super::backward::{Results, backward as backward_one};
 use super::forward::forward_train as forward_one;
 use super::ghost;
+use super::kernels::masked::number;
 use super::policy::{ENOUGH_TASKS, SMALL, TASK};
 use super::tiles::at_once;
 use super::{Cpu, update_by};
+use crate::engine::places::Places;
 use crate::engine::{Activation, Backward, ForwardTrain, Grouping, Input, OneValue, ops};
-use crate::{Element, Host, Result, Saved, Shape};
+use crate::{Element, Host, Mask, Result, Saved, Shape};
 
 /// A group of so many elements is work for one thread if there are enough groups.
 const MOST: usize = 16 * TASK;
@@ -44,6 +46,7 @@ struct Group<'a, E: Element> {
     pub shape: Shape,
     pub x: &'a [E],
     pub residual: Option<&'a [E]>,
+    pub mask: Option<Mask<'a, Host>>,
     pub y: &'a mut [E],
     pub saved: &'a mut Saved<Host, E::Acc>,
     /// Of every channel the mean, then the sum of squares.
@@ -54,12 +57,12 @@ impl<E: Element> Common<'_, E> {
     /// The forward of a group.
     pub fn part<'g>(
         &'g self,
-        (x, residual): (&'g [E], Option<&'g [E]>),
+        (x, residual, mask): (&'g [E], Option<&'g [E]>, Option<&'g Mask<'_, Host>>),
         y: &'g mut [E],
         saved: &'g mut Saved<Host, E::Acc>,
     ) -> ForwardTrain<'g, Host, E> {
         let mut part = ForwardTrain::<Host, E>::new(x, y);
-        part.residual = residual;
+        (part.residual, part.mask) = (residual, mask.map(Mask::reborrow));
         (part.weight, part.bias) = (self.weight, self.bias);
         (part.activation, part.eps, part.one_value) = (self.activation, self.eps, self.one_value);
         part.saved(saved)
@@ -73,7 +76,12 @@ pub(super) fn forward_train<E: Element>(
     saved: &mut [Saved<Host, E::Acc>],
     factors: &[(f64, f64)],
 ) -> Result<()> {
-    let (Some(together), None) = (together(groups.iter().copied()), &args.mask) else {
+    // Of places without the last axis each channel has a count of its own.
+    let is_served = args.mask.as_ref().is_none_or(|mask| {
+        let places = groups.first().map(|shape| Places::new(shape, mask.last));
+        matches!(places, Some(Ok(Places::Positions { .. })))
+    });
+    let (Some(together), true) = (together(groups.iter().copied()), is_served) else {
         return ops::groups::forward_train(cpu, groups, args, saved, factors);
     };
     let (simd, channels, one_value) = (cpu.simd()?, groups[0].channels(), args.one_value);
@@ -88,18 +96,28 @@ pub(super) fn forward_train<E: Element>(
             at = here.end;
             let y = take(&mut rest, shape.len());
             let residual = args.residual.map(|residual| &residual[here.clone()]);
-            Group { shape: *shape, x: &args.x[here], residual, y, saved, kept }
+            let mask = args.mask.as_ref().map(|mask| mask.at(&here, channels)).transpose()?;
+            Ok(Group { shape: *shape, x: &args.x[here], residual, mask, y, saved, kept })
         });
-        let mut calls: Vec<_> = calls.collect();
+        let mut calls = calls.collect::<Result<Vec<_>>>()?;
         at_once(&mut calls, together, |group| {
-            let Group { shape, x, residual, y, saved, kept } = group;
-            forward_one(cpu, shape, common.part((x, *residual), y, saved), Some(kept))
+            let Group { shape, x, residual, mask, y, saved, kept } = group;
+            let part = common.part((x, *residual, mask.as_ref()), y, saved);
+            forward_one(cpu, shape, part, Some(kept))
         })?;
-        for (Group { shape, kept, .. }, factors) in calls.iter().zip(factors) {
-            if let Some(running) = &mut running {
-                (running.factor, running.var_factor) = *factors;
-                let (m, (means, squares)) = (shape.per_channel() as f64, kept.split_at(channels));
+        for (Group { shape, mask, kept, .. }, factors) in calls.iter().zip(factors) {
+            let Some(running) = &mut running else { break };
+            (running.factor, running.var_factor) = *factors;
+            let (means, squares) = kept.split_at(channels);
+            let Some(mask) = mask else {
+                let m = shape.per_channel() as f64;
                 update_by(simd, running, m, (means, None), squares, one_value);
+                continue;
+            };
+            let (count, rules) = (number(simd, mask.places) as f64, (one_value, mask.all_masked));
+            for (c, (mean, squares)) in means.iter().zip(squares).enumerate() {
+                let var_over = |over: f64| squares / (over + mask.count_eps);
+                running.update_masked(c, count, *mean, var_over, rules);
             }
         }
         Ok(())
@@ -112,6 +130,7 @@ struct Gradient<'a, E: Element> {
     pub saved: &'a Saved<Host, E::Acc>,
     pub x: &'a [E],
     pub residual: Option<&'a [E]>,
+    pub mask: Option<&'a [u8]>,
     pub grad_y: Input<&'a [E]>,
     pub grad_x: Option<&'a mut [E]>,
     pub grad_residual: Option<&'a mut [E]>,
@@ -124,8 +143,7 @@ pub(super) fn backward<E: Element>(cpu: &Cpu, mut args: Backward<'_, Host, E>) -
     if let (Grouping::AtOnce(groups), [saved]) = (grouping, saved) {
         return ghost::backward(cpu, groups, saved, args);
     }
-    let together = together(saved.iter().filter_map(Saved::shape));
-    let (Some(together), None) = (together, &args.mask) else {
+    let Some(together) = together(saved.iter().filter_map(Saved::shape)) else {
         return ops::groups::backward(cpu, args);
     };
     let (simd, channels) = (cpu.simd()?, forward.shape.channels());
@@ -145,15 +163,17 @@ pub(super) fn backward<E: Element>(cpu: &Cpu, mut args: Backward<'_, Host, E>) -
             let residual = residual.map(|residual| &residual[here.clone()]);
             let grad_x = grad_x.as_mut().map(|all| take(all, shape.len()));
             let grad_residual = grad_residual.as_mut().map(|all| take(all, shape.len()));
+            let mask = args.mask.zip(forward.mask);
+            let mask = mask.map(|(all, rules)| &all[rules.places_of(&here, channels)]);
             let x = &x[here];
-            Ok(Gradient { shape, saved, x, residual, grad_y, grad_x, grad_residual, kept })
+            Ok(Gradient { shape, saved, x, residual, mask, grad_y, grad_x, grad_residual, kept })
         });
         let mut calls = calls.collect::<Result<Vec<_>>>()?;
         at_once(&mut calls, together, |group| {
             let grad_y = group.grad_y.as_ref();
             let mut part =
                 Backward::<Host, E>::with_input(group.saved, group.x, grad_y.map(|y| *y));
-            part.residual = group.residual;
+            (part.residual, part.mask) = (group.residual, group.mask);
             part.grad_x = group.grad_x.as_deref_mut();
             part.grad_residual = group.grad_residual.as_deref_mut();
             backward_one(cpu, &group.shape, part, Some(&mut *group.kept))

@@ -106,16 +106,16 @@ impl<E: Element> Train<'_, E> {
         let running = running.zip(self.rules.as_ref());
         let mut running =
             running.map(|((mean, var, skipped), rules)| rules.of_channels(mean, var, skipped));
+        let Merged { base, offset, squares, .. } = *merged;
+        if let Some([means, to]) = kept {
+            means.iter_mut().enumerate().for_each(|(k, to)| *to = base[k] + offset[k]);
+            to.copy_from_slice(squares);
+        }
         if let Some(mask) = mask {
             if let Some(running) = &mut running {
                 masked_stats::update(running, channels, merged, mask, one_value);
             }
             return;
-        }
-        let Merged { base, offset, squares, .. } = *merged;
-        if let Some([means, to]) = kept {
-            means.iter_mut().enumerate().for_each(|(k, to)| *to = base[k] + offset[k]);
-            to.copy_from_slice(squares);
         }
         if let Some(running) = &mut running {
             let m = shape.per_channel() as f64;

@@ -197,7 +197,8 @@ impl<'a, M: Memory, E: Element> ForwardTrain<'a, M, E> {
     ) -> Result<Option<Opened<'a, M, E::Acc>>> {
         let Some(saved) = self.saved.take() else { return Ok(None) };
         let parameters = (self.weight.is_some(), self.bias.is_some());
-        let forward = forward_of(engine, shape, self.request(), parameters, None);
+        let mask = self.mask.as_ref().map(Mask::rules);
+        let forward = forward_of(engine, shape, self.request(), parameters, mask);
         // Arrays that begin at the same places of pages are taken for each other where one is stored and another loaded.
         let channels = shape.channels().saturating_mul(groups).saturating_add(APART);
         saved.open_of(engine.memory(), forward, channels, reserve_len).map(Some)

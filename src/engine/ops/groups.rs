@@ -31,8 +31,10 @@ pub fn forward_train<E: Element, G: Engine>(
         let y = present("y", M::<G>::slice_mut(&mut args.y, at.clone()))?;
         let mut part = ForwardTrain::<M<G>, E>::new(x, y);
         let residual = args.residual.as_ref();
-        let residual = residual.map(|r| present("residual", M::<G>::slice(r, at)));
+        let residual = residual.map(|r| present("residual", M::<G>::slice(r, at.clone())));
         part.residual = residual.transpose()?;
+        let mask = args.mask.as_ref();
+        part.mask = mask.map(|mask| mask.at(&at, shape.channels())).transpose()?;
         part.weight = args.weight.as_ref().map(M::<G>::reborrow);
         part.bias = args.bias.as_ref().map(M::<G>::reborrow);
         (part.activation, part.eps, part.one_value) = (args.activation, args.eps, args.one_value);
@@ -40,7 +42,7 @@ pub fn forward_train<E: Element, G: Engine>(
         if let Some(running) = &mut part.running {
             (running.factor, running.var_factor) = *factors;
         }
-        engine.forward_train(&shape, part.saved(saved))?;
+        engine.forward_train(&shape, part.saved(saved).alone(args.alone))?;
     }
     Ok(())
 }

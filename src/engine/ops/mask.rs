@@ -109,6 +109,13 @@ impl<'a, M: Memory> Mask<'a, M> {
             all_masked: *all_masked,
         }
     }
+    /// The mask of these elements, of so many channels, of which each row has whole places.
+    pub(crate) fn at(&self, elements: &Range<usize>, channels: usize) -> Result<Mask<'_, M>> {
+        let Self { last, count_eps, all_masked, .. } = *self;
+        let places = M::slice(&self.places, self.rules().places_of(elements, channels));
+        let none = || Error::invalid("mask", "expected as many places as the shape has");
+        Ok(Mask { places: places.ok_or_else(none)?, last, count_eps, all_masked })
+    }
     pub(crate) fn rules(&self) -> MaskRules {
         let Self { last, count_eps, all_masked, .. } = *self;
         MaskRules { last, count_eps, all_masked }

@@ -31,10 +31,11 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 let Some(saved) = saved.first() else { return Ok(()) };
                 {
                     let mut args = whole.args(saved);
+                    args.mask = places.map(M::reborrow);
                     args.check_on(self.engine().memory(), &shape)?;
                     self.engine().supports(&shape, args.request()?)?;
                 }
-                self.backward_consecutive(whole_saved, None, whole)
+                self.backward_consecutive(whole_saved, places, whole)
             }
             Grouping::AsChannels(groups) => match saved {
                 [saved] => self.backward_as_channels(saved, groups, places, whole),

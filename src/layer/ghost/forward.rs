@@ -85,12 +85,12 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
                 let groups = consecutive(&shape, size);
                 let vars = groups.clone().filter(|(shape, _)| !no_var(shape)).count();
                 let updates = Updates { average, groups: groups.len(), vars };
-                self.forward_consecutive(size, whole, &updates, saved)
+                self.forward_consecutive(size, whole, None, &updates, saved)
             }
             Grouping::AsChannels(groups) => {
                 self.forward_as_channels(groups, whole, None, average, saved)
             }
-            Grouping::AtOnce(groups) => self.forward_at_once(groups, whole, average, saved),
+            Grouping::AtOnce(groups) => self.forward_at_once(groups, whole, None, average, saved),
             Grouping::Strided(groups) => {
                 let updates = Updates { average, groups, vars: groups };
                 self.forward_strided(groups, whole, &updates, saved)
@@ -161,10 +161,11 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     }
 
     /// A forward for each group.
-    fn forward_consecutive<E: Element<Acc = P>>(
+    pub(super) fn forward_consecutive<E: Element<Acc = P>>(
         &mut self,
         size: usize,
         whole: &mut Part<'_, M, E>,
+        mask: Option<&Mask<'_, M>>,
         updates: &Updates,
         saved: &mut Saved<M, P>,
     ) -> Result<()> {
@@ -180,9 +181,10 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let factors: Vec<(f64, f64)> = factors.collect();
         let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
         let residual = whole.residual.as_ref().map(M::reborrow);
-        let args = affine.train(x, residual, None, y, running.as_deref_mut(), None);
+        let mask = mask.map(Mask::reborrow);
+        let args = affine.train(x, residual, mask, y, running.as_deref_mut(), None);
         let saved = saved.open_groups(groups.len());
-        affine.engine.forward_train_groups(&groups, args, saved, &factors)?;
+        affine.engine.forward_train_groups(&groups, args.alone(true), saved, &factors)?;
         let running = running.into_iter();
         running.for_each(|running| (0..groups.len()).for_each(|_| running.count()));
         Ok(())
@@ -193,6 +195,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         &self,
         grouping: Grouping,
         whole: &Part<'_, M, E>,
+        masked: bool,
     ) -> Grouping {
         let (shape, config) = (&whole.shape, &self.affine.config);
         let groups = match grouping {
@@ -207,7 +210,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let updates = config.ghost.map(|ghost| ghost.update);
         let is_one_update = !groups.is_strided || updates == Some(GhostUpdate::Average);
         let request = Request::new(Op::ForwardTrain, E::DTYPE).activation(config.activation);
-        let request = request.residual(whole.residual.is_some());
+        let request = request.residual(whole.residual.is_some()).mask(masked);
         let is_plain = config.non_finite == NonFinite::Propagate && is_one_update;
         match is_plain && self.engine().takes_groups_at_once(shape, groups, request) {
             true => Grouping::AtOnce(groups),
@@ -216,10 +219,11 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
     }
 
     /// A forward of all groups in one call.
-    fn forward_at_once<E: Element<Acc = P>>(
+    pub(super) fn forward_at_once<E: Element<Acc = P>>(
         &mut self,
         groups: GroupRows,
         whole: &mut Part<'_, M, E>,
+        mask: Option<&Mask<'_, M>>,
         average: Option<(f64, f64)>,
         saved: &mut Saved<M, P>,
     ) -> Result<()> {
@@ -232,10 +236,11 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         let (x, y) = (M::reborrow(&whole.x), M::reborrow_mut(&mut whole.y));
         let residual = whole.residual.as_ref().map(M::reborrow);
         let saved = saved.open_groups(1).first_mut();
-        let args = affine.train(x, residual, None, y, running.as_deref_mut(), saved);
+        let mask = mask.map(Mask::reborrow);
+        let args = affine.train(x, residual, mask, y, running.as_deref_mut(), saved);
         affine.engine.forward_train_at_once(&whole.shape, groups, args, &factors)?;
         let running = running.into_iter();
-        running.for_each(|running| (0..groups.count).for_each(|_| running.count()));
+        running.for_each(|running| factors.iter().for_each(|_| running.count()));
         Ok(())
     }
 

@@ -3,8 +3,8 @@ use super::super::affine::Given;
 use super::super::{BatchNorm, GhostUpdate, Part, RunningStats};
 use super::Scratch;
 use super::channels::running_of;
-use super::forward::{consecutive, present, rows_at, slice};
-use crate::engine::{Counted, GroupRows, Grouping, MergeMasked, Places};
+use super::forward::{Updates, consecutive, present, rows_at, slice};
+use crate::engine::{Counted, Grouping, MergeMasked, Places};
 use crate::{
     AllMasked, Element, Engine, Error, Input, Mask, Memory, OneValue, Op, Real, Request, Result,
     Saved, Shape,
@@ -23,34 +23,47 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         self.check_capture()?;
         check_rows(&whole.shape, &mask)?;
         let shape = whole.shape;
-        let (grouping, last) = self.masked_grouping::<E>(grouping, &shape, &mask)?;
+        let (grouping, last) = self.masked_grouping(grouping, whole, &mask)?;
         let mask = Mask { last, ..mask };
         self.check_groups(grouping, whole, Some(&mask))?;
+        let before = self.running.as_ref().map_or(0, |running| running.num_batches_tracked);
+        let average = self.averages().then(|| self.affine.config.momentum.factors(before));
         match grouping {
-            Grouping::Consecutive(size) => self.masked_consecutive(size, &mask, whole, saved)?,
+            Grouping::Consecutive(size) if self.averages() && self.updates_running => {
+                self.averaged_consecutive(size, &mask, whole, saved)?;
+            }
+            Grouping::Consecutive(size) => {
+                let each = Updates { average: None, groups: 0, vars: 0 };
+                self.forward_consecutive(size, whole, Some(&mask), &each, saved)?;
+            }
             Grouping::AsChannels(groups) => {
-                let before = self.running.as_ref().map_or(0, |running| running.num_batches_tracked);
-                let average = self.averages().then(|| self.affine.config.momentum.factors(before));
                 self.forward_as_channels(groups, whole, Some(&mask), average, saved)?;
             }
-            // No mask comes to what takes groups at once.
-            Grouping::AtOnce(GroupRows { count: groups, .. }) | Grouping::Strided(groups) => {
-                self.masked_strided(groups, &mask, whole, saved)?;
+            Grouping::AtOnce(groups) => {
+                self.forward_at_once(groups, whole, Some(&mask), average, saved)?;
             }
+            Grouping::Strided(groups) => self.masked_strided(groups, &mask, whole, saved)?,
         }
         saved.fill_groups(shape, grouping)
     }
 
-    /// How groups are taken by a mask, and the length of the last axis that it is without, if it is: strided ones are
+    /// How groups are taken by a mask, and the length of the last axis that it is without, if it is: in one call where
+    /// the engine does that, all channels of a position have a place and values are counted exactly; strided ones as
     /// channels of one tensor where those of a place are neighbours, and where no running statistics have to stay where
     /// they are between two groups.
-    fn masked_grouping<E: Element>(
+    fn masked_grouping<E: Element<Acc = P>>(
         &self,
         grouping: Grouping,
-        shape: &Shape,
+        whole: &Part<'_, M, E>,
         mask: &Mask<'_, M>,
     ) -> Result<(Grouping, Option<usize>)> {
-        let grouping = grouping.in_turn();
+        let shape = &whole.shape;
+        if let Ok(Places::Positions { channels, inner: 1 }) = Places::new(shape, mask.last)
+            && mask.count_eps == 0.0
+            && let at_once @ Grouping::AtOnce(_) = self.at_once(grouping, whole, true)
+        {
+            return Ok((at_once, Some(channels)));
+        }
         let (Grouping::AsChannels(groups) | Grouping::Strided(groups)) = grouping else {
             return Ok((grouping, mask.last));
         };
@@ -77,50 +90,30 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
         self.affine.config.ghost.is_some_and(|ghost| ghost.update == GhostUpdate::Average)
     }
 
-    /// A forward for each group. For an average each moves statistics of its own from where the layer's are, all
-    /// the way: those that nothing moves leave their share as it is.
-    fn masked_consecutive<E: Element<Acc = P>>(
+    /// A forward for each group, which moves statistics of its own from where the layer's are, all the way, for an average
+    /// of these: those that nothing moves leave their share as it is.
+    fn averaged_consecutive<E: Element<Acc = P>>(
         &mut self,
         size: usize,
         mask: &Mask<'_, M>,
         whole: &mut Part<'_, M, E>,
         saved: &mut Saved<M, P>,
     ) -> Result<()> {
-        let (averages, moves) = (self.averages(), self.updates_running);
         let groups: Vec<_> = consecutive(&whole.shape, size).collect();
         let (engine, channels) = (self.affine.engine.clone(), self.affine.channels);
         let Self { affine, running, groups: scratch, .. } = self;
-        let mut running = running.as_mut().filter(|_| moves);
-        let mut tiles = match (&running, averages) {
-            (Some(running), true) => Some(scratch.begin_average(&engine, running, groups.len())?),
-            _ => None,
-        };
+        let Some(running) = running else { return Ok(()) };
+        let tiles = scratch.begin_average(&engine, running, groups.len())?;
         let saved = saved.open_groups(groups.len());
         for (k, ((shape, at), saved)) in groups.iter().zip(saved).enumerate() {
-            let mask = mask_at(mask, at, channels)?;
-            let mut part = slice(whole, at.clone())?;
-            {
-                let mut own = tiles.as_mut().map(|tiles| tiles.statistics());
-                let own = own.as_mut();
-                let own = own.map(|all| running_of::<M, P>(all, k, &affine.config, channels));
-                let (x, y) = (M::reborrow(&part.x), M::reborrow_mut(&mut part.y));
-                let residual = part.residual.as_ref().map(M::reborrow);
-                let of_layer = running.as_deref_mut().filter(|_| !averages);
-                let mask = Some(mask.reborrow());
-                let mut args = affine.train(x, residual, mask, y, of_layer, Some(saved));
-                if let Some(own) = own.transpose()? {
-                    args.running = Some(own);
-                }
-                engine.forward_train(shape, args.alone(true))?;
-            }
-            if !averages {
-                running.iter_mut().for_each(|running| RunningStats::count(running));
-            }
+            let mask = Some(mask.at(at, channels)?);
+            let Part { x, residual, y, .. } = slice(whole, at.clone())?;
+            let mut own = tiles.statistics();
+            let mut args = affine.train(x, residual, mask, y, None, Some(saved));
+            args.running = Some(running_of::<M, P>(&mut own, k, &affine.config, channels)?);
+            engine.forward_train(shape, args.alone(true))?;
         }
-        match (tiles, running) {
-            (Some(tiles), Some(running)) => tiles.end_average(&engine, running, &affine.config),
-            _ => Ok(()),
-        }
+        tiles.end_average(&engine, running, &affine.config)
     }
 
     /// Statistics of every row, merged by group, then every row by those of its group.
@@ -208,7 +201,7 @@ impl<M: Memory> CountedRows<M> {
         let len = 4 * channels;
         for k in 0..rows {
             let of_row = present("x", M::slice(x, at(k)))?;
-            let places = mask_at(mask, &at(k), channels)?;
+            let places = mask.at(&at(k), channels)?;
             let mut all = M::view_mut(&mut self.rows);
             let to = present("records", M::slice_mut(&mut all, k * len..(k + 1) * len))?;
             engine.masked_stats(row, of_row, places, eps, to)?;
@@ -251,15 +244,4 @@ pub(super) fn check_rows<M: Memory>(shape: &Shape, mask: &Mask<'_, M>) -> Result
         }
         _ => Ok(()),
     }
-}
-
-/// The mask of these elements.
-pub(super) fn mask_at<'m, M: Memory>(
-    mask: &'m Mask<'_, M>,
-    at: &Range<usize>,
-    channels: usize,
-) -> Result<Mask<'m, M>> {
-    let places = M::slice(&mask.places, mask.rules().places_of(at, channels));
-    let Mask { last, count_eps, all_masked, .. } = *mask;
-    Ok(Mask { places: present("mask", places)?, last, count_eps, all_masked })
 }

@@ -67,14 +67,15 @@ rule! {
 /// Which variance moves the running one is [`Config::variance`]: TensorFlow's is biased. One value per channel in
 /// a group is what [`Config::one_value`] says. Consecutive groups are a call of the engine each, and strided ones
 /// a single call where the channels are on the axis behind the rows or there is only one. [`Cpu`](crate::Cpu) takes
-/// groups of 2 to 32 rows of 16 channels or more in a single call where there is nothing behind the channels, unless
+/// groups of 2 to 32 rows of 16 channels or more in a single call where there is nothing behind the channels, by a
+/// [`Mask`](crate::Mask) too that has a place for each position and counts exactly, unless
 /// an activation's derivative takes more than x: running statistics that are averaged, and the parameters' gradients of
 /// strided groups, are then summed over the groups in f64. Elsewhere, as channels-last with several
 /// positions, strided groups are a single call of [`Cpu`](crate::Cpu), in which a thread takes a group from its first pass
 /// to its last and merges in f64 what its rows come to: so bits may differ from those of a batch of these rows, but not by
 /// the number of threads. They are one of [`Cuda`](crate::Cuda) and [`Gpu`](crate::Gpu), too, where the channels and what is
 /// behind them are at most 512 elements (256 of f64, and where these are not whole vectors of 16 bytes); else they take one
-/// more pass over x, and calls for every row. By a [`Mask`](crate::Mask) they do where something is behind the channels
+/// more pass over x, and calls for every row. By a mask they do where something is behind the channels
 /// that has a place for each position, and where each group moves the running statistics as a batch and may leave them where
 /// they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -2,7 +2,7 @@
 use super::super::{BatchNorm, Config, Ghost, GhostUpdate, Part};
 use super::channels::running_of;
 use super::forward::{Updates, consecutive, present, rows_at};
-use super::masked::{check_rows, mask_at};
+use super::masked::check_rows;
 use crate::engine::{Call, GroupRows, Grouping, MaskRules, MergeMasked};
 use crate::{
     Element, Engine, Mask, Memory, MergeStats, OneValue, Real, Result, Running, Saved, Shape, Stats,
@@ -279,7 +279,7 @@ impl<P: Real, M: Memory, G: Engine<Memory = M>> BatchNorm<P, G> {
             Grouping::Consecutive(size) => {
                 for (k, (shape, at)) in consecutive(&shape, size).enumerate() {
                     let x = present("x", M::slice(&whole.x, at.clone()))?;
-                    let of_group = mask_at(mask, &at, channels)?;
+                    let of_group = mask.at(&at, channels)?;
                     let to = present("records", M::slice_mut(&mut to, one(k)))?;
                     engine.masked_stats(&shape, x, of_group, eps, to)?;
                 }

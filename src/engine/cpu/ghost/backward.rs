@@ -1,13 +1,13 @@
 //! The backward.
 use super::super::backward::backward as backward_one;
-use super::super::kernels::ghost::{Backward as Kernel, BackwardStrip, Rows, Sums};
+use super::super::kernels::ghost::{Backward as Kernel, BackwardStrip, Group, Rows, Sums};
 use super::super::simd::{GROUP, Simd};
 use super::super::table::split_mut;
 use super::super::tiles::by_range::{Channels, OfTiles};
 use super::super::tiles::{Elements, Slots, TileMut, for_each_tile, numbers_mut};
-use super::{Cpu, Failure, Memory, Strips, TakesStrips, elements, for_each_strip, plan};
+use super::{Cpu, Failure, Memory, Strips, TakesStrips, elements, for_each_strip, places_of, plan};
 use crate::engine::saved::{Buffers, ByChannel, Forward, Opened};
-use crate::engine::{Activation, Backward, GroupRows, Input};
+use crate::engine::{Activation, Backward, GroupRows, Input, MaskRules};
 use crate::{Element, Host, Real, Result, Saved, Shape};
 use std::ops::Range;
 
@@ -43,7 +43,8 @@ pub(in super::super) fn backward<E: Element>(
     let kernel = Kernel { x, grad_y, width, relu, is_rounded: !groups.is_strided };
     let checks = buffers.reserve.as_ref().is_none_or(|reserve| reserve.first() != Some(&0));
     let (kernel, accumulates) = (&kernel, args.accumulate);
-    let task = Task { cpu, simd, forward, groups, buffers, kernel, checks, accumulates };
+    let places = args.mask;
+    let task = Task { cpu, simd, forward, groups, places, buffers, kernel, checks, accumulates };
     let plan = &plan::<E>(shape);
     let work_len = Memory::len(plan, 2, Task::<E>::ARRAYS);
     let failure = Failure::default();
@@ -64,6 +65,8 @@ struct Task<'a, E: Element> {
     simd: Simd,
     forward: &'a Forward,
     groups: GroupRows,
+    /// Those of the forward's mask.
+    places: Option<&'a [u8]>,
     /// Of every group and channel, but weight and bias, which are those of every channel.
     buffers: &'a Buffers<Host, E::Acc>,
     kernel: &'a Kernel<'a, E>,
@@ -120,7 +123,7 @@ impl<E: Element> Task<'_, E> {
         let (saved, memory) = ([mean, mean_rest, invstd], BackwardStrip::new());
         let mut state =
             Running { task: self, weight, bias, saved, sums, products, rows, memory, grad_x };
-        for_each_strip((&self.forward.shape, self.groups), &cols, &mut state)?;
+        for_each_strip((&self.forward.shape, self.groups, self.places), &cols, &mut state)?;
         let last = self.groups.count % 2;
         for (grad, sums) in grads.into_iter().zip([state.sums, state.products]) {
             if let Some(grad) = grad {
@@ -151,7 +154,9 @@ impl<E: Element> Task<'_, E> {
         };
         let shape = Shape::new(&[rows.count, GROUP], 1)?;
         let mut saved = Saved::new();
-        let forward = Forward { shape, ..*self.forward };
+        let mask = self.forward.mask.map(|rules| MaskRules { last: None, ..rules });
+        let forward = Forward { shape, mask, ..*self.forward };
+        let own_places = self.places.map(|places| places_of(places, rows));
         let to = saved.open(&Host, forward, 0).map(Opened::filled)?.by_channel_mut();
         to.mean.copy_from_slice(mean);
         to.mean_rest.copy_from_slice(rest);
@@ -161,6 +166,7 @@ impl<E: Element> Task<'_, E> {
         let mut own_grad = vec![E::default(); own_x.len()];
         let mut kept = [0.0; 2 * GROUP];
         let mut part = Backward::<Host, E>::new(&saved, &own_x, &own_y);
+        part.mask = own_places.as_deref();
         part.grad_x = grad_x.is_some().then_some(&mut own_grad[..]);
         backward_one(self.cpu, &shape, part, Some(&mut kept))?;
         if let Some(grad_x) = grad_x {
@@ -184,10 +190,10 @@ impl<E: Element> Task<'_, E> {
 
 impl<E: Element> TakesStrips for Running<'_, '_, '_, E> {
     // Arrays of slices are written out, as in the forward.
-    fn strip<const G: usize>(
+    fn strip<R: Group, const G: usize>(
         &mut self,
         k: usize,
-        rows: Rows,
+        group: R,
         place: usize,
         column: usize,
     ) -> Result<()> {
@@ -207,7 +213,7 @@ impl<E: Element> TakesStrips for Running<'_, '_, '_, E> {
         };
         let [x, g] = &mut self.rows;
         let values = [super::strips::<_, G>(x), super::strips::<_, G>(g)];
-        let at = (rows, column, task.checks);
+        let at = (group, column, task.checks);
         let to = (&mut self.grad_x, &mut sums);
         if task.kernel.run(task.simd, at, (by, saved), (&mut self.memory, values), to) {
             return Ok(());
@@ -215,7 +221,7 @@ impl<E: Element> TakesStrips for Running<'_, '_, '_, E> {
         for g in 0..G {
             let here = g * GROUP..(g + 1) * GROUP;
             let by = [by[0], by[1], saved[0], saved[1], saved[2]].map(|all| &all[here.clone()]);
-            task.one(rows, column + g * GROUP, by, (here, &mut sums), &mut self.grad_x)?;
+            task.one(group.rows(), column + g * GROUP, by, (here, &mut sums), &mut self.grad_x)?;
         }
         Ok(())
     }

@@ -1,15 +1,17 @@
 //! The training forward.
 use super::super::forward::forward_train as forward_one;
-use super::super::kernels::ghost::{Forward, ForwardStrip, Published, Rows, Update};
+use super::super::kernels::ghost::{
+    Forward, ForwardStrip, Group, MOST_ROWS, Published, Rows, Update,
+};
 use super::super::moments::small_squares;
 use super::super::simd::{GROUP, Simd};
 use super::super::table::{Parameters, split_mut};
 use super::super::tiles::by_range::{Channels, OfTiles};
 use super::super::tiles::{Columns, Elements, Slots, TileMut, for_each_tile, numbers_mut};
-use super::{Cpu, Failure, Memory, Strips, TakesStrips, elements, for_each_strip, plan, rows_of};
+use super::{Cpu, Failure, Memory, Strips, TakesStrips, elements, for_each_strip, places_of, plan};
 use crate::engine::saved::{ByChannel, Opened};
 use crate::engine::{Activation, ForwardTrain, GroupRows};
-use crate::{Element, Host, Real, Result, Saved, Shape};
+use crate::{AllMasked, Element, Host, Mask, OneValue, Real, Result, Saved, Shape};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -22,7 +24,7 @@ enum Moves<'f> {
     Average((f64, f64), f64),
 }
 
-/// Groups of one call, each by its own statistics. Running statistics move by each in its turn, by its pair of
+/// Groups of one call, each by its own statistics, of the rows that count for a mask with a place for each. Running statistics move by each in its turn, by its pair of
 /// `factors`, or by the average of all where that is one pair.
 pub(in super::super) fn forward_train<E: Element>(
     cpu: &Cpu,
@@ -38,22 +40,30 @@ pub(in super::super) fn forward_train<E: Element>(
         return Ok(());
     };
     let parameters = Parameters { weight: args.weight, bias: args.bias };
-    let ForwardTrain { x, y, residual, activation, eps, mut running, one_value, .. } = args;
+    let ForwardTrain { x, y, residual, activation, eps, mask, mut running, one_value, .. } = args;
     let (is_small, small_var) = small_squares::<E::Acc>(eps);
     let (relu, least_var) =
         (activation == Activation::Relu, if is_small { small_var } else { 0.0 });
     let kernel = Forward { x, residual, width: channels, eps, relu, least_var };
-    let counts = [0, groups.count - 1].map(|k| {
-        let rows = rows_of(shape, groups, k).count as f64;
-        running.as_ref().and_then(|running| running.moves_plainly(rows, one_value))
-    });
+    let mask = mask.map(|mask| (mask.places, mask.all_masked));
+    let keeps_all = mask.is_some_and(|(_, rule)| rule == AllMasked::Keep);
+    let moved = |rows: usize| {
+        let running = running.as_ref()?;
+        let keeps_var = rows == 1 && one_value == OneValue::KeepVariance;
+        Some(match rows {
+            0 => Moved { over: 1.0, keeps: [keeps_all; 2] },
+            1 if keeps_var => Moved { over: 1.0, keeps: [false, true] },
+            _ => Moved { over: running.moves_plainly(rows as f64, one_value)?, keeps: [false; 2] },
+        })
+    };
+    let moved = std::array::from_fn(moved);
     let moves = match factors {
         [average] if groups.count > 1 => Moves::Average(*average, groups.count as f64),
         each => Moves::Each(each),
     };
     let is_odd = &AtomicBool::new(false);
-    let task =
-        Task { cpu, simd, shape, groups, kernel: &kernel, activation, moves, counts, is_odd };
+    let kernel = &kernel;
+    let task = Task { cpu, simd, shape, groups, mask, kernel, activation, moves, moved, is_odd };
     let (ByChannel { mean, mean_rest, invstd, weight, bias }, reserve) = saved.with_reserve_mut();
     // Of all groups alike: there once.
     parameters.write(&mut weight[..channels], &mut bias[..channels]);
@@ -88,13 +98,23 @@ struct Task<'a, E: Element> {
     simd: Simd,
     shape: &'a Shape,
     groups: GroupRows,
+    mask: Option<(&'a [u8], AllMasked)>,
     kernel: &'a Forward<'a, E>,
     activation: Activation,
     moves: Moves<'a>,
-    /// What sums of squares of the first group are divided by, and of the last one.
-    counts: [Option<f64>; 2],
+    /// By groups of which so many rows count.
+    moved: [Option<Moved>; MOST_ROWS + 1],
     /// Whether a strip has taken the way of every batch.
     is_odd: &'a AtomicBool,
+}
+
+/// What a group does to running statistics.
+#[derive(Clone, Copy)]
+struct Moved {
+    /// What sums of squares are divided by.
+    over: f64,
+    /// Whether the mean stays, and the variance.
+    keeps: [bool; 2],
 }
 
 /// What a task has of its channels, in the order of [`Strips`], and what it writes.
@@ -105,6 +125,8 @@ struct Running<'t, 'p, 'a, E: Element> {
     /// Running mean and variance, or their sums: before a group and after it, by turns.
     means: [&'t mut [f64]; 2],
     vars: [&'t mut [f64]; 2],
+    /// How many groups have kept them.
+    kept: [usize; 2],
     rows: &'t mut [f64],
     memory: ForwardStrip<E::Acc>,
     y: TileMut<'p, E>,
@@ -129,8 +151,8 @@ impl<E: Element> Task<'_, E> {
         let Memory { rows, arrays } = Memory::new(work, 1);
         let (running, of_parameters) = arrays.split_at_mut(4 * n);
         let [mean, var, next_mean, next_var] = split_mut(running, n);
-        let mut kept: [_; 2] = split_mut(numbers_mut(of_parameters), n);
-        for (to, from) in kept.iter_mut().zip(parameters) {
+        let mut gathered: [_; 2] = split_mut(numbers_mut(of_parameters), n);
+        for (to, from) in gathered.iter_mut().zip(parameters) {
             strips.gather(from, to);
         }
         for (k, to) in [&mut *mean, &mut *var].into_iter().enumerate() {
@@ -139,22 +161,26 @@ impl<E: Element> Task<'_, E> {
                 _ => to.fill(0.0),
             }
         }
-        let [weight, bias] = kept;
+        let ([weight, bias], kept) = (gathered, [0; 2]);
         let (means, vars, memory) = ([mean, next_mean], [var, next_var], ForwardStrip::new());
-        let mut state = Running { task: self, weight, bias, means, vars, rows, memory, y, saved };
-        for_each_strip((self.shape, self.groups), &cols, &mut state)?;
+        let mut state =
+            Running { task: self, weight, bias, means, vars, kept, rows, memory, y, saved };
+        let places = self.mask.map(|(places, _)| places);
+        for_each_strip((self.shape, self.groups, places), &cols, &mut state)?;
         let Some(moved) = moved else { return Ok(()) };
-        let Running { weight: old, means, vars, .. } = state;
+        let Running { weight: old, means, vars, kept, .. } = state;
         let last = self.groups.count % 2;
         let [means, vars] = [means, vars].map(|[even, odd]| if last == 0 { even } else { odd });
         let mut running = [means, vars];
         if let Moves::Average((factor, var_factor), groups) = self.moves {
-            let of_both = moved.iter().zip(&mut running).zip([factor, var_factor]);
-            for ((moved, sums), factor) in of_both {
+            let of_both = moved.iter().zip(&mut running).zip([factor, var_factor]).zip(kept);
+            for (((moved, sums), factor), kept) in of_both {
                 // In place of the weights, which nobody takes any more.
                 strips.gather(moved, old);
                 for (sum, old) in sums.iter_mut().zip(&*old) {
-                    let (new, old) = (*sum / groups, old.to_f64());
+                    let old = old.to_f64();
+                    let share = if kept == 0 { 0.0 } else { kept as f64 * old };
+                    let new = (*sum + share) / groups;
                     *sum = if factor == 1.0 { new } else { (1.0 - factor) * old + factor * new };
                 }
             }
@@ -170,7 +196,7 @@ impl<E: Element> Task<'_, E> {
         rows: Rows,
         column: usize,
         [weight, bias]: [&[E::Acc]; 2],
-        (g, to): (usize, &mut Published<'_, E::Acc>),
+        (g, to, keeps): (usize, &mut Published<'_, E::Acc>, [bool; 2]),
         y: &mut TileMut<'_, E>,
     ) -> Result<()> {
         let Forward { x, residual, width, eps, .. } = *self.kernel;
@@ -179,8 +205,10 @@ impl<E: Element> Task<'_, E> {
         let own_residual = residual.map(|residual| elements(residual, width, rows, &cols));
         let (mut own_y, mut saved) = (vec![E::default(); own_x.len()], Saved::new());
         let shape = Shape::new(&[rows.count, GROUP], 1)?;
+        let own_mask = self.mask.map(|(places, rule)| (places_of(places, rows), rule));
         let mut part = ForwardTrain::<Host, E>::new(&own_x, &mut own_y);
         part.residual = own_residual.as_deref();
+        part.mask = own_mask.as_ref().map(|(own, rule)| Mask::new(&own[..]).all_masked(*rule));
         let part = part.weight(weight).bias(bias).activation(self.activation).eps(eps);
         let mut kept = [0.0; 2 * GROUP];
         forward_one(self.cpu, &shape, part.saved(&mut saved), Some(&mut kept))?;
@@ -191,7 +219,7 @@ impl<E: Element> Task<'_, E> {
         for (to, own) in to.saved.iter_mut().zip([mean, mean_rest, invstd]) {
             to[here.clone()].copy_from_slice(own);
         }
-        to.update(here, kept.split_at(GROUP));
+        to.update(here, kept.split_at(GROUP), keeps);
         Ok(())
     }
 }
@@ -199,10 +227,10 @@ impl<E: Element> Task<'_, E> {
 impl<E: Element> TakesStrips for Running<'_, '_, '_, E> {
     // Arrays of slices are written out: what `map` returns of them is stored in halves and loaded whole, and that load
     // waits for every store before it, a quarter of the time of groups of 4 rows.
-    fn strip<const G: usize>(
+    fn strip<R: Group, const G: usize>(
         &mut self,
         k: usize,
-        rows: Rows,
+        group: R,
         place: usize,
         column: usize,
     ) -> Result<()> {
@@ -213,11 +241,23 @@ impl<E: Element> TakesStrips for Running<'_, '_, '_, E> {
             true => (even_mean, odd_mean, even_var, odd_var),
             false => (odd_mean, even_mean, odd_var, even_var),
         };
-        let update = match (task.counts[usize::from(k + 1 == task.groups.count)], task.moves) {
-            (Some(count), Moves::Each(weights)) => Update::Blend { weights: weights[k], count },
-            (Some(count), Moves::Average(..)) => Update::Add { count },
+        let (counted, moved) = (group.counted(), task.moved[group.counted()]);
+        let keeps = moved.map_or([false; 2], |moved| moved.keeps);
+        let update = match (moved, task.moves) {
+            // By a mean of 0 and no variance.
+            (Some(Moved { over, keeps: [true, _] }), Moves::Each(_)) => {
+                Update::Blend { weights: (0.0, 0.0), count: over }
+            }
+            (Some(Moved { over, .. }), Moves::Each(weights)) => {
+                Update::Blend { weights: weights[k], count: over }
+            }
+            (Some(Moved { over, .. }), Moves::Average(..)) => Update::Add { count: over },
             (None, _) => Update::None,
         };
+        if place == 0 {
+            // Of each group there is one such strip.
+            (0..2).for_each(|which| self.kept[which] += usize::from(keeps[which]));
+        }
         let (old, new) = (
             [&old_mean[here.clone()], &old_var[here.clone()]],
             [&mut mean[here.clone()], &mut var[here.clone()]],
@@ -230,20 +270,18 @@ impl<E: Element> TakesStrips for Running<'_, '_, '_, E> {
         ];
         let mut to = Published { saved, running: (old, new), update };
         let (memory, values) = (&mut self.memory, super::strips::<_, G>(self.rows));
-        let done = task.kernel.run(
-            task.simd,
-            (rows, column),
-            by,
-            (memory, values),
-            (&mut self.y, &mut to),
-        );
-        if done {
+        let is_apart = !R::ALL
+            && (keeps == [false, true]
+                || counted == 0 && task.mask.is_some_and(|(_, rule)| rule == AllMasked::Nan));
+        let at = (group, column);
+        if !is_apart && task.kernel.run(task.simd, at, by, (memory, values), (&mut self.y, &mut to))
+        {
             return Ok(());
         }
         task.is_odd.store(true, Ordering::Relaxed);
         for g in 0..G {
             let by = by.map(|by| &by[g * GROUP..(g + 1) * GROUP]);
-            task.one(rows, column + g * GROUP, by, (g, &mut to), &mut self.y)?;
+            task.one(group.rows(), column + g * GROUP, by, (g, &mut to, keeps), &mut self.y)?;
         }
         Ok(())
     }

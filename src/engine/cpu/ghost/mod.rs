@@ -1,9 +1,10 @@
 //! Ghost batches of rows of a value per channel in one call: a task takes some channels through all groups, one after
 //! the other, with running statistics and gradients of parameters as each group leaves them to the next. What a
 //! strip of a group does not serve, as some number of it leaves the range of its type, takes the way of every batch,
-//! a group of channels at a time.
+//! a group of channels at a time. By a mask the rows of a group are put in an order once, those that count before the
+//! others, and no strip asks the mask.
 use super::Cpu;
-use super::kernels::ghost::{MOST_ROWS, NARROW, Rows, Strip, WIDE};
+use super::kernels::ghost::{Counted, Group, MOST_ROWS, NARROW, Rows, Strip, WIDE};
 use super::plan::Plan;
 use super::policy::SMALL;
 use super::simd::{GROUP, LINE, to_line};
@@ -60,33 +61,46 @@ fn plan<E>(shape: &Shape) -> Plan {
 trait TakesStrips {
     /// A strip of `G` groups of channels of group `k`, whose values start at `place` among those of [`Strips`], and
     /// whose columns at `column`.
-    fn strip<const G: usize>(
+    fn strip<R: Group, const G: usize>(
         &mut self,
         k: usize,
-        rows: Rows,
+        rows: R,
         place: usize,
         column: usize,
     ) -> Result<()>;
 }
 
-/// Takes some columns of all groups, group by group.
+/// Takes some columns of all groups, group by group, of which those rows count that the places say, if there are some.
 fn for_each_strip(
-    (shape, groups): (&Shape, GroupRows),
+    (shape, groups, places): (&Shape, GroupRows, Option<&[u8]>),
+    cols: &Range<usize>,
+    task: &mut impl TakesStrips,
+) -> Result<()> {
+    for k in 0..groups.count {
+        let rows = rows_of(shape, groups, k);
+        match places {
+            None => each_of_group(k, rows, cols, task)?,
+            Some(places) => each_of_group(k, &Counted::new(rows, places), cols, task)?,
+        }
+    }
+    Ok(())
+}
+
+fn each_of_group(
+    k: usize,
+    rows: impl Group,
     cols: &Range<usize>,
     task: &mut impl TakesStrips,
 ) -> Result<()> {
     let strips = Strips::new(cols.len());
-    for k in 0..groups.count {
-        let rows = rows_of(shape, groups, k);
-        for (place, channel) in strips.wide() {
-            task.strip::<WIDE>(k, rows, place, cols.start + channel)?;
-        }
-        for (place, channel) in strips.narrow() {
-            task.strip::<NARROW>(k, rows, place, cols.start + channel)?;
-        }
-        for (place, channel) in strips.ones() {
-            task.strip::<1>(k, rows, place, cols.start + channel)?;
-        }
+    for (place, channel) in strips.wide() {
+        task.strip::<_, WIDE>(k, rows, place, cols.start + channel)?;
+    }
+    for (place, channel) in strips.narrow() {
+        task.strip::<_, NARROW>(k, rows, place, cols.start + channel)?;
+    }
+    for (place, channel) in strips.ones() {
+        task.strip::<_, 1>(k, rows, place, cols.start + channel)?;
     }
     Ok(())
 }
@@ -172,6 +186,11 @@ impl<'w> Memory<'w> {
 /// Rows of strips of `G` groups.
 fn strips<A: Real, const G: usize>(rows: &mut [f64]) -> &mut [Strip<A, G>] {
     numbers_mut(rows).as_chunks_mut().0.as_chunks_mut().0
+}
+
+/// Places of some rows, as a mask of them alone has them.
+fn places_of(places: &[u8], rows: Rows) -> Vec<u8> {
+    rows.each().map(|row| places[row]).collect()
 }
 
 /// The elements of some columns of some rows of a tensor of rows of `width`.

@@ -3,7 +3,7 @@ use super::super::super::extremes::Limits;
 use super::super::super::simd::{GROUP, Simd};
 use super::super::super::table::finite;
 use super::super::super::tiles::TileMut;
-use super::{Rows, Strip, WIDE, divided, each, is_exact, load};
+use super::{Group, Strip, WIDE, divided, each, is_exact, load};
 use super::{prefetch_strip, rounded, strip, strip_mut};
 use crate::{Element, Real};
 
@@ -53,7 +53,8 @@ impl<A: Real> BackwardStrip<A> {
 /// Weights and biases of a strip's channels; the mean, what rounding left of it, and invstd.
 type Given<'a, A> = ([&'a [A]; 2], [&'a [A]; 3]);
 type Taken<'a, A, const G: usize> = ([&'a [A]; 2], [&'a Strip<A, G>; 3]);
-/// x and `grad_y` of a strip's rows, in the accumulating type.
+/// x and `grad_y` of a strip's rows, in the accumulating type; in the order of rows, by which they are summed, whatever
+/// counts.
 type Values<'v, A, const G: usize> = [&'v mut [Strip<A, G>]; 2];
 
 impl<E: Element> Backward<'_, E> {
@@ -65,7 +66,7 @@ impl<E: Element> Backward<'_, E> {
     pub fn run<const G: usize>(
         &self,
         simd: Simd,
-        (rows, column, checks): (Rows, usize, bool),
+        (group, column, checks): (impl Group, usize, bool),
         (by, saved): Given<'_, E::Acc>,
         (memory, values): (&mut BackwardStrip<E::Acc>, Values<'_, E::Acc, G>),
         (grad_x, sums): (&mut Option<TileMut<'_, E>>, &mut Sums<'_>),
@@ -73,7 +74,7 @@ impl<E: Element> Backward<'_, E> {
         simd.vectorize(
             #[inline(always)]
             |simd| {
-                let [x, g] = values;
+                let ([x, g], rows) = (values, group.rows());
                 let (x, g) = (&mut x[..rows.count], &mut g[..rows.count]);
                 load(simd, (self.x, self.width), (rows, column), x);
                 match (self.grad_y, &*grad_x) {
@@ -100,19 +101,19 @@ impl<E: Element> Backward<'_, E> {
                     return false;
                 }
                 let (at, values, of, to) =
-                    ((rows, column), [&*x, &*g], (by, saved), (grad_x, sums));
+                    ((group, column), [&*x, &*g], (by, saved), (grad_x, sums));
                 match self.relu {
-                    false => self.run_of::<G, false>(simd, at, values, of, memory, to),
-                    true => self.run_of::<G, true>(simd, at, values, of, memory, to),
+                    false => self.run_of::<_, G, false>(simd, at, values, of, memory, to),
+                    true => self.run_of::<_, G, true>(simd, at, values, of, memory, to),
                 }
             },
         )
     }
     #[inline(always)]
-    fn run_of<const G: usize, const RELU: bool>(
+    fn run_of<R: Group, const G: usize, const RELU: bool>(
         &self,
         simd: Simd,
-        (rows, column): (Rows, usize),
+        at: (R, usize),
         [x, g]: [&[Strip<E::Acc, G>]; 2],
         (by, saved): Taken<'_, E::Acc, G>,
         memory: &mut BackwardStrip<E::Acc>,
@@ -121,13 +122,15 @@ impl<E: Element> Backward<'_, E> {
         let mean = saved[0];
         memory.prepare(by, saved);
         memory.sum::<E, G, RELU>(mean, x, g);
-        let count = (rows.count, self.is_rounded);
-        let is_kept = match is_exact(rows.count) {
+        // Of nothing it is not looked at.
+        let rows = at.0.counted().max(1);
+        let count = (rows, self.is_rounded);
+        let is_kept = match R::ALL && is_exact(rows) {
             true => memory.finish::<G, true>(count, saved, sums),
             false => memory.finish::<G, false>(count, saved, sums),
         };
         if let Some(grad_x) = grad_x.as_mut().filter(|_| is_kept) {
-            memory.write::<E, G, RELU>(simd, (rows, column), (mean, x, g), grad_x);
+            memory.write::<E, R, G, RELU>(simd, at, (mean, x, g), grad_x);
         }
         is_kept
     }
@@ -291,27 +294,51 @@ impl<A: Real> BackwardStrip<A> {
         !is_lost
     }
     #[inline(always)]
-    fn write<E: Element<Acc = A>, const G: usize, const RELU: bool>(
+    fn write<E: Element<Acc = A>, R: Group, const G: usize, const RELU: bool>(
         &self,
         simd: Simd,
-        (rows, column): (Rows, usize),
+        (group, column): (R, usize),
         (mean, x, grad_y): (&Strip<A, G>, &[Strip<A, G>], &[Strip<A, G>]),
         grad_x: &mut TileMut<'_, E>,
     ) {
-        for ((row, x), grad_y) in rows.each().zip(x).zip(grad_y) {
-            let grad_x = grad_x.row_mut(row, column..column + G * GROUP);
-            let grad_x: &mut Strip<E, G> = strip_mut(grad_x);
-            for g in 0..G {
-                let coefs = (&mean[g], &self.scales[g], &self.biases[g]);
-                let (mean_g, slope) = (&self.means_g[g], &self.slopes[g]);
-                let own = gated::<E, RELU>(coefs, &x[g], &grad_y[g]);
-                let mut to = [A::default(); GROUP];
-                for l in 0..GROUP {
-                    let d = x[g][l] - mean[g][l];
-                    to[l] = self.scales[g][l] * (own[l] - mean_g[l] - d * slope[l]);
-                }
-                grad_x[g] = simd.narrow::<E, GROUP>(&to);
+        let rows = group.rows();
+        if R::ALL {
+            for ((row, x), grad_y) in rows.each().zip(x).zip(grad_y) {
+                self.row::<E, G, RELU, true>(simd, (row, column), (mean, x, grad_y), grad_x);
             }
+            return;
+        }
+        for k in group.order().take(group.counted()) {
+            let (at, of) = ((rows.at(k), column), (mean, &x[k], &grad_y[k]));
+            self.row::<E, G, RELU, true>(simd, at, of, grad_x);
+        }
+        for k in group.order().skip(group.counted()) {
+            let (at, of) = ((rows.at(k), column), (mean, &x[k], &grad_y[k]));
+            self.row::<E, G, RELU, false>(simd, at, of, grad_x);
+        }
+    }
+    /// The gradient of a row, which flows through the statistics, too, or not.
+    #[inline(always)]
+    fn row<E: Element<Acc = A>, const G: usize, const RELU: bool, const THROUGH: bool>(
+        &self,
+        simd: Simd,
+        (row, column): (usize, usize),
+        (mean, x, grad_y): (&Strip<A, G>, &Strip<A, G>, &Strip<A, G>),
+        grad_x: &mut TileMut<'_, E>,
+    ) {
+        let grad_x = grad_x.row_mut(row, column..column + G * GROUP);
+        let grad_x: &mut Strip<E, G> = strip_mut(grad_x);
+        for g in 0..G {
+            let coefs = (&mean[g], &self.scales[g], &self.biases[g]);
+            let (mean_g, slope) = (&self.means_g[g], &self.slopes[g]);
+            let own = gated::<E, RELU>(coefs, &x[g], &grad_y[g]);
+            let mut to = [A::default(); GROUP];
+            for l in 0..GROUP {
+                let d = x[g][l] - mean[g][l];
+                to[l] = self.scales[g][l]
+                    * if THROUGH { own[l] - mean_g[l] - d * slope[l] } else { own[l] };
+            }
+            grad_x[g] = simd.narrow::<E, GROUP>(&to);
         }
     }
 }

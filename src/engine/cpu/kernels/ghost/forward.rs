@@ -1,7 +1,7 @@
 //! The training forward of a strip of a group.
 use super::super::super::simd::{GROUP, Simd};
 use super::super::super::tiles::TileMut;
-use super::{MOST_ROWS, Rows, Strip, WIDE, is_exact, load, prefetch_strip, strip, strip_mut};
+use super::{Group, MOST_ROWS, Strip, WIDE, is_exact, load, prefetch_strip, strip, strip_mut};
 use crate::{DType, Element, Real};
 use statistics::Rules;
 pub use statistics::{Published, Update};
@@ -54,7 +54,7 @@ impl<E: Element> Forward<'_, E> {
     pub fn run<const G: usize>(
         &self,
         simd: Simd,
-        (rows, column): (Rows, usize),
+        (group, column): (impl Group, usize),
         by: [&[E::Acc]; 2],
         (memory, x): (&mut ForwardStrip<E::Acc>, &mut [Strip<E::Acc, G>]),
         (y, to): (&mut TileMut<'_, E>, &mut Published<'_, E::Acc>),
@@ -62,30 +62,41 @@ impl<E: Element> Forward<'_, E> {
         simd.vectorize(
             #[inline(always)]
             |simd| {
-                let x = &mut x[..rows.count];
-                load(simd, (self.x, self.width), (rows, column), x);
-                for row in rows.each() {
+                let x = &mut x[..group.rows().count];
+                load(simd, (self.x, self.width), (group, column), x);
+                for row in group.rows().each() {
                     prefetch_strip::<E, G>(y.row(row, column..column + G * GROUP));
                 }
-                memory.sum(x);
-                let is_ordinary = self.finish((rows.count, &x[0]), by, memory, to);
-                self.normalize(simd, (rows, column), (x, memory), y);
+                let is_ordinary = self.statistics(group, by, (memory, x), to);
+                self.normalize(simd, (group, column), (x, memory), y);
                 is_ordinary
             },
         )
     }
-    /// Statistics, coefficients and running statistics of the strip's sums; whether they can be trusted.
+    /// Statistics, coefficients and running statistics of a strip; whether they can be trusted.
     #[inline(always)]
-    fn finish<const G: usize>(
+    fn statistics<R: Group, const G: usize>(
         &self,
-        (rows, first): (usize, &Strip<E::Acc, G>),
+        group: R,
         by: [&[E::Acc]; 2],
-        memory: &mut ForwardStrip<E::Acc>,
+        (memory, x): (&mut ForwardStrip<E::Acc>, &[Strip<E::Acc, G>]),
         to: &mut Published<'_, E::Acc>,
     ) -> bool {
+        let rows = group.counted();
+        if !R::ALL && rows == 0 {
+            // A mean and a variance of 0.
+            let none = [[E::Acc::default(); GROUP]; WIDE];
+            (memory.pivot, memory.sums, memory.products) = (none, none, none);
+            let of = Rules::new(1, self.eps, self.least_var, to.update);
+            let first = strip(none.as_flattened());
+            return !memory.finish::<G, false, false>(&of, first, by, to).is_odd;
+        }
+        let (x, first) = (&x[..rows], &x[0]);
+        memory.sum(x);
         let of = Rules::new(rows, self.eps, self.least_var, to.update);
         if E::Acc::DTYPE == DType::F32 {
-            let done = match is_exact(rows) {
+            // Groups of a mask have other numbers each, of which nobody can predict a branch.
+            let done = match R::ALL && is_exact(rows) {
                 true => memory.finish::<G, true, true>(&of, first, by, to),
                 false => memory.finish::<G, true, false>(&of, first, by, to),
             };
@@ -99,7 +110,7 @@ impl<E: Element> Forward<'_, E> {
     fn normalize<const G: usize>(
         &self,
         simd: Simd,
-        (rows, column): (Rows, usize),
+        (group, column): (impl Group, usize),
         (x, memory): (&[Strip<E::Acc, G>], &ForwardStrip<E::Acc>),
         y: &mut TileMut<'_, E>,
     ) {
@@ -107,7 +118,9 @@ impl<E: Element> Forward<'_, E> {
         let least = if self.relu { 0.0 } else { f64::NEG_INFINITY };
         let least = E::Acc::from_f64(least);
         let ForwardStrip { means, scales, biases, .. } = memory;
-        for (row, x) in rows.each().zip(x) {
+        let rows = group.rows();
+        for (k, x) in group.order().zip(x) {
+            let row = rows.at(k);
             let y: &mut Strip<E, G> = strip_mut(y.row_mut(row, column..column + G * GROUP));
             let residual: Option<&Strip<E, G>> = self.residual.map(
                 #[inline(always)]

@@ -35,7 +35,85 @@ impl Rows {
     pub fn each(self) -> impl Iterator<Item = usize> {
         (0..self.count).map(
             #[inline(always)]
-            move |k| self.first + k * self.step,
+            move |k| self.at(k),
+        )
+    }
+    #[inline(always)]
+    pub fn at(self, k: usize) -> usize {
+        self.first + k * self.step
+    }
+}
+
+/// The rows of a group, and which of them count: those alone make its statistics, and what flows back through these
+/// reaches no others.
+pub trait Group: Copy {
+    /// Whether all do.
+    const ALL: bool;
+    fn rows(self) -> Rows;
+    /// How many do.
+    fn counted(self) -> usize;
+    /// Numbers of rows within the group, those that count before the others.
+    fn order(self) -> impl Iterator<Item = usize>;
+}
+
+impl Group for Rows {
+    const ALL: bool = true;
+
+    #[inline(always)]
+    fn rows(self) -> Rows {
+        self
+    }
+    #[inline(always)]
+    fn counted(self) -> usize {
+        self.count
+    }
+    #[inline(always)]
+    fn order(self) -> impl Iterator<Item = usize> {
+        0..self.count
+    }
+}
+
+/// Rows in the order of what counts, so that no loop over them asks a mask.
+pub struct Counted {
+    rows: Rows,
+    /// And room for what is written once too often.
+    order: [u8; MOST_ROWS + 1],
+    counted: usize,
+}
+
+impl Counted {
+    /// By a byte for every row of the tensor.
+    pub fn new(rows: Rows, places: &[u8]) -> Self {
+        let (mut order, mut counted) = ([0; MOST_ROWS + 1], 0);
+        for k in 0..rows.count {
+            order[counted] = k as u8;
+            counted += usize::from(places[rows.at(k)] != 0);
+        }
+        let mut at = counted;
+        for k in 0..rows.count {
+            order[at] = k as u8;
+            at += usize::from(places[rows.at(k)] == 0);
+        }
+        Self { rows, order, counted }
+    }
+}
+
+impl Group for &Counted {
+    const ALL: bool = false;
+
+    #[inline(always)]
+    fn rows(self) -> Rows {
+        self.rows
+    }
+    #[inline(always)]
+    fn counted(self) -> usize {
+        self.counted
+    }
+    #[inline(always)]
+    fn order(self) -> impl Iterator<Item = usize> {
+        self.order[..self.rows.count].iter().map(
+            #[inline(always)]
+            |k| usize::from(*k),
         )
     }
 }
@@ -53,18 +131,19 @@ pub fn strip_mut<T, const G: usize>(values: &mut [T]) -> &mut Strip<T, G> {
     values[..G * GROUP].as_chunks_mut().0.first_chunk_mut().unwrap()
 }
 
-/// The strip from `column` on of some rows of a tensor of rows of `width`. It asks for those of the next group,
-/// as a strip is too short a run to be fetched ahead by itself.
+/// The strip from `column` on of a group's rows of a tensor of rows of `width`, in the group's order. It asks for those
+/// of the next group, as a strip is too short a run to be fetched ahead by itself.
 #[inline(always)]
 fn load<E: Element, const G: usize>(
     simd: Simd,
     (from, width): (&[E], usize),
-    (rows, column): (Rows, usize),
+    (group, column): (impl Group, usize),
     to: &mut [Strip<E::Acc, G>],
 ) {
+    let rows = group.rows();
     let ahead = rows.next * width;
-    for (row, to) in rows.each().zip(to) {
-        let from: &Strip<E, G> = strip(&from[row * width + column..]);
+    for (k, to) in group.order().zip(to) {
+        let from: &Strip<E, G> = strip(&from[rows.at(k) * width + column..]);
         for g in 0..G {
             prefetch(from[g].as_ptr().wrapping_add(ahead));
             to[g] = simd.widen(&from[g]);

@@ -31,17 +31,26 @@ pub struct Published<'t, A> {
 }
 
 impl<A: Real> Published<'_, A> {
-    /// Moves running statistics of some channels of the strip by their means and sums of squares.
-    pub fn update(&mut self, here: Range<usize>, (means, squares): (&[f64], &[f64])) {
+    /// Moves running statistics of some channels of the strip by their means and sums of squares, but those that are
+    /// kept.
+    pub fn update(
+        &mut self,
+        here: Range<usize>,
+        (means, squares): (&[f64], &[f64]),
+        keeps: [bool; 2],
+    ) {
         let rules = Rules::new(1, 0.0, 0.0, self.update);
-        let ([old_mean, old_var], [new_mean, new_var]) = &mut self.running;
+        let (old, new) = &mut self.running;
         for (k, j) in here.enumerate() {
-            let moved = [
-                rules.moved(0, old_mean[j], means[k]),
-                rules.moved(1, old_var[j], squares[k] / rules.over),
-            ];
-            let round = |v: f64| if rules.is_rounded { rounded::<A>(v) } else { v };
-            [new_mean[j], new_var[j]] = moved.map(round);
+            let by = [means[k], squares[k] / rules.over];
+            for which in [0, 1] {
+                let moved = rules.moved(which, old[which][j], by[which]);
+                new[which][j] = match (keeps[which], rules.is_rounded) {
+                    (true, _) => old[which][j],
+                    (false, true) => rounded::<A>(moved),
+                    (false, false) => moved,
+                };
+            }
         }
     }
 }
