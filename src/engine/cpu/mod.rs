@@ -110,7 +110,7 @@ impl Cpu {
             return f(&mut []);
         }
         let pool = || self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut workspace = pool().pop().unwrap_or_default();
+        let mut workspace = take_workspace(&mut pool(), len);
         if workspace.len() < len {
             workspace.resize(len, 0.0);
         }
@@ -118,6 +118,14 @@ impl Cpu {
         pool().push(workspace);
         result
     }
+}
+
+/// The smallest that is long enough, or the longest, which then grows: the last of those that came back.
+fn take_workspace(pool: &mut Vec<Vec<f64>>, len: usize) -> Vec<f64> {
+    let all = || pool.iter().map(Vec::len).enumerate().rev();
+    let enough = all().filter(|(_, own)| *own >= len).min_by_key(|(_, own)| *own);
+    let best = enough.or_else(|| all().max_by_key(|(_, own)| *own));
+    best.map(|(i, _)| pool.remove(i)).unwrap_or_default()
 }
 
 impl Engine for Cpu {

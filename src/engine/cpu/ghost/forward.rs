@@ -24,8 +24,8 @@ enum Moves<'f> {
     Average((f64, f64), f64),
 }
 
-/// Groups of one call, each by its own statistics, of the rows that count for a mask with a place for each. Running statistics move by each in its turn, by its pair of
-/// `factors`, or by the average of all where that is one pair.
+/// Groups of one call, each by its own statistics, of the rows that count for a mask with a place for each. Running
+/// statistics move by each in its turn, by its pair of `factors`, or by the average of all where that is one pair.
 pub(in super::super) fn forward_train<E: Element>(
     cpu: &Cpu,
     shape: &Shape,
