@@ -77,15 +77,18 @@ impl<M: Memory, P: Real> RenormStats<M, P> {
     }
 }
 
+/// Numbers of f64.
+type Numbers<M> = <M as Memory>::Buf<f64>;
+
 /// Memory that forwards and backwards work in, of one value per channel.
 pub(super) struct Scratch<M: Memory, P: Real> {
-    pub record: M::Buf<f64>,
+    pub record: Numbers<M>,
     pub scale: M::Buf<P>,
     pub shift: M::Buf<P>,
     /// In a backward the sums of g * xhat and of g.
     sums: [M::Buf<P>; 2],
     /// What the values that count for a mask come to, here and in all: four numbers of every channel.
-    counted: Option<[M::Buf<f64>; 2]>,
+    counted: Option<[Numbers<M>; 2]>,
 }
 
 impl<M: Memory, P: Real> Scratch<M, P> {
@@ -100,7 +103,7 @@ impl<M: Memory, P: Real> Scratch<M, P> {
         &mut self,
         memory: &M,
         channels: usize,
-    ) -> Result<(&mut M::Buf<f64>, &mut [M::Buf<f64>; 2])> {
+    ) -> Result<(&mut Numbers<M>, &mut [Numbers<M>; 2])> {
         let counted = match self.counted.take() {
             Some(counted) => counted,
             None => [memory.zeros(4 * channels)?, memory.zeros(4 * channels)?],
